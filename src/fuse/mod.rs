@@ -1,0 +1,1 @@
+//! fuse (in work).

@@ -1,0 +1,17 @@
+//! outfs: a build cache as a mounted file system.
+//!
+//! The crate is the product; the command line is one user of it. Rooms, from the top down
+//! (a room knows only those below it; `docs/architecture.md` has the picture):
+//! `cli` → `daemon` → `control` → `fuse` → `vfs` → [`cache`] → [`store`], [`index`] → [`model`].
+
+#![warn(missing_docs)]
+
+pub mod cache;
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod fuse;
+pub mod index;
+pub mod model;
+pub mod store;
+pub mod vfs;

@@ -1,0 +1,166 @@
+//! Events: one record for everything that happened to an entry, with a cursor.
+//!
+//! A [`Cursor`] names a position in one store's log. Positions only grow and are never used
+//! twice. The store id makes a cursor of another store an error instead of a wrong
+//! answer; the epoch changes when an index was rebuilt, so that readers may notice.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::key::EntryKey;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// An entry was sealed.
+    Sealed {
+        /// Its manifest.
+        manifest: super::ManifestHash,
+        /// By which gesture: `rename`, `seal`, `chmod`, `put`, `quiet`, `import`, `library`.
+        how: String,
+        /// Logical bytes of all files.
+        bytes: u64,
+        /// Number of files.
+        files: u64,
+    },
+    /// An entry was evicted.
+    Evicted {
+        /// `lru`, `request`, `trash`, `gc`, `replaced`.
+        why: String,
+        /// Bytes that were freed on disk.
+        freed: u64,
+    },
+    /// The same key was sealed with different outputs.
+    NotDeterministic {
+        /// The first path that differs.
+        path: String,
+    },
+    /// A named pin was set or lifted.
+    Pinned {
+        /// The pin's name.
+        name: String,
+        /// False when it was lifted.
+        on: bool,
+    },
+    /// The key was rejected, or the rejection lifted.
+    Rejected {
+        /// Why, as given; absent when lifted.
+        reason: Option<String>,
+    },
+    /// Content failed verification.
+    Damaged {
+        /// What was damaged, and how it was noticed.
+        what: String,
+    },
+    /// `fsck` repaired something.
+    Repaired {
+        /// What was done.
+        what: String,
+    },
+    /// An entry was found without readable metadata.
+    BadMetadata {
+        /// Why it did not parse.
+        why: String,
+    },
+    /// A draft was dropped: abandoned, or removed by a user.
+    DraftDropped {
+        /// The draft's name.
+        draft: String,
+        /// Why.
+        why: String,
+    },
+    /// The index was rebuilt from the store.
+    IndexRebuilt {
+        /// How many entries were found.
+        entries: u64,
+    },
+}
+
+/// One record of the event log; a line of `events.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// The record's position; unique and growing within a store.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The entry concerned, if one is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key: Option<EntryKey>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// A position in one store's event log, written `<store id>.<epoch>.<seq>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// The store's id, 16 hexadecimal digits.
+    pub store: String,
+    /// The index's epoch when the cursor was handed out.
+    pub epoch: u32,
+    /// Events with a greater `seq` come next.
+    pub seq: u64,
+}
+
+/// A text that is no cursor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a cursor; a cursor looks like 00c0ffee00c0ffee.1.42")]
+pub struct CursorError(String);
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.store, self.epoch, self.seq)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = CursorError;
+    fn from_str(s: &str) -> Result<Self, CursorError> {
+        let err = || CursorError(s.chars().take(80).collect());
+        let mut parts = s.split('.');
+        let (Some(store), Some(epoch), Some(seq), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(err());
+        };
+        if store.len() != 16 || !store.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(err());
+        }
+        Ok(Cursor {
+            store: store.to_owned(),
+            epoch: epoch.parse().map_err(|_| err())?,
+            seq: seq.parse().map_err(|_| err())?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursor_text() {
+        let c = Cursor { store: "00c0ffee00c0ffee".into(), epoch: 2, seq: 42 };
+        assert_eq!(c.to_string().parse::<Cursor>().unwrap(), c);
+        for bad in ["", "1.2.3", "00c0ffee00c0ffee.1", "00c0ffee00c0ffee.1.2.3", "zzc0ffee00c0ffee.1.2"] {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn json_line() {
+        let e = Event {
+            seq: 1,
+            at: Timestamp::UNIX_EPOCH,
+            key: Some(EntryKey::parse("abcd").unwrap()),
+            kind: EventKind::Evicted { why: "lru".into(), freed: 9 },
+        };
+        let line = serde_json::to_string(&e).unwrap();
+        assert!(line.contains(r#""event":"evicted""#), "{line}");
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), e);
+    }
+}

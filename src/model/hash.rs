@@ -1,0 +1,101 @@
+//! Content hashes: BLAKE3 digests of blobs and of manifests, as two types that never mix.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a hash.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a hash is 64 lower-case hexadecimal digits, this is {0:?}")]
+pub struct HashError(String);
+
+macro_rules! hash_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(pub [u8; 32]);
+
+        impl $name {
+            /// Hashes `bytes` in one go.
+            pub fn of(bytes: &[u8]) -> Self {
+                Self(*blake3::hash(bytes).as_bytes())
+            }
+
+            /// The digest's bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// 64 lower-case hexadecimal digits.
+            pub fn to_hex(&self) -> String {
+                blake3::Hash::from(self.0).to_hex().to_string()
+            }
+
+            /// The shard directory `ab` of the store that holds this object.
+            pub fn shard(&self) -> String {
+                format!("{:02x}", self.0[0])
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(blake3::Hash::from(self.0).to_hex().as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = HashError;
+            fn from_str(s: &str) -> Result<Self, HashError> {
+                let lower = s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                match blake3::Hash::from_hex(s) {
+                    Ok(h) if lower => Ok(Self(*h.as_bytes())),
+                    _ => Err(HashError(s.chars().take(80).collect())),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = HashError;
+            fn try_from(s: String) -> Result<Self, HashError> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(h: $name) -> String {
+                h.to_hex()
+            }
+        }
+    };
+}
+
+hash_type! {
+    /// BLAKE3 of a file's content; names a blob.
+    BlobHash
+}
+hash_type! {
+    /// BLAKE3 of a manifest's bytes; names a manifest.
+    ManifestHash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form() {
+        let h = BlobHash::of(b"");
+        assert_eq!(h.to_hex(), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+        assert_eq!(h.to_hex().parse::<BlobHash>().unwrap(), h);
+        assert!(h.to_hex().to_uppercase().parse::<BlobHash>().is_err());
+        assert!("xyz".parse::<BlobHash>().is_err());
+    }
+}

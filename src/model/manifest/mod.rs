@@ -1,0 +1,53 @@
+//! Manifests: the immutable, sorted table of an entry's tree.
+//!
+//! `layout` is the byte format, [`TreeBuilder`] makes manifests, [`Manifest`] reads them in
+//! place. Invariant: a [`Manifest`] that exists was validated completely, so its accessors
+//! cannot fail or panic, whatever bytes it was made of. Records stand in breadth-first order,
+//! the children of a directory side by side and sorted by name (byte order), so that a
+//! look-up is a binary search and a file's content hash one array index away.
+//! Record 0 is the entry's top directory. `docs/format.md` describes the bytes.
+
+mod builder;
+mod layout;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use builder::{Attrs, Content, NodeId, TreeBuilder, TreeError};
+pub use layout::Record;
+pub use read::{FormatError, Manifest, RecordKind};
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::ManifestHash;
+use super::key::EntryKey;
+
+/// What a manifest says about the entry as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seal {
+    /// The entry's key.
+    pub key: EntryKey,
+    /// When it was sealed, nanoseconds since 1970.
+    pub sealed_at_ns: i64,
+    /// Sealed by `--seal-quiet`: not a hit for cached runs, not pushed, replaceable.
+    pub inferred: bool,
+    /// The manifest this one replaced, if it did.
+    pub replaces: Option<ManifestHash>,
+    /// How, by whom and from where.
+    pub origin: Origin,
+}
+
+/// How an entry came to be; JSON in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// `rename`, `seal`, `chmod`, `quiet`, `put`, `import`, `library`.
+    pub how: String,
+    /// User id that asked for it.
+    pub uid: u32,
+    /// Host name of the machine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+    /// Where the tree came from: a draft's name, a source directory, `-` for a stream.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
+}

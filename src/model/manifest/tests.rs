@@ -1,0 +1,151 @@
+use super::*;
+use crate::model::groups::GroupHasher;
+use crate::model::manifest::{Attrs, Content, TreeBuilder, TreeError};
+use proptest::prelude::*;
+
+fn content(bytes: &[u8]) -> Content {
+    let mut h = GroupHasher::default();
+    h.update(bytes);
+    let (hash, groups, size) = h.finish();
+    Content { hash, size, groups }
+}
+
+fn seal() -> Seal {
+    Seal {
+        key: EntryKey::parse("abcd1234").unwrap(),
+        sealed_at_ns: 42,
+        inferred: false,
+        replaces: Some(ManifestHash([7; 32])),
+        origin: Origin { how: "put".into(), uid: 1000, host: "h".into(), source: "dir".into() },
+    }
+}
+
+fn attrs(mode: u32) -> Attrs {
+    Attrs {
+        mode,
+        mtime_ns: -1_500_000_001,
+        uid: 5,
+        gid: 6,
+        xattrs: vec![(b"user.a".to_vec(), b"1".to_vec())],
+    }
+}
+
+fn sample() -> Vec<u8> {
+    let mut b = TreeBuilder::new(attrs(0o755));
+    let out = b.dir(b.top(), b"outputs", attrs(0o6755)).unwrap();
+    let big = vec![3u8; 700_000];
+    let f = b.file(out, b"z", attrs(0o4755), Some(9)).unwrap();
+    b.set_content(f, content(&big));
+    let g = b.file(b.top(), b"a", attrs(0o600), None).unwrap();
+    b.set_content(g, content(b"hello"));
+    let h = b.file(out, b"y\xff\n", attrs(0o755), Some(9)).unwrap();
+    b.set_content(h, content(&big));
+    b.symlink(out, b"l", attrs(0o777), b"../\xfe").unwrap();
+    b.dir(out, b"empty", attrs(0o500)).unwrap();
+    b.finish(&seal()).unwrap()
+}
+
+#[test]
+fn what_goes_in_comes_out() {
+    let m = Manifest::parse(sample()).unwrap();
+    assert_eq!(m.seal(), &seal());
+    assert_eq!((m.files(), m.logical_bytes()), (3, 700_005));
+    let a = m.find(b"a").unwrap();
+    assert_eq!(m.get(a).unwrap().perm(), 0o600);
+    assert_eq!(m.get(a).unwrap().mtime_ns(), -1_500_000_001);
+    assert_eq!(m.owner(m.get(a).unwrap()), (5, 6));
+    assert_eq!(m.xattrs(m.get(a).unwrap()).collect::<Vec<_>>(), vec![(&b"user.a"[..], &b"1"[..])]);
+    assert!(m.groups(a).is_empty());
+    let (y, z) = (m.find(b"outputs/y\xff\n").unwrap(), m.find(b"outputs/z").unwrap());
+    assert_eq!((m.get(y).unwrap().canonical(), m.get(z).unwrap().canonical()), (y, y));
+    assert_eq!(m.nlink(m.get(z).unwrap()), 2);
+    assert_eq!(m.get(z).unwrap().perm(), 0o755, "set-id bits are dropped");
+    assert_eq!(m.groups(z).len(), 3);
+    assert_eq!(m.groups(z), m.groups(y));
+    assert_eq!(m.target(m.find(b"outputs/l").unwrap()), b"../\xfe");
+    let out = m.find(b"outputs").unwrap();
+    assert_eq!(m.nlink(m.get(out).unwrap()), 3);
+    assert_eq!(m.children(out).len(), 4);
+    assert_eq!(m.parent(m.find(b"outputs/empty").unwrap()), out);
+    assert_eq!(m.find(b"outputs/none"), None);
+    assert_eq!(m.find(b"a/x"), None);
+    assert_eq!(m.blobs().len(), 2);
+    assert_eq!(m.paths()[y as usize], b"outputs/y\xff\n");
+}
+
+#[test]
+fn bad_trees_are_refused() {
+    let mut b = TreeBuilder::new(attrs(0o755));
+    for bad in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+        assert!(matches!(b.dir(b.top(), bad, attrs(0)), Err(TreeError::Name(_))));
+    }
+    b.dir(b.top(), b"twice", attrs(0)).unwrap();
+    b.dir(b.top(), b"twice", attrs(0)).unwrap();
+    assert!(matches!(b.finish(&seal()), Err(TreeError::Duplicate(_))));
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let bytes = sample();
+    for n in 0..bytes.len() {
+        assert!(Manifest::parse(&bytes[..n]).is_err(), "{n}");
+    }
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert!(Manifest::parse(longer).is_err());
+}
+
+/// Touches everything: must not panic on any manifest that parsed.
+fn walk(m: &Manifest) {
+    for (i, r) in m.records().iter().enumerate() {
+        let i = i as u32;
+        let _ =
+            (m.name(i), m.children(i), m.parent(i), m.target(i), m.groups(i).len(), m.owner(r), m.nlink(r));
+        m.xattrs(r).for_each(drop);
+    }
+    m.paths();
+    m.blobs();
+}
+
+#[test]
+fn every_flipped_bit_is_an_error_or_another_name() {
+    let bytes = sample();
+    let name = ManifestHash::of(&bytes);
+    for i in 0..bytes.len() {
+        let mut b = bytes.clone();
+        b[i] ^= 1 << (i % 8);
+        if let Ok(m) = Manifest::parse(b) {
+            assert_ne!(m.hash(), name);
+            walk(&m);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn damage_never_panics(edits in prop::collection::vec((0usize..2000, any::<u8>()), 1..8)) {
+        let mut bytes = sample();
+        for (at, v) in edits {
+            let n = bytes.len();
+            bytes[at % n] = v;
+        }
+        if let Ok(m) = Manifest::parse(bytes) {
+            walk(&m);
+        }
+    }
+
+    #[test]
+    fn lookup_finds_exactly_the_names(names in prop::collection::btree_set("[a-z]{1,3}", 0..40)) {
+        let mut b = TreeBuilder::new(Attrs::default());
+        for n in names.iter().rev() {
+            b.dir(b.top(), n.as_bytes(), Attrs::default()).unwrap();
+        }
+        let m = Manifest::parse(b.finish(&seal()).unwrap()).unwrap();
+        let listed: Vec<_> = m.children(0).map(|c| m.name(c).to_vec()).collect();
+        prop_assert_eq!(listed, names.iter().map(|n| n.clone().into_bytes()).collect::<Vec<_>>());
+        for n in &names {
+            prop_assert!(m.lookup(0, n.as_bytes()).is_some());
+        }
+        prop_assert_eq!(m.lookup(0, b"zzzz"), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! `metadata.json`: what a task was and how it ended, in the form cuenv writes.
+//!
+//! Unknown members are kept, so that other clients' metadata survives a round trip.
+//! An entry whose metadata does not parse here is a miss (Semantics 7).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The parsed `metadata.json` of an entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The client's name for the task.
+    pub task_id: String,
+    /// The digest as the client wrote it (maybe with `sha256:`).
+    pub digest: String,
+    /// Argument vector, empty when unknown.
+    pub command: Vec<String>,
+    /// When the task's result was made.
+    pub created_at: Timestamp,
+    /// How long the task ran, in milliseconds.
+    pub duration_ms: u64,
+    /// The task's exit code: reported, not judged.
+    pub exit_code: i32,
+    /// Everything else, untouched.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, serde_json::Value>,
+}
+
+impl Metadata {
+    /// The most bytes of a `metadata.json` that are read; a longer one counts as broken.
+    pub const MAX_BYTES: u64 = 16 << 20;
+
+    /// Parses the bytes of a `metadata.json`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// The bytes written to `metadata.json`: indented JSON and a newline.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut v = serde_json::to_vec_pretty(self).expect("metadata has string keys only");
+        v.push(b'\n');
+        v
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CUENV: &str = r#"{"task_id":"build","digest":"sha256:abcd","command":["make"],
+        "created_at":"2026-01-02T03:04:05.123456789Z","duration_ms":12,"exit_code":3,"more":[1]}"#;
+
+    #[test]
+    fn cuenvs_form_and_unknown_members() {
+        let m = Metadata::parse(CUENV.as_bytes()).unwrap();
+        assert_eq!((m.task_id.as_str(), m.exit_code, m.duration_ms), ("build", 3, 12));
+        assert_eq!(Metadata::parse(&m.to_bytes()).unwrap(), m);
+        assert!(m.extra.contains_key("more"));
+    }
+
+    #[test]
+    fn broken_is_an_error() {
+        for bad in ["", "{}", "[1", r#"{"task_id":1}"#, &CUENV[..CUENV.len() - 1]] {
+            assert!(Metadata::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
