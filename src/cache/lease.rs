@@ -35,3 +35,7 @@ pub struct Lease {
 /// All leases of a cache.
 #[derive(Default)]
 pub(crate) struct LeaseTable {}
+
+/// Keeps blobs from being freed while an entry that refers to them is prepared; dropping it
+/// gives them back.
+pub(crate) struct Reservation {}
