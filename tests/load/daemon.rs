@@ -1,0 +1,117 @@
+//! An outfs daemon in a temporary place, for the load programs; driven through the command line.
+//!
+//! `OUTFS_BIN` names the program. Everything here panics with a reason: a load program has no other way on.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// A store, a mount point and whoever serves them; cleaned up on drop.
+pub struct Daemon {
+    dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// A temporary place; nothing runs yet.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("outfs-load-").tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("mnt")).expect("the mount point");
+        Self { dir }
+    }
+
+    /// Mounts and gives the time from start to mounted.
+    pub fn mount(&self, options: &[&str]) -> Duration {
+        let started = Instant::now();
+        let mnt = self.mnt();
+        let mut args = vec!["mount", mnt.to_str().expect("a temporary path is text")];
+        args.extend(options);
+        self.run(&args);
+        started.elapsed()
+    }
+
+    /// Where it is mounted.
+    pub fn mnt(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// The store.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Room for a program's own files, on the store's file system.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.path().join("scratch")
+    }
+
+    /// The serving process.
+    pub fn pid(&self) -> i32 {
+        let stats: serde_json::Value =
+            serde_json::from_str(&self.run(&["stats", "--json"])).expect("stats are JSON");
+        stats["pid"].as_i64().expect("stats have the daemon's pid") as i32
+    }
+
+    /// Runs `outfs` on this store; panics unless it succeeds.
+    pub fn run(&self, args: &[&str]) -> String {
+        let output = self.try_run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "outfs {}: {}: {stderr}", args.join(" "), output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `outfs` on this store.
+    pub fn try_run(&self, args: &[&str]) -> Output {
+        let program = std::env::var_os("OUTFS_BIN").expect("OUTFS_BIN names the outfs program");
+        Command::new(program).args(args).env("OUTFS_STORE", self.store()).output().expect("outfs starts")
+    }
+
+    /// `VmRSS` of the serving process, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon's status");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if !self.try_run(&["stop"]).status.success() {
+            let _ = Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(self.mnt()).status();
+        }
+    }
+}
+
+/// A small generator of numbers: same seed, same run.
+pub struct Random(u64);
+
+impl Random {
+    /// Starts from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    /// `length` bytes that do not repeat.
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut data = Vec::with_capacity(length + 8);
+        while data.len() < length {
+            data.extend(self.below(u64::MAX).to_le_bytes());
+        }
+        data.truncate(length);
+        data
+    }
+}
+
+/// The value below which `percent` of the sorted times lie.
+pub fn percentile(sorted: &[Duration], percent: f64) -> Duration {
+    sorted.get(((sorted.len() as f64 - 1.0) * percent / 100.0).round() as usize).copied().unwrap_or_default()
+}

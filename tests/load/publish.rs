@@ -1,0 +1,96 @@
+//! Publishes one large entry while other keys are looked up.
+//!
+//! usage: `publish [FILES] [MIB] [MAX_MS]` with OUTFS_BIN set: an entry of FILES files and MIB MiB (20000, 1024) is
+//! published by rename while two threads look up keys, none of which may take longer than MAX_MS (20).
+
+mod daemon;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, Random, percentile};
+
+const OTHERS: u64 = 300;
+
+fn write_big(work: &Path, files: u64, mib: u64) {
+    let mut random = Random::new(1);
+    // One file in 20 is large and holds two thirds of the bytes, as in build trees.
+    let small = mib * 1024 * 1024 / 3 / (files - files / 20);
+    let large = mib * 1024 * 1024 * 2 / 3 / (files / 20);
+    for n in 0..files {
+        let dir = work.join(format!("outputs/d{:02}/d{:02}", n % 20, n / 20 % 20));
+        if n < 400 {
+            fs::create_dir_all(&dir).expect("a directory of the draft");
+        }
+        let length = if n % 20 == 19 { large } else { small };
+        fs::write(dir.join(format!("f{n}")), random.bytes(length as usize)).expect("a file of the draft");
+    }
+}
+
+/// Looks up keys until `done`: known ones (with a read) and, each a look-up the daemon must answer, absent ones.
+fn look_up(mnt: &Path, seed: u64, done: &AtomicBool) -> Vec<Duration> {
+    let mut random = Random::new(seed);
+    let mut times = vec![];
+    while !done.load(Ordering::Relaxed) {
+        let known = mnt.join(format!("other.{}", random.below(OTHERS))).join("outputs/a");
+        let absent = mnt.join(format!("absent.{:016x}", random.below(u64::MAX)));
+        let started = Instant::now();
+        assert!(fs::symlink_metadata(&absent).is_err(), "{} must not exist", absent.display());
+        times.push(started.elapsed());
+        let started = Instant::now();
+        fs::read(&known).unwrap_or_else(|e| panic!("{}: {e}", known.display()));
+        times.push(started.elapsed());
+    }
+    times
+}
+
+fn main() {
+    let mut args =
+        std::env::args().skip(1).map(|a| a.parse::<u64>().expect("publish [FILES] [MIB] [MAX_MS]"));
+    let (files, mib) = (args.next().unwrap_or(20_000), args.next().unwrap_or(1024));
+    let limit = Duration::from_millis(args.next().unwrap_or(20));
+    let daemon = Daemon::new();
+    daemon.mount(&["--size", "20GiB"]);
+    let mnt = daemon.mnt();
+    for n in 0..OTHERS {
+        let work = mnt.join(format!(".outfs/work/o{n}"));
+        fs::create_dir_all(work.join("outputs")).expect("a small draft");
+        fs::write(work.join("outputs/a"), format!("{n}")).expect("its file");
+        fs::rename(&work, mnt.join(format!("other.{n}"))).expect("publish a small entry");
+    }
+
+    let work = mnt.join(".outfs/work/big");
+    fs::create_dir(&work).expect("the big draft");
+    let started = Instant::now();
+    write_big(&work, files, mib);
+    let wrote = started.elapsed();
+    let done = AtomicBool::new(false);
+    let (published, mut times) = std::thread::scope(|scope| {
+        let readers = [1, 2].map(|seed| {
+            scope.spawn({
+                let (mnt, done) = (&mnt, &done);
+                move || look_up(mnt, seed, done)
+            })
+        });
+        let started = Instant::now();
+        let renamed = fs::rename(&work, mnt.join("big.entry"));
+        let took = started.elapsed();
+        done.store(true, Ordering::Relaxed);
+        renamed.expect("publish the big entry");
+        (took, readers.into_iter().flat_map(|r| r.join().expect("a reader")).collect::<Vec<_>>())
+    });
+    times.sort();
+    let longest = times.last().copied().unwrap_or_default();
+    println!(
+        "{files} files, {mib} MiB: written in {wrote:.1?}, published in {published:.2?}; {} look-ups meanwhile: median \
+         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?})",
+        times.len(),
+        percentile(&times, 50.0),
+        percentile(&times, 99.0),
+    );
+    let read = fs::read(mnt.join("big.entry/outputs/d00/d00/f0")).expect("a file of the published entry");
+    assert!(!read.is_empty());
+    assert!(longest <= limit, "a look-up of another key took {longest:.1?}, more than {limit:.0?}");
+}
