@@ -313,27 +313,6 @@ impl Cache {
         todo!()
     }
 
-    // ---- lease.rs
-    /// Registers a view; it is forgotten when its last strong reference goes.
-    pub fn register_holder(&self, holder: std::sync::Weak<dyn Holder>) {
-        todo!()
-    }
-    /// The registered views that still live.
-    pub(crate) fn holders(&self) -> Vec<Arc<dyn Holder>> {
-        todo!()
-    }
-    /// Takes a lease on the entry with this row id; `None` when it is hidden or being freed.
-    /// Whoever got one may read the entry until it is dropped.
-    pub(crate) fn take_lease(&self, row: i64, kind: LeaseKind) -> Option<Lease> {
-        todo!()
-    }
-    /// Reserves blobs that an entry in preparation will refer to: while the reservation lives, no
-    /// row of theirs is dropped and no file of theirs unlinked (also not by a removal that was
-    /// committed before: unlinking looks at the reservations again, under their lock).
-    pub(crate) fn reserve(&self, hashes: &[crate::model::BlobHash]) -> lease::Reservation {
-        todo!()
-    }
-
     // ---- evict.rs, compact.rs
     /// Hides an entry at once and frees it when the last holder lets go. `Pinned` while pinned.
     pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
@@ -344,9 +323,9 @@ impl Cache {
     pub fn make_room(&self, bytes: u64) -> Result<()> {
         todo!()
     }
-    /// After a commit that replaced `old`: deletes what `freed` lists when the last lease on
-    /// `old` goes (at once when there is none), and asks the holders to prune it.
-    pub(crate) fn free_replaced(&self, old: &EntryRow, freed: crate::index::Freed) {
+    /// After a commit that replaced `old` (see [`crate::index::Commit::Done`]): frees it when its last
+    /// lease goes (at once when there is none), and asks the holders to prune it.
+    pub(crate) fn free_replaced(&self, old: &EntryRow) {
         todo!()
     }
     // ---- recover.rs

@@ -5,7 +5,16 @@
 //! is on disk (WAL, synchronous=FULL); concurrent commits are grouped into one transaction.
 //! Must not know: files of the store other than its own, leases, FUSE.
 
-use std::path::Path;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod write;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32};
 
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::{Location, PackId};
@@ -30,6 +39,19 @@ pub enum IndexError {
         found: u32,
         /// The newest known.
         known: u32,
+    },
+    /// A commit that refers to something the index does not know.
+    #[error("the index does not know {0}; nothing was changed")]
+    Unknown(String),
+    /// The system refused something around the index's file.
+    #[error("cannot {op} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done, as a verb.
+        op: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
     },
     /// The writer thread is gone.
     #[error("the index was closed")]
@@ -83,16 +105,26 @@ pub struct NewEntry {
     pub blobs: Vec<(BlobHash, u64, Location)>,
     /// Packs that came with it: id and file size.
     pub packs: Vec<(PackId, u64)>,
-    /// Must be the current manifest of the key: replaced in the same transaction
-    /// (its references are dropped, as by `remove_entry`).
-    pub replaces: Option<ManifestHash>,
+    /// Must be the current entry of the key: replaced in the same transaction.
+    pub replaces: Option<Replaced>,
+}
+
+/// The entry that a commit replaces. Its references are dropped; blobs that nothing refers to
+/// then keep their rows (the replaced entry may still be read), until
+/// [`Index::drop_unreferenced`] is told their names.
+#[derive(Debug, Clone)]
+pub struct Replaced {
+    /// Its manifest.
+    pub manifest: ManifestHash,
+    /// Its distinct blobs.
+    pub blobs: Vec<BlobHash>,
 }
 
 /// How a commit ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Commit {
-    /// The entry is in, with this row id; what a replaced one freed.
-    Done(i64, Freed),
+    /// The entry is in, with this row id; the row that it replaced.
+    Done(i64, Option<Box<EntryRow>>),
     /// The key is taken (by this row); nothing changed.
     Taken(Box<EntryRow>),
 }
@@ -117,11 +149,13 @@ pub struct PackRow {
     pub id: PackId,
     /// Content bytes of blobs that are referred to.
     pub live: u64,
+    /// Blobs whose place it is, referred to or not.
+    pub blobs: u64,
     /// Bytes of the file.
     pub total: u64,
 }
 
-/// Totals, kept by triggers or counters: O(1).
+/// Totals, kept in the same transactions: O(1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Number of entries.
@@ -140,113 +174,37 @@ pub struct Totals {
 
 /// The open index.
 pub struct Index {
-    _todo: (),
+    file: PathBuf,
+    epoch: AtomicU32,
+    writer: writer::Writer,
+    readers: Arc<read::Readers>,
+    /// The highest row id handed out, so that ids go on growing when the index is made anew.
+    last_id: Arc<AtomicI64>,
 }
 
-#[allow(unused_variables, clippy::todo)]
-impl Index {
-    /// Opens (or creates) the index in `file`; the flag says whether it was new (or unusable and
-    /// set aside as `<file>.bad`), so that the caller rebuilds it.
-    pub fn open(file: &Path) -> Result<(Index, bool)> {
-        todo!()
+impl std::fmt::Debug for Index {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Index").field("file", &self.file).finish()
     }
-    /// Grows each time the index was created anew; part of event cursors.
-    pub fn epoch(&self) -> u32 {
-        todo!()
+}
+
+/// Makes an SQLite error one of ours.
+fn sqlite(op: &'static str) -> impl Fn(rusqlite::Error) -> IndexError {
+    move |source| IndexError::Sqlite { op, source }
+}
+
+/// Where rows keep their place: pack 0 is a file of its own.
+fn to_columns(at: Location) -> (i64, i64) {
+    match at {
+        Location::Loose => (0, 0),
+        Location::Pack { pack, offset } => (pack.0 as i64, offset as i64),
     }
-    /// Sets the epoch (only at rebuilding).
-    pub fn set_epoch(&self, epoch: u32) -> Result<()> {
-        todo!()
-    }
-    /// The entry with this key.
-    pub fn entry(&self, key: &EntryKey) -> Result<Option<EntryRow>> {
-        todo!()
-    }
-    /// Up to `limit` entries with `id > after`, by id.
-    pub fn entries_after(&self, after: i64, limit: usize) -> Result<Vec<EntryRow>> {
-        todo!()
-    }
-    /// Up to `limit` (id, key) pairs with `id > after`, by id: for listing the root.
-    pub fn keys_after(&self, after: i64, limit: usize) -> Result<Vec<(i64, EntryKey)>> {
-        todo!()
-    }
-    /// Up to `limit` entries, least recently used first, with `(accessed_at, id)` after `after`.
-    pub fn oldest(&self, after: Option<(i64, i64)>, limit: usize) -> Result<Vec<EntryRow>> {
-        todo!()
-    }
-    /// A task's entries, newest first.
-    pub fn by_task(&self, task_id: &str, limit: usize) -> Result<Vec<EntryRow>> {
-        todo!()
-    }
-    /// Distinct task ids after `after`, in order.
-    pub fn tasks_after(&self, after: &str, limit: usize) -> Result<Vec<String>> {
-        todo!()
-    }
-    /// Adds an entry; durable when it returns. Counts a reference per distinct blob, adds new
-    /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
-    pub fn commit(&self, new: NewEntry) -> Result<Commit> {
-        todo!()
-    }
-    /// Removes an entry whose distinct blobs are `blobs`, if `manifest` is still its manifest;
-    /// blobs in `reserved` keep their rows with zero references. `None` when it was not there.
-    pub fn remove_entry(
-        &self,
-        key: &EntryKey,
-        manifest: &ManifestHash,
-        blobs: &[BlobHash],
-        reserved: &dyn Fn(&BlobHash) -> bool,
-    ) -> Result<Option<Freed>> {
-        todo!()
-    }
-    /// Drops blobs that have no references and are not reserved; what that frees.
-    pub fn drop_unreferenced(&self, reserved: &dyn Fn(&BlobHash) -> bool) -> Result<Freed> {
-        todo!()
-    }
-    /// A blob.
-    pub fn blob(&self, hash: &BlobHash) -> Result<Option<BlobRow>> {
-        todo!()
-    }
-    /// Those of `hashes` that are known, in the same order.
-    pub fn blobs(&self, hashes: &[BlobHash]) -> Result<Vec<Option<BlobRow>>> {
-        todo!()
-    }
-    /// Every blob row, in pages by hash: for fsck.
-    pub fn blobs_after(&self, after: Option<&BlobHash>, limit: usize) -> Result<Vec<BlobRow>> {
-        todo!()
-    }
-    /// The blobs of a pack.
-    pub fn pack_blobs(&self, id: PackId) -> Result<Vec<BlobRow>> {
-        todo!()
-    }
-    /// Every pack.
-    pub fn packs(&self) -> Result<Vec<PackRow>> {
-        todo!()
-    }
-    /// Compaction: moves blobs to their new places, adds the new pack, drops the old ones' rows;
-    /// one transaction.
-    pub fn relocate(
-        &self,
-        moved: &[(BlobHash, Location)],
-        added: Option<(PackId, u64)>,
-        dropped: &[PackId],
-    ) -> Result<()> {
-        todo!()
-    }
-    /// Records accesses (row id, nanoseconds since 1970); not synced, lost at worst.
-    pub fn touch(&self, accessed: &[(i64, i64)]) -> Result<()> {
-        todo!()
-    }
-    /// Totals.
-    pub fn totals(&self) -> Result<Totals> {
-        todo!()
-    }
-    /// SQLite's own integrity check plus reference counts against the given truth is done by
-    /// fsck; this is SQLite's part: the list of complaints, empty when sound.
-    pub fn integrity(&self) -> Result<Vec<String>> {
-        todo!()
-    }
-    /// Finishes the writer thread and checkpoints.
-    pub fn close(self) -> Result<()> {
-        todo!()
+}
+
+/// The reverse of [`to_columns`].
+fn from_columns(pack: i64, offset: i64) -> Location {
+    match pack {
+        0 => Location::Loose,
+        _ => Location::Pack { pack: PackId(pack as u64), offset: offset as u64 },
     }
 }

@@ -1,0 +1,186 @@
+//! The tables, their versions, and how a file becomes an open connection.
+//!
+//! Invariants: `user_version` says which migrations ran; a version above [`VERSION`] is refused
+//! and left alone; a file that is no index at all is set aside, never deleted. The page caches
+//! are bounded, so that memory does not grow with the number of entries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use super::{IndexError, Result, sqlite};
+
+/// The newest `user_version` this program knows.
+pub(super) const VERSION: u32 = 1;
+
+/// Migration `i` leads from version `i` to `i + 1`.
+const MIGRATIONS: [&str; VERSION as usize] = ["
+    CREATE TABLE entries(
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        manifest BLOB NOT NULL,
+        task_id TEXT NOT NULL,
+        sealed_at INTEGER NOT NULL,
+        accessed_at INTEGER NOT NULL,
+        logical INTEGER NOT NULL,
+        files INTEGER NOT NULL,
+        inferred INTEGER NOT NULL,
+        readable INTEGER NOT NULL);
+    CREATE INDEX entries_accessed ON entries(accessed_at);
+    CREATE INDEX entries_task ON entries(task_id, sealed_at);
+    CREATE TABLE blobs(
+        hash BLOB PRIMARY KEY,
+        size INTEGER NOT NULL,
+        refs INTEGER NOT NULL,
+        pack INTEGER NOT NULL,
+        off INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX blobs_pack ON blobs(pack) WHERE pack > 0;
+    CREATE INDEX blobs_unreferenced ON blobs(refs) WHERE refs = 0;
+    CREATE TABLE packs(
+        id INTEGER PRIMARY KEY,
+        total INTEGER NOT NULL,
+        live INTEGER NOT NULL,
+        blobs INTEGER NOT NULL);
+    CREATE TABLE totals(
+        one INTEGER PRIMARY KEY CHECK(one = 1),
+        epoch INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        loose_bytes INTEGER NOT NULL,
+        pack_bytes INTEGER NOT NULL,
+        live_bytes INTEGER NOT NULL,
+        logical_bytes INTEGER NOT NULL);
+"];
+
+/// Who uses a connection; decides its page cache.
+pub(super) enum Role {
+    Writer,
+    Reader,
+}
+
+/// A connection with our settings. Does not look at the content.
+fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
+    let access = match role {
+        Role::Writer => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        Role::Reader => OpenFlags::SQLITE_OPEN_READ_WRITE,
+    };
+    let db = Connection::open_with_flags(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(std::time::Duration::from_secs(10))?;
+    db.set_prepared_statement_cache_capacity(32);
+    db.pragma_update(None, "mmap_size", 0)?;
+    match role {
+        Role::Writer => {
+            db.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
+            db.pragma_update(None, "synchronous", "FULL")?;
+            db.pragma_update(None, "journal_size_limit", 64 << 20)?;
+            db.pragma_update(None, "cache_size", -8192)?;
+        }
+        Role::Reader => {
+            db.pragma_update(None, "query_only", true)?;
+            db.pragma_update(None, "cache_size", -2048)?;
+        }
+    }
+    Ok(db)
+}
+
+/// A connection for the pool of readers.
+pub(super) fn open_reader(file: &Path) -> Result<Connection> {
+    connect(file, Role::Reader).map_err(sqlite("open its file for reading"))
+}
+
+/// The writer's connection, migrated; true when the file was new or had to be set aside.
+pub(super) fn open_writer(file: &Path) -> Result<(Connection, bool)> {
+    match try_open(file) {
+        Ok(opened) => Ok(opened),
+        Err(IndexError::Sqlite { source, .. }) if is_unusable(&source) || file.is_dir() => {
+            tracing::warn!(file = %file.display(), error = %source, "the index is unusable and set aside");
+            set_aside(file)?;
+            let (db, _) = try_open(file)?;
+            Ok((db, true))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn try_open(file: &Path) -> Result<(Connection, bool)> {
+    let mut db = connect(file, Role::Writer).map_err(sqlite("open its file"))?;
+    let read = |db: &Connection| db.query_row("PRAGMA user_version", [], |r| r.get::<_, u32>(0));
+    let found = read(&db).map_err(sqlite("read its version"))?;
+    if found > VERSION {
+        return Err(IndexError::TooNew { found, known: VERSION });
+    }
+    let tx = db.transaction().map_err(sqlite("begin a migration"))?;
+    for step in &MIGRATIONS[found as usize..] {
+        tx.execute_batch(step).map_err(sqlite("migrate its tables"))?;
+    }
+    if found == 0 {
+        tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
+            .map_err(sqlite("write its first totals"))?;
+    }
+    if found < VERSION {
+        tx.pragma_update(None, "user_version", VERSION).map_err(sqlite("write its version"))?;
+    }
+    // Proves that the tables are ours, whatever the version says.
+    tx.query_row("SELECT epoch FROM totals WHERE one = 1", [], |r| r.get::<_, u32>(0))
+        .map_err(sqlite("read its totals"))?;
+    for probe in [
+        "SELECT max(id), key, accessed_at FROM entries",
+        "SELECT size, refs, pack, off FROM blobs LIMIT 1",
+        "SELECT total, live, blobs FROM packs LIMIT 1",
+    ] {
+        tx.query_row(probe, [], |_| Ok(())).optional().map_err(sqlite("read its tables"))?;
+    }
+    tx.commit().map_err(sqlite("commit a migration"))?;
+    Ok((db, found == 0))
+}
+
+/// Seconds since 1970: grows from one index to the next without anything to remember it by.
+pub(super) fn fresh_epoch() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs() as u32)
+}
+
+/// The file is no index, or one that cannot be read: as opposed to a disk or a system in trouble.
+pub(super) fn is_unusable(e: &rusqlite::Error) -> bool {
+    match e {
+        rusqlite::Error::SqliteFailure(e, text) => {
+            matches!(e.code, ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+                || e.code == ErrorCode::Unknown
+                    && text.as_deref().is_some_and(|t| t.contains("no such") || t.contains("already exists"))
+        }
+        rusqlite::Error::SqlInputError { .. }
+        | rusqlite::Error::QueryReturnedNoRows
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..) => true,
+        _ => false,
+    }
+}
+
+/// Renames the file to `<file>.bad` (an older one goes) and drops its journal: a journal
+/// without its database says nothing.
+pub(super) fn set_aside(file: &Path) -> Result<()> {
+    let with = |suffix: &str| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let io = |op, path: &Path, source| IndexError::Io { op, path: path.to_owned(), source };
+    let bad = with(".bad");
+    let older = if bad.is_dir() { fs::remove_dir_all(&bad) } else { fs::remove_file(&bad) };
+    match older {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &bad, e)),
+        _ => {}
+    }
+    match fs::rename(file, &bad) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("set aside", file, e)),
+        _ => {}
+    }
+    for journal in [with("-wal"), with("-shm")] {
+        match fs::remove_file(&journal) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &journal, e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,390 @@
+//! Changes of the index; each runs on the writer thread inside a savepoint.
+//!
+//! Invariants: a blob's `refs` is the number of entries that refer to it; a pack's `live` the
+//! size of its blobs with references, its `blobs` the number of rows that name it; the totals
+//! are their sums. A blob's first place wins. A pack without a row that names it is gone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::read::{Readers, entry_by_key};
+use super::writer::Writer;
+use super::{
+    Commit, EntryRow, Freed, Index, IndexError, NewEntry, Result, from_columns, schema, sqlite, to_columns,
+};
+use crate::model::{BlobHash, EntryKey, ManifestHash};
+use crate::store::{Location, PackId};
+
+impl Index {
+    /// Opens (or creates) the index in `file`; the flag says whether it was new (or unusable and
+    /// set aside as `<file>.bad`), so that the caller rebuilds it.
+    pub fn open(file: &Path) -> Result<(Index, bool)> {
+        let (db, new) = schema::open_writer(file)?;
+        let epoch =
+            db.query_row("SELECT epoch FROM totals", [], |r| r.get(0)).map_err(sqlite("read its epoch"))?;
+        let last: Option<i64> = db
+            .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'entries'", [], |r| r.get(0))
+            .optional()
+            .map_err(sqlite("read its last row id"))?;
+        let readers = Arc::new(Readers::new(file));
+        let writer = Writer::start(db, file, readers.clone())?;
+        let index = Index {
+            file: file.to_owned(),
+            epoch: AtomicU32::new(epoch),
+            writer,
+            readers,
+            last_id: Arc::new(AtomicI64::new(last.unwrap_or(0))),
+        };
+        Ok((index, new))
+    }
+
+    /// Grows each time the index was created anew; part of event cursors.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Throws everything away and begins anew with a greater epoch; the file is set aside as
+    /// `<file>.bad`. Row ids go on growing. Nobody else may be writing.
+    pub fn reset(&self) -> Result<()> {
+        let (epoch, last) =
+            (schema::fresh_epoch().max(self.epoch() + 1), self.last_id.load(Ordering::Relaxed));
+        self.writer.reset()?;
+        self.writer.run(move |db| {
+            db.execute("UPDATE totals SET epoch = ?1", [epoch]).map_err(sqlite("write its epoch"))?;
+            db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES('entries', ?1)", [last])
+                .map_err(sqlite("write its last row id"))?;
+            Ok(())
+        })?;
+        self.epoch.store(epoch, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Adds an entry; durable when it returns. Counts a reference per distinct blob, adds new
+    /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
+    pub fn commit(&self, new: NewEntry) -> Result<Commit> {
+        let last_id = self.last_id.clone();
+        self.writer.run(move |db| commit(db, &new, &last_id))
+    }
+
+    /// Adds many entries in one transaction: all or, on an error, none.
+    pub fn commit_all(&self, new: Vec<NewEntry>) -> Result<Vec<Commit>> {
+        let last_id = self.last_id.clone();
+        self.writer.run(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect())
+    }
+
+    /// Removes an entry whose distinct blobs are `blobs`, if `manifest` is still its manifest;
+    /// blobs for which `keep` is true keep their rows with zero references (asked before the
+    /// transaction, so the answer must hold until this returns). `None` when it was not there.
+    pub fn remove_entry(
+        &self,
+        key: &EntryKey,
+        manifest: &ManifestHash,
+        blobs: &[BlobHash],
+        keep: &dyn Fn(&BlobHash) -> bool,
+    ) -> Result<Option<Freed>> {
+        let (key, manifest) = (key.clone(), *manifest);
+        let blobs: Vec<_> = blobs.iter().map(|h| (*h, keep(h))).collect();
+        self.writer.run(move |db| {
+            let Some(row) = entry_by_key(db, &key).map_err(sqlite("look up an entry"))? else {
+                return Ok(None);
+            };
+            if row.manifest != manifest {
+                return Ok(None);
+            }
+            let mut sums = Sums::default();
+            let mut freed = Freed { manifest: Some(manifest), ..Freed::default() };
+            delete_entry(db, &row, &mut sums)?;
+            for (hash, keep) in &blobs {
+                unrefer(db, hash, &mut sums)?;
+                if !keep {
+                    drop_if_unreferenced(db, hash, &mut sums, &mut freed)?;
+                }
+            }
+            sums.apply(db, &mut freed)?;
+            Ok(Some(freed))
+        })
+    }
+
+    /// Drops those of `hashes` that have a row without references; what that frees. The caller
+    /// makes sure that nobody reserves them meanwhile.
+    pub fn drop_unreferenced(&self, hashes: Vec<BlobHash>) -> Result<Freed> {
+        self.writer.run(move |db| {
+            let (mut sums, mut freed) = (Sums::default(), Freed::default());
+            for hash in &hashes {
+                drop_if_unreferenced(db, hash, &mut sums, &mut freed)?;
+            }
+            sums.apply(db, &mut freed)?;
+            Ok(freed)
+        })
+    }
+
+    /// Compaction: moves blobs to their new places and adds the new pack, in one transaction. A
+    /// blob that is not in one of `from` any more stays where it is. Returns the packs (of
+    /// `from` and `added`) that no row names now: their rows are gone, the caller removes them.
+    pub fn relocate(
+        &self,
+        moved: Vec<(BlobHash, Location)>,
+        added: Option<(PackId, u64)>,
+        from: Vec<PackId>,
+    ) -> Result<Vec<(PackId, u64)>> {
+        self.writer.run(move |db| {
+            let (mut sums, mut freed) = (Sums::default(), Freed::default());
+            if let Some((id, bytes)) = added {
+                add_pack(db, id, bytes, &mut sums)?;
+            }
+            for (hash, to) in &moved {
+                move_blob(db, hash, *to, &from, &mut sums)?;
+            }
+            for id in from.iter().chain(added.iter().map(|(id, _)| id)) {
+                sums.pack(id.0 as i64);
+            }
+            sums.apply(db, &mut freed)?;
+            Ok(freed.packs)
+        })
+    }
+
+    /// Records accesses (row id, nanoseconds since 1970); an older one than is known changes nothing.
+    pub fn touch(&self, accessed: Vec<(i64, i64)>) -> Result<()> {
+        self.writer.run(move |db| {
+            let mut q = db
+                .prepare_cached("UPDATE entries SET accessed_at = ?2 WHERE id = ?1 AND accessed_at < ?2")
+                .map_err(sqlite("record accesses"))?;
+            for (id, at) in &accessed {
+                q.execute([id, at]).map_err(sqlite("record accesses"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Finishes the writer thread and checkpoints; changes fail from then on.
+    pub fn close(&self) -> Result<()> {
+        self.writer.close()
+    }
+}
+
+/// What one change adds to the totals and to packs' counters.
+#[derive(Default)]
+struct Sums {
+    entries: i64,
+    blobs: i64,
+    loose: i64,
+    logical: i64,
+    pack_bytes: i64,
+    live_bytes: i64,
+    packs: BTreeMap<i64, PackSums>,
+}
+
+#[derive(Default)]
+struct PackSums {
+    live: i64,
+    rows: i64,
+    /// Bytes whose rows went.
+    died: i64,
+}
+
+impl Sums {
+    fn pack(&mut self, id: i64) -> &mut PackSums {
+        self.packs.entry(id).or_default()
+    }
+
+    fn live(&mut self, pack: i64, bytes: i64) {
+        self.pack(pack).live += bytes;
+        self.live_bytes += bytes;
+    }
+
+    /// Writes everything; packs that are empty now go.
+    fn apply(mut self, db: &Connection, freed: &mut Freed) -> Result<()> {
+        let packs = std::mem::take(&mut self.packs);
+        for (id, PackSums { live, rows, died }) in packs {
+            let after: Option<(i64, i64)> = db
+                .prepare_cached(
+                    "UPDATE packs SET live = live + ?2, blobs = blobs + ?3 WHERE id = ?1 RETURNING blobs, total",
+                )
+                .and_then(|mut q| {
+                    q.query_row([id, live, rows], |r| Ok((r.get(0)?, r.get(1)?))).optional()
+                })
+                .map_err(sqlite("count a pack's blobs"))?;
+            match after {
+                // A row may only name a pack that is there.
+                None if rows > 0 => return Err(IndexError::Unknown(format!("the pack {id}"))),
+                Some((0, total)) => {
+                    db.execute("DELETE FROM packs WHERE id = ?1", [id]).map_err(sqlite("remove a pack"))?;
+                    self.pack_bytes -= total;
+                    freed.packs.push((PackId(id as u64), total as u64));
+                }
+                _ => freed.dead_in_packs += died as u64,
+            }
+        }
+        db.prepare_cached(
+            "UPDATE totals SET entries = entries + ?1, blobs = blobs + ?2, loose_bytes = loose_bytes + ?3,
+             logical_bytes = logical_bytes + ?4, pack_bytes = pack_bytes + ?5, live_bytes = live_bytes + ?6",
+        )
+        .and_then(|mut q| {
+            q.execute([self.entries, self.blobs, self.loose, self.logical, self.pack_bytes, self.live_bytes])
+        })
+        .map_err(sqlite("write its totals"))?;
+        Ok(())
+    }
+}
+
+fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64) -> Result<Commit> {
+    let mut sums = Sums::default();
+    let old = entry_by_key(db, &new.row.key).map_err(sqlite("look up an entry"))?;
+    if let Some(old) = &old {
+        let Some(replaced) = new.replaces.as_ref().filter(|r| r.manifest == old.manifest) else {
+            return Ok(Commit::Taken(Box::new(old.clone())));
+        };
+        delete_entry(db, old, &mut sums)?;
+        for hash in &replaced.blobs {
+            unrefer(db, hash, &mut sums)?;
+        }
+    }
+    for (id, bytes) in &new.packs {
+        add_pack(db, *id, *bytes, &mut sums)?;
+    }
+    for (hash, size, at) in &new.blobs {
+        refer(db, hash, *size, *at, &mut sums)?;
+    }
+    let id = insert_entry(db, &new.row, &mut sums)?;
+    // A new pack of which every blob was known elsewhere stays until compaction takes it: others
+    // of the same group of commits may still refer to it.
+    let mut freed = Freed::default();
+    sums.apply(db, &mut freed)?;
+    last_id.fetch_max(id, Ordering::Relaxed);
+    Ok(Commit::Done(id, old.map(Box::new)))
+}
+
+fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64> {
+    sums.entries += 1;
+    sums.logical += row.logical_bytes as i64;
+    db.prepare_cached(
+        "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable)
+         VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )
+    .and_then(|mut q| {
+        q.insert(params![
+            row.key.as_str(),
+            row.manifest.0,
+            row.task_id,
+            row.sealed_at_ns,
+            row.accessed_at_ns,
+            row.logical_bytes as i64,
+            row.files as i64,
+            row.inferred,
+            row.readable
+        ])
+    })
+    .map_err(sqlite("add an entry"))
+}
+
+fn delete_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<()> {
+    sums.entries -= 1;
+    sums.logical -= row.logical_bytes as i64;
+    db.prepare_cached("DELETE FROM entries WHERE id = ?1")
+        .and_then(|mut q| q.execute([row.id]))
+        .map_err(sqlite("remove an entry"))?;
+    Ok(())
+}
+
+/// A pack that is known already (it serves several commits) stays as it is.
+fn add_pack(db: &Connection, id: PackId, bytes: u64, sums: &mut Sums) -> Result<()> {
+    let added = db
+        .prepare_cached("INSERT OR IGNORE INTO packs(id, total, live, blobs) VALUES(?1, ?2, 0, 0)")
+        .and_then(|mut q| q.execute([id.0 as i64, bytes as i64]))
+        .map_err(sqlite("add a pack"))?;
+    if added > 0 {
+        sums.pack_bytes += bytes as i64;
+    }
+    Ok(())
+}
+
+/// Counts one more reference; a new blob gets the given place, a known one keeps its own.
+fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut Sums) -> Result<()> {
+    let known: Option<(i64, i64, i64)> = db
+        .prepare_cached("UPDATE blobs SET refs = refs + 1 WHERE hash = ?1 RETURNING refs, size, pack")
+        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
+        .map_err(sqlite("count a reference"))?;
+    match known {
+        Some((1, size, pack)) if pack > 0 => sums.live(pack, size),
+        Some(_) => {}
+        None => {
+            let (pack, off) = to_columns(at);
+            db.prepare_cached("INSERT INTO blobs(hash, size, refs, pack, off) VALUES(?1, ?2, 1, ?3, ?4)")
+                .and_then(|mut q| q.execute(params![hash.0, size as i64, pack, off]))
+                .map_err(sqlite("add a blob"))?;
+            sums.blobs += 1;
+            if pack > 0 {
+                sums.live(pack, size as i64);
+                sums.pack(pack).rows += 1;
+            } else {
+                sums.loose += size as i64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Counts one reference less; the row stays.
+fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
+    let left: Option<(i64, i64, i64)> = db
+        .prepare_cached(
+            "UPDATE blobs SET refs = refs - 1 WHERE hash = ?1 AND refs > 0 RETURNING refs, size, pack",
+        )
+        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
+        .map_err(sqlite("drop a reference"))?;
+    if let Some((0, size, pack)) = left
+        && pack > 0
+    {
+        sums.live(pack, -size);
+    }
+    Ok(())
+}
+
+fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed: &mut Freed) -> Result<()> {
+    let gone: Option<(i64, i64)> = db
+        .prepare_cached("DELETE FROM blobs WHERE hash = ?1 AND refs = 0 RETURNING size, pack")
+        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?))).optional())
+        .map_err(sqlite("remove a blob"))?;
+    let Some((size, pack)) = gone else { return Ok(()) };
+    sums.blobs -= 1;
+    if pack > 0 {
+        sums.pack(pack).rows -= 1;
+        sums.pack(pack).died += size;
+    } else {
+        sums.loose -= size;
+        freed.loose.push((*hash, size as u64));
+    }
+    Ok(())
+}
+
+fn move_blob(db: &Connection, hash: &BlobHash, to: Location, from: &[PackId], sums: &mut Sums) -> Result<()> {
+    let known: Option<(i64, i64, i64, i64)> = db
+        .prepare_cached("SELECT refs, size, pack, off FROM blobs WHERE hash = ?1")
+        .and_then(|mut q| {
+            q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?))).optional()
+        })
+        .map_err(sqlite("look up a blob"))?;
+    let Some((refs, size, old, off)) = known else { return Ok(()) };
+    match from_columns(old, off) {
+        Location::Pack { pack, .. } if from.contains(&pack) => {}
+        _ => return Ok(()),
+    }
+    let (pack, off) = to_columns(to);
+    db.prepare_cached("UPDATE blobs SET pack = ?2, off = ?3 WHERE hash = ?1")
+        .and_then(|mut q| q.execute(params![hash.0, pack, off]))
+        .map_err(sqlite("move a blob"))?;
+    let live = if refs > 0 { size } else { 0 };
+    sums.live(old, -live);
+    sums.pack(old).rows -= 1;
+    if pack > 0 {
+        sums.live(pack, live);
+        sums.pack(pack).rows += 1;
+    } else {
+        sums.loose += size;
+    }
+    Ok(())
+}

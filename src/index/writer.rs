@@ -1,0 +1,200 @@
+//! The one thread that writes, and how jobs reach it.
+//!
+//! Invariants: jobs that wait together run in one transaction, each in a savepoint of its own,
+//! so that one that fails takes nothing back from the others; a caller gets its answer only
+//! after the transaction is on disk, and every caller gets one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use parking_lot::Mutex;
+use rusqlite::{Connection, ffi};
+
+use super::read::Readers;
+use super::{IndexError, Result, schema, sqlite};
+
+/// The most jobs of one transaction: bounds how long the first of them waits.
+const GROUP: usize = 512;
+
+/// Tells a caller how its job ended, given what became of the transaction.
+type Finish = Box<dyn FnOnce(Option<IndexError>) + Send>;
+/// Without a connection (the transaction is lost already) a job only prepares its answer.
+type Job = Box<dyn FnOnce(Option<&Connection>) -> Finish + Send>;
+
+enum Message {
+    Job(Job),
+    /// Throw the file away and begin anew.
+    Reset(Sender<Result<()>>),
+    Stop(Sender<Result<()>>),
+}
+
+/// The callers' end.
+pub(super) struct Writer {
+    /// `None` once closed.
+    jobs: Mutex<Option<Sender<Message>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(db: Connection, file: &Path, readers: Arc<Readers>) -> Result<Writer> {
+        let (jobs, inbox) = unbounded();
+        let state = Thread { db, file: file.to_owned(), readers };
+        let thread = std::thread::Builder::new()
+            .name("outfs-index".into())
+            .spawn(move || state.run(&inbox))
+            .map_err(|source| IndexError::Io { op: "start a writer for", path: file.to_owned(), source })?;
+        Ok(Writer { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
+    }
+
+    fn send(&self, message: Message) -> Result<()> {
+        let sender = self.jobs.lock().clone().ok_or(IndexError::Closed)?;
+        sender.send(message).map_err(|_| IndexError::Closed)
+    }
+
+    /// Runs `job` on the writer thread and waits until it is on disk.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, wait) = bounded(1);
+        let job: Job = Box::new(move |db| {
+            let result = db.map_or(Err(IndexError::Closed), |db| in_savepoint(db, job));
+            Box::new(move |failed| {
+                // A caller that no longer waits needs no answer.
+                let _ = answer.send(failed.map_or(result, Err));
+            })
+        });
+        self.send(Message::Job(job))?;
+        wait.recv().unwrap_or(Err(IndexError::Closed))
+    }
+
+    pub(super) fn reset(&self) -> Result<()> {
+        let (answer, wait) = bounded(1);
+        self.send(Message::Reset(answer))?;
+        wait.recv().unwrap_or(Err(IndexError::Closed))
+    }
+
+    /// Ends the thread after what is queued; once closed, nothing.
+    pub(super) fn close(&self) -> Result<()> {
+        let (answer, wait) = bounded(1);
+        let Some(sender) = self.jobs.lock().take() else { return Ok(()) };
+        let result = match sender.send(Message::Stop(answer)) {
+            Ok(()) => wait.recv().unwrap_or(Err(IndexError::Closed)),
+            Err(_) => Err(IndexError::Closed),
+        };
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            return Err(IndexError::Closed);
+        }
+        result
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            tracing::warn!(error = %e, "the index did not close well");
+        }
+    }
+}
+
+fn in_savepoint<T>(db: &Connection, job: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    db.execute_batch("SAVEPOINT job").map_err(sqlite("begin a change"))?;
+    let result = job(db);
+    // After some errors SQLite has taken back the whole transaction, savepoints and all.
+    if !db.is_autocommit() {
+        let end = if result.is_ok() { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
+        db.execute_batch(end).map_err(sqlite("end a change"))?;
+    }
+    result
+}
+
+/// The same failure for each caller of a group (SQLite's error cannot be cloned).
+fn again(op: &'static str, e: &rusqlite::Error) -> IndexError {
+    let code = match e {
+        rusqlite::Error::SqliteFailure(code, _) => *code,
+        _ => ffi::Error::new(ffi::SQLITE_ABORT),
+    };
+    IndexError::Sqlite { op, source: rusqlite::Error::SqliteFailure(code, Some(e.to_string())) }
+}
+
+struct Thread {
+    db: Connection,
+    file: PathBuf,
+    readers: Arc<Readers>,
+}
+
+impl Thread {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        while let Ok(first) = inbox.recv() {
+            let mut group = Vec::new();
+            let mut next = Some(first);
+            let mut other = None;
+            while let Some(message) = next.take() {
+                match message {
+                    Message::Job(job) => group.push(job),
+                    message => {
+                        other = Some(message);
+                        break;
+                    }
+                }
+                if group.len() < GROUP {
+                    next = inbox.try_recv().ok();
+                }
+            }
+            if !group.is_empty() {
+                commit(&self.db, group);
+            }
+            match other {
+                Some(Message::Reset(answer)) => {
+                    let _ = answer.send(self.reset());
+                }
+                Some(Message::Stop(answer)) => {
+                    let _ = answer.send(self.stop());
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        let memory = Connection::open_in_memory().map_err(sqlite("begin anew"))?;
+        drop(std::mem::replace(&mut self.db, memory));
+        self.readers.forget();
+        schema::set_aside(&self.file)?;
+        self.db = schema::open_writer(&self.file)?.0;
+        self.readers.forget();
+        Ok(())
+    }
+
+    fn stop(self) -> Result<()> {
+        self.readers.forget();
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sqlite("checkpoint"))?;
+        self.db.close().map_err(|(_, e)| sqlite("close its file")(e))
+    }
+}
+
+fn commit(db: &Connection, group: Vec<Job>) {
+    let mut failed = db.execute_batch("BEGIN IMMEDIATE").err().map(|e| ("begin a transaction", e));
+    let mut finish = Vec::with_capacity(group.len());
+    for job in group {
+        finish.push(job(failed.is_none().then_some(db)));
+        if failed.is_none() && db.is_autocommit() {
+            let code = ffi::Error::new(ffi::SQLITE_ABORT);
+            failed = Some(("keep its transaction", rusqlite::Error::SqliteFailure(code, None)));
+        }
+    }
+    if failed.is_none() {
+        failed = db.execute_batch("COMMIT").err().map(|e| ("commit", e));
+    }
+    if failed.is_some() && !db.is_autocommit() {
+        let _ = db.execute_batch("ROLLBACK");
+    }
+    for f in finish {
+        f(failed.as_ref().map(|(op, e)| again(op, e)));
+    }
+}
