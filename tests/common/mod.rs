@@ -1,0 +1,657 @@
+//! Harness of the tests that mount for real: one daemon, one store and one mount for each test.
+//!
+//! Invariants: what a test started is gone when it ends, also when it fails; nothing outside
+//! its own temporary directory is touched; waiting is polling with a deadline, never sleeping.
+//! Must not know: the crate's inside. It drives the program as a user would.
+
+#![allow(dead_code)]
+
+pub mod tree;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Metadata as cuenv writes it.
+pub const METADATA: &str = r#"{"task_id":"//pkg:build","digest":"sha256:00","command":["make","all"],
+"created_at":"2026-01-02T03:04:05.123456789Z","duration_ms":1234,"exit_code":0}"#;
+
+/// How long anything that happens in the background may take on a loaded machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The program under test, in a clean environment.
+pub fn outfs() -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_outfs"));
+    for name in ["OUTFS_STORE", "OUTFS_LOG", "OUTFS_CONFIG", "XDG_CONFIG_HOME"] {
+        c.env_remove(name);
+    }
+    c.env("HOME", "/nonexistent").env("XDG_CACHE_HOME", "/nonexistent").stdin(Stdio::null());
+    c
+}
+
+/// Fails the test where there is no FUSE: such a machine cannot vouch for a mount.
+pub fn need_fuse() {
+    assert!(
+        Path::new("/dev/fuse").exists(),
+        "this test mounts for real and needs /dev/fuse, which is missing here (modprobe fuse; in a container: --device /dev/fuse)"
+    );
+}
+
+/// Fails the test where a program is missing; `scripts/test` installs them.
+pub fn need(program: &str) {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(program).is_file()));
+    assert!(
+        found,
+        "this test needs the program {program}, which is not installed (scripts/test installs it)"
+    );
+}
+
+/// Fails the test when it is not run by root.
+pub fn need_root() {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root (it mounts, or changes users)");
+}
+
+/// Is `path` a mount point now?
+pub fn is_mounted(path: &Path) -> bool {
+    let wanted = path.to_str().expect("temporary directories have plain names");
+    fs::read_to_string("/proc/self/mountinfo")
+        .expect("mountinfo is readable")
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(wanted))
+}
+
+/// Polls until `condition` holds; fails after [`SOON`], saying what was waited for.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually_some(what, || condition().then_some(()));
+}
+
+/// Polls until there is a value; fails after [`SOON`], saying what was waited for.
+#[track_caller]
+pub fn eventually_some<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(v) = value() {
+            return v;
+        }
+        assert!(Instant::now() < end, "waited {SOON:?} in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs `work` in a thread and fails when it hangs.
+#[track_caller]
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (tx, rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tx.send(work()));
+    rx.recv_timeout(limit).unwrap_or_else(|_| panic!("{what} took longer than {limit:?} (or panicked)"))
+}
+
+/// The error's number; fails when the operation succeeded.
+#[track_caller]
+pub fn errno<T>(result: io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("the operation succeeded, an error was expected"),
+        Err(e) => e.raw_os_error().unwrap_or_else(|| panic!("an error without a number: {e}")),
+    }
+}
+
+/// Asserts that an operation fails with this error.
+#[macro_export]
+macro_rules! assert_errno {
+    ($result:expr, $errno:ident) => {{
+        let got = $crate::common::errno($result);
+        assert!(
+            got == libc::$errno,
+            "{} gave {} where {} is promised",
+            stringify!($result),
+            std::io::Error::from_raw_os_error(got),
+            stringify!($errno)
+        );
+    }};
+}
+
+/// Runs a program and fails, with its output, unless it succeeds; gives its standard output.
+#[track_caller]
+pub fn sh(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
+    let out = sh_out(program, args);
+    assert!(
+        out.status.success(),
+        "{program} {:?} failed with {}:\n{}{}",
+        args.iter().map(|a| a.as_ref().to_owned()).collect::<Vec<_>>(),
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Runs a program with the C locale.
+#[track_caller]
+pub fn sh_out(program: &str, args: &[&dyn AsRef<OsStr>]) -> Output {
+    need(program);
+    let mut c = Command::new(program);
+    c.env("LC_ALL", "C").stdin(Stdio::null());
+    args.iter().for_each(|a| {
+        c.arg(a.as_ref());
+    });
+    c.output().unwrap_or_else(|e| panic!("cannot run {program}: {e}"))
+}
+
+/// A store, a mount point and the daemon that serves them.
+pub struct Mount {
+    mnt: PathBuf,
+    store: PathBuf,
+    args: Vec<String>,
+    daemon: Option<Child>,
+    log: PathBuf,
+    more_mounts: Vec<PathBuf>,
+    dir: tempfile::TempDir,
+}
+
+impl Mount {
+    /// A new store, mounted with defaults and a quota that no test reaches by accident.
+    #[track_caller]
+    pub fn new() -> Mount {
+        Mount::with(&["--size", "4G"])
+    }
+
+    /// A new store, mounted with these options.
+    #[track_caller]
+    pub fn with(args: &[&str]) -> Mount {
+        let mut m = Mount::unmounted(args);
+        m.start();
+        m
+    }
+
+    /// A place for a store and a mount point, nothing started yet.
+    pub fn unmounted(args: &[&str]) -> Mount {
+        need_fuse();
+        let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
+        let root = dir.path().canonicalize().expect("it exists");
+        let mnt = root.join("mnt");
+        fs::create_dir(&mnt).expect("a mount point");
+        Mount {
+            store: root.join("store"),
+            log: root.join("log"),
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            daemon: None,
+            more_mounts: Vec::new(),
+            mnt,
+            dir,
+        }
+    }
+
+    /// Puts the store elsewhere (before the start).
+    pub fn store_at(mut self, store: PathBuf) -> Mount {
+        self.store = store;
+        self
+    }
+
+    /// Starts the daemon and waits until the mount answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let mut c = outfs();
+        c.arg("mount").arg(&self.mnt).arg("--store").arg(&self.store).arg("--foreground").args(&self.args);
+        c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
+        let mut child = c.spawn().expect("the program under test starts");
+        let mnt = self.mnt.clone();
+        let end = Instant::now() + SOON;
+        // A stale mount of a killed daemon is a mount point too, but does not answer.
+        while !(is_mounted(&mnt) && fs::metadata(mnt.join(".outfs")).is_ok()) {
+            if let Some(status) = child.try_wait().expect("our own child") {
+                panic!("outfs mount ended with {status}:\n{}", self.log_text());
+            }
+            if Instant::now() >= end {
+                let _ = child.kill();
+                let _ = child.wait();
+                detach(&mnt);
+                panic!("the mount is not there after {SOON:?}:\n{}", self.log_text());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.daemon = Some(child);
+    }
+
+    /// Adds a view of the same store on a second mount point and gives its path.
+    #[track_caller]
+    pub fn add_view(&mut self, name: &str, args: &[&str]) -> PathBuf {
+        let at = self.dir.path().canonicalize().expect("it exists").join(name);
+        fs::create_dir(&at).expect("a mount point");
+        let mut c = outfs();
+        c.arg("mount").arg(&at).arg("--store").arg(&self.store).args(args);
+        self.more_mounts.push(at.clone());
+        ok(c);
+        assert!(is_mounted(&at), "outfs mount returned before the mount was ready");
+        at
+    }
+
+    /// What the daemon logged.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> i32 {
+        self.daemon.as_ref().expect("the daemon runs").id() as i32
+    }
+
+    /// Kills the daemon without a warning; the stale mount stays.
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        let mut child = self.daemon.take().expect("the daemon runs");
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
+    }
+
+    /// Ends the daemon with SIGTERM and waits.
+    #[track_caller]
+    pub fn terminate(&mut self) {
+        let mut child = self.daemon.take().expect("the daemon runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
+            .expect("our own child");
+        let end = Instant::now() + SOON;
+        while child.try_wait().expect("our own child").is_none() {
+            if Instant::now() >= end {
+                let _ = child.kill();
+                let _ = child.wait();
+                detach(&self.mnt);
+                panic!("the daemon did not end within {SOON:?} of SIGTERM:\n{}", self.log_text());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends the daemon with SIGTERM and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.start();
+    }
+
+    /// Ends it and starts it with other options.
+    #[track_caller]
+    pub fn restart_with(&mut self, args: &[&str]) {
+        self.terminate();
+        self.start_with(args);
+    }
+
+    /// Starts it with other options from now on.
+    #[track_caller]
+    pub fn start_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|a| (*a).to_owned()).collect();
+        self.start();
+    }
+
+    /// The mount point.
+    pub fn mnt(&self) -> &Path {
+        &self.mnt
+    }
+
+    /// A path below the mount point.
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.mnt.join(below)
+    }
+
+    /// A work draft's path.
+    pub fn work(&self, name: &str) -> PathBuf {
+        self.mnt.join(".outfs/work").join(name)
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// A path in the test's temporary directory, outside store and mount.
+    pub fn outside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `outfs ARGS --store STORE`.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut c = outfs();
+        c.args(args).arg("--store").arg(&self.store);
+        c
+    }
+
+    /// Runs `outfs ARGS --store STORE` and gives its output, whatever it is.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the program under test starts")
+    }
+
+    /// Runs it; fails unless it succeeds; gives its standard output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        ok(self.command(args))
+    }
+
+    /// Runs it and gives its exit code.
+    #[track_caller]
+    pub fn code(&self, args: &[&str]) -> i32 {
+        self.run(args).status.code().expect("it was not killed")
+    }
+
+    /// Runs it with `--json` and parses what it says.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut c = self.command(args);
+        c.arg("--json");
+        let text = ok(c);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("outfs {args:?} --json: {e} in {text}"))
+    }
+
+    /// All events so far, oldest first, from the mount's own file.
+    #[track_caller]
+    pub fn events(&self) -> Vec<Value> {
+        let text =
+            fs::read_to_string(self.mnt.join(".outfs/events.jsonl")).expect("events.jsonl is readable");
+        text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
+    }
+
+    /// Is there an event of this kind for this key?
+    #[track_caller]
+    pub fn has_event(&self, kind: &str, key: &str) -> bool {
+        self.events().iter().any(|e| e["event"] == kind && e["key"] == key)
+    }
+
+    /// `.outfs/stats.json`.
+    #[track_caller]
+    pub fn stats(&self) -> Value {
+        let text = fs::read(self.mnt.join(".outfs/stats.json")).expect("stats.json is readable");
+        serde_json::from_slice(&text).expect("stats.json is JSON")
+    }
+
+    /// Makes a work draft with metadata and lets `fill` write `outputs/`.
+    #[track_caller]
+    pub fn draft(&self, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+        let top = self.work(name);
+        fs::create_dir(&top).expect("a work draft");
+        fill_entry(&top, fill);
+        top
+    }
+
+    /// Seals an entry by renaming a work draft and gives its path.
+    #[track_caller]
+    pub fn entry(&self, key: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+        let draft = self.draft(&format!("for-{key}"), fill);
+        let sealed = self.path(key);
+        fs::rename(&draft, &sealed).unwrap_or_else(|e| panic!("publishing {key}: {e}\n{}", self.log_text()));
+        sealed
+    }
+
+    /// Seals an entry with one output `f` of this content.
+    #[track_caller]
+    pub fn entry_of(&self, key: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        self.entry(key, |outputs| write(outputs.join("f"), content))
+    }
+
+    /// Is this key's entry sealed? (A draft in place has the same path.)
+    pub fn is_sealed(&self, key: &str) -> bool {
+        xattr_text(self.path(key), "user.outfs.state").as_deref() == Some("sealed")
+    }
+
+    /// Does the store still have the bytes of the entry's only output? Tells by the number of
+    /// manifests.
+    pub fn manifests(&self) -> usize {
+        files_below(&self.store.join("manifests")).into_iter().filter(|p| p.extension().is_none()).count()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log:\n{}---", self.log_text());
+        }
+        if let Some(mut child) = self.daemon.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for at in self.more_mounts.iter().chain([&self.mnt]) {
+            detach(at);
+        }
+    }
+}
+
+/// Unmounts lazily, however many mounts are stacked there.
+pub fn detach(at: &Path) {
+    for _ in 0..8 {
+        if !is_mounted(at) {
+            return;
+        }
+        if nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).is_err() {
+            let _ = Command::new("fusermount3").args(["-uz".as_ref(), at.as_os_str()]).status();
+        }
+    }
+}
+
+/// A file system mounted for a test (tmpfs, bind); unmounted when dropped.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// A tmpfs of this size.
+    pub fn tmpfs(at: &Path, size: &str) -> Mounted {
+        need_root();
+        fs::create_dir_all(at).expect("a mount point");
+        let at = at.canonicalize().expect("it exists");
+        let data = format!("size={size},mode=0755");
+        nix::mount::mount(
+            Some("outfs-test"),
+            &at,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(data.as_str()),
+        )
+        .expect("a tmpfs");
+        Mounted(at)
+    }
+
+    /// A bind mount of `what`.
+    pub fn bind(what: &Path, at: &Path) -> Mounted {
+        need_root();
+        fs::create_dir_all(at).expect("a mount point");
+        let at = at.canonicalize().expect("it exists");
+        nix::mount::mount(Some(what), &at, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
+            .expect("a bind mount");
+        Mounted(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
+#[track_caller]
+fn ok(mut c: Command) -> String {
+    let out = c.output().expect("the program under test starts");
+    assert!(
+        out.status.success(),
+        "{:?} failed with {}:\n{}{}",
+        c,
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).expect("output is UTF-8")
+}
+
+/// Writes metadata, logs and outputs below an entry's top directory.
+#[track_caller]
+pub fn fill_entry(top: &Path, fill: impl FnOnce(&Path)) {
+    fs::create_dir(top.join("outputs")).expect("outputs/");
+    fs::create_dir(top.join("logs")).expect("logs/");
+    write(top.join("logs/stdout.log"), "out\n");
+    write(top.join("logs/stderr.log"), "err\n");
+    fill(&top.join("outputs"));
+    write(top.join("metadata.json"), METADATA);
+}
+
+/// Writes a file.
+#[track_caller]
+pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+    let path = path.as_ref();
+    fs::write(path, content).unwrap_or_else(|e| panic!("writing {}: {e}", path.display()));
+}
+
+/// Reads a file.
+#[track_caller]
+pub fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    let path = path.as_ref();
+    fs::read(path).unwrap_or_else(|e| panic!("reading {}: {e}", path.display()))
+}
+
+/// Makes a directory.
+#[track_caller]
+pub fn mkdir(path: impl AsRef<Path>) {
+    let path = path.as_ref();
+    fs::DirBuilder::new()
+        .mode(0o755)
+        .create(path)
+        .unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
+}
+
+/// Changes a mode.
+pub fn chmod(path: impl AsRef<Path>, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Names in a directory, sorted.
+#[track_caller]
+pub fn names(dir: impl AsRef<Path>) -> Vec<String> {
+    let dir = dir.as_ref();
+    let mut v: Vec<String> = fs::read_dir(dir)
+        .unwrap_or_else(|e| panic!("listing {}: {e}", dir.display()))
+        .map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    v.sort();
+    v
+}
+
+/// An extended attribute as text; `None` when there is none.
+pub fn xattr_text(path: impl AsRef<Path>, name: &str) -> Option<String> {
+    let value = xattr::get(path, name).ok()??;
+    Some(String::from_utf8(value).expect("these attributes are text"))
+}
+
+/// All regular files below a directory.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(d) = todo.pop() {
+        let Ok(list) = fs::read_dir(&d) else { continue };
+        for e in list.flatten() {
+            match e.file_type() {
+                Ok(t) if t.is_dir() => todo.push(e.path()),
+                Ok(t) if t.is_file() => found.push(e.path()),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Bytes that no compressor or deduplicator makes smaller; the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+/// A memory mapping of a file's first bytes.
+pub struct Mapping {
+    at: *mut libc::c_void,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes, shared; writable when asked.
+    pub fn shared(file: &File, len: usize, writable: bool) -> Mapping {
+        use std::os::fd::AsRawFd;
+        let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a new mapping at an address the kernel chooses; the result is checked.
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert!(at != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        Mapping { at, len }
+    }
+
+    /// A copy of the mapped bytes as they are now.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut v = vec![0; self.len];
+        // SAFETY: the mapping is `len` bytes long and lives as long as `self`; a copy, because
+        // others may write to the file meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(self.at.cast::<u8>(), v.as_mut_ptr(), self.len) };
+        v
+    }
+
+    /// Writes one byte through the mapping.
+    pub fn set(&self, at: usize, byte: u8) {
+        assert!(at < self.len);
+        // SAFETY: in bounds of a mapping that was made writable.
+        unsafe { self.at.cast::<u8>().add(at).write_volatile(byte) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `shared`, unmapped once.
+        unsafe { libc::munmap(self.at, self.len) };
+    }
+}
+
+/// System calls of a running process, recorded with strace.
+pub struct Trace {
+    strace: Child,
+    out: PathBuf,
+}
+
+impl Trace {
+    /// Attaches to all threads of a process; returns when every call is recorded.
+    #[track_caller]
+    pub fn attach(pid: i32, out: PathBuf) -> Trace {
+        need("strace");
+        let stderr = out.with_extension("stderr");
+        let mut c = Command::new("strace");
+        c.args(["-f", "-y", "-e", "trace=file,desc", "-o"]).arg(&out).args(["-p", &pid.to_string()]);
+        c.stdin(Stdio::null()).stderr(File::create(&stderr).expect("a file for strace's messages"));
+        let strace = c.spawn().expect("strace starts");
+        let threads = || fs::read_dir(format!("/proc/{pid}/task")).expect("proc").count();
+        eventually("strace to attach to every thread", || {
+            fs::read_to_string(&stderr).is_ok_and(|t| t.matches(" attached").count() >= threads())
+        });
+        Trace { strace, out }
+    }
+
+    /// Detaches and gives the recorded calls, one a line.
+    #[track_caller]
+    pub fn finish(mut self) -> Vec<String> {
+        let pid = nix::unistd::Pid::from_raw(self.strace.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("our own child");
+        self.strace.wait().expect("our own child");
+        fs::read_to_string(&self.out).expect("strace wrote it").lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+    }
+}

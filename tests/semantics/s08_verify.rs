@@ -1,0 +1,132 @@
+//! Semantics 8: what is returned has been verified.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::common::*;
+
+/// Flips one bit of what follows the first occurrence of `content` in a file below `dir`.
+fn flip(dir: &Path, content: &[u8], at: usize) -> PathBuf {
+    for path in files_below(dir) {
+        let mut bytes = read(&path);
+        if let Some(i) = bytes.windows(content.len()).position(|w| w == content) {
+            bytes[i + at] ^= 1;
+            let _ = chmod(&path, 0o600);
+            // In place: the file keeps its inode, as on a disk that rots.
+            let f = File::options().write(true).open(&path).expect("open");
+            f.write_all_at(&bytes[i + at..=i + at], (i + at) as u64).expect("write");
+            f.sync_all().expect("fsync");
+            return path;
+        }
+    }
+    panic!("no file below {} has that content", dir.display());
+}
+
+/// S8.1 Content is verified … when the daemon itself reads it (each group of 256 KiB, before one byte
+/// of it is returned).
+/// S8.3 Content that fails is EIO, and an event names the entry.
+#[test]
+fn s8_1_s8_3_a_flipped_bit_in_a_pack() {
+    let mut m = Mount::new();
+    m.entry("key1", |out| {
+        write(out.join("bad"), noise(20, 5000));
+        write(out.join("good"), noise(21, 5000));
+    });
+    m.entry_of("key2", "untouched");
+    m.terminate();
+    flip(&m.store().join("packs"), &noise(20, 5000)[..64], 3000);
+    m.start();
+    assert_errno!(fs::read(m.path("key1/outputs/bad")), EIO);
+    assert_errno!(fs::read(m.path("key1/outputs/bad")), EIO);
+    assert!(read(m.path("key1/outputs/good")) == noise(21, 5000));
+    assert_eq!(read(m.path("key2/outputs/f")), b"untouched");
+    eventually("the event", || m.has_event("damaged", "key1"));
+    assert!(!m.has_event("damaged", "key2"));
+    let out = m.run(&["cat", "key1", "outputs/bad"]);
+    assert!(out.stdout.is_empty() && !out.status.success(), "not a byte of it is shown");
+    assert_eq!(m.code(&["fsck", "--verify-data"]), 4, "the scrub finds it");
+}
+
+/// S8.1 "each group": what is sound of a large file can be read, what is not is EIO.
+#[test]
+fn s8_1_each_group_of_a_large_blob() {
+    let content = noise(22, 2 << 20);
+    for args in [&["--size", "4G", "--passthrough", "off"][..], &["--size", "4G", "--read-only"]] {
+        let mut m = Mount::with(&["--size", "4G"]);
+        m.entry_of("key1", &content);
+        m.terminate();
+        flip(&m.store().join("blobs"), &content[1 << 20..(1 << 20) + 64], 0);
+        m.start_with(args);
+        let f = File::open(m.path("key1/outputs/f")).expect("open");
+        let mut page = vec![0; 4096];
+        assert_errno!(f.read_exact_at(&mut page, 1 << 20), EIO);
+        f.read_exact_at(&mut page, 0).expect("the first group is sound");
+        assert!(page == content[..4096]);
+        eventually("the event", || m.has_event("damaged", "key1"));
+    }
+}
+
+/// S8.2 What the kernel passes through or holds mapped is verified at ingest and by the scrub.
+#[test]
+fn s8_2_the_scrub_finds_what_is_passed_through() {
+    let mut m = Mount::new();
+    let content = noise(23, 1 << 20);
+    m.entry_of("key1", &content);
+    assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
+    m.terminate();
+    flip(&m.store().join("blobs"), &content[..64], 5);
+    m.start();
+    let out = m.run(&["fsck", "--verify-data"]);
+    assert_eq!(out.status.code(), Some(4));
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("key1"), "the report names the entry: {said}");
+}
+
+/// S8.4 ENOENT means "no such output" and nothing else: lost content is EIO within a deadline, never a
+/// hang.
+#[test]
+fn s8_4_lost_content_is_eio() {
+    let mut m = Mount::new();
+    m.entry("key1", |out| {
+        write(out.join("small"), noise(24, 100));
+        write(out.join("big"), noise(25, 1 << 20));
+    });
+    m.terminate();
+    for dir in ["packs", "blobs"] {
+        files_below(&m.store().join(dir)).iter().for_each(|p| fs::remove_file(p).expect("unlink"));
+    }
+    m.start();
+    for name in ["small", "big"] {
+        let path = m.path("key1/outputs").join(name);
+        assert!(fs::metadata(&path).is_ok(), "the name is there: the manifest knows it");
+        let result = within(Duration::from_secs(10), "reading lost content", move || fs::read(path));
+        assert_errno!(result, EIO);
+    }
+    assert_errno!(fs::metadata(m.path("key1/outputs/other")), ENOENT);
+    eventually("the event", || m.has_event("damaged", "key1"));
+}
+
+/// S8.4 for a manifest that is lost or damaged.
+#[test]
+fn s8_4_a_damaged_manifest_is_eio() {
+    let mut m = Mount::new();
+    m.entry_of("key1", "x");
+    m.entry_of("key2", "y");
+    m.terminate();
+    let mut manifests = files_below(&m.store().join("manifests"));
+    manifests.retain(|p| p.extension().is_none() && read(p).windows(4).any(|w| w == b"key1"));
+    let [path] = &manifests[..] else { panic!("one manifest names key1: {manifests:?}") };
+    let mut bytes = read(path);
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::remove_file(path).expect("unlink");
+    write(path, bytes);
+    m.start();
+    let path = m.path("key1/outputs/f");
+    let result = within(Duration::from_secs(10), "reading below a damaged manifest", move || fs::read(path));
+    assert_errno!(result, EIO);
+    assert_eq!(read(m.path("key2/outputs/f")), b"y");
+    assert_eq!(m.code(&["fsck"]), 4);
+}
