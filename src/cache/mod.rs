@@ -328,6 +328,15 @@ impl Cache {
     pub(crate) fn free_replaced(&self, old: &EntryRow) {
         todo!()
     }
+    // ---- usage.rs
+    /// What the store uses and may use; cheap (kept in memory, refreshed in the background).
+    pub fn usage(&self) -> Result<Usage> {
+        todo!()
+    }
+    /// All figures, for `stats`, `stats.json` and `metrics`.
+    pub fn stats(&self) -> Result<Stats> {
+        todo!()
+    }
     // ---- recover.rs
     /// Called by `open` before anything else uses the cache: rebuilds the index when `fresh`,
     /// sweeps packs and blobs that nothing refers to, loads pins and rejections.
@@ -347,6 +356,42 @@ impl Cache {
     pub(crate) fn rejection_replaced(&self, key: &EntryKey) -> Result<()> {
         todo!()
     }
+}
+
+/// What the store uses of what it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// The quota, in bytes.
+    pub limit: u64,
+    /// Bytes used: packs, blobs, manifests, drafts, and what was evicted but is still held.
+    pub used: u64,
+    /// Number of entries.
+    pub entries: u64,
+    /// Bytes of drafts, of `used`.
+    pub drafts: u64,
+    /// Bytes evicted but still held, of `used`.
+    pub held: u64,
+}
+
+/// All figures of a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// The process that owns the store.
+    pub pid: u32,
+    /// The store's id.
+    pub store_id: String,
+    /// This program's version.
+    pub version: String,
+    /// What is used.
+    pub usage: Usage,
+    /// What the index holds.
+    pub totals: crate::index::Totals,
+    /// Bytes of outputs read from packs and blobs by this process.
+    pub blob_bytes_read: u64,
+    /// Entries evicted by this process.
+    pub evicted: u64,
+    /// Pins.
+    pub pins: u64,
 }
 
 /// Reading what an entry holds.

@@ -156,7 +156,7 @@ pub struct PackRow {
 }
 
 /// Totals, kept in the same transactions: O(1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
     /// Number of entries.
     pub entries: u64,

@@ -1,6 +1,10 @@
 //! Why a file-system operation failed; `fuse/errno.rs` alone turns these into errnos.
 
+use nix::errno::Errno;
+
 use crate::cache::CacheError;
+use crate::index::IndexError;
+use crate::store::StoreError;
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -8,7 +12,61 @@ pub enum VfsError {
     /// No such name.
     #[error("no such file or directory")]
     NotFound,
+    /// The name is taken.
+    #[error("the name exists")]
+    Exists,
+    /// Not a directory.
+    #[error("not a directory")]
+    NotDir,
+    /// A directory.
+    #[error("a directory")]
+    IsDir,
+    /// A directory with something in it.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// Sealed, or a read-only view.
+    #[error("read-only")]
+    ReadOnly,
+    /// Not a valid name or argument here.
+    #[error("not valid here")]
+    Invalid,
+    /// Between two drafts, or a draft and something else.
+    #[error("not within one draft")]
+    CrossDevice,
+    /// Not allowed here, whoever asks.
+    #[error("not permitted")]
+    NotPermitted,
+    /// No such attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// Not a thing this file system does.
+    #[error("not supported")]
+    Unsupported,
+    /// The kernel must look the name up again.
+    #[error("stale")]
+    Stale,
+    /// No such handle.
+    #[error("no such handle")]
+    BadHandle,
+    /// What the file system below a draft answered to the same operation.
+    #[error("{0}")]
+    Draft(#[from] Errno),
     /// The use case failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
+
+impl From<StoreError> for VfsError {
+    fn from(e: StoreError) -> Self {
+        VfsError::Cache(e.into())
+    }
+}
+
+impl From<IndexError> for VfsError {
+    fn from(e: IndexError) -> Self {
+        VfsError::Cache(e.into())
+    }
+}
+
+/// What every operation returns.
+pub type Result<T> = std::result::Result<T, VfsError>;

@@ -4,18 +4,47 @@
 //! (slot and record), everything else has a number in a table until the kernel forgets it; an
 //! entry with a look-up count is leased; no lock is held across disk I/O but a draft's gate.
 //! Must not know: fuser, errno values (its errors are [`VfsError`]), mounting, sockets.
+//!
+//! Operations are methods of [`View`], in a file per subject: `namespace` (which node a name is),
+//! `sealed`, `draft`, `control` (each kind of node), `files` (open, read, write), `dirs`
+//! (listing), `attrs`, `xattrs`, `gestures` (sealing and evicting by rename and chmod).
 
+mod attrs;
+mod control;
+mod dirs;
+mod draft;
 mod error;
+mod files;
+mod gestures;
+mod holder;
+pub mod ino;
+mod namespace;
+mod nodes;
+mod reach;
+mod sealed;
+mod slots;
+mod sys;
+mod types;
+mod xattrs;
 
-pub use error::VfsError;
+pub use error::{Result, VfsError};
+pub use holder::Kernel;
+pub use types::*;
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Entry, LeaseKind};
 use crate::model::EntryKey;
+use nodes::{DraftNode, Nodes};
+use reach::Reach;
+use sealed::SealedRef;
+use slots::Slots;
 
 /// What happens when a client stores over a sealed entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,14 +73,123 @@ pub struct ViewOptions {
 
 /// One mount's view of a cache.
 pub struct View {
-    _cache: Cache,
-    _options: ViewOptions,
+    cache: Cache,
+    options: ViewOptions,
+    /// Keys of a scoped view, with the leases that keep them.
+    scope: Option<HashMap<EntryKey, Option<Entry>>>,
+    owner: (u32, u32),
+    slots: Slots,
+    nodes: Nodes,
+    reach: Reach,
+    handles: RwLock<HashMap<u64, Arc<files::Handle>>>,
+    next_handle: AtomicU64,
+    kernel: OnceLock<Box<dyn Kernel>>,
+    /// Last change of the top directory, nanoseconds since 1970.
+    root_changed: AtomicI64,
+    /// Drafts this view has seen being made: only these may be sealed by quiet.
+    born_here: Mutex<HashSet<String>>,
+    /// One replacement draft is made at a time.
+    replacing: Mutex<()>,
+    publishing: Mutex<gestures::Publishing>,
+    ingest: files::IngestQueue,
 }
 
-#[allow(unused_variables, clippy::todo)]
+/// What a number stands for.
+enum Target {
+    Fixed(Ino),
+    Shard([u8; 4]),
+    Sealed(SealedRef),
+    Draft(Arc<DraftNode>),
+    Snapshot(Arc<[u8]>),
+    Task(Arc<str>),
+    Link(Arc<[u8]>),
+    Blob(Arc<nodes::BlobNode>),
+}
+
 impl View {
     /// Makes a view and registers it with the cache as a holder.
-    pub fn new(cache: Cache, options: ViewOptions) -> Result<Arc<View>, VfsError> {
-        todo!()
+    pub fn new(cache: Cache, mut options: ViewOptions) -> Result<Arc<View>> {
+        let mut scope = None;
+        if let Some(keys) = &options.scope {
+            options.read_only = true;
+            let mut leased = HashMap::new();
+            for key in keys {
+                leased.insert(key.clone(), cache.entry(key, LeaseKind::Hold)?);
+            }
+            scope = Some(leased);
+        }
+        let ingest = files::IngestQueue::start(cache.clone());
+        let view = Arc::new(View {
+            cache,
+            options,
+            scope,
+            owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+            slots: Slots::default(),
+            nodes: Nodes::default(),
+            reach: Reach::default(),
+            handles: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            kernel: OnceLock::new(),
+            root_changed: AtomicI64::new(now_ns()),
+            born_here: Mutex::default(),
+            replacing: Mutex::default(),
+            publishing: Mutex::default(),
+            ingest,
+        });
+        let holder: Arc<dyn crate::cache::Holder> = view.clone();
+        view.cache.register_holder(Arc::downgrade(&holder));
+        Ok(view)
     }
+
+    /// What the view shows and allows.
+    pub fn options(&self) -> &ViewOptions {
+        &self.options
+    }
+
+    /// Whether nothing can change through it.
+    pub fn read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    fn target(&self, ino: Ino) -> Result<Target> {
+        match ino::meaning(ino) {
+            ino::Meaning::Fixed(n) => Ok(Target::Fixed(n)),
+            ino::Meaning::Shard(s) => Ok(Target::Shard(s)),
+            ino::Meaning::Sealed { slot, record } => {
+                let slot = self.slots.get(slot).ok_or(VfsError::Stale)?;
+                if slot.entry.manifest().get(record).is_none() {
+                    return Err(VfsError::Stale);
+                }
+                Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino }))
+            }
+            ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {
+                nodes::Node::Draft(d) => match d.sealed() {
+                    Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino }),
+                    None => Target::Draft(d),
+                },
+                nodes::Node::Snapshot(s) => Target::Snapshot(s),
+                nodes::Node::Task(t) => Target::Task(t),
+                nodes::Node::Link(l) => Target::Link(l),
+                nodes::Node::Blob(b) => Target::Blob(b),
+            }),
+        }
+    }
+
+    /// The kernel gives back `n` look-ups of `ino`.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        match ino::meaning(ino) {
+            ino::Meaning::Sealed { slot, .. } => self.slots.forget(slot, n),
+            ino::Meaning::Table(t) => {
+                self.reach.drop_dir(t);
+                self.nodes.forget(t, n);
+            }
+            ino::Meaning::Fixed(_) | ino::Meaning::Shard(_) => {}
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now_ns() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }

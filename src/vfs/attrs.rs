@@ -1,0 +1,99 @@
+//! Attributes: reading and changing them, and the quota as `statfs` shows it.
+
+use std::time::Duration;
+
+use nix::sys::stat::fstat;
+
+use super::draft::draft_found;
+use super::types::{Attr, DRAFT_NAMES, FOREVER, Found, Ino, Kind, SetAttr, Space, Time};
+use super::{Result, Target, VfsError, View, ino};
+
+impl View {
+    /// Attributes of one of the tree's own directories or files.
+    pub(super) fn own_attr(&self, ino: Ino, kind: Kind, size: u64) -> Attr {
+        let changed = Time::from_ns(self.root_changed.load(std::sync::atomic::Ordering::Relaxed));
+        let writable = !self.read_only() && matches!(ino, ino::ROOT | ino::WORK | ino::TRASH);
+        let perm = match kind {
+            Kind::Dir if writable => 0o755,
+            Kind::Dir => 0o555,
+            Kind::Symlink => 0o777,
+            _ => 0o444,
+        };
+        Attr {
+            ino,
+            kind,
+            perm,
+            size,
+            blocks: 0,
+            nlink: if kind == Kind::Dir { 2 } else { 1 },
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            atime: changed,
+            mtime: changed,
+            ctime: changed,
+        }
+    }
+
+    /// Attributes of an inode, and how long they hold.
+    pub fn getattr(&self, ino: Ino) -> Result<Found> {
+        let own = |kind, size, ttl| Found {
+            attr: self.own_attr(ino, kind, size),
+            name_ttl: DRAFT_NAMES,
+            attr_ttl: ttl,
+        };
+        Ok(match self.target(ino)? {
+            Target::Fixed(_) => own(Kind::Dir, 0, Duration::ZERO),
+            Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, DRAFT_NAMES),
+            Target::Link(l) => own(Kind::Symlink, l.len() as u64, FOREVER),
+            Target::Snapshot(s) => own(Kind::File, s.len() as u64, FOREVER),
+            Target::Blob(b) => {
+                let mut found = own(Kind::File, b.size, FOREVER);
+                found.attr.blocks = b.size.div_ceil(512);
+                found
+            }
+            Target::Sealed(r) => self.sealed_found(&r),
+            Target::Draft(node) => draft_found(ino, &{
+                let (fd, _) = self.reach.pin(&node)?;
+                fstat(&*fd)?
+            }),
+        })
+    }
+
+    /// Changes attributes. Taking the write bits of a draft's top directory may seal it: see
+    /// [`seals_by_chmod`](View::seals_by_chmod).
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Found> {
+        match self.target(ino)? {
+            Target::Sealed(r) => self.sealed_setattr(&r, set),
+            _ if self.read_only() => Err(VfsError::ReadOnly),
+            Target::Draft(node) => {
+                if self.seals_by_chmod(ino, set) {
+                    self.seal_by_chmod(&node)?;
+                    return self.getattr(ino);
+                }
+                self.draft_setattr(&node, set)
+            }
+            _ => Err(VfsError::NotPermitted),
+        }
+    }
+
+    /// A symlink's target.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match self.target(ino)? {
+            Target::Sealed(r) => Ok(r.entry.manifest().target(r.record).to_vec()),
+            Target::Draft(node) => self.draft_readlink(&node),
+            Target::Link(l) => Ok(l.to_vec()),
+            _ => Err(VfsError::Invalid),
+        }
+    }
+
+    /// The quota, as a file system's size.
+    pub fn statfs(&self) -> Result<Space> {
+        let usage = self.cache.usage()?;
+        Ok(Space {
+            total_bytes: usage.limit,
+            free_bytes: usage.limit.saturating_sub(usage.used),
+            files: usage.entries,
+        })
+    }
+}

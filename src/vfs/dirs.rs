@@ -1,0 +1,169 @@
+//! Listing directories: in pages, each item saying where to go on.
+//!
+//! Only drafts need a handle (their names as of the last rewind); everything else is listed
+//! from its position alone. The top directory lists drafts first and then entries by row id, in
+//! pages from the index: a draft that is sealed meanwhile appears again rather than not at all.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use parking_lot::Mutex;
+
+use super::files::Handle;
+use super::nodes::DraftNode;
+use super::reach::identity;
+use super::sealed::SealedRef;
+use super::types::{DirItem, Found, Ino, Kind};
+use super::{Overwrite, Result, Target, VfsError, View, ino};
+use crate::model::RecordKind;
+use crate::store::DraftPlace;
+
+/// Items read from the index at a time.
+const PAGE: usize = 512;
+/// Positions of the top directory's entries start here: row id + this.
+const ENTRIES: u64 = 1 << 61;
+
+fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
+    DirItem { name: name.to_vec(), kind, ino, next }
+}
+
+impl View {
+    /// Opens a directory; 0 is a handle that needs no release.
+    pub fn opendir(&self, ino: Ino) -> Result<u64> {
+        match self.target(ino)? {
+            Target::Draft(_) => Ok(self.add_handle(Handle::Dir(Mutex::default()))),
+            Target::Snapshot(_) | Target::Link(_) | Target::Blob(_) => Err(VfsError::NotDir),
+            _ => Ok(0),
+        }
+    }
+
+    /// The next items after `offset` (0 starts; `.` and `..` are the adapter's). Empty at the end.
+    pub fn readdir(&self, ino: Ino, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
+        match self.target(ino)? {
+            Target::Sealed(r) => Ok(self.list_sealed(&r, offset)),
+            Target::Draft(node) => self.list_draft(&node, fh, offset),
+            Target::Fixed(ino::ROOT) => self.list_root(offset),
+            Target::Fixed(ino::CONTROL) => Ok(self.list_control(offset)),
+            Target::Fixed(ino::WORK) => Ok(self.list_work(offset)),
+            Target::Fixed(ino::BY_TASK) => self.list_tasks(offset),
+            Target::Task(task) => self.list_task(&task, offset),
+            Target::Fixed(_) | Target::Shard(_) => Ok(Vec::new()),
+            _ => Err(VfsError::NotDir),
+        }
+    }
+
+    /// Looks an item up that a listing gave, for listings with attributes.
+    pub fn look_up_item(&self, caller: super::Caller, dir: Ino, found: &DirItem) -> Result<Found> {
+        self.lookup(caller, dir, OsStr::from_bytes(&found.name))
+    }
+
+    fn list_sealed(&self, r: &SealedRef, offset: u64) -> Vec<DirItem> {
+        let m = r.entry.manifest();
+        let range = m.children(r.record);
+        let from = range.start.saturating_add(u32::try_from(offset).unwrap_or(u32::MAX)).min(range.end);
+        (from..range.end)
+            .take(4 * PAGE)
+            .map(|c| {
+                let kind = match m.records()[c as usize].kind() {
+                    RecordKind::Dir => Kind::Dir,
+                    RecordKind::File => Kind::File,
+                    RecordKind::Symlink => Kind::Symlink,
+                };
+                item(m.name(c), kind, self.sealed_number(&r.entry, c), u64::from(c - range.start) + 1)
+            })
+            .collect()
+    }
+
+    fn list_draft(&self, node: &Arc<DraftNode>, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
+        let handle = if fh == 0 { None } else { Some(self.handle(fh)?) };
+        let Some(Handle::Dir(names)) = handle.as_deref() else { return self.read_names(node) };
+        if offset == 0 {
+            let fresh = self.read_names(node)?;
+            *names.lock() = fresh;
+        }
+        let names = names.lock();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(names.len());
+        Ok(names[from..].iter().take(4 * PAGE).cloned().collect())
+    }
+
+    fn read_names(&self, node: &Arc<DraftNode>) -> Result<Vec<DirItem>> {
+        let fd = openat(
+            &*self.reach.dir(node)?,
+            ".",
+            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let dev = identity(&nix::sys::stat::fstat(&fd)?).0;
+        let mut dir = nix::dir::Dir::from_fd(fd)?;
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let kind = entry.file_type().map_or(Kind::File, Kind::of_dirent);
+            let number = self.nodes.draft((dev, entry.ino())).map_or(entry.ino(), |n| n.ino);
+            names.push(item(name, kind, number, names.len() as u64 + 1));
+        }
+        Ok(names)
+    }
+
+    fn list_root(&self, offset: u64) -> Result<Vec<DirItem>> {
+        if let Some(scope) = &self.scope {
+            let mut keys: Vec<_> =
+                scope.iter().filter(|(_, e)| e.is_some()).map(|(k, _)| k.as_str()).collect();
+            keys.sort_unstable();
+            let items = (1u64..).zip(keys).skip(offset as usize);
+            return Ok(items.map(|(n, k)| item(k.as_bytes(), Kind::Dir, 0, n)).collect());
+        }
+        let mut out = Vec::new();
+        if offset < ENTRIES && !self.read_only() {
+            let mut keys: Vec<_> =
+                self.cache.drafts().iter().filter_map(|d| self.shown_key(&d.place())).collect();
+            keys.sort_unstable();
+            let items = (1u64..).zip(keys).skip(offset as usize);
+            out.extend(items.map(|(n, k)| item(k.as_bytes(), Kind::Dir, 0, n)));
+        }
+        if out.is_empty() {
+            let after = offset.saturating_sub(ENTRIES) as i64;
+            for (id, key) in self.cache.index().keys_after(after, PAGE)? {
+                out.push(item(key.as_str().as_bytes(), Kind::Dir, 0, ENTRIES + id as u64));
+            }
+        }
+        Ok(out)
+    }
+
+    /// The name under which the top directory lists a draft.
+    fn shown_key(&self, place: &DraftPlace) -> Option<String> {
+        match place {
+            DraftPlace::InPlace { key } => Some(key.as_str().to_owned()),
+            // Listed as the entry it will replace, unless that was evicted meanwhile.
+            DraftPlace::Replace { key } if self.options.overwrite == Overwrite::Replace => {
+                let sealed = self.cache.index().entry(key).ok().flatten();
+                sealed.is_none().then(|| key.as_str().to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn list_work(&self, offset: u64) -> Vec<DirItem> {
+        if self.read_only() {
+            return Vec::new();
+        }
+        let mut names: Vec<_> = self
+            .cache
+            .drafts()
+            .iter()
+            .filter_map(|d| match d.place() {
+                DraftPlace::Work { name } => Some(name),
+                _ => None,
+            })
+            .collect();
+        names.sort_unstable();
+        (1u64..).zip(names).skip(offset as usize).map(|(n, name)| item(&name, Kind::Dir, 0, n)).collect()
+    }
+}

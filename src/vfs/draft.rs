@@ -1,0 +1,264 @@
+//! Drafts: operations on a real tree below, by descriptors, one component at a time.
+//!
+//! Invariants: nothing is followed that a client planted (symlinks, `..`); every change happens
+//! inside the draft's gate; names and numbers in the node table follow each rename and unlink.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+
+use super::nodes::{DraftAt, DraftNode};
+use super::reach::{identity, proc_path};
+use super::types::{Attr, Caller, DRAFT_NAMES, Found, Ino, Kind, SetAttr, Time};
+use super::{Result, VfsError, View, sys};
+use crate::cache::Gate;
+
+/// Attributes as the file system below has them.
+pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
+    Attr {
+        ino,
+        kind: Kind::of_mode(st.st_mode),
+        perm: st.st_mode & 0o7777,
+        size: st.st_size as u64,
+        blocks: st.st_blocks as u64,
+        nlink: st.st_nlink as u32,
+        uid: st.st_uid,
+        gid: st.st_gid,
+        rdev: st.st_rdev as u32,
+        atime: Time { sec: st.st_atime, nsec: st.st_atime_nsec as u32 },
+        mtime: Time { sec: st.st_mtime, nsec: st.st_mtime_nsec as u32 },
+        ctime: Time { sec: st.st_ctime, nsec: st.st_ctime_nsec as u32 },
+    }
+}
+
+pub(super) fn draft_found(ino: Ino, st: &libc::stat) -> Found {
+    // Attributes are always asked for: times and link counts are live.
+    Found { attr: draft_attr(ino, st), name_ttl: DRAFT_NAMES, attr_ttl: std::time::Duration::ZERO }
+}
+
+fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
+    Ok(fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+/// What a new inode is.
+pub(super) enum Make<'a> {
+    Dir { mode: u32 },
+    Symlink { target: &'a Path },
+    Node { mode: u32, rdev: u32 },
+}
+
+impl View {
+    /// Enters a node's draft to change it.
+    pub(super) fn gate<'a>(&self, node: &'a DraftNode) -> Result<Gate<'a>> {
+        node.draft.change().ok_or(VfsError::Stale)
+    }
+
+    pub(super) fn draft_lookup(&self, dir: &Arc<DraftNode>, name: &OsStr) -> Result<Found> {
+        if dir.kind != Kind::Dir {
+            return Err(VfsError::NotDir);
+        }
+        let st = stat_at(&*self.reach.dir(dir)?, name)?;
+        Ok(self.draft_enter(dir, name, &st))
+    }
+
+    fn draft_enter(&self, dir: &Arc<DraftNode>, name: &OsStr, st: &libc::stat) -> Found {
+        let kind = Kind::of_mode(st.st_mode);
+        let at = DraftAt::Child(dir, name);
+        let node = self.nodes.look_up_draft(&dir.draft, identity(st), kind, at);
+        draft_found(node.ino, st)
+    }
+
+    /// Gives a new inode the caller's identity and exactly the mode asked for.
+    fn adopt_new(
+        &self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        caller: Caller,
+        mode: Option<u32>,
+    ) -> Result<libc::stat> {
+        let mut st = stat_at(dir, name)?;
+        let mut changed = false;
+        if self.owner.0 == 0 && (caller.uid, caller.gid) != (st.st_uid, st.st_gid) {
+            // In a set-group-id directory the group is the directory's, as on any file system.
+            let inherits = fstat(dir)?.st_mode & libc::S_ISGID != 0;
+            let gid = (!inherits).then(|| Gid::from_raw(caller.gid));
+            fchownat(dir, name, Some(Uid::from_raw(caller.uid)), gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            changed = true;
+        }
+        if let Some(mode) = mode {
+            let inherited =
+                st.st_mode & libc::S_ISGID & if st.st_mode & libc::S_IFMT == libc::S_IFDIR { !0 } else { 0 };
+            let want = mode & 0o7777 | inherited;
+            if changed || st.st_mode & 0o7777 != want {
+                let want = Mode::from_bits_truncate(want);
+                fchmodat(dir, name, want, FchmodatFlags::FollowSymlink)?;
+                changed = true;
+            }
+        }
+        if changed {
+            st = stat_at(dir, name)?;
+        }
+        Ok(st)
+    }
+
+    pub(super) fn draft_make(
+        &self,
+        caller: Caller,
+        parent: &Arc<DraftNode>,
+        name: &OsStr,
+        what: Make,
+    ) -> Result<Found> {
+        let _gate = self.gate(parent)?;
+        self.cache.make_room(0)?;
+        let dir = self.reach.dir(parent)?;
+        let mode = match what {
+            Make::Dir { mode } => {
+                mkdirat(&*dir, name, Mode::from_bits_truncate(mode & 0o7777))?;
+                Some(mode)
+            }
+            Make::Symlink { target } => {
+                symlinkat(target, &*dir, name)?;
+                None
+            }
+            Make::Node { mode, rdev } => {
+                let kind = SFlag::from_bits_truncate(mode & libc::S_IFMT);
+                mknodat(&*dir, name, kind, Mode::from_bits_truncate(mode & 0o7777), rdev.into())?;
+                Some(mode)
+            }
+        };
+        let st = self.adopt_new(&dir, name, caller, mode)?;
+        Ok(self.draft_enter(parent, name, &st))
+    }
+
+    /// Makes a regular file that did not exist and opens it.
+    pub(super) fn draft_create(
+        &self,
+        caller: Caller,
+        parent: &Arc<DraftNode>,
+        name: &OsStr,
+        mode: u32,
+        flags: OFlag,
+    ) -> Result<(Found, OwnedFd)> {
+        let dir = self.reach.dir(parent)?;
+        let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&*dir, name, flags, Mode::from_bits_truncate(mode & 0o7777))?;
+        let st = self.adopt_new(&dir, name, caller, Some(mode))?;
+        Ok((self.draft_enter(parent, name, &st), fd))
+    }
+
+    pub(super) fn draft_link(
+        &self,
+        node: &Arc<DraftNode>,
+        parent: &Arc<DraftNode>,
+        name: &OsStr,
+    ) -> Result<Found> {
+        if !Arc::ptr_eq(&node.draft, &parent.draft) {
+            return Err(VfsError::CrossDevice);
+        }
+        let _gate = self.gate(parent)?;
+        let dir = self.reach.dir(parent)?;
+        let (fd, _) = self.reach.pin(node)?;
+        linkat(AT_FDCWD, &proc_path(&fd), &*dir, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+        let st = stat_at(&dir, name)?;
+        Ok(self.draft_enter(parent, name, &st))
+    }
+
+    /// The known node at a name, reachable even after the name is gone.
+    fn known_at(&self, dir: &OwnedFd, name: &OsStr) -> Option<(Arc<DraftNode>, Option<Arc<OwnedFd>>)> {
+        let st = stat_at(dir, name).ok()?;
+        let node = self.nodes.draft(identity(&st))?;
+        let fd = self.reach.pin(&node).ok().map(|(fd, _)| fd);
+        Some((node, fd))
+    }
+
+    pub(super) fn draft_remove(&self, parent: &Arc<DraftNode>, name: &OsStr, dir_wanted: bool) -> Result<()> {
+        let _gate = self.gate(parent)?;
+        let dir = self.reach.dir(parent)?;
+        let known = self.known_at(&dir, name);
+        let how = if dir_wanted { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        unlinkat(&*dir, name, how)?;
+        if let Some((node, fd)) = known {
+            node.drop_name(parent.ino, name, fd);
+            self.reach.drop_dir(node.ino);
+        }
+        Ok(())
+    }
+
+    pub(super) fn draft_rename(
+        &self,
+        from: &Arc<DraftNode>,
+        name: &OsStr,
+        to: &Arc<DraftNode>,
+        new: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        if !Arc::ptr_eq(&from.draft, &to.draft) {
+            return Err(VfsError::CrossDevice);
+        }
+        let flags = RenameFlags::from_bits(flags).ok_or(VfsError::Invalid)?;
+        let _gate = self.gate(from)?;
+        let (from_dir, to_dir) = (self.reach.dir(from)?, self.reach.dir(to)?);
+        let moved = self.known_at(&from_dir, name);
+        let target = self.known_at(&to_dir, new);
+        renameat2(&*from_dir, name, &*to_dir, new, flags)?;
+        // Renaming one hard link over another of the same file changes nothing.
+        if let (Some((a, _)), Some((b, _))) = (&moved, &target) {
+            if a.ino == b.ino {
+                return Ok(());
+            }
+        }
+        if let Some((node, fd)) = target {
+            if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+                node.add_name(from, name);
+                node.drop_name(to.ino, new, None);
+            } else {
+                node.drop_name(to.ino, new, fd);
+                self.reach.drop_dir(node.ino);
+            }
+        }
+        if let Some((node, _)) = moved {
+            node.add_name(to, new);
+            node.drop_name(from.ino, name, None);
+        }
+        Ok(())
+    }
+
+    pub(super) fn draft_setattr(&self, node: &Arc<DraftNode>, set: &SetAttr) -> Result<Found> {
+        let _gate = self.gate(node)?;
+        if set.size.is_some() {
+            node.draft.cancel_ingest(node.backing.0, node.backing.1);
+        }
+        let (fd, st) = self.reach.pin(node)?;
+        let path = proc_path(&fd);
+        if let Some(size) = set.size {
+            if size > st.st_size as u64 {
+                self.cache.make_room(0)?;
+            }
+            nix::unistd::truncate(&path, i64::try_from(size).map_err(|_| Errno::EFBIG)?)?;
+        }
+        if set.uid.is_some() || set.gid.is_some() {
+            let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+            nix::unistd::chown(&path, uid, gid)?;
+        }
+        if let Some(mode) = set.mode {
+            let mode = Mode::from_bits_truncate(mode & 0o7777);
+            fchmodat(AT_FDCWD, &path, mode, FchmodatFlags::FollowSymlink)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            sys::set_times(&path, set.atime, set.mtime)?;
+        }
+        Ok(draft_found(node.ino, &fstat(&fd)?))
+    }
+
+    pub(super) fn draft_readlink(&self, node: &Arc<DraftNode>) -> Result<Vec<u8>> {
+        let (fd, _) = self.reach.pin(node)?;
+        Ok(nix::fcntl::readlinkat(&*fd, "")?.as_bytes().to_vec())
+    }
+}

@@ -1,0 +1,329 @@
+//! Open files: opening, reading, writing, and ingesting after the last writer.
+//!
+//! Invariants: only draft files and directory listings have handles (sealed files are read by
+//! number alone); a handle for writing is counted in its draft from before the file is opened
+//! until after it was released, so that sealing knows its writers.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Sender, bounded};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate, open};
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{Whence, fdatasync, fsync, lseek64};
+use parking_lot::Mutex;
+
+use super::nodes::{BlobNode, DraftNode};
+use super::reach::proc_path;
+use super::types::{Caller, DirItem, Found, How, Ino, Opened};
+use super::{Result, Target, VfsError, View};
+use crate::cache::{Cache, Draft};
+use crate::model::groups::{GroupHasher, group_count};
+use crate::store::{Location, PACK_LIMIT};
+
+/// What a handle number stands for.
+pub(super) enum Handle {
+    /// An open file of a draft.
+    File { fd: Arc<OwnedFd>, node: Arc<DraftNode>, writer: bool },
+    /// A directory of a draft being listed: its names as of the last rewind.
+    Dir(Mutex<Vec<DirItem>>),
+}
+
+/// Flags of open(2) that mean something for the file below; the kernel does the rest.
+const PASSED: OFlag = OFlag::O_ACCMODE.union(OFlag::O_SYNC).union(OFlag::O_DSYNC);
+
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl View {
+    pub(super) fn add_handle(&self, handle: Handle) -> u64 {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.write().insert(fh, Arc::new(handle));
+        fh
+    }
+
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.handles.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
+    }
+
+    fn file_handle(&self, fh: u64) -> Result<(Arc<OwnedFd>, Arc<DraftNode>)> {
+        match &*self.handle(fh)? {
+            Handle::File { fd, node, .. } => Ok((fd.clone(), node.clone())),
+            Handle::Dir(_) => Err(VfsError::IsDir),
+        }
+    }
+
+    /// Opens a file.
+    pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+        match self.target(ino)? {
+            Target::Sealed(r) if writes(flags) => Err(self.refuse_change(&r.entry)),
+            Target::Sealed(r) => self.sealed_open(&r),
+            Target::Draft(_) if writes(flags) && self.read_only() => Err(VfsError::ReadOnly),
+            Target::Draft(node) => self.open_draft(&node, flags),
+            _ if writes(flags) => Err(VfsError::ReadOnly),
+            Target::Snapshot(_) | Target::Blob(_) => Ok(Opened { fh: 0, how: How::Keep }),
+            _ => Err(VfsError::IsDir),
+        }
+    }
+
+    fn open_draft(&self, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
+        let flags = OFlag::from_bits_retain(flags);
+        if !writes(flags.bits()) {
+            let (pinned, _) = self.reach.pin(node)?;
+            let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
+            return Ok(self.opened(node, fd, false));
+        }
+        let _gate = self.gate(node)?;
+        // Counted first: sealing must not overlook it; the hash's lease must be gone, or the open waits.
+        node.draft.writer_opened();
+        node.draft.cancel_ingest(node.backing.0, node.backing.1);
+        let opened = self.reach.pin(node).and_then(|(pinned, _)| {
+            Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
+        });
+        match opened {
+            Ok(fd) => Ok(self.opened(node, fd, true)),
+            Err(e) => {
+                node.draft.writer_closed();
+                Err(e)
+            }
+        }
+    }
+
+    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, writer: bool) -> Opened {
+        let fd = Arc::new(fd);
+        node.add_handle(&fd);
+        let fh = self.add_handle(Handle::File { fd: fd.clone(), node: node.clone(), writer });
+        Opened { fh, how: How::Backing(fd) }
+    }
+
+    /// Makes a regular file and opens it; opens the one that stands there, unless `O_EXCL`.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &std::ffi::OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Found, Opened)> {
+        let dir = match self.target(parent)? {
+            Target::Draft(d) if !self.read_only() => d,
+            Target::Sealed(r) => return Err(self.refuse_change(&r.entry)),
+            _ if self.read_only() => return Err(VfsError::ReadOnly),
+            _ => return Err(VfsError::NotPermitted),
+        };
+        let gate = self.gate(&dir)?;
+        self.cache.make_room(0)?;
+        dir.draft.writer_opened();
+        let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
+        match made {
+            Ok((found, fd)) => {
+                let Target::Draft(node) = self.target(found.attr.ino)? else { return Err(VfsError::Stale) };
+                if !writes(flags) {
+                    dir.draft.writer_closed();
+                }
+                Ok((found, self.opened(&node, fd, writes(flags))))
+            }
+            Err(e) => {
+                dir.draft.writer_closed();
+                drop(gate);
+                if !matches!(e, VfsError::Draft(Errno::EEXIST)) || flags & libc::O_EXCL != 0 {
+                    return Err(e);
+                }
+                let found = self.draft_lookup(&dir, name)?;
+                let opened = self.open(found.attr.ino, flags & !libc::O_CREAT);
+                if opened.is_err() {
+                    self.forget(found.attr.ino, 1);
+                }
+                Ok((found, opened?))
+            }
+        }
+    }
+
+    /// Reads from an open file (or, for sealed files and control files, by number).
+    pub fn read(&self, ino: Ino, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if fh != 0 {
+            let (fd, _) = self.file_handle(fh)?;
+            return read_full(&fd, offset, buf);
+        }
+        match self.target(ino)? {
+            Target::Sealed(r) => Ok(r.entry.read(r.record, offset, buf)?),
+            Target::Snapshot(content) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let n = buf.len().min(content.len() - from);
+                buf[..n].copy_from_slice(&content[from..from + n]);
+                Ok(n)
+            }
+            Target::Blob(b) => self.read_blob(&b, offset, buf),
+            Target::Draft(node) => {
+                let (pinned, _) = self.reach.pin(&node)?;
+                let fd = open(&proc_path(&pinned), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+                read_full(&fd, offset, buf)
+            }
+            _ => Err(VfsError::IsDir),
+        }
+    }
+
+    fn read_blob(&self, b: &BlobNode, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let at = self.cache.index().blob(&b.hash)?.ok_or(VfsError::Stale)?.location;
+        let store = self.cache.store();
+        if group_count(b.size) > 0 && b.groups.get().is_none() && at == Location::Loose {
+            // A blob without its entry has no group list at hand: the first read makes one.
+            let file = store.blob_file(&b.hash)?;
+            let mut hasher = GroupHasher::default();
+            let mut piece = vec![0u8; 1 << 20];
+            let mut pos = 0;
+            loop {
+                let n = pread(&file, &mut piece, pos)?;
+                if n == 0 {
+                    break;
+                }
+                hasher.update(&piece[..n]);
+                pos += n as i64;
+            }
+            let (_, groups, _) = hasher.finish();
+            let _ = b.groups.set(groups);
+        }
+        let groups = b.groups.get().map_or(&[][..], |g| g);
+        Ok(store.read_verified(&b.hash, b.size, groups, at, offset, buf)?)
+    }
+
+    /// Writes to an open file; `drop_setid` clears set-id bits first, as a local file system does.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], drop_setid: bool) -> Result<usize> {
+        let (fd, _) = self.file_handle(fh)?;
+        if drop_setid {
+            let mode = fstat(&*fd)?.st_mode;
+            if mode & 0o6000 != 0 {
+                nix::sys::stat::fchmod(&*fd, Mode::from_bits_truncate(mode & 0o1777))?;
+            }
+        }
+        let mut done = 0;
+        while done < data.len() {
+            match pwrite(&*fd, &data[done..], (offset + done as u64) as i64) {
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(e) if done == 0 => return Err(e.into()),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// The last reference to a handle is gone.
+    pub fn release(&self, fh: u64) {
+        let Some(handle) = self.handles.write().remove(&fh) else { return };
+        if let Handle::File { fd, node, writer: true } = &*handle {
+            node.draft.writer_closed();
+            // Small files are hashed when they are packed or asked for.
+            if fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT) {
+                self.ingest.push(node.draft.clone(), fd.clone());
+            }
+        }
+    }
+
+    /// Makes an open file durable.
+    pub fn fsync(&self, ino: Ino, fh: u64, data_only: bool) -> Result<()> {
+        if fh != 0 {
+            if let Handle::File { fd, .. } = &*self.handle(fh)? {
+                return Ok(if data_only { fdatasync(&**fd)? } else { fsync(&**fd)? });
+            }
+        }
+        match self.target(ino)? {
+            Target::Draft(node) => {
+                let (pinned, _) = self.reach.pin(&node)?;
+                let fd = open(&proc_path(&pinned), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+                Ok(fsync(&fd)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// fallocate(2) on an open file.
+    pub fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
+        self.cache.make_room(0)?;
+        let (fd, _) = self.file_handle(fh)?;
+        let mode = FallocateFlags::from_bits(mode).ok_or(VfsError::Unsupported)?;
+        Ok(fallocate(&*fd, mode, offset as i64, len as i64)?)
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`.
+    pub fn seek(&self, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64> {
+        if fh != 0 {
+            let (fd, _) = self.file_handle(fh)?;
+            let whence = match whence {
+                libc::SEEK_DATA => Whence::SeekData,
+                libc::SEEK_HOLE => Whence::SeekHole,
+                _ => return Err(VfsError::Invalid),
+            };
+            return Ok(lseek64(&*fd, offset, whence)?);
+        }
+        // Without a handle there are no holes: all is data up to the end.
+        let size = self.getattr(ino)?.attr.size as i64;
+        match whence {
+            _ if offset >= size || offset < 0 => Err(VfsError::Draft(Errno::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(VfsError::Invalid),
+        }
+    }
+
+    /// copy_file_range(2) between two open files of drafts.
+    pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: usize) -> Result<usize> {
+        if from.0 == 0 || to.0 == 0 {
+            return Err(VfsError::CrossDevice);
+        }
+        let ((src, _), (dst, _)) = (self.file_handle(from.0)?, self.file_handle(to.0)?);
+        let (mut at, mut into) = (from.1 as i64, to.1 as i64);
+        Ok(copy_file_range(&*src, Some(&mut at), &*dst, Some(&mut into), len)?)
+    }
+}
+
+fn read_full(fd: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match pread(fd, &mut buf[done..], (offset + done as u64) as i64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Files whose last writer may have gone, hashed one after another in the background.
+pub(super) struct IngestQueue(Sender<(Arc<Draft>, Arc<OwnedFd>)>);
+
+impl IngestQueue {
+    /// More than this many waiting files are left to sealing.
+    const WAITING: usize = 256;
+
+    pub fn start(cache: Cache) -> Self {
+        let (tx, rx) = bounded::<(Arc<Draft>, Arc<OwnedFd>)>(Self::WAITING);
+        let work = move || {
+            for (draft, fd) in rx {
+                let reopened = open(&proc_path(&fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+                // The lease needs the writer's own descriptor to be gone.
+                drop(fd);
+                if let Ok(file) = reopened {
+                    if let Err(e) = cache.ingest(&draft, &std::fs::File::from(file)) {
+                        tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed; sealing will do it");
+                    }
+                }
+            }
+        };
+        // Without the thread files are hashed when they are sealed.
+        if let Err(e) = std::thread::Builder::new().name("ingest".into()).spawn(work) {
+            tracing::warn!(error = %e, "cannot start the ingest thread");
+        }
+        Self(tx)
+    }
+
+    fn push(&self, draft: Arc<Draft>, fd: Arc<OwnedFd>) {
+        let _ = self.0.try_send((draft, fd));
+    }
+}

@@ -1,0 +1,222 @@
+//! Gestures: renames and chmods that seal, move or evict.
+//!
+//! A rename in the kernel holds the lock of the top directory, under which no new name can be
+//! looked up there. So the first RENAME that would publish a draft is answered with `Stale`: the
+//! kernel lets go of its locks and looks the path up again, and that look-up of `work` is what
+//! waits while the draft is prepared. The second RENAME then has only the commit left to do.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+
+use super::nodes::DraftNode;
+use super::types::{Caller, Ino, SetAttr};
+use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
+use crate::cache::{Draft, Entry, LeaseKind, SealRequest};
+use crate::model::manifest::Origin;
+use crate::model::{EntryKey, Metadata};
+use crate::store::DraftPlace;
+
+/// Publishing renames between their first and second RENAME, by the thread that renames.
+#[derive(Default)]
+pub(super) struct Publishing(HashMap<u32, (Arc<Draft>, Instant)>);
+
+/// A second RENAME that did not come within this time never will.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// What stands at a name of the top directory or of `work`.
+pub(super) enum TopLevel {
+    Draft(Arc<Draft>),
+    Sealed(Entry),
+}
+
+/// This machine's name, for the record.
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+impl View {
+    pub(super) fn top_level(&self, dir: Ino, name: &OsStr) -> Result<TopLevel> {
+        if dir == ino::WORK {
+            let draft = self.cache.work_draft(name.as_bytes()).ok_or(VfsError::NotFound)?;
+            return Ok(TopLevel::Draft(draft));
+        }
+        let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
+        if let Some(draft) = self.shown_draft(&key) {
+            return Ok(TopLevel::Draft(draft));
+        }
+        let entry = self.cache.entry(&key, LeaseKind::Hold)?.ok_or(VfsError::NotFound)?;
+        Ok(TopLevel::Sealed(entry))
+    }
+
+    /// Renames: within a draft as on any file system, at the top level as a gesture.
+    pub fn rename(
+        &self,
+        caller: Caller,
+        from: Ino,
+        name: &OsStr,
+        to: Ino,
+        new: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        let (source, target) = (self.target(from)?, self.target(to)?);
+        if self.read_only() {
+            return Err(VfsError::ReadOnly);
+        }
+        match (source, target) {
+            (Target::Draft(a), Target::Draft(b)) => self.draft_rename(&a, name, &b, new, flags),
+            (Target::Sealed(r), _) | (_, Target::Sealed(r)) => Err(self.refuse_change(&r.entry)),
+            (Target::Fixed(a @ (ino::ROOT | ino::WORK)), Target::Fixed(b)) => {
+                if flags & (libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
+                    return Err(VfsError::Invalid);
+                }
+                match (self.top_level(a, name)?, b) {
+                    (what, ino::TRASH) => self.throw_away(what),
+                    (TopLevel::Sealed(_), _) => Err(VfsError::ReadOnly),
+                    (TopLevel::Draft(d), ino::ROOT | ino::WORK) => self.move_top(caller, &d, b, new),
+                    _ => Err(VfsError::NotPermitted),
+                }
+            }
+            (Target::Fixed(_), _) | (_, Target::Fixed(_)) => Err(VfsError::CrossDevice),
+            _ => Err(VfsError::NotPermitted),
+        }
+    }
+
+    fn throw_away(&self, what: TopLevel) -> Result<()> {
+        match what {
+            TopLevel::Draft(d) => self.cache.drop_draft(&d, "trash")?,
+            TopLevel::Sealed(entry) => {
+                let key = entry.key().clone();
+                drop(entry);
+                self.cache.evict(&key, "trash")?;
+            }
+        }
+        self.note_root_change();
+        Ok(())
+    }
+
+    fn move_top(&self, caller: Caller, draft: &Arc<Draft>, to: Ino, new: &OsStr) -> Result<()> {
+        if to == ino::WORK {
+            if self.cache.work_draft(new.as_bytes()).is_some() {
+                return Err(VfsError::Exists);
+            }
+            self.cache.move_draft(draft, DraftPlace::Work { name: new.as_bytes().to_vec() })?;
+            self.note_root_change();
+            return Ok(());
+        }
+        let key = EntryKey::parse_os(new).map_err(|_| VfsError::Invalid)?;
+        if self.cache.draft_for(&key).is_some() || self.cache.index().entry(&key)?.is_some() {
+            return Err(VfsError::Exists);
+        }
+        match draft.place() {
+            DraftPlace::Work { name } => self.publish(caller, draft, key, &name)?,
+            _ => self.cache.move_draft(draft, DraftPlace::InPlace { key })?,
+        }
+        self.note_root_change();
+        Ok(())
+    }
+
+    fn publish(&self, caller: Caller, draft: &Arc<Draft>, key: EntryKey, name: &[u8]) -> Result<()> {
+        {
+            let mut p = self.publishing.lock();
+            p.0.retain(|_, (_, since)| since.elapsed() < RETRY);
+            let second = p.0.remove(&caller.pid).is_some_and(|(d, _)| Arc::ptr_eq(&d, draft));
+            if !second {
+                p.0.insert(caller.pid, (draft.clone(), Instant::now()));
+                return Err(VfsError::Stale);
+            }
+        }
+        let source = String::from_utf8_lossy(name).into_owned();
+        let origin = Origin { how: "rename".into(), uid: caller.uid, host: host_name(), source };
+        self.cache.seal(draft, SealRequest { key, origin, inferred: false, replace: false })?;
+        Ok(())
+    }
+
+    /// Whether this look-up is the one between a publishing rename's two attempts: it will wait
+    /// for the draft to be prepared, so it must not be answered by a thread that others need.
+    pub fn look_up_waits(&self, caller: Caller, parent: Ino) -> bool {
+        parent == ino::CONTROL && self.publishing.lock().0.contains_key(&caller.pid)
+    }
+
+    /// Prepares the draft that `caller` is publishing; a failure shows at its second RENAME.
+    pub(super) fn prepare_publishing(&self, caller: Caller) {
+        let draft = self.publishing.lock().0.get(&caller.pid).map(|(d, _)| d.clone());
+        if let Some(draft) = draft {
+            if let Err(e) = self.cache.prepare(&draft) {
+                tracing::debug!(draft = draft.id(), error = %e, "cannot prepare ahead of a rename");
+            }
+        }
+    }
+
+    /// Whether a change of attributes is the sealing gesture: the write bits of an in-place draft's
+    /// top directory go, and its metadata parses.
+    pub fn seals_by_chmod(&self, ino: Ino, set: &SetAttr) -> bool {
+        let Some(mode) = set.mode else { return false };
+        let only_mode = SetAttr { mode: Some(mode), ..SetAttr::default() } == *set;
+        if mode & 0o222 != 0 || !only_mode || self.read_only() {
+            return false;
+        }
+        let Ok(Target::Draft(node)) = self.target(ino) else { return false };
+        node.top && draft_key(&node.draft).is_some() && reads_metadata(&node.draft)
+    }
+
+    pub(super) fn seal_by_chmod(&self, node: &Arc<DraftNode>) -> Result<()> {
+        self.seal_in_place(&node.draft, "chmod", false)
+    }
+
+    fn seal_in_place(&self, draft: &Arc<Draft>, how: &str, inferred: bool) -> Result<()> {
+        let key = draft_key(draft).ok_or(VfsError::Invalid)?;
+        let replace = self.options.overwrite == Overwrite::Replace;
+        let origin = Origin { how: how.into(), uid: self.owner.0, host: host_name(), source: String::new() };
+        self.cache.seal(draft, SealRequest { key, origin, inferred, replace })?;
+        self.note_root_change();
+        Ok(())
+    }
+
+    /// Seals by quiet what is due; called every now and then by the daemon.
+    pub fn tick(&self) {
+        let Some(quiet) = self.options.seal_quiet else { return };
+        let quiet = i64::try_from(quiet.as_nanos()).unwrap_or(i64::MAX);
+        for draft in self.cache.drafts() {
+            let due = draft_key(&draft).is_some()
+                && self.born_here.lock().contains(draft.id())
+                && draft.writers() == 0
+                && now_ns().saturating_sub(draft.changed_at_ns()) >= quiet
+                && reads_metadata(&draft);
+            if due {
+                if let Err(e) = self.seal_in_place(&draft, "quiet", true) {
+                    tracing::debug!(draft = draft.id(), error = %e, "not sealed by quiet");
+                }
+            }
+        }
+        let live: std::collections::HashSet<_> =
+            self.cache.drafts().iter().map(|d| d.id().to_owned()).collect();
+        self.born_here.lock().retain(|id| live.contains(id));
+    }
+}
+
+/// The key an in-place draft is for.
+fn draft_key(draft: &Draft) -> Option<EntryKey> {
+    match draft.place() {
+        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
+        _ => None,
+    }
+}
+
+/// Whether the draft has a `metadata.json` that parses.
+fn reads_metadata(draft: &Draft) -> bool {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let Ok(fd) = openat(draft.tree(), "metadata.json", flags, Mode::empty()) else { return false };
+    let plain = fstat(&fd).is_ok_and(|st| {
+        st.st_mode & libc::S_IFMT == libc::S_IFREG && st.st_size as u64 <= Metadata::MAX_BYTES
+    });
+    let mut bytes = Vec::new();
+    plain
+        && std::io::Read::read_to_end(&mut std::fs::File::from(fd), &mut bytes).is_ok()
+        && Metadata::parse(&bytes).is_ok()
+}

@@ -1,0 +1,66 @@
+//! The view as a holder of entries: what the cache tells it, and what it tells the kernel.
+//!
+//! Nothing here waits: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
+
+use std::ffi::OsStr;
+
+use super::View;
+use super::ino;
+use super::types::Ino;
+use crate::cache::{Draft, Entry, Holder};
+use crate::model::EntryKey;
+
+/// The kernel behind a view, as far as it can be told things. Must not block the caller.
+pub trait Kernel: Send + Sync {
+    /// The name may mean something else now: look it up again.
+    fn forget_name(&self, parent: Ino, name: &OsStr);
+    /// Let go of these inodes, as far as they are unused; children come before parents.
+    fn prune(&self, inos: Vec<Ino>);
+}
+
+impl View {
+    /// Connects the view to its kernel, once.
+    pub fn attach(&self, kernel: Box<dyn Kernel>) {
+        if self.kernel.set(kernel).is_err() {
+            tracing::error!("a view was attached twice");
+        }
+    }
+
+    /// Whether the kernel's idea of a top-level name is what the view would answer now. The
+    /// draft it knew may have become the entry, under the same number.
+    pub fn name_is_current(&self, name: &OsStr) -> bool {
+        let Ok(key) = EntryKey::parse_os(name) else { return true };
+        match self.cache.index().entry(&key) {
+            Ok(Some(row)) => self.nodes.is_converted(row.id, 0),
+            _ => false,
+        }
+    }
+}
+
+impl Holder for View {
+    fn prune(&self, entry: i64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let mut inos = self.nodes.converted_of(entry);
+        if let Some(slot) = self.slots.of_entry(entry) {
+            // Breadth-first order backwards: children before parents.
+            let records = slot.entry.manifest().records().len() as u32;
+            inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
+        }
+        if !inos.is_empty() {
+            kernel.prune(inos);
+        }
+    }
+
+    fn changed(&self, key: &EntryKey) {
+        self.note_root_change();
+        if let Some(kernel) = self.kernel.get() {
+            kernel.forget_name(ino::ROOT, key.as_ref());
+        }
+    }
+
+    fn sealed(&self, draft: &Draft, entry: &Entry) {
+        self.nodes.convert(draft, entry);
+        self.reach.clear();
+        self.note_root_change();
+    }
+}

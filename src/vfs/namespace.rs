@@ -1,0 +1,274 @@
+//! Names: what a name means in each kind of directory, and making and removing names.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
+use nix::unistd::{Gid, Uid};
+
+use super::draft::{Make, draft_found};
+use super::nodes::{DraftAt, Node};
+use super::reach::{identity, proc_path};
+use super::types::{Caller, DRAFT_NAMES, FOREVER, Found, Ino, Kind};
+use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
+use crate::cache::{Draft, LeaseKind};
+use crate::model::EntryKey;
+use crate::store::DraftPlace;
+
+/// The control directory's name in the top directory: found, not listed.
+pub(super) const CONTROL_NAME: &str = ".outfs";
+
+fn shard_part(name: &OsStr, first: bool) -> Option<[u8; 2]> {
+    let b: [u8; 2] = name.as_bytes().try_into().ok()?;
+    let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'+' | b'=' | b'-');
+    (inner(b[1]) && (b[0].is_ascii_alphanumeric() || !first && inner(b[0]))).then_some(b)
+}
+
+fn key_of_shard(shard: [u8; 4], name: &OsStr) -> Result<EntryKey> {
+    let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
+    if key.as_str().as_bytes()[..4] == shard { Ok(key) } else { Err(VfsError::NotFound) }
+}
+
+impl View {
+    /// Finds a name and counts a look-up of what it is.
+    pub fn lookup(&self, caller: Caller, parent: Ino, name: &OsStr) -> Result<Found> {
+        match self.target(parent)? {
+            Target::Fixed(ino::ROOT) => self.lookup_root(name),
+            Target::Fixed(dir) => self.lookup_control(caller, dir, name),
+            Target::Shard([a, b, 0, 0]) => {
+                let [c, d] = shard_part(name, false).ok_or(VfsError::NotFound)?;
+                self.own_found(ino::shard([a, b, c, d]))
+            }
+            Target::Shard(shard) => self.lookup_alias(shard, name),
+            Target::Task(task) => self.lookup_task_link(&task, name),
+            Target::Sealed(r) => self.sealed_lookup(&r, name),
+            Target::Draft(node) => self.draft_lookup(&node, name),
+            Target::Snapshot(_) | Target::Link(_) | Target::Blob(_) => Err(VfsError::NotDir),
+        }
+    }
+
+    /// One of the tree's own directories: its name is as lasting as the mount.
+    pub(super) fn own_found(&self, ino: Ino) -> Result<Found> {
+        Ok(Found { name_ttl: FOREVER, ..self.getattr(ino)? })
+    }
+
+    fn lookup_root(&self, name: &OsStr) -> Result<Found> {
+        if name == CONTROL_NAME {
+            return self.own_found(ino::CONTROL);
+        }
+        if let Some([a, b]) = shard_part(name, true) {
+            return self.own_found(ino::shard([a, b, 0, 0]));
+        }
+        // A name outside the grammar costs no I/O.
+        let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
+        self.lookup_key(&key)
+    }
+
+    /// The draft this view shows under a key, if it shows one rather than a sealed entry.
+    pub(super) fn shown_draft(&self, key: &EntryKey) -> Option<Arc<Draft>> {
+        if self.read_only() {
+            return None;
+        }
+        let draft = self.cache.draft_for(key)?;
+        let shown = match draft.place() {
+            DraftPlace::Replace { .. } => self.options.overwrite == Overwrite::Replace,
+            _ => true,
+        };
+        shown.then_some(draft)
+    }
+
+    fn lookup_key(&self, key: &EntryKey) -> Result<Found> {
+        if let Some(scope) = &self.scope {
+            let entry = scope.get(key).and_then(Option::as_ref).ok_or(VfsError::NotFound)?;
+            return Ok(self.sealed_found(&self.sealed_enter(entry, 0)?));
+        }
+        if let Some(draft) = self.shown_draft(key) {
+            return self.enter_top(&draft);
+        }
+        let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
+        self.cache.touch(&entry);
+        Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?))
+    }
+
+    /// The top directory of a draft.
+    pub(super) fn enter_top(&self, draft: &Arc<Draft>) -> Result<Found> {
+        let st = fstat(draft.tree())?;
+        let fd = match self.nodes.draft(identity(&st)).and_then(|n| n.descriptor()) {
+            Some(fd) => fd,
+            None => {
+                let own = draft.tree().as_fd().try_clone_to_owned();
+                Arc::new(own.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?)
+            }
+        };
+        let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
+        Ok(draft_found(node.ino, &st))
+    }
+
+    /// An entry under cuenv's sharded path is a symlink to the real one, so that every file has
+    /// one number and one place.
+    fn lookup_alias(&self, shard: [u8; 4], name: &OsStr) -> Result<Found> {
+        let key = key_of_shard(shard, name)?;
+        let exists = match &self.scope {
+            Some(scope) => scope.get(&key).is_some_and(Option::is_some),
+            None => self.shown_draft(&key).is_some() || self.cache.index().entry(&key)?.is_some(),
+        };
+        if !exists {
+            return Err(VfsError::NotFound);
+        }
+        let link = self.nodes.look_up_link(format!("../../{key}").as_bytes());
+        Ok(Found { name_ttl: Duration::ZERO, ..self.getattr(link)? })
+    }
+
+    fn start_draft(&self, caller: Caller, place: DraftPlace, mode: u32) -> Result<Found> {
+        self.cache.make_room(0)?;
+        let draft = self.cache.create_draft(place)?;
+        self.born_here.lock().insert(draft.id().to_owned());
+        let top = draft.tree().try_clone_to_owned();
+        let top = top.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        let path = proc_path(&top);
+        if self.owner.0 == 0 && (caller.uid, caller.gid) != (0, 0) {
+            nix::unistd::chown(&path, Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(caller.gid)))?;
+        }
+        fchmodat(AT_FDCWD, &path, Mode::from_bits_truncate(mode & 0o7777), FchmodatFlags::FollowSymlink)?;
+        self.note_root_change();
+        self.enter_top(&draft)
+    }
+
+    pub(super) fn note_root_change(&self) {
+        self.root_changed.store(now_ns(), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn start_entry(&self, caller: Caller, key: EntryKey, mode: u32) -> Result<Found> {
+        if self.cache.draft_for(&key).is_some() || self.cache.index().entry(&key)?.is_some() {
+            return Err(VfsError::Exists);
+        }
+        self.start_draft(caller, DraftPlace::InPlace { key }, mode)
+    }
+
+    /// Makes a directory: in the top directory and in `work` that starts a draft.
+    pub fn mkdir(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Found> {
+        let target = self.target(parent)?;
+        if self.read_only() {
+            return Err(VfsError::ReadOnly);
+        }
+        match target {
+            Target::Fixed(ino::ROOT) => {
+                if name == CONTROL_NAME || shard_part(name, true).is_some() {
+                    return Err(VfsError::Exists);
+                }
+                let key = EntryKey::parse_os(name).map_err(|_| VfsError::Invalid)?;
+                self.start_entry(caller, key, mode)
+            }
+            Target::Shard([_, _, 0, 0]) if shard_part(name, false).is_some() => Err(VfsError::Exists),
+            Target::Shard([_, _, 0, 0]) => Err(VfsError::Invalid),
+            Target::Shard(shard) => {
+                let key = key_of_shard(shard, name).map_err(|_| VfsError::Invalid)?;
+                let found = self.start_entry(caller, key, mode)?;
+                // The next look-up finds the link to its real place.
+                Ok(Found { name_ttl: Duration::ZERO, ..found })
+            }
+            Target::Fixed(ino::WORK) => {
+                if name.len() > 255 {
+                    return Err(nix::errno::Errno::ENAMETOOLONG.into());
+                }
+                let place = DraftPlace::Work { name: name.as_bytes().to_vec() };
+                self.start_draft(caller, place, mode)
+            }
+            Target::Draft(dir) => self.draft_make(caller, &dir, name, Make::Dir { mode }),
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            _ => Err(VfsError::NotPermitted),
+        }
+    }
+
+    /// Makes a symlink in a draft.
+    pub fn symlink(&self, caller: Caller, parent: Ino, name: &OsStr, target: &Path) -> Result<Found> {
+        self.make(caller, parent, name, Make::Symlink { target })
+    }
+
+    /// Makes a file, fifo, socket or device in a draft.
+    pub fn mknod(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32, rdev: u32) -> Result<Found> {
+        self.make(caller, parent, name, Make::Node { mode, rdev })
+    }
+
+    fn make(&self, caller: Caller, parent: Ino, name: &OsStr, what: Make) -> Result<Found> {
+        match self.target(parent)? {
+            _ if self.read_only() => Err(VfsError::ReadOnly),
+            Target::Draft(dir) => self.draft_make(caller, &dir, name, what),
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            _ => Err(VfsError::NotPermitted),
+        }
+    }
+
+    /// Makes a hard link within a draft.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Found> {
+        match (self.target(ino)?, self.target(parent)?) {
+            _ if self.read_only() => Err(VfsError::ReadOnly),
+            (Target::Draft(node), Target::Draft(dir)) => self.draft_link(&node, &dir, name),
+            (_, Target::Sealed(r)) => Err(self.refuse_change(&r.entry)),
+            (_, Target::Draft(_)) => Err(VfsError::CrossDevice),
+            _ => Err(VfsError::NotPermitted),
+        }
+    }
+
+    /// Removes a name that is no directory.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        match self.target(parent)? {
+            _ if self.read_only() => Err(VfsError::ReadOnly),
+            Target::Draft(dir) => self.draft_remove(&dir, name, false),
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            Target::Fixed(_) | Target::Shard(_) | Target::Task(_) => Err(VfsError::ReadOnly),
+            _ => Err(VfsError::NotDir),
+        }
+    }
+
+    /// Removes an empty directory; an empty draft goes with its top directory.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let target = self.target(parent)?;
+        if self.read_only() {
+            return Err(VfsError::ReadOnly);
+        }
+        match target {
+            Target::Draft(dir) => self.draft_remove(&dir, name, true),
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            Target::Fixed(dir @ (ino::ROOT | ino::WORK)) => match self.top_level(dir, name)? {
+                super::gestures::TopLevel::Draft(draft) => self.remove_empty_draft(&draft),
+                super::gestures::TopLevel::Sealed(_) => Err(VfsError::ReadOnly),
+            },
+            Target::Fixed(_) | Target::Shard(_) | Target::Task(_) => Err(VfsError::ReadOnly),
+            _ => Err(VfsError::NotDir),
+        }
+    }
+
+    fn remove_empty_draft(&self, draft: &Arc<Draft>) -> Result<()> {
+        let fd = nix::fcntl::openat(
+            draft.tree(),
+            ".",
+            nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut dir = nix::dir::Dir::from_fd(fd)?;
+        if dir.iter().flatten().any(|e| !matches!(e.file_name().to_bytes(), b"." | b"..")) {
+            return Err(VfsError::NotEmpty);
+        }
+        self.cache.drop_draft(draft, "removed")?;
+        self.note_root_change();
+        Ok(())
+    }
+
+    /// A symlink node that is the same for the same target.
+    pub(super) fn found_link(&self, target: &str) -> Result<Found> {
+        let ino = self.nodes.look_up_link(target.as_bytes());
+        Ok(Found { name_ttl: DRAFT_NAMES, ..self.getattr(ino)? })
+    }
+
+    /// A control file with this content.
+    pub(super) fn found_snapshot(&self, content: Vec<u8>) -> Result<Found> {
+        let ino = self.nodes.look_up_new(Node::Snapshot(content.into()));
+        Ok(Found { name_ttl: Duration::ZERO, ..self.getattr(ino)? })
+    }
+}

@@ -1,0 +1,364 @@
+//! The node table: everything with a counted inode number, until the kernel forgets it.
+//!
+//! Invariants: one draft node per backing inode, so that hard links share a number; a node stays
+//! while its look-up count is positive; a draft node whose last known name went keeps a
+//! descriptor, so that its backing inode's number is not used again meanwhile; a node whose draft
+//! was sealed keeps its number and points into the sealed entry.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::ino;
+use super::types::{Ino, Kind};
+use crate::cache::{Draft, Entry};
+use crate::model::BlobHash;
+use crate::model::groups::GroupHash;
+
+/// Names of one inode that are remembered; more can exist.
+const MAX_NAMES: usize = 16;
+
+/// A file, directory or other inode of a draft.
+pub struct DraftNode {
+    /// Its number in this view.
+    pub ino: Ino,
+    /// The draft it belongs to.
+    pub draft: Arc<Draft>,
+    /// Device and inode number below.
+    pub backing: (u64, u64),
+    /// What it is.
+    pub kind: Kind,
+    /// The draft's top directory.
+    pub top: bool,
+    state: Mutex<DraftState>,
+}
+
+#[derive(Default)]
+struct DraftState {
+    /// Where it is known to be, newest last.
+    names: Vec<(Arc<DraftNode>, OsString)>,
+    /// Keeps it reachable without a name.
+    fd: Option<Arc<OwnedFd>>,
+    /// Open handles, also a way to reach it.
+    handles: Vec<std::sync::Weak<OwnedFd>>,
+    /// Set when the draft was sealed.
+    sealed: Option<(Entry, u32)>,
+}
+
+impl DraftNode {
+    /// The sealed record it became, if its draft was sealed.
+    pub fn sealed(&self) -> Option<(Entry, u32)> {
+        self.state.lock().sealed.clone()
+    }
+
+    /// The newest known place.
+    pub fn place(&self) -> Option<(Arc<DraftNode>, OsString)> {
+        self.state.lock().names.last().cloned()
+    }
+
+    /// A descriptor that reaches it without a name: its own or an open handle's.
+    pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        let s = self.state.lock();
+        s.fd.clone().or_else(|| s.handles.iter().find_map(std::sync::Weak::upgrade))
+    }
+
+    /// Remembers an open handle.
+    pub fn add_handle(&self, fd: &Arc<OwnedFd>) {
+        let mut s = self.state.lock();
+        s.handles.retain(|h| h.strong_count() > 0);
+        s.handles.push(Arc::downgrade(fd));
+    }
+
+    /// Remembers a name.
+    pub fn add_name(&self, parent: &Arc<DraftNode>, name: &OsStr) {
+        if self.top {
+            return;
+        }
+        let mut s = self.state.lock();
+        s.names.retain(|(p, n)| !(p.ino == parent.ino && n == name));
+        if s.names.len() == MAX_NAMES {
+            s.names.remove(0);
+        }
+        s.names.push((parent.clone(), name.to_owned()));
+        s.fd = None;
+    }
+
+    /// Forgets a name; `keep` reaches the inode if that was the last one known.
+    pub fn drop_name(&self, parent: Ino, name: &OsStr, keep: Option<Arc<OwnedFd>>) {
+        let mut s = self.state.lock();
+        s.names.retain(|(p, n)| !(p.ino == parent && n == name));
+        if s.names.is_empty() && s.fd.is_none() {
+            s.fd = keep;
+        }
+    }
+
+    /// The path below the draft's top along known names; `None` without one.
+    pub fn path(&self) -> Option<Vec<u8>> {
+        if self.top {
+            return Some(Vec::new());
+        }
+        let mut parts = Vec::new();
+        let mut at = self.place()?;
+        loop {
+            parts.push(at.1);
+            if at.0.top {
+                break;
+            }
+            let up = at.0.place()?;
+            at = up;
+        }
+        parts.reverse();
+        Some(parts.iter().map(|p| p.as_encoded_bytes()).collect::<Vec<_>>().join(&b'/'))
+    }
+
+    fn seal(&self, entry: Entry, record: u32) {
+        let mut s = self.state.lock();
+        s.sealed = Some((entry, record));
+        s.fd = None;
+    }
+}
+
+/// A blob under `.outfs/blobs`.
+pub struct BlobNode {
+    /// Its name.
+    pub hash: BlobHash,
+    /// Bytes.
+    pub size: u64,
+    /// Its group list, made when first read.
+    pub groups: OnceLock<Vec<GroupHash>>,
+}
+
+/// What a table node is.
+#[derive(Clone)]
+pub enum Node {
+    /// Part of a draft.
+    Draft(Arc<DraftNode>),
+    /// A control file's content, fixed at look-up.
+    Snapshot(Arc<[u8]>),
+    /// A directory below `by-task`.
+    Task(Arc<str>),
+    /// A symlink below `by-task` or a shard directory.
+    Link(Arc<[u8]>),
+    /// A file below `blobs`.
+    Blob(Arc<BlobNode>),
+}
+
+/// What finds a node again, for those that must keep their number.
+#[derive(PartialEq, Eq, Hash, Clone)]
+enum Key {
+    Backing(u64, u64),
+    Task(Arc<str>),
+    Link(Arc<[u8]>),
+    Blob(BlobHash),
+}
+
+struct Held {
+    node: Node,
+    lookups: u64,
+}
+
+#[derive(Default)]
+struct Table {
+    held: HashMap<Ino, Held>,
+    keys: HashMap<Key, Ino>,
+    /// Sealed records whose number is that of a former draft node.
+    converted: HashMap<(i64, u32), Ino>,
+}
+
+/// All counted nodes of a view.
+#[derive(Default)]
+pub struct Nodes {
+    table: RwLock<Table>,
+    next: AtomicU64,
+    converted: AtomicUsize,
+}
+
+impl Nodes {
+    /// The node with this number.
+    pub fn get(&self, ino: Ino) -> Option<Node> {
+        self.table.read().held.get(&ino).map(|h| h.node.clone())
+    }
+
+    /// The draft node of a backing inode, if the kernel knows it.
+    pub fn draft(&self, backing: (u64, u64)) -> Option<Arc<DraftNode>> {
+        let t = self.table.read();
+        match &t.held.get(t.keys.get(&Key::Backing(backing.0, backing.1))?)?.node {
+            Node::Draft(d) => Some(d.clone()),
+            _ => None,
+        }
+    }
+
+    fn number(&self) -> Ino {
+        ino::table(self.next.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn intern(&self, key: Option<Key>, make: impl FnOnce(Ino) -> Node) -> (Ino, Node) {
+        let mut t = self.table.write();
+        if let Some(ino) = key.as_ref().and_then(|k| t.keys.get(k)).copied() {
+            let held = t.held.get_mut(&ino).expect("keys name held nodes only");
+            held.lookups += 1;
+            return (ino, held.node.clone());
+        }
+        let ino = self.number();
+        let node = make(ino);
+        t.held.insert(ino, Held { node: node.clone(), lookups: 1 });
+        if let Some(k) = key {
+            t.keys.insert(k, ino);
+        }
+        (ino, node)
+    }
+
+    /// Finds or makes the node of a draft's inode and counts a look-up.
+    pub fn look_up_draft(
+        &self,
+        draft: &Arc<Draft>,
+        backing: (u64, u64),
+        kind: Kind,
+        at: DraftAt,
+    ) -> Arc<DraftNode> {
+        let key = Key::Backing(backing.0, backing.1);
+        let (_, node) = self.intern(Some(key), |ino| {
+            let (top, fd) = match &at {
+                DraftAt::Top(fd) => (true, Some(fd.clone())),
+                DraftAt::Child(..) => (false, None),
+            };
+            let state = Mutex::new(DraftState { fd, ..DraftState::default() });
+            Node::Draft(Arc::new(DraftNode { ino, draft: draft.clone(), backing, kind, top, state }))
+        });
+        let Node::Draft(node) = node else { unreachable!("backing keys name draft nodes only") };
+        if let DraftAt::Child(parent, name) = at {
+            node.add_name(parent, name);
+        }
+        node
+    }
+
+    /// Makes a node that nothing finds again.
+    pub fn look_up_new(&self, node: Node) -> Ino {
+        self.intern(None, |_| node).0
+    }
+
+    /// Finds or makes a task's directory.
+    pub fn look_up_task(&self, task: &str) -> Ino {
+        let task: Arc<str> = task.into();
+        self.intern(Some(Key::Task(task.clone())), |_| Node::Task(task)).0
+    }
+
+    /// Finds or makes the symlink with this target.
+    pub fn look_up_link(&self, target: &[u8]) -> Ino {
+        let target: Arc<[u8]> = target.into();
+        self.intern(Some(Key::Link(target.clone())), |_| Node::Link(target)).0
+    }
+
+    /// Finds or makes a blob's node.
+    pub fn look_up_blob(&self, hash: BlobHash, size: u64) -> Ino {
+        let make = |_| Node::Blob(Arc::new(BlobNode { hash, size, groups: OnceLock::new() }));
+        self.intern(Some(Key::Blob(hash)), make).0
+    }
+
+    /// Counts one more look-up of a known number.
+    pub fn add(&self, ino: Ino) -> bool {
+        match self.table.write().held.get_mut(&ino) {
+            Some(h) => {
+                h.lookups += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes back `n` look-ups; the node goes with the last.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        let mut t = self.table.write();
+        let Some(h) = t.held.get_mut(&ino) else { return };
+        h.lookups = h.lookups.saturating_sub(n);
+        if h.lookups > 0 {
+            return;
+        }
+        let held = t.held.remove(&ino).expect("it was there under the same lock");
+        match &held.node {
+            Node::Draft(d) => {
+                t.keys.remove(&Key::Backing(d.backing.0, d.backing.1));
+                if let Some((entry, record)) = d.sealed() {
+                    if t.converted.get(&(entry.row().id, record)) == Some(&ino) {
+                        t.converted.remove(&(entry.row().id, record));
+                        self.converted.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            Node::Task(task) => drop(t.keys.remove(&Key::Task(task.clone()))),
+            Node::Blob(b) => drop(t.keys.remove(&Key::Blob(b.hash))),
+            Node::Link(link) => drop(t.keys.remove(&Key::Link(link.clone()))),
+            Node::Snapshot(_) => {}
+        }
+        // Dropped outside the lock: a node can hold the last lease of an entry.
+        drop(t);
+        drop(held);
+    }
+
+    /// The former draft node that is this sealed record; counts a look-up.
+    pub fn look_up_converted(&self, entry: i64, record: u32) -> Option<Arc<DraftNode>> {
+        if self.converted.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut t = self.table.write();
+        let ino = *t.converted.get(&(entry, record))?;
+        let held = t.held.get_mut(&ino)?;
+        held.lookups += 1;
+        match &held.node {
+            Node::Draft(d) => Some(d.clone()),
+            _ => None,
+        }
+    }
+
+    /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
+    /// it stay as they are: they live on through their descriptors.
+    pub fn convert(&self, draft: &Draft, entry: &Entry) {
+        let mut t = self.table.write();
+        let nodes: Vec<_> = t
+            .held
+            .values()
+            .filter_map(|h| match &h.node {
+                Node::Draft(d) if std::ptr::eq(&*d.draft, draft) => Some(d.clone()),
+                _ => None,
+            })
+            .collect();
+        for node in nodes {
+            let Some(found) = node.path().and_then(|p| entry.manifest().find(&p)) else { continue };
+            let record = entry.manifest().get(found).map_or(found, |r| r.canonical());
+            node.seal(entry.clone(), record);
+            t.converted.insert((entry.row().id, record), node.ino);
+            self.converted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a sealed record has the number of a former draft node.
+    pub fn is_converted(&self, entry: i64, record: u32) -> bool {
+        self.table.read().converted.contains_key(&(entry, record))
+    }
+
+    /// The numbers of an entry's former draft nodes, children before parents.
+    pub fn converted_of(&self, entry: i64) -> Vec<Ino> {
+        let t = self.table.read();
+        let mut of: Vec<_> =
+            t.converted.iter().filter(|((e, _), _)| *e == entry).map(|((_, r), i)| (*r, *i)).collect();
+        of.sort_unstable_by_key(|&(record, _)| std::cmp::Reverse(record));
+        of.into_iter().map(|(_, ino)| ino).collect()
+    }
+
+    /// Number of held nodes.
+    pub fn len(&self) -> usize {
+        self.table.read().held.len()
+    }
+}
+
+/// Where a draft node is first met.
+pub enum DraftAt<'a> {
+    /// The draft's top directory, with a descriptor of it.
+    Top(Arc<OwnedFd>),
+    /// In a directory of the draft.
+    Child(&'a Arc<DraftNode>, &'a OsStr),
+}

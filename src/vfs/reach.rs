@@ -1,0 +1,110 @@
+//! Reaching a draft's inodes: from a node to a descriptor, without following symlinks.
+//!
+//! Invariant: what `pin` returns is the inode the node stands for (device and inode number are
+//! compared), whatever was renamed meanwhile. Directories' descriptors are kept in a small LRU,
+//! so depth costs nothing and no path is ever longer than one component.
+
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lru::LruCache;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use parking_lot::Mutex;
+
+use super::error::{Result, VfsError};
+use super::nodes::DraftNode;
+use super::types::Ino;
+
+/// Directory descriptors kept open.
+const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
+
+/// Descriptors of directories that were used lately.
+pub struct Reach {
+    dirs: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Self { dirs: Mutex::new(LruCache::new(KEPT)) }
+    }
+}
+
+/// A descriptor's name in /proc: the way to use an O_PATH descriptor where a path is wanted.
+pub fn proc_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Device and inode number.
+pub fn identity(st: &libc::stat) -> (u64, u64) {
+    (st.st_dev, st.st_ino)
+}
+
+fn open_child(dir: &OwnedFd, name: &OsStr, node: &DraftNode) -> Result<(Arc<OwnedFd>, libc::stat)> {
+    let fd = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let st = fstat(&fd)?;
+    if identity(&st) != node.backing {
+        return Err(VfsError::Draft(Errno::ENOENT));
+    }
+    Ok((Arc::new(fd), st))
+}
+
+impl Reach {
+    /// An O_PATH (or open) descriptor of the node's inode, and its attributes.
+    pub fn pin(&self, node: &Arc<DraftNode>) -> Result<(Arc<OwnedFd>, libc::stat)> {
+        for _ in 0..8 {
+            if let Some(fd) = node.descriptor() {
+                let st = fstat(&fd)?;
+                return Ok((fd, st));
+            }
+            let Some((parent, name)) = node.place() else { break };
+            let opened = self.dir(&parent).and_then(|dir| open_child(&dir, &name, node));
+            match opened {
+                // The name went away between: try the next one known.
+                Err(VfsError::Draft(Errno::ENOENT | Errno::ENOTDIR)) => {
+                    node.drop_name(parent.ino, &name, None)
+                }
+                other => return other,
+            }
+        }
+        Err(VfsError::Stale)
+    }
+
+    /// An O_PATH descriptor of a directory.
+    pub fn dir(&self, node: &Arc<DraftNode>) -> Result<Arc<OwnedFd>> {
+        // Up to the nearest directory at hand, then down again: depth must not cost stack.
+        let mut chain = Vec::new();
+        let mut at = node.clone();
+        let mut fd = loop {
+            if let Some(fd) = at.descriptor() {
+                break fd;
+            }
+            if let Some(fd) = self.dirs.lock().get(&at.ino) {
+                break fd.clone();
+            }
+            let (parent, name) = at.place().ok_or(VfsError::Stale)?;
+            chain.push((at, name));
+            at = parent;
+        };
+        while let Some((child, name)) = chain.pop() {
+            fd = open_child(&fd, &name, &child)?.0;
+            self.dirs.lock().put(child.ino, fd.clone());
+        }
+        Ok(fd)
+    }
+
+    /// Lets go of a directory's descriptor: it was removed, sealed or forgotten.
+    pub fn drop_dir(&self, ino: Ino) {
+        let old = self.dirs.lock().pop(&ino);
+        drop(old);
+    }
+
+    /// Lets go of all.
+    pub fn clear(&self) {
+        self.dirs.lock().clear();
+    }
+}

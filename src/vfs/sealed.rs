@@ -1,0 +1,121 @@
+//! Sealed entries: attributes, look-ups and reads straight from the manifest.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
+use super::{Overwrite, Result, VfsError, View, ino};
+use crate::cache::Entry;
+use crate::model::RecordKind;
+use crate::store::PACK_LIMIT;
+
+/// A record of a sealed entry, under the number the kernel knows it by.
+pub(super) struct SealedRef {
+    pub entry: Entry,
+    pub record: u32,
+    pub ino: Ino,
+}
+
+impl View {
+    pub(super) fn sealed_attr(&self, r: &SealedRef) -> Attr {
+        let m = r.entry.manifest();
+        let rec = &m.records()[r.record as usize];
+        let kind = match rec.kind() {
+            RecordKind::Dir => Kind::Dir,
+            RecordKind::File => Kind::File,
+            RecordKind::Symlink => Kind::Symlink,
+        };
+        // A view that lets clients store over an entry must not have the kernel refuse the owner.
+        let writable = self.options.overwrite == Overwrite::Replace && !self.options.read_only;
+        let mask = if writable { 0o022 } else { 0o222 };
+        let mtime = Time::from_ns(rec.mtime_ns());
+        Attr {
+            ino: r.ino,
+            kind,
+            perm: if kind == Kind::Symlink { 0o777 } else { rec.perm() & !mask },
+            size: if kind == Kind::Dir { 0 } else { rec.size() },
+            blocks: if kind == Kind::File { rec.size().div_ceil(512) } else { 0 },
+            nlink: m.nlink(rec),
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            atime: mtime,
+            mtime,
+            ctime: Time::from_ns(m.seal().sealed_at_ns),
+        }
+    }
+
+    pub(super) fn sealed_found(&self, r: &SealedRef) -> Found {
+        Found { attr: self.sealed_attr(r), name_ttl: FOREVER, attr_ttl: FOREVER }
+    }
+
+    /// Counts a look-up of a record of `entry` and gives it its number.
+    pub(super) fn sealed_enter(&self, entry: &Entry, record: u32) -> Result<SealedRef> {
+        // Hard links share their first record's number.
+        let record = entry.manifest().get(record).map_or(record, |r| r.canonical());
+        let id = entry.row().id;
+        if let Some(node) = self.nodes.look_up_converted(id, record) {
+            return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino });
+        }
+        let slot = self.slots.look_up(entry.clone()).ok_or(VfsError::Stale)?;
+        Ok(SealedRef { entry: slot.entry.clone(), record, ino: ino::sealed(slot.number, record) })
+    }
+
+    pub(super) fn sealed_lookup(&self, dir: &SealedRef, name: &OsStr) -> Result<Found> {
+        let m = dir.entry.manifest();
+        if m.records()[dir.record as usize].kind() != RecordKind::Dir {
+            return Err(VfsError::NotDir);
+        }
+        let child = m.lookup(dir.record, name.as_bytes()).ok_or(VfsError::NotFound)?;
+        let found = self.sealed_enter(&dir.entry, child)?;
+        Ok(self.sealed_found(&found))
+    }
+
+    /// The number of a record for listing, without counting a look-up.
+    pub(super) fn sealed_number(&self, entry: &Entry, record: u32) -> Ino {
+        let record = entry.manifest().get(record).map_or(record, |r| r.canonical());
+        self.slots.of_entry(entry.row().id).map_or(0, |s| ino::sealed(s.number, record))
+    }
+
+    pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
+        let rec = &r.entry.manifest().records()[r.record as usize];
+        if !self.read_only() && rec.size() > PACK_LIMIT {
+            if let Some(file) = r.entry.backing(r.record)? {
+                return Ok(Opened { fh: 0, how: How::Backing(std::sync::Arc::new(file.into())) });
+            }
+        }
+        Ok(Opened { fh: 0, how: How::Keep })
+    }
+
+    /// An attribute change of a sealed entry succeeds only if it changes nothing.
+    pub(super) fn sealed_setattr(&self, r: &SealedRef, set: &SetAttr) -> Result<Found> {
+        let found = self.sealed_found(r);
+        let rec = &r.entry.manifest().records()[r.record as usize];
+        let now = found.attr;
+        let same_mode = |m: u32| m & 0o7777 == now.perm || m & 0o7777 == rec.perm();
+        let same_time = |t: SetTime| t == SetTime::At(now.mtime);
+        let same = set.mode.is_none_or(same_mode)
+            && set.uid.is_none_or(|u| u == now.uid)
+            && set.gid.is_none_or(|g| g == now.gid)
+            && set.size.is_none_or(|s| s == now.size)
+            && set.atime.is_none_or(same_time)
+            && set.mtime.is_none_or(same_time);
+        if same { Ok(found) } else { Err(self.refuse_change(&r.entry)) }
+    }
+
+    /// Why a sealed entry cannot change: read-only, or (with `--overwrite replace`) stale, after
+    /// the draft that takes the change has been made.
+    pub(super) fn refuse_change(&self, entry: &Entry) -> VfsError {
+        if self.read_only() || self.options.overwrite == Overwrite::Deny {
+            return VfsError::ReadOnly;
+        }
+        let _one = self.replacing.lock();
+        if self.cache.draft_for(entry.key()).is_none() {
+            match self.cache.create_replacement(entry) {
+                Ok(draft) => drop(self.born_here.lock().insert(draft.id().to_owned())),
+                Err(e) => return e.into(),
+            }
+        }
+        VfsError::Stale
+    }
+}

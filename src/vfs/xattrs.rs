@@ -1,0 +1,150 @@
+//! Extended attributes: outfs's own (`user.outfs.*`), those of manifests, those of draft files.
+//!
+//! `security.*` does not exist here and is answered at once: kernels ask for it at every write.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use super::nodes::DraftNode;
+use super::reach::proc_path;
+use super::sealed::SealedRef;
+use super::types::{Ino, Kind};
+use super::{Result, Target, VfsError, View, sys};
+use crate::cache::Draft;
+use crate::store::DraftPlace;
+
+const KEY: &[u8] = b"user.outfs.key";
+const STATE: &[u8] = b"user.outfs.state";
+const BLAKE3: &[u8] = b"user.outfs.blake3";
+const RESIDENCY: &[u8] = b"user.outfs.residency";
+/// Names that belong to outfs.
+const OWN: &[u8] = b"user.outfs.";
+
+fn draft_key(draft: &Draft) -> Option<String> {
+    match draft.place() {
+        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key.as_str().to_owned()),
+        DraftPlace::Work { .. } | DraftPlace::Native { .. } => None,
+    }
+}
+
+impl View {
+    /// The value of an extended attribute.
+    pub fn get_xattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let name_bytes = name.as_bytes();
+        if !name_bytes.starts_with(b"user.") {
+            return Err(VfsError::NoAttribute);
+        }
+        match self.target(ino)? {
+            Target::Sealed(r) => self.sealed_xattr(&r, name_bytes),
+            Target::Draft(node) if name_bytes.starts_with(OWN) => self.draft_own_xattr(&node, name_bytes),
+            Target::Draft(node) => {
+                let (fd, _) = self.reach.pin(&node)?;
+                Ok(sys::get_xattr(&proc_path(&fd), name)?)
+            }
+            Target::Blob(b) if name_bytes == BLAKE3 => Ok(b.hash.to_hex().into_bytes()),
+            _ => Err(VfsError::NoAttribute),
+        }
+    }
+
+    fn sealed_xattr(&self, r: &SealedRef, name: &[u8]) -> Result<Vec<u8>> {
+        let m = r.entry.manifest();
+        let rec = &m.records()[r.record as usize];
+        let own = match name {
+            KEY => Some(r.entry.key().as_str().to_owned()),
+            STATE => Some(if m.seal().inferred { "inferred" } else { "sealed" }.to_owned()),
+            BLAKE3 => rec.hash().map(|h| h.to_hex()),
+            RESIDENCY => Some("local".to_owned()),
+            _ => None,
+        };
+        match own {
+            Some(v) => Ok(v.into_bytes()),
+            None => {
+                m.xattrs(rec).find(|(n, _)| *n == name).map(|(_, v)| v.to_vec()).ok_or(VfsError::NoAttribute)
+            }
+        }
+    }
+
+    fn draft_own_xattr(&self, node: &Arc<DraftNode>, name: &[u8]) -> Result<Vec<u8>> {
+        match name {
+            STATE => Ok(b"draft".to_vec()),
+            RESIDENCY => Ok(b"local".to_vec()),
+            KEY => draft_key(&node.draft).map(String::into_bytes).ok_or(VfsError::NoAttribute),
+            BLAKE3 if node.kind == Kind::File => self.draft_hash(node),
+            _ => Err(VfsError::NoAttribute),
+        }
+    }
+
+    /// The hash of a closed file: remembered, or made now.
+    fn draft_hash(&self, node: &Arc<DraftNode>) -> Result<Vec<u8>> {
+        let (fd, st) = self.reach.pin(node)?;
+        if let Some(hash) = node.draft.known_hash(&st) {
+            return Ok(hash.to_hex().into_bytes());
+        }
+        let file = File::from(open(&proc_path(&fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
+        if !self.cache.ingest(&node.draft, &file)? {
+            return Err(VfsError::NoAttribute);
+        }
+        let st = nix::sys::stat::fstat(&file)?;
+        node.draft.known_hash(&st).map(|h| h.to_hex().into_bytes()).ok_or(VfsError::NoAttribute)
+    }
+
+    /// All names, each followed by NUL.
+    pub fn list_xattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        let mut add = |name: &[u8]| {
+            out.extend_from_slice(name);
+            out.push(0);
+        };
+        match self.target(ino)? {
+            Target::Sealed(r) => {
+                let m = r.entry.manifest();
+                let rec = &m.records()[r.record as usize];
+                [KEY, STATE, RESIDENCY].into_iter().for_each(&mut add);
+                if rec.hash().is_some() {
+                    add(BLAKE3);
+                }
+                m.xattrs(rec).for_each(|(n, _)| add(n));
+            }
+            Target::Draft(node) => {
+                let (fd, _) = self.reach.pin(&node)?;
+                // Only what can be read back: not security.*, not ACLs.
+                let names = sys::list_xattr(&proc_path(&fd))?;
+                names.split(|&b| b == 0).filter(|n| n.starts_with(b"user.")).for_each(&mut add);
+            }
+            Target::Blob(_) => add(BLAKE3),
+            _ => {}
+        }
+        Ok(out)
+    }
+
+    /// Sets an attribute of a draft's file.
+    pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let node = self.changing_xattr(ino, name)?;
+        let _gate = self.gate(&node)?;
+        let (fd, _) = self.reach.pin(&node)?;
+        Ok(sys::set_xattr(&proc_path(&fd), name, value, flags)?)
+    }
+
+    /// Removes an attribute of a draft's file.
+    pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        let node = self.changing_xattr(ino, name)?;
+        let _gate = self.gate(&node)?;
+        let (fd, _) = self.reach.pin(&node)?;
+        Ok(sys::remove_xattr(&proc_path(&fd), name)?)
+    }
+
+    fn changing_xattr(&self, ino: Ino, name: &OsStr) -> Result<Arc<DraftNode>> {
+        match self.target(ino)? {
+            _ if self.read_only() => Err(VfsError::ReadOnly),
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            Target::Draft(_) if name.as_bytes().starts_with(OWN) => Err(VfsError::NotPermitted),
+            Target::Draft(node) if name.as_bytes().starts_with(b"user.") => Ok(node),
+            _ => Err(VfsError::Unsupported),
+        }
+    }
+}
