@@ -9,18 +9,37 @@
 //! Names below the store are followed descriptor-relative from its root and never through
 //! symlinks.
 
+mod blobs;
+mod dir;
+mod drafts;
 mod error;
+mod events;
+mod format;
+mod lock;
+mod manifests;
+mod open;
+mod packs;
+mod pins;
+mod port;
+mod quarantine;
+mod read;
+mod remove;
+#[cfg(test)]
+mod tests;
 
 pub use error::StoreError;
+pub use packs::PackWriter;
+pub use port::{Fault, skip_syncs};
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lru::LruCache;
+use parking_lot::Mutex;
+
 use crate::model::event::Event;
-use crate::model::groups::GroupHash;
-use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
+use crate::model::{EntryKey, ManifestHash};
+use dir::Dir;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -54,9 +73,28 @@ pub enum Access {
     Read,
 }
 
-/// An open store.
+/// An open store. Its methods stand in the files of this room, one per meaning.
+///
+/// Lock order: none of the locks below is held while another is taken; `log` is held
+/// across the append of one event, `pack_ids` across the reservation of a block.
 pub struct Store {
-    _todo: (),
+    root: Dir,
+    id: String,
+    /// Held while this process owns the store; absent when it only reads.
+    lock: Option<lock::Lock>,
+    manifests: Arc<Dir>,
+    blobs: Arc<Dir>,
+    packs: Arc<Dir>,
+    drafts: Arc<Dir>,
+    events: Arc<Dir>,
+    pins: Arc<Dir>,
+    rejections: Arc<Dir>,
+    quarantined: Arc<Dir>,
+    tmp: Arc<Dir>,
+    /// Open packs and loose blobs.
+    files: Mutex<LruCache<read::FileKey, Arc<File>>>,
+    pack_ids: Mutex<packs::PackIds>,
+    log: Mutex<events::EventLog>,
 }
 
 /// What `PackWriter::finish` made.
@@ -66,31 +104,6 @@ pub struct PackInfo {
     pub id: PackId,
     /// Bytes of the file.
     pub bytes: u64,
-}
-
-/// A pack being written aside; dropped unfinished, it leaves nothing behind.
-pub struct PackWriter {
-    _todo: (),
-}
-
-#[allow(unused_variables, clippy::todo)]
-impl PackWriter {
-    /// Appends one blob (at most [`PACK_LIMIT`] bytes) and says where it will lie.
-    pub fn append(&mut self, hash: &BlobHash, content: &[u8]) -> Result<Location> {
-        todo!()
-    }
-    /// Bytes so far.
-    pub fn len(&self) -> u64 {
-        todo!()
-    }
-    /// No blob was appended.
-    pub fn is_empty(&self) -> bool {
-        todo!()
-    }
-    /// Syncs, renames, syncs the directory: durable when it returns.
-    pub fn finish(self) -> Result<PackInfo> {
-        todo!()
-    }
 }
 
 /// How a large file's content enters the store.
@@ -163,208 +176,4 @@ pub struct Rejection {
     pub at_ns: i64,
     /// The manifest that was current when it was rejected: another manifest replaces the rejection.
     pub manifest: Option<ManifestHash>,
-}
-
-#[allow(unused_variables, clippy::todo)]
-impl Store {
-    // ---- the store as a whole (store/open.rs, store/lock.rs, store/format.rs)
-    /// Opens the store at `root`, creating it (mode 0700) when missing and `access` is `Own`.
-    /// Sweeps what a dead owner left unfinished (temporary files) when owned.
-    pub fn open(root: &Path, access: Access) -> Result<Store> {
-        todo!()
-    }
-    /// Deletes the store at `root` (only if it is one, and nobody owns it).
-    pub fn destroy(root: &Path) -> Result<()> {
-        todo!()
-    }
-    /// 16 hexadecimal digits, chosen when the store was created.
-    pub fn id(&self) -> &str {
-        todo!()
-    }
-    /// Where it lies.
-    pub fn root(&self) -> &Path {
-        todo!()
-    }
-    /// The path for a file of another room at the store's top: `index.sqlite`, `control.sock`.
-    pub fn path(&self, name: &str) -> PathBuf {
-        todo!()
-    }
-    /// (total, available to us) bytes of the file system that holds the store.
-    pub fn file_system_bytes(&self) -> Result<(u64, u64)> {
-        todo!()
-    }
-
-    // ---- manifests (store/manifests.rs)
-    /// Writes a manifest durably (temp, fdatasync, rename, directory sync); idempotent.
-    pub fn write_manifest(&self, bytes: &[u8]) -> Result<ManifestHash> {
-        todo!()
-    }
-    /// Reads and verifies one.
-    pub fn read_manifest(&self, hash: &ManifestHash) -> Result<Manifest> {
-        todo!()
-    }
-    /// Unlinks a manifest and its location table, and syncs the directory; a missing one is fine.
-    pub fn remove_manifest(&self, hash: &ManifestHash) -> Result<()> {
-        todo!()
-    }
-    /// All manifest names, in no order.
-    pub fn manifests(&self) -> Result<Vec<ManifestHash>> {
-        todo!()
-    }
-    /// Writes the location table beside a manifest: one slot per record (`None` for what is no
-    /// file). Not synced: it can be rebuilt.
-    pub fn write_locations(&self, manifest: &ManifestHash, table: &[Option<Location>]) -> Result<()> {
-        todo!()
-    }
-    /// Reads it; `None` when it is missing or damaged (it is a cache).
-    pub fn read_locations(&self, manifest: &ManifestHash) -> Result<Option<Vec<Option<Location>>>> {
-        todo!()
-    }
-
-    // ---- packs (store/packs.rs)
-    /// Starts a pack.
-    pub fn new_pack(&self) -> Result<PackWriter> {
-        todo!()
-    }
-    /// The pack's file, open for reading (a bounded cache of descriptors).
-    pub fn pack_file(&self, id: PackId) -> Result<Arc<File>> {
-        todo!()
-    }
-    /// All packs with their file sizes.
-    pub fn packs(&self) -> Result<Vec<PackInfo>> {
-        todo!()
-    }
-    /// Calls `each(hash, content length, location)` for every blob header of a pack, in order;
-    /// stops with `Corrupt` at the first damaged header. Does not read contents unless `verify`.
-    pub fn scan_pack(
-        &self,
-        id: PackId,
-        verify: bool,
-        each: &mut dyn FnMut(BlobHash, u64, Location),
-    ) -> Result<()> {
-        todo!()
-    }
-    /// Unlinks a pack; readers that have it open go on.
-    pub fn remove_pack(&self, id: PackId) -> Result<()> {
-        todo!()
-    }
-
-    // ---- loose blobs (store/blobs.rs)
-    /// Brings `file` (content already hashed as `hash`) into `blobs/` and makes it durable:
-    /// link or clone, fdatasync, directory sync. Idempotent. The blob's mode becomes 0400 only for clones.
-    pub fn adopt(&self, file: &File, hash: &BlobHash, how: Adopt) -> Result<()> {
-        todo!()
-    }
-    /// A loose blob, open for reading (not cached).
-    pub fn blob_file(&self, hash: &BlobHash) -> Result<File> {
-        todo!()
-    }
-    /// All loose blobs with sizes.
-    pub fn loose_blobs(&self) -> Result<Vec<(BlobHash, u64)>> {
-        todo!()
-    }
-    /// Unlinks one; a missing one is fine.
-    pub fn remove_blob(&self, hash: &BlobHash) -> Result<()> {
-        todo!()
-    }
-
-    // ---- verified reading (store/read.rs)
-    /// Fills `buf` from `offset` of a blob of `size` bytes at `at`, verifying every group it
-    /// touches (`groups` is the blob's list, empty up to one group). Returns the bytes read,
-    /// short only at the end. `Missing` when pack or blob is gone, `Corrupt` when it differs.
-    pub fn read_verified(
-        &self,
-        hash: &BlobHash,
-        size: u64,
-        groups: &[GroupHash],
-        at: Location,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<usize> {
-        todo!()
-    }
-
-    // ---- drafts (store/drafts.rs)
-    /// Creates `drafts/<id>/{draft.json,tree/}` durably enough to survive a crash of the daemon;
-    /// returns the id.
-    pub fn create_draft(&self, place: &DraftPlace) -> Result<String> {
-        todo!()
-    }
-    /// Replaces a draft's `draft.json` (rename of a work draft).
-    pub fn set_draft_place(&self, id: &str, place: &DraftPlace) -> Result<()> {
-        todo!()
-    }
-    /// All drafts: id, place, last modification of `draft.json` or the tree's top (ns since 1970).
-    pub fn drafts(&self) -> Result<Vec<(String, DraftPlace, i64)>> {
-        todo!()
-    }
-    /// The draft's `tree/`, opened O_PATH.
-    pub fn draft_tree(&self, id: &str) -> Result<OwnedFd> {
-        todo!()
-    }
-    /// The real path of the draft's `tree/`.
-    pub fn draft_path(&self, id: &str) -> PathBuf {
-        todo!()
-    }
-    /// Moves the draft out of sight at once and deletes it (any tree, any modes, any depth).
-    pub fn remove_draft(&self, id: &str) -> Result<()> {
-        todo!()
-    }
-
-    // ---- pins, rejections, quarantine (store/pins.rs, store/quarantine.rs)
-    /// All pins.
-    pub fn pins(&self) -> Result<Vec<Pin>> {
-        todo!()
-    }
-    /// Writes a pin durably.
-    pub fn write_pin(&self, pin: &Pin) -> Result<()> {
-        todo!()
-    }
-    /// Removes a pin; false when there was none.
-    pub fn remove_pin(&self, name: &str, key: &EntryKey) -> Result<bool> {
-        todo!()
-    }
-    /// All rejections.
-    pub fn rejections(&self) -> Result<Vec<Rejection>> {
-        todo!()
-    }
-    /// Writes a rejection durably.
-    pub fn write_rejection(&self, r: &Rejection) -> Result<()> {
-        todo!()
-    }
-    /// Lifts a rejection; false when there was none.
-    pub fn remove_rejection(&self, key: &EntryKey) -> Result<bool> {
-        todo!()
-    }
-    /// Moves a damaged manifest, pack or blob file into `quarantine/`.
-    pub fn quarantine_manifest(&self, hash: &ManifestHash) -> Result<()> {
-        todo!()
-    }
-    /// See [`quarantine_manifest`](Self::quarantine_manifest).
-    pub fn quarantine_blob(&self, hash: &BlobHash) -> Result<()> {
-        todo!()
-    }
-    /// See [`quarantine_manifest`](Self::quarantine_manifest).
-    pub fn quarantine_pack(&self, id: PackId) -> Result<()> {
-        todo!()
-    }
-
-    // ---- events (store/events.rs)
-    /// Appends a record and returns its `seq`; synced when `durable`.
-    pub fn append_event(
-        &self,
-        event: crate::model::EventKind,
-        key: Option<&EntryKey>,
-        durable: bool,
-    ) -> Result<Event> {
-        todo!()
-    }
-    /// Up to `limit` records after `since`.
-    pub fn read_events(&self, since: u64, limit: usize) -> Result<EventPage> {
-        todo!()
-    }
-    /// Drops whole segments older than `keep_ns` or beyond `keep_count` records.
-    pub fn trim_events(&self, older_than_ns: i64, keep_count: u64) -> Result<()> {
-        todo!()
-    }
 }

@@ -1,0 +1,202 @@
+//! Loose blobs: one file each for contents over the pack limit.
+//!
+//! Invariants: a file under its final name is complete and synced. A blob that was linked is
+//! still the draft's own inode until the draft is gone: its owner, mode and attributes are
+//! the draft's, and only [`Store::settle`] makes them the store's. A name that is taken is trusted
+//! only when it is this very inode, or when no other name of it exists and its content verifies:
+//! otherwise some other draft could still change it, and a private copy replaces it.
+//! Must not know: drafts, leases (the caller has taken one before it asks for a link).
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use xattr::FileExt as _;
+
+use super::dir::{Dir, Temp};
+use super::manifests::each_in_shards;
+use super::read::FileKey;
+use super::{Adopt, Result, Store, StoreError, port};
+use crate::model::BlobHash;
+
+/// Bytes copied or hashed at a time.
+const PIECE: usize = 1 << 20;
+
+impl Store {
+    /// Brings `file` (content already hashed as `hash`) into `blobs/` and makes it durable:
+    /// link or clone, fdatasync, directory sync. Idempotent.
+    ///
+    /// `Link` changes nothing of the file but its link count (see [`settle`](Self::settle)); the
+    /// caller vouches that nobody can write to it before the commit and that all its names
+    /// lie in the draft. It falls back to a clone where no link can be made. A clone is verified: it
+    /// is `Corrupt` when the file changed since it was hashed.
+    pub fn adopt(&self, file: &File, hash: &BlobHash, how: Adopt) -> Result<()> {
+        self.writable()?;
+        let (shard, name) = self.blob_place(hash)?;
+        let name = OsStr::new(&name);
+        let (there, taken) = match port::open_read(shard.fd(), name) {
+            Ok(f) => (Some(f), true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (None, false),
+            // Linked from a draft with a mode that keeps us out: another's, so it is replaced.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => (None, true),
+            Err(e) => return Err(shard.err("open", name)(e)),
+        };
+        if let Some(there) = there
+            && self.trusted(&there, file, hash, &shard, name)?
+        {
+            port::sync_data(&there).map_err(shard.err("sync", name))?;
+            return shard.sync();
+        }
+        if how == Adopt::Link && !taken {
+            port::sync_data(file).map_err(shard.err("sync the draft's file for", name))?;
+            match port::link_file(file.as_fd(), shard.fd(), name) {
+                Ok(()) => return shard.sync(),
+                Err(e) if no_link_possible(&e) => {}
+                Err(e) => return Err(shard.err("link", name)(e)),
+            }
+        }
+        self.adopt_clone(file, hash, &shard, name)
+    }
+
+    /// Whether the file that has the blob's name already can be relied on.
+    fn trusted(&self, there: &File, ours: &File, hash: &BlobHash, shard: &Dir, name: &OsStr) -> Result<bool> {
+        let stat = |f: &File| port::stat(f.as_fd()).map_err(shard.err("stat", name));
+        let (a, b) = (stat(there)?, stat(ours)?);
+        if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino) {
+            return Ok(true);
+        }
+        Ok(a.st_nlink == 1
+            && a.st_size == b.st_size
+            && hash_file(there).map_err(shard.err("read", name))? == *hash)
+    }
+
+    fn adopt_clone(&self, file: &File, hash: &BlobHash, shard: &Dir, name: &OsStr) -> Result<()> {
+        let mut temp = Temp::create(&self.tmp)?;
+        if port::reflink(file, temp.file()).is_err() {
+            copy(file, &mut temp, shard, name)?;
+        }
+        let path = temp.path();
+        if hash_file(temp.file()).map_err(|e| StoreError::io("read", path.clone(), e))? != *hash {
+            let why = format!("the content of blob {hash} changed while it was being stored");
+            return Err(StoreError::Corrupt { path, line: None, why });
+        }
+        temp.publish(shard, name, true)?;
+        self.forget_file(&FileKey::Blob(*hash));
+        Ok(())
+    }
+
+    /// Makes an adopted blob the store's own: owned by this process's user, mode 0400, without
+    /// extended attributes. Called when the draft it was linked from is gone or sealed; repeating it,
+    /// and never doing it, are both harmless.
+    pub fn settle(&self, hash: &BlobHash) -> Result<()> {
+        self.writable()?;
+        let (shard, name) = self.blob_place(hash)?;
+        let file = self.open_blob(hash, &shard, OsStr::new(&name))?;
+        let stat = port::stat(file.as_fd()).map_err(shard.err("stat", OsStr::new(&name)))?;
+        if stat.st_uid != nix::unistd::geteuid().as_raw() {
+            port::chown_to_us(&file).map_err(shard.err("chown", OsStr::new(&name)))?;
+        }
+        if stat.st_mode & 0o7777 != 0o400 {
+            port::chmod(file.as_fd(), 0o400).map_err(shard.err("chmod", OsStr::new(&name)))?;
+        }
+        // What cannot be listed or removed (security labels, a file system without any) does no harm.
+        for attribute in file.list_xattr().into_iter().flatten() {
+            let _ = file.remove_xattr(attribute);
+        }
+        Ok(())
+    }
+
+    /// A loose blob, open for reading (not cached).
+    pub fn blob_file(&self, hash: &BlobHash) -> Result<File> {
+        let (shard, name) = self.blob_place(hash)?;
+        self.open_blob(hash, &shard, OsStr::new(&name))
+    }
+
+    /// A linked blob may still have a mode that keeps its owner out; ours is to change it.
+    fn open_blob(&self, hash: &BlobHash, shard: &Dir, name: &OsStr) -> Result<File> {
+        let found = match port::open_read(shard.fd(), name) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && self.lock.is_some() => {
+                let handle = port::open_path(shard.fd(), name).map_err(shard.err("open", name))?;
+                port::chmod_path(handle.as_fd(), 0o400).map_err(shard.err("chmod", name))?;
+                port::open_read(shard.fd(), name)
+            }
+            other => other,
+        };
+        found.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                StoreError::Missing { what: format!("the blob {hash}"), path: self.blob_path(hash) }
+            }
+            _ => shard.err("open", name)(e),
+        })
+    }
+
+    /// All loose blobs with sizes.
+    pub fn loose_blobs(&self) -> Result<Vec<(BlobHash, u64)>> {
+        let mut all = Vec::new();
+        each_in_shards(&self.blobs, &mut |shard, name| {
+            if let Some(hash) = name.to_str().and_then(|n| n.parse().ok())
+                && let Some(size) = shard.size_of(name)?
+            {
+                all.push((hash, size));
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Unlinks one; a missing one is fine.
+    pub fn remove_blob(&self, hash: &BlobHash) -> Result<()> {
+        self.writable()?;
+        let (shard, name) = self.blob_place(hash)?;
+        shard.unlink(&name)?;
+        self.forget_file(&FileKey::Blob(*hash));
+        Ok(())
+    }
+
+    pub(super) fn blob_place(&self, hash: &BlobHash) -> Result<(Dir, String)> {
+        Ok((self.blobs.sub(hash.shard())?, hash.to_hex()))
+    }
+
+    /// The blob's path, for messages.
+    pub(super) fn blob_path(&self, hash: &BlobHash) -> PathBuf {
+        self.blobs.path().join(hash.shard()).join(hash.to_hex())
+    }
+}
+
+/// Other file system, too many links, forbidden or not supported, no name left, or the blob's name
+/// was taken this moment.
+fn no_link_possible(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EXDEV | libc::EMLINK | libc::EPERM | libc::EOPNOTSUPP | libc::ENOENT | libc::EEXIST)
+    )
+}
+
+fn copy(from: &File, to: &mut Temp, shard: &Dir, name: &OsStr) -> Result<()> {
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        let n = port::read_at(from, &mut piece, at).map_err(shard.err("read the file for", name))?;
+        to.write(&piece[..n])?;
+        at += n as u64;
+        if n < PIECE {
+            return Ok(());
+        }
+    }
+}
+
+fn hash_file(file: &File) -> io::Result<BlobHash> {
+    let mut piece = vec![0; PIECE];
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    loop {
+        let n = port::read_at(file, &mut piece, at)?;
+        hasher.update(&piece[..n]);
+        at += n as u64;
+        if n < PIECE {
+            return Ok(BlobHash(*hasher.finalize().as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Drafts: entries that are still being written, as real trees.
+//!
+//! Purpose: `drafts/<id>/{draft.json,tree/}`. Invariants: a draft appears whole (it is made aside
+//! and renamed); one that is being deleted is called `.gone-<id>` and is deleted by the next
+//! owner if this one dies. A draft survives the death of the daemon; nothing here waits for the disk.
+//! Must not know: what is in the tree.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use super::dir::{Dir, Temp, temp_name};
+use super::open::random_hex;
+use super::{DraftPlace, Result, Store, StoreError, port, remove};
+
+const PLACE: &str = "draft.json";
+const TREE: &str = "tree";
+const GONE: &str = ".gone-";
+
+fn gone(id: &str) -> OsString {
+    format!("{GONE}{id}").into()
+}
+
+fn encode(place: &DraftPlace) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(place).expect("a draft's place has string keys only");
+    bytes.push(b'\n');
+    bytes
+}
+
+impl Store {
+    /// Creates `drafts/<id>/{draft.json,tree/}` so that it survives a crash of the daemon; returns
+    /// the id. The tree's top has mode 0755.
+    pub fn create_draft(&self, place: &DraftPlace) -> Result<String> {
+        self.writable()?;
+        let name = temp_name();
+        port::mkdir(self.tmp.fd(), &name, 0o700).map_err(self.tmp.err("create", &name))?;
+        let id = random_hex();
+        match self.fill_draft(&name, &id, place) {
+            Ok(()) => Ok(id),
+            Err(e) => {
+                // Best effort: what stays is swept when the store is opened next.
+                let _ = remove::tree(&self.tmp, &name);
+                Err(e)
+            }
+        }
+    }
+
+    fn fill_draft(&self, aside: &OsStr, id: &str, place: &DraftPlace) -> Result<()> {
+        let dir = self.tmp.sub(aside)?;
+        dir.mkdir(TREE, 0o700)?;
+        let tree = dir.sub(TREE)?;
+        port::chmod(tree.fd(), 0o755).map_err(dir.err("chmod", TREE.as_ref()))?;
+        self.write_place(&dir, place)?;
+        let id = OsStr::new(id);
+        port::rename_new(self.tmp.fd(), aside, self.drafts.fd(), id).map_err(self.drafts.err("create", id))
+    }
+
+    fn write_place(&self, draft: &Dir, place: &DraftPlace) -> Result<()> {
+        let mut temp = Temp::create(&self.tmp)?;
+        temp.write(&encode(place))?;
+        temp.publish(draft, PLACE.as_ref(), false)
+    }
+
+    /// Replaces a draft's `draft.json` (rename of a work draft).
+    pub fn set_draft_place(&self, id: &str, place: &DraftPlace) -> Result<()> {
+        self.writable()?;
+        self.write_place(&self.draft_dir(id)?, place)
+    }
+
+    /// All drafts: id, place, last modification of `draft.json` or the tree's top (ns since 1970).
+    /// One whose `draft.json` cannot be read is `Native` with a label that says so: its tree is kept.
+    pub fn drafts(&self) -> Result<Vec<(String, DraftPlace, i64)>> {
+        let mut all = Vec::new();
+        for name in self.drafts.names()? {
+            let Some(id) = name.to_str().filter(|n| !n.starts_with('.')) else { continue };
+            let Ok(dir) = self.drafts.sub(id) else { continue };
+            let time = |name: &str| {
+                let stat = port::stat_at(dir.fd(), name.as_ref()).ok().flatten();
+                stat.map(|s| s.st_mtime * 1_000_000_000 + s.st_mtime_nsec)
+            };
+            let Some(tree) = time(TREE) else { continue };
+            let place = dir.read_all(PLACE)?.and_then(|b| serde_json::from_slice(&b).ok());
+            let place = place.unwrap_or(DraftPlace::Native { label: "its draft.json was unreadable".into() });
+            all.push((id.to_owned(), place, time(PLACE).map_or(tree, |t| t.max(tree))));
+        }
+        Ok(all)
+    }
+
+    /// The draft's `tree/`, opened O_PATH.
+    pub fn draft_tree(&self, id: &str) -> Result<OwnedFd> {
+        let dir = self.draft_dir(id)?;
+        port::open_path(dir.fd(), TREE.as_ref()).map_err(dir.err("open", TREE.as_ref()))
+    }
+
+    /// The real path of the draft's `tree/`.
+    pub fn draft_path(&self, id: &str) -> PathBuf {
+        self.drafts.path().join(id).join(TREE)
+    }
+
+    /// Moves the draft out of sight: one rename, after which it is no draft any more, whatever
+    /// happens. [`remove_draft`](Self::remove_draft) deletes it. A missing one is fine.
+    pub fn hide_draft(&self, id: &str) -> Result<()> {
+        self.writable()?;
+        let (from, to) = (OsStr::new(id), gone(id));
+        match port::rename_new(self.drafts.fd(), from, self.drafts.fd(), &to) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(self.drafts.err("delete", from)),
+        }
+    }
+
+    /// Moves the draft out of sight at once and deletes it (any tree, any modes, any depth). A missing
+    /// one is fine.
+    pub fn remove_draft(&self, id: &str) -> Result<()> {
+        self.hide_draft(id)?;
+        remove::tree(&self.drafts, &gone(id))
+    }
+
+    /// Deletes what `hide_draft` left when its process died. What cannot be deleted now (something is
+    /// mounted inside) is left for the next time.
+    pub(super) fn sweep_drafts(&self) -> Result<()> {
+        for name in self.drafts.names()? {
+            if name.as_encoded_bytes().starts_with(GONE.as_bytes())
+                && let Err(e) = remove::tree(&self.drafts, &name)
+            {
+                tracing::warn!("a dropped draft stays for now: {e}");
+            }
+        }
+        Ok(())
+    }
+
+    fn draft_dir(&self, id: &str) -> Result<Dir> {
+        let name = OsStr::new(id);
+        match port::open_dir(self.drafts.fd(), name) {
+            Ok(fd) => Ok(Dir::new(fd, self.drafts.path().join(id))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(StoreError::Missing {
+                what: format!("the draft {id}"),
+                path: self.drafts.path().join(id),
+            }),
+            Err(e) => Err(self.drafts.err("open", name)(e)),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The event log: append-only segments of JSON lines.
+//!
+//! Invariants: a segment is named by the first `seq` it may hold (20 digits); `seq` grows by
+//! one within a segment's life and is never used twice, even when everything was trimmed: the last
+//! segment always stays. A torn last line (a crash, a full disk) is cut before anything is
+//! appended. At most [`UNSYNCED`] records are not on the disk; after an unclean death the log goes
+//! on that much further, because a power cut may have taken records that somebody has read.
+//! Must not know: what the events mean.
+
+use std::ffi::OsStr;
+use std::fs::File;
+
+use jiff::Timestamp;
+
+use super::dir::{Dir, read_whole};
+use super::{EventPage, Result, Store, StoreError, port};
+use crate::model::{EntryKey, Event, EventKind};
+
+/// A segment of this many bytes is followed by a new one.
+const SEGMENT: u64 = 1 << 20;
+/// So many records may wait for the disk.
+pub(super) const UNSYNCED: u64 = 1024;
+
+/// The end of the log, where the owner appends.
+#[derive(Default)]
+pub(super) struct EventLog {
+    /// The last segment: its first `seq`, its file, its length.
+    last: Option<(u64, File, u64)>,
+    newest: u64,
+    unsynced: u64,
+    /// The last segment may end in a torn line that could not be cut.
+    torn: bool,
+}
+
+fn segment_name(first: u64) -> String {
+    format!("{first:020}.jsonl")
+}
+
+/// The first `seq` of every segment, in order.
+fn segments(events: &Dir) -> Result<Vec<u64>> {
+    let parse = |n: std::ffi::OsString| {
+        let first = n.to_str()?.strip_suffix(".jsonl")?.parse().ok()?;
+        (OsStr::new(&segment_name(first)) == n).then_some(first)
+    };
+    let mut all: Vec<u64> = events.names()?.into_iter().filter_map(parse).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The complete lines of a segment.
+fn lines(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    let end = bytes.iter().rposition(|&b| b == b'\n');
+    let whole = end.map(|end| &bytes[..end]);
+    whole.into_iter().flat_map(|w| w.split(|&b| b == b'\n'))
+}
+
+/// A record's `seq`, without parsing all of it.
+fn seq_of(line: &[u8]) -> Option<u64> {
+    let digits = line.strip_prefix(b"{\"seq\":")?;
+    let end = digits.iter().position(|b| !b.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// The highest `seq` that a segment may have given out.
+fn newest_in(first: u64, bytes: &[u8]) -> u64 {
+    let written = first.saturating_sub(1) + lines(bytes).count() as u64;
+    lines(bytes).filter_map(seq_of).max().unwrap_or(0).max(written)
+}
+
+impl EventLog {
+    /// Opens the log for appending: cuts a torn last line, finds where to go on.
+    pub fn open(events: &Dir, after_death: bool) -> Result<EventLog> {
+        let mut log = EventLog::default();
+        if let Some(&first) = segments(events)?.last() {
+            let name = segment_name(first);
+            let name = OsStr::new(&name);
+            let file = port::open_append(events.fd(), name).map_err(events.err("open", name))?;
+            let bytes = read_whole(&file).map_err(events.err("read", name))?;
+            let len = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
+            if len < bytes.len() {
+                port::truncate(&file, len as u64).map_err(events.err("cut", name))?;
+            }
+            log.newest = newest_in(first, &bytes[..len]);
+            log.last = Some((first, file, len as u64));
+        }
+        if after_death {
+            log.newest += UNSYNCED;
+        }
+        Ok(log)
+    }
+
+    /// Waits until all records are on the disk.
+    pub fn sync(&mut self, events: &Dir) -> Result<()> {
+        if let (Some((first, file, _)), true) = (&self.last, self.unsynced > 0) {
+            port::sync_data(file).map_err(events.err("sync", segment_name(*first).as_ref()))?;
+        }
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    /// Starts a new segment.
+    fn rotate(&mut self, events: &Dir) -> Result<()> {
+        self.sync(events)?;
+        let first = self.newest + 1;
+        let name = segment_name(first);
+        let name = OsStr::new(&name);
+        let file = port::open_append(events.fd(), name).map_err(events.err("create", name))?;
+        events.sync()?;
+        self.last = Some((first, file, 0));
+        self.torn = false;
+        Ok(())
+    }
+
+    fn append(&mut self, events: &Dir, event: &Event, durable: bool) -> Result<()> {
+        if self.torn || self.last.as_ref().is_none_or(|(_, _, len)| *len >= SEGMENT) {
+            self.rotate(events)?;
+        }
+        let mut line = serde_json::to_vec(event).expect("events have string keys only");
+        line.push(b'\n');
+        let (first, file, len) = self.last.as_mut().expect("rotating made one");
+        let name = segment_name(*first);
+        if let Err(e) = port::write_all(file, &line) {
+            self.torn = port::truncate(file, *len).is_err();
+            // A torn record keeps its number, so that the next segment's name is free.
+            self.newest += u64::from(self.torn);
+            return Err(events.err("append to", name.as_ref())(e));
+        }
+        *len += line.len() as u64;
+        self.newest = event.seq;
+        self.unsynced += 1;
+        if durable || self.unsynced >= UNSYNCED { self.sync(events) } else { Ok(()) }
+    }
+}
+
+impl Store {
+    /// Appends a record and returns its `seq`; synced when `durable`.
+    pub fn append_event(&self, event: EventKind, key: Option<&EntryKey>, durable: bool) -> Result<Event> {
+        self.writable()?;
+        let mut log = self.log.lock();
+        let event = Event { seq: log.newest + 1, at: Timestamp::now(), key: key.cloned(), kind: event };
+        log.append(&self.events, &event, durable)?;
+        Ok(event)
+    }
+
+    /// Up to `limit` records after `since`. A damaged line is `Corrupt`, with its number.
+    pub fn read_events(&self, since: u64, limit: usize) -> Result<EventPage> {
+        let all = segments(&self.events)?;
+        let newest = self.newest_event(&all)?;
+        let mut page = EventPage { events: Vec::new(), more: false, oldest: 0, newest };
+        page.oldest = self.oldest_event(&all)?;
+        let start = all.partition_point(|&first| first <= since.saturating_add(1)).saturating_sub(1);
+        if since >= newest {
+            return Ok(page);
+        }
+        for &first in &all[start..] {
+            let Some(bytes) = self.events.read_all(segment_name(first))? else { continue };
+            for (number, line) in (1..).zip(lines(&bytes)) {
+                if seq_of(line).is_some_and(|seq| seq <= since) {
+                    continue;
+                }
+                if page.events.len() >= limit {
+                    page.more = true;
+                    return Ok(page);
+                }
+                let event: Event = serde_json::from_slice(line).map_err(|e| StoreError::Corrupt {
+                    path: self.events.path().join(segment_name(first)),
+                    line: Some(number),
+                    why: e.to_string(),
+                })?;
+                page.events.push(event);
+            }
+        }
+        Ok(page)
+    }
+
+    fn newest_event(&self, all: &[u64]) -> Result<u64> {
+        if self.lock.is_some() {
+            return Ok(self.log.lock().newest);
+        }
+        let Some(&first) = all.last() else { return Ok(0) };
+        Ok(newest_in(first, &self.events.read_all(segment_name(first))?.unwrap_or_default()))
+    }
+
+    /// The first record's `seq`; 0 when there is none.
+    fn oldest_event(&self, all: &[u64]) -> Result<u64> {
+        for &first in all {
+            let name = segment_name(first);
+            let Some(file) = self.events.read(&name)? else { continue };
+            let mut start = [0; 32];
+            let n = port::read_at(&file, &mut start, 0).map_err(self.events.err("read", name.as_ref()))?;
+            if let Some(seq) = seq_of(&start[..n]) {
+                return Ok(seq);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Takes damaged lines out of the log: the segment goes to quarantine, and a copy with the lines
+    /// that are sound takes its place. Returns how many lines were damaged.
+    pub fn repair_events(&self) -> Result<u64> {
+        self.writable()?;
+        let mut log = self.log.lock();
+        let mut damaged = 0;
+        for first in segments(&self.events)? {
+            let name = segment_name(first);
+            let bytes = self.events.read_all(&name)?.unwrap_or_default();
+            let (good, bad): (Vec<&[u8]>, Vec<&[u8]>) =
+                lines(&bytes).partition(|line| serde_json::from_slice::<Event>(line).is_ok());
+            if bad.is_empty() {
+                continue;
+            }
+            damaged += bad.len() as u64;
+            if log.last.as_ref().is_some_and(|(last, _, _)| *last == first) {
+                log.rotate(&self.events)?;
+            }
+            self.set_aside("events", &self.events, name.as_ref())?;
+            if !good.is_empty() {
+                let text: Vec<u8> = good.into_iter().flat_map(|line| [line, b"\n"].concat()).collect();
+                self.events.write_durably(&self.tmp, &name, &text)?;
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// Drops whole segments whose last record was written before `older_than_ns` (nanoseconds
+    /// since 1970), and whole segments that the newest `keep_count` records do not need.
+    pub fn trim_events(&self, older_than_ns: i64, keep_count: u64) -> Result<()> {
+        self.writable()?;
+        let mut log = self.log.lock();
+        let all = segments(&self.events)?;
+        for (i, &first) in all.iter().enumerate() {
+            let name = segment_name(first);
+            let bytes = self.events.read_all(&name)?.unwrap_or_default();
+            let last = lines(&bytes).rev().find_map(|l| serde_json::from_slice::<Event>(l).ok());
+            let end = all.get(i + 1).map_or(log.newest, |next| next - 1);
+            let old = last.is_none_or(|e| e.at.as_nanosecond() < i128::from(older_than_ns));
+            if !old && log.newest - end < keep_count {
+                break;
+            }
+            if i + 1 == all.len() {
+                if bytes.is_empty() {
+                    break;
+                }
+                // The last segment remembers how far the log has come: one takes its place first.
+                log.rotate(&self.events)?;
+            }
+            self.events.unlink(&name)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! Ownership: one process at a time owns a store.
+//!
+//! Purpose: an advisory lock (flock) on the file `lock`, which holds the owner's pid for other
+//! people's error messages. Invariants: the lock goes with the process, however it dies; the
+//! pid is taken out of the file only by an owner that ended in order, so that the next one
+//! knows whether its predecessor did. The lock belongs to the open file description: a
+//! process that forks into the background opens the store after the fork.
+//! Must not know: anything else of the store.
+
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
+use std::time::Duration;
+
+use super::dir::{Dir, read_whole};
+use super::{Result, StoreError, port};
+
+pub(super) const LOCK: &str = "lock";
+
+/// A held lock.
+pub(super) struct Lock {
+    file: File,
+    /// The owner before this one died without closing the store.
+    pub after_death: bool,
+}
+
+impl Lock {
+    /// Takes the lock of the store in `root`, or says who has it.
+    pub fn take(root: &Dir) -> Result<Lock> {
+        let name = OsStr::new(LOCK);
+        let file = port::open_append(root.fd(), name).map_err(root.err("open", name))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked { path: root.path().to_owned(), pid: owner(&file) });
+            }
+            Err(TryLockError::Error(e)) => return Err(root.err("lock", name)(e)),
+        }
+        let before = read_whole(&file).map_err(root.err("read", name))?;
+        port::truncate(&file, 0).map_err(root.err("write", name))?;
+        port::write_all(&file, format!("{}\n", std::process::id()).as_bytes())
+            .map_err(root.err("write", name))?;
+        Ok(Lock { file, after_death: !before.is_empty() })
+    }
+
+    /// Says that the owner ended in order. The lock itself goes with the descriptor.
+    pub fn closed_in_order(&self) {
+        // Best effort: the next owner is merely more careful than it had to be.
+        let _ = port::truncate(&self.file, 0);
+    }
+}
+
+/// The pid in the lock file. An owner that has just taken the lock needs a moment to write it.
+fn owner(file: &File) -> u32 {
+    for _ in 0..20 {
+        let text = read_whole(file).unwrap_or_default();
+        if let Some(pid) = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok()) {
+            return pid;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    0
+}

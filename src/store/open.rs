@@ -1,0 +1,281 @@
+//! Opening, creating and destroying a store.
+//!
+//! Invariants: `format` is written last, so a directory that has it has the whole layout on
+//! the disk; what is not a store is never written into, and never deleted. All `ab/`
+//! directories exist from the start. Must not know: what the files in the rooms mean.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::dir::Dir;
+use super::events::EventLog;
+use super::format::{self, FORMAT};
+use super::lock::{LOCK, Lock};
+use super::packs::PackIds;
+use super::{Access, Result, Store, StoreError, port, remove};
+
+/// Directories of a store; the first two are divided into `00` to `ff`.
+const ROOMS: [&str; 9] =
+    ["manifests", "blobs", "packs", "drafts", "events", "pins", "rejections", "quarantine", "tmp"];
+const SHARDED: usize = 2;
+
+/// How files of other rooms at the store's top begin (see [`Store::path`]).
+const FOREIGN: [&str; 4] = ["index.", "control.", "daemon.", "views."];
+
+/// Descriptors of packs and loose blobs that are kept open.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
+impl Store {
+    /// Opens the store at `root`, creating it (mode 0700) when missing and `access` is `Own`.
+    /// Sweeps what a dead owner left unfinished (temporary files, half-deleted drafts) when owned.
+    pub fn open(root: &Path, access: Access) -> Result<Store> {
+        match access {
+            Access::Own => open_owned(root),
+            Access::Read => open_read(root),
+        }
+    }
+
+    /// Deletes the store at `root` (only if it is one, and nobody owns it). Files that are not
+    /// outfs's are left, with an error that names one.
+    pub fn destroy(root: &Path) -> Result<()> {
+        let root = canonical(root)?;
+        let dir = Dir::open_root(&root)?;
+        read_format(&dir)?.ok_or_else(|| not_a_store(&root))?;
+        let _lock = Lock::take(&dir)?;
+        for room in ROOMS {
+            remove::tree(&dir, room.as_ref())?;
+        }
+        let names = dir.names()?;
+        let ours =
+            |n: &&std::ffi::OsString| FOREIGN.iter().any(|f| n.as_encoded_bytes().starts_with(f.as_bytes()));
+        for name in names.iter().filter(ours) {
+            dir.unlink(name)?;
+        }
+        // Last, so that a destruction that was interrupted can be repeated.
+        dir.unlink(FORMAT)?;
+        dir.unlink(LOCK)?;
+        match std::fs::remove_dir(&root) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(StoreError::Unsuitable {
+                why: format!(
+                    "the store in it is deleted, but {} is not outfs's and was left",
+                    dir.names()?.first().map_or("a file".into(), |n| n.display().to_string())
+                ),
+                path: root,
+            }),
+            Err(e) => Err(StoreError::io("delete", root, e)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// 16 hexadecimal digits, chosen when the store was created.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where it lies.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The path for a file of another room at the store's top. Its name begins with `index.`,
+    /// `control.`, `daemon.` or `views.`: `destroy` deletes these and nothing it does not know.
+    pub fn path(&self, name: &str) -> PathBuf {
+        debug_assert!(FOREIGN.iter().any(|f| name.starts_with(f)), "{name}");
+        self.root().join(name)
+    }
+
+    /// (total, available to us) bytes of the file system that holds the store.
+    pub fn file_system_bytes(&self) -> Result<(u64, u64)> {
+        let (total, free, _) = port::space(self.root.fd())
+            .map_err(|e| StoreError::io("ask for the free space of", self.root(), e))?;
+        Ok((total, free))
+    }
+
+    /// An error unless this process owns the store.
+    pub(super) fn writable(&self) -> Result<()> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let why = io::Error::new(io::ErrorKind::PermissionDenied, "it was opened for reading only");
+        Err(StoreError::io("change", self.root(), why))
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock
+            && self.log.lock().sync(&self.events).is_ok()
+        {
+            lock.closed_in_order();
+        }
+    }
+}
+
+fn open_owned(root: &Path) -> Result<Store> {
+    let (root, created) = create_root(root)?;
+    let dir = Dir::open_root(&root)?;
+    refuse_file_system(&dir)?;
+    if read_format(&dir)?.is_none() {
+        refuse_strangers(&dir)?;
+    }
+    let lock = Lock::take(&dir)?;
+    let id = match read_format(&dir)? {
+        Some(id) => {
+            create_rooms(&dir)?;
+            id
+        }
+        None => {
+            create_rooms(&dir)?;
+            let id = random_hex();
+            let tmp = Arc::new(dir.sub("tmp")?);
+            dir.write_durably(&tmp, FORMAT, format::write(&id).as_bytes())?;
+            id
+        }
+    };
+    if let (true, Some(parent)) = (created, root.parent()) {
+        Dir::open_root(parent)?.sync()?;
+    }
+    let after_death = lock.after_death;
+    let store = assemble(dir, id, Some(lock))?;
+    remove::contents(&store.tmp)?;
+    store.sweep_drafts()?;
+    *store.log.lock() = EventLog::open(&store.events, after_death)?;
+    Ok(store)
+}
+
+fn open_read(root: &Path) -> Result<Store> {
+    let root = canonical(root)?;
+    let dir = Dir::open_root(&root)?;
+    let id = read_format(&dir)?.ok_or_else(|| not_a_store(&root))?;
+    assemble(dir, id, None)
+}
+
+fn assemble(root: Dir, id: String, lock: Option<Lock>) -> Result<Store> {
+    let room = |name: &str| root.sub(name).map(Arc::new);
+    Ok(Store {
+        manifests: room("manifests")?,
+        blobs: room("blobs")?,
+        packs: room("packs")?,
+        drafts: room("drafts")?,
+        events: room("events")?,
+        pins: room("pins")?,
+        rejections: room("rejections")?,
+        quarantined: room("quarantine")?,
+        tmp: room("tmp")?,
+        files: Mutex::new(lru::LruCache::new(OPEN_FILES)),
+        pack_ids: Mutex::new(PackIds::default()),
+        log: Mutex::new(EventLog::default()),
+        id,
+        lock,
+        root,
+    })
+}
+
+fn read_format(root: &Dir) -> Result<Option<String>> {
+    root.read_all(FORMAT)?.map(|bytes| format::read(&bytes, root.path())).transpose()
+}
+
+/// Creates the rooms that are missing. Their parents are synced; a new directory itself is
+/// empty, and every file system that orders its metadata writes it with its name.
+fn create_rooms(root: &Dir) -> Result<()> {
+    let mut new = false;
+    for (i, room) in ROOMS.iter().enumerate() {
+        new |= root.mkdir(room, 0o700)?;
+        if i < SHARDED {
+            let dir = root.sub(room)?;
+            let mut new_shards = false;
+            for shard in 0..=255u8 {
+                new_shards |= dir.mkdir(format!("{shard:02x}"), 0o700)?;
+            }
+            if new_shards {
+                dir.sync()?;
+            }
+        }
+    }
+    if new { root.sync() } else { Ok(()) }
+}
+
+/// Makes the directory (and those above it) when missing; its real path, and whether it is new.
+fn create_root(root: &Path) -> Result<(PathBuf, bool)> {
+    let read_only = |e: io::Error| match e.raw_os_error() {
+        Some(libc::EROFS) => unsuitable(root, READ_ONLY),
+        Some(libc::ENOTDIR) => unsuitable(root, "a file stands in its way; choose another directory"),
+        _ => StoreError::io("create", root, e),
+    };
+    if let Some(parent) = root.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(read_only)?;
+    }
+    let created =
+        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(root) {
+            Ok(()) => true,
+            Err(_) if root.is_dir() => false,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(unsuitable(root, "it is not a directory; choose another one"));
+            }
+            Err(e) => return Err(read_only(e)),
+        };
+    Ok((canonical(root)?, created))
+}
+
+fn canonical(root: &Path) -> Result<PathBuf> {
+    match root.canonicalize() {
+        Ok(p) if p.is_dir() => Ok(p),
+        Ok(_) => Err(unsuitable(root, "it is not a directory; choose another one")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(StoreError::Missing { what: "the directory".into(), path: root.to_owned() })
+        }
+        Err(e) => Err(StoreError::io("open", root, e)),
+    }
+}
+
+const READ_ONLY: &str = "it is on a read-only file system; choose another directory with --store, or make that \
+                         file system writable";
+
+fn refuse_file_system(root: &Dir) -> Result<()> {
+    let ask = |e| StoreError::io("ask for the file system of", root.path(), e);
+    if let Some(name) = port::network_file_system(root.fd()).map_err(ask)? {
+        let why = format!(
+            "it is on a network file system ({name}), where locks and leases cannot be relied on; choose a \
+             directory on a local disk with --store"
+        );
+        return Err(unsuitable(root.path(), &why));
+    }
+    let (_, _, read_only) = port::space(root.fd()).map_err(ask)?;
+    if read_only { Err(unsuitable(root.path(), READ_ONLY)) } else { Ok(()) }
+}
+
+/// A directory without `format` is taken only when it is empty, or when a store was being
+/// created in it: there is a `lock` and nothing but rooms.
+fn refuse_strangers(root: &Dir) -> Result<()> {
+    let names = root.names()?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let known = |n: &std::ffi::OsStr| n == LOCK || ROOMS.iter().any(|r| n == *r);
+    match names.iter().find(|n| !known(n)) {
+        None if names.iter().any(|n| n == LOCK) => Ok(()),
+        _ => {
+            Err(unsuitable(root.path(), "it is not empty and not an outfs store; choose an empty directory"))
+        }
+    }
+}
+
+fn not_a_store(root: &Path) -> StoreError {
+    unsuitable(root, "it is not an outfs store (it has no file 'format'); check --store")
+}
+
+fn unsuitable(root: &Path, why: &str) -> StoreError {
+    StoreError::Unsuitable { path: root.to_owned(), why: why.into() }
+}
+
+/// 16 random hexadecimal digits: the standard library seeds its hash keys from the system.
+pub(super) fn random_hex() -> String {
+    use std::hash::BuildHasher;
+    let state = std::collections::hash_map::RandomState::new();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{:016x}", state.hash_one(now))
+}

@@ -1,0 +1,347 @@
+//! The store's only door to the file system: one small function per call.
+//!
+//! Purpose: every call of the store that can fail on a disk passes here, so that tests can make
+//! the Nth one fail ([`Fault`]) and can leave out the waiting for the disk ([`skip_syncs`]). Both
+//! are compiled in always and cost one relaxed load while unused. Invariants: names are
+//! single components relative to a directory's descriptor and symlinks are never followed.
+//! Must not know: what the files mean.
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::dir::Type;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags};
+use nix::sys::stat::{FileStat, Mode};
+use nix::unistd::UnlinkatFlags;
+
+static ARMED: AtomicUsize = AtomicUsize::new(0);
+static NO_SYNC: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    before: u64,
+    errno: i32,
+    lasting: bool,
+    fired: bool,
+}
+
+/// While it lives, makes one of this thread's calls into the file system fail: for tests.
+pub struct Fault(PhantomData<*const ()>);
+
+impl Fault {
+    /// The call after the next `before` ones fails with `errno`; the later ones too if `lasting`.
+    pub fn after(before: u64, errno: i32, lasting: bool) -> Fault {
+        PLAN.set(Some(Plan { before, errno, lasting, fired: false }));
+        ARMED.fetch_add(1, Ordering::Relaxed);
+        Fault(PhantomData)
+    }
+
+    /// Whether it has struck.
+    pub fn fired(&self) -> bool {
+        PLAN.get().is_some_and(|p| p.fired)
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        ARMED.fetch_sub(1, Ordering::Relaxed);
+        PLAN.set(None);
+    }
+}
+
+/// Leaves out (or no longer leaves out) waiting for the disk, in the whole process: for tests.
+pub fn skip_syncs(on: bool) {
+    NO_SYNC.store(on, Ordering::Relaxed);
+}
+
+fn step() -> io::Result<()> {
+    if ARMED.load(Ordering::Relaxed) == 0 {
+        return Ok(());
+    }
+    let Some(mut plan) = PLAN.get() else { return Ok(()) };
+    let strike = if plan.fired {
+        plan.lasting
+    } else if plan.before == 0 {
+        plan.fired = true;
+        true
+    } else {
+        plan.before -= 1;
+        false
+    };
+    PLAN.set(Some(plan));
+    if strike { Err(io::Error::from_raw_os_error(plan.errno)) } else { Ok(()) }
+}
+
+const SAFE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NOCTTY);
+
+/// Opens a directory below `dir`.
+pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    step()?;
+    Ok(nix::fcntl::openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | SAFE, Mode::empty())?)
+}
+
+/// Opens whatever `name` is as a mere handle (O_PATH).
+pub(super) fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    step()?;
+    Ok(nix::fcntl::openat(dir, name, OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?)
+}
+
+/// Opens a file for reading.
+pub(super) fn open_read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    step()?;
+    // O_NONBLOCK: a fifo that somebody put there must not make the open wait.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | SAFE;
+    Ok(nix::fcntl::openat(dir, name, flags, Mode::empty())?.into())
+}
+
+/// Opens a file for reading and appending, creating it (mode 0600) when missing.
+pub(super) fn open_append(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    step()?;
+    let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | SAFE;
+    Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
+}
+
+/// Creates a file that must not exist, mode 0600, for reading and writing.
+pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    step()?;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
+    Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
+}
+
+/// Makes a directory.
+pub(super) fn mkdir(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
+    step()?;
+    Ok(nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode))?)
+}
+
+/// Renames, replacing what is there.
+pub(super) fn rename(from: BorrowedFd<'_>, old: &OsStr, to: BorrowedFd<'_>, new: &OsStr) -> io::Result<()> {
+    step()?;
+    Ok(nix::fcntl::renameat(from, old, to, new)?)
+}
+
+/// Renames onto a free name.
+pub(super) fn rename_new(
+    from: BorrowedFd<'_>,
+    old: &OsStr,
+    to: BorrowedFd<'_>,
+    new: &OsStr,
+) -> io::Result<()> {
+    step()?;
+    Ok(nix::fcntl::renameat2(from, old, to, new, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Makes a hard link of an open file. Through /proc, because the direct way needs a capability;
+/// that way is tried where there is no /proc.
+pub(super) fn link_file(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    step()?;
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    match nix::unistd::linkat(nix::fcntl::AT_FDCWD, proc_path(file).as_os_str(), dir, name, follow) {
+        Err(nix::errno::Errno::ENOENT) => {}
+        other => return Ok(other?),
+    }
+    Ok(nix::unistd::linkat(file, OsStr::new(""), dir, name, AtFlags::AT_EMPTY_PATH)?)
+}
+
+fn proc_path(fd: BorrowedFd<'_>) -> OsString {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// Unlinks a file.
+pub(super) fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    step()?;
+    Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?)
+}
+
+/// Removes an empty directory.
+pub(super) fn rmdir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    step()?;
+    Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
+}
+
+/// Appends all of `bytes` at the file's position. An injected fault lets the first half through,
+/// as a full disk does.
+pub(super) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    if let Err(e) = step() {
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        return Err(e);
+    }
+    file.write_all(bytes)
+}
+
+/// Fills `buf` from `offset`, short only at the end of the file.
+pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    step()?;
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Cuts a file to `len` bytes.
+pub(super) fn truncate(file: &File, len: u64) -> io::Result<()> {
+    step()?;
+    file.set_len(len)
+}
+
+/// Waits until a file's content is on the disk.
+pub(super) fn sync_data(file: &File) -> io::Result<()> {
+    step()?;
+    if NO_SYNC.load(Ordering::Relaxed) { Ok(()) } else { file.sync_data() }
+}
+
+/// Waits until a directory's names are on the disk.
+pub(super) fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
+    step()?;
+    if NO_SYNC.load(Ordering::Relaxed) { Ok(()) } else { Ok(nix::unistd::fsync(dir)?) }
+}
+
+/// Attributes of an open file.
+pub(super) fn stat(file: BorrowedFd<'_>) -> io::Result<FileStat> {
+    step()?;
+    Ok(nix::sys::stat::fstat(file)?)
+}
+
+/// Attributes of a name; `None` when there is none.
+pub(super) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<FileStat>> {
+    step()?;
+    match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(s) => Ok(Some(s)),
+        Err(nix::errno::Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Changes the permission bits of an open file.
+pub(super) fn chmod(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    step()?;
+    Ok(nix::sys::stat::fchmod(file, Mode::from_bits_truncate(mode))?)
+}
+
+/// Changes the permission bits behind a mere handle (O_PATH).
+pub(super) fn chmod_path(handle: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    step()?;
+    let path = proc_path(handle);
+    let flags = nix::sys::stat::FchmodatFlags::FollowSymlink;
+    Ok(nix::sys::stat::fchmodat(
+        nix::fcntl::AT_FDCWD,
+        path.as_os_str(),
+        Mode::from_bits_truncate(mode),
+        flags,
+    )?)
+}
+
+/// Gives a file to this process's user.
+pub(super) fn chown_to_us(file: &File) -> io::Result<()> {
+    step()?;
+    Ok(nix::unistd::fchown(file, Some(nix::unistd::geteuid()), Some(nix::unistd::getegid()))?)
+}
+
+mod ficlone {
+    nix::ioctl_write_int!(clone_whole, 0x94, 9);
+}
+
+/// Makes `to` share all of `from`'s blocks (FICLONE).
+pub(super) fn reflink(from: &File, to: &File) -> io::Result<()> {
+    step()?;
+    let from = from.as_raw_fd() as nix::sys::ioctl::ioctl_param_type;
+    // SAFETY: FICLONE takes two descriptors as integers, both open for the call, and no pointer.
+    unsafe { ficlone::clone_whole(to.as_raw_fd(), from) }?;
+    Ok(())
+}
+
+/// Calls `each` for every name in a directory but `.` and `..`; stops at its first error.
+pub(super) fn list(
+    dir: BorrowedFd<'_>,
+    each: &mut dyn FnMut(&OsStr, Option<Type>) -> io::Result<()>,
+) -> io::Result<()> {
+    // A description of its own: the position in a directory belongs to the open description.
+    let own = open_dir(dir, OsStr::new("."))?;
+    let mut names = nix::dir::Dir::from_fd(own)?;
+    for entry in names.iter() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            each(name, entry.file_type())?;
+        }
+    }
+    Ok(())
+}
+
+/// The file system's (total, available to us) bytes and whether it is mounted read-only.
+pub(super) fn space(dir: BorrowedFd<'_>) -> io::Result<(u64, u64, bool)> {
+    step()?;
+    let s = nix::sys::statvfs::fstatvfs(dir.as_fd())?;
+    let unit = s.fragment_size();
+    let read_only = s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY);
+    Ok((s.blocks() * unit, s.blocks_available() * unit, read_only))
+}
+
+/// The name of a network file system on which locks and leases cannot be relied on.
+pub(super) fn network_file_system(dir: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
+    step()?;
+    let kind = nix::sys::statfs::fstatfs(dir)?.filesystem_type().0;
+    Ok(network_name(kind as u32))
+}
+
+fn network_name(magic: u32) -> Option<&'static str> {
+    match magic {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        0x00c3_6400 => Some("Ceph"),
+        0x0bd0_0bd0 => Some("Lustre"),
+        0x4750_4653 => Some("GPFS"),
+        0x7375_7245 => Some("Coda"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_strikes_once_or_for_good_and_only_here() {
+        let tmp = tempfile::tempfile().unwrap();
+        let once = Fault::after(1, libc::EIO, false);
+        assert!(stat(tmp.as_fd()).is_ok());
+        assert!(!once.fired());
+        assert_eq!(stat(tmp.as_fd()).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert!(once.fired());
+        assert!(stat(tmp.as_fd()).is_ok());
+        drop(once);
+        let lasting = Fault::after(0, libc::ENOSPC, true);
+        std::thread::scope(|s| assert!(s.spawn(|| stat(tmp.as_fd())).join().unwrap().is_ok()));
+        assert!(stat(tmp.as_fd()).is_err());
+        assert!(stat(tmp.as_fd()).is_err());
+        drop(lasting);
+        assert!(stat(tmp.as_fd()).is_ok());
+    }
+
+    #[test]
+    fn network_file_systems_are_known_and_local_ones_are_not() {
+        assert_eq!(network_name(0x6969), Some("NFS"));
+        assert_eq!(network_name(0xff53_4d42), Some("SMB"));
+        for local in [0xef53, 0x0102_1994, 0x9123_683e, 0x5846_5342, 0x794c_7630] {
+            assert_eq!(network_name(local), None);
+        }
+    }
+}

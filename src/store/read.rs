@@ -1,0 +1,129 @@
+//! Verified reading: no byte is returned whose group was not hashed.
+//!
+//! Purpose: what the daemon itself reads. Blobs up to one group are hashed whole against their
+//! name; larger ones group by group against the list in their manifest. Invariant: a buffer
+//! holds unverified bytes only when an error is returned. Must not know: caches above it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Location, PackId, Result, Store, StoreError, port};
+use crate::model::BlobHash;
+use crate::model::groups::{GROUP, GroupHash, group_count, group_hash};
+
+/// Names a file whose descriptor is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum FileKey {
+    Pack(PackId),
+    Blob(BlobHash),
+}
+
+impl Store {
+    /// Fills `buf` from `offset` of a blob of `size` bytes at `at`, verifying every group it
+    /// touches (`groups` is the blob's list, empty up to one group). Returns the bytes read,
+    /// short only at the end. `Missing` when pack or blob is gone, `Corrupt` when it differs.
+    pub fn read_verified(
+        &self,
+        hash: &BlobHash,
+        size: u64,
+        groups: &[GroupHash],
+        at: Location,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<usize> {
+        if offset >= size || buf.is_empty() {
+            return Ok(0);
+        }
+        let blob = Blob { store: self, hash, size, groups, at };
+        if groups.len() != group_count(size) {
+            return Err(blob.corrupt("the manifest's list of groups does not fit its size"));
+        }
+        let (file, base) = match at {
+            Location::Pack { pack, offset } => (self.pack_file(pack)?, offset),
+            Location::Loose => (self.cached(FileKey::Blob(*hash), || self.blob_file(hash))?, 0),
+        };
+        let wanted = buf.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+        let buf = &mut buf[..wanted];
+        let mut done = 0;
+        let mut scratch = Vec::new();
+        while done < wanted {
+            let position = offset + done as u64;
+            let group = position / GROUP as u64;
+            let start = group * GROUP as u64;
+            let len = (size - start).min(GROUP as u64) as usize;
+            let skip = (position - start) as usize;
+            let n = (len - skip).min(wanted - done);
+            if n == len {
+                blob.read_group(&file, base, group, &mut buf[done..done + n])?;
+            } else {
+                scratch.resize(len, 0);
+                blob.read_group(&file, base, group, &mut scratch)?;
+                buf[done..done + n].copy_from_slice(&scratch[skip..skip + n]);
+            }
+            done += n;
+        }
+        Ok(wanted)
+    }
+
+    /// The descriptor kept under `key`, or a new one. A file that was unlinked meanwhile is not
+    /// kept, so that its space is given back.
+    pub(super) fn cached(&self, key: FileKey, open: impl FnOnce() -> Result<File>) -> Result<Arc<File>> {
+        if let Some(file) = self.files.lock().get(&key) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(open()?);
+        self.files.lock().put(key, file.clone());
+        if !port::stat(file.as_fd()).is_ok_and(|s| s.st_nlink > 0) {
+            self.forget_file(&key);
+        }
+        Ok(file)
+    }
+
+    /// Closes a kept descriptor.
+    pub(super) fn forget_file(&self, key: &FileKey) {
+        self.files.lock().pop(key);
+    }
+}
+
+/// A blob that is being read.
+struct Blob<'a> {
+    store: &'a Store,
+    hash: &'a BlobHash,
+    size: u64,
+    groups: &'a [GroupHash],
+    at: Location,
+}
+
+impl Blob<'_> {
+    fn read_group(&self, file: &File, base: u64, group: u64, buf: &mut [u8]) -> Result<()> {
+        let n = port::read_at(file, buf, base + group * GROUP as u64)
+            .map_err(|e| StoreError::io("read", self.path(), e))?;
+        if n < buf.len() {
+            return Err(
+                self.corrupt(&format!("it ends before the {} bytes of blob {}", self.size, self.hash))
+            );
+        }
+        let good = match self.groups.get(group as usize) {
+            Some(expected) => group_hash(group, buf) == *expected,
+            None => BlobHash::of(buf) == *self.hash,
+        };
+        if good {
+            return Ok(());
+        }
+        buf.fill(0);
+        Err(self.corrupt(&format!("the content of blob {} differs in group {group}", self.hash)))
+    }
+
+    fn path(&self) -> PathBuf {
+        match self.at {
+            Location::Pack { pack, .. } => self.store.pack_path(pack),
+            Location::Loose => self.store.blob_path(self.hash),
+        }
+    }
+
+    fn corrupt(&self, why: &str) -> StoreError {
+        StoreError::Corrupt { path: self.path(), line: None, why: why.into() }
+    }
+}

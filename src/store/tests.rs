@@ -1,0 +1,420 @@
+//! Promises of the store that need more than one of its files.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use super::*;
+use crate::model::groups::{GROUP, GroupHasher};
+use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
+use crate::model::{BlobHash, EventKind, Manifest};
+
+fn assert_send_sync<T: Send + Sync>() {}
+
+pub(super) fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s"), Access::Own).unwrap();
+    (dir, store)
+}
+
+pub(super) fn key(text: &str) -> EntryKey {
+    EntryKey::parse(text).unwrap()
+}
+
+fn data(n: usize, seed: u8) -> Vec<u8> {
+    (0..n).map(|i| (i * 31 + i / 251) as u8 ^ seed).collect()
+}
+
+fn file_with(dir: &Path, bytes: &[u8]) -> std::fs::File {
+    let path = dir.join("content");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::File::open(path).unwrap()
+}
+
+fn manifest_bytes(name: &[u8]) -> Vec<u8> {
+    let mut tree = TreeBuilder::new(Attrs { mode: 0o755, ..Attrs::default() });
+    let file = tree.file(tree.top(), name, Attrs { mode: 0o644, ..Attrs::default() }, None).unwrap();
+    tree.set_content(file, Content { hash: BlobHash::of(name), size: name.len() as u64, groups: Vec::new() });
+    let seal = Seal {
+        key: key("abcd1234"),
+        sealed_at_ns: 1,
+        inferred: false,
+        replaces: None,
+        origin: Origin { how: "put".into(), ..Origin::default() },
+    };
+    tree.finish(&seal).unwrap()
+}
+
+/// Every file below a directory, relative to it.
+fn files_below(dir: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![dir.to_owned()];
+    while let Some(d) = waiting.pop() {
+        for e in std::fs::read_dir(&d).unwrap().map(|e| e.unwrap()) {
+            if e.file_type().unwrap().is_dir() {
+                waiting.push(e.path());
+            } else {
+                found.insert(e.path().strip_prefix(dir).unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn manifests_round_trip_and_damage_is_noticed() {
+    assert_send_sync::<Store>();
+    let (_dir, s) = store();
+    let bytes = manifest_bytes(b"a");
+    let hash = s.write_manifest(&bytes).unwrap();
+    assert_eq!(s.write_manifest(&bytes).unwrap(), hash);
+    assert_eq!(s.read_manifest(&hash).unwrap().as_bytes(), bytes);
+    assert_eq!(s.manifests().unwrap(), [hash]);
+
+    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    let mut bad = bytes.clone();
+    bad[200] ^= 1;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&path, &bad).unwrap();
+    assert!(matches!(s.read_manifest(&hash), Err(StoreError::Corrupt { .. })));
+    assert_eq!(s.write_manifest(&bytes).unwrap(), hash);
+    assert_eq!(s.read_manifest(&hash).unwrap().hash(), hash);
+
+    s.quarantine_manifest(&hash).unwrap();
+    assert!(matches!(s.read_manifest(&hash), Err(StoreError::Missing { .. })));
+    assert!(matches!(s.quarantine_manifest(&hash), Err(StoreError::Missing { .. })));
+    assert_eq!(files_below(&s.root().join("quarantine")).len(), 1);
+    s.write_manifest(&bytes).unwrap();
+    s.remove_manifest(&hash).unwrap();
+    s.remove_manifest(&hash).unwrap();
+    assert!(s.manifests().unwrap().is_empty());
+}
+
+#[test]
+fn a_location_table_is_given_back_or_is_absent() {
+    let (_dir, s) = store();
+    let hash = s.write_manifest(&manifest_bytes(b"a")).unwrap();
+    assert_eq!(s.read_locations(&hash).unwrap(), None);
+    let table = [None, Some(Location::Loose), Some(Location::Pack { pack: PackId(7), offset: 99 })];
+    s.write_locations(&hash, &table).unwrap();
+    assert_eq!(s.read_locations(&hash).unwrap().unwrap(), table);
+    assert_eq!(s.manifests().unwrap(), [hash]);
+    let path = s.root().join("manifests").join(hash.shard()).join(format!("{hash}.loc"));
+    let good = std::fs::read(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).unwrap();
+        assert_eq!(s.read_locations(&hash).unwrap(), None, "byte {at}");
+        std::fs::write(&path, &good[..at]).unwrap();
+        assert_eq!(s.read_locations(&hash).unwrap(), None, "cut at {at}");
+    }
+    s.write_locations(&hash, &table).unwrap();
+    s.remove_manifest(&hash).unwrap();
+    assert!(files_below(&s.root().join("manifests")).is_empty());
+}
+
+#[test]
+fn packs_give_back_what_was_appended() {
+    let (dir, s) = store();
+    let mut w = s.new_pack().unwrap();
+    assert!(w.is_empty());
+    let blobs: Vec<Vec<u8>> = [0, 1, 5000, GROUP, 77].iter().map(|&n| data(n, n as u8)).collect();
+    let places: Vec<Location> = blobs.iter().map(|b| w.append(&BlobHash::of(b), b).unwrap()).collect();
+    assert!(matches!(w.append(&BlobHash::of(b"x"), b"y"), Err(StoreError::Corrupt { .. })));
+    let too_large = vec![0; GROUP + 1];
+    assert!(w.append(&BlobHash::of(&too_large), &too_large).is_err());
+    let len = w.len();
+    assert!(s.packs().unwrap().is_empty(), "a pack has no name before it is finished");
+    let info = w.finish().unwrap();
+    assert_eq!(info.bytes, len);
+    assert_eq!(std::fs::metadata(s.root().join("packs/0000000000000001.pack")).unwrap().len(), len);
+    for (b, at) in blobs.iter().zip(&places) {
+        let mut buf = vec![0; b.len() + 9];
+        let n = s.read_verified(&BlobHash::of(b), b.len() as u64, &[], *at, 0, &mut buf).unwrap();
+        assert_eq!(&buf[..n], b);
+    }
+    let mut seen = Vec::new();
+    s.scan_pack(info.id, true, &mut |h, n, at| seen.push((h, n, at))).unwrap();
+    let expected: Vec<_> =
+        blobs.iter().zip(&places).map(|(b, at)| (BlobHash::of(b), b.len() as u64, *at)).collect();
+    assert_eq!(seen, expected);
+
+    drop(s);
+    let s = Store::open(&dir.path().join("s"), Access::Own).unwrap();
+    s.remove_pack(info.id).unwrap();
+    assert!(matches!(s.pack_file(info.id), Err(StoreError::Missing { .. })));
+    let next = s.new_pack().unwrap().finish().unwrap();
+    assert!(next.id > info.id, "a number is not used again after its pack is gone");
+}
+
+#[test]
+fn an_unfinished_pack_leaves_nothing() {
+    let (_dir, s) = store();
+    let mut w = s.new_pack().unwrap();
+    w.append(&BlobHash::of(b"abc"), b"abc").unwrap();
+    drop(w);
+    assert!(files_below(&s.root().join("tmp")).is_empty());
+    assert!(s.packs().unwrap().is_empty());
+}
+
+#[test]
+fn every_damaged_byte_of_a_pack_is_noticed() {
+    let (_dir, s) = store();
+    let mut w = s.new_pack().unwrap();
+    for b in [b"first blob".as_slice(), b"the second", b""] {
+        w.append(&BlobHash::of(b), b).unwrap();
+    }
+    let info = w.finish().unwrap();
+    let path = s.root().join("packs/0000000000000001.pack");
+    let good = std::fs::read(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        let mut seen = 0;
+        let e = s.scan_pack(info.id, true, &mut |_, _, _| seen += 1).unwrap_err();
+        assert!(matches!(e, StoreError::Corrupt { .. }), "byte {at}: {e}");
+        assert!(seen < 3);
+    }
+    // A damaged content does not hide the blobs behind it.
+    let mut bad = good.clone();
+    bad[16 + 48] ^= 1;
+    std::fs::write(&path, &bad).unwrap();
+    let mut seen = Vec::new();
+    assert!(s.scan_pack(info.id, true, &mut |h, _, _| seen.push(h)).is_err());
+    assert_eq!(seen, [BlobHash::of(b"the second"), BlobHash::of(b"")]);
+    let mut buf = [0; 10];
+    let at = Location::Pack { pack: info.id, offset: 16 + 48 };
+    let e = s.read_verified(&BlobHash::of(b"first blob"), 10, &[], at, 0, &mut buf).unwrap_err();
+    assert!(matches!(e, StoreError::Corrupt { .. }), "{e}");
+    s.quarantine_pack(info.id).unwrap();
+    assert!(matches!(s.pack_file(info.id), Err(StoreError::Missing { .. })));
+}
+
+#[test]
+fn large_blobs_are_read_and_verified_in_groups() {
+    let (dir, s) = store();
+    let bytes = data(3 * GROUP + 1234, 9);
+    let mut h = GroupHasher::default();
+    h.update(&bytes);
+    let (hash, groups, size) = h.finish();
+    s.adopt(&file_with(dir.path(), &bytes), &hash, Adopt::Clone).unwrap();
+    let read = |offset: usize, n: usize| {
+        let mut buf = vec![0xee; n];
+        let got = s.read_verified(&hash, size, &groups, Location::Loose, offset as u64, &mut buf)?;
+        buf.truncate(got);
+        Ok::<_, StoreError>(buf)
+    };
+    for (offset, n) in
+        [(0, 1), (0, 4 * GROUP), (GROUP - 1, 2), (5, 2 * GROUP), (3 * GROUP, 9999), (GROUP, GROUP)]
+    {
+        let end = (offset + n).min(bytes.len());
+        assert_eq!(read(offset, n).unwrap(), bytes[offset..end], "{n} at {offset}");
+    }
+    assert!(read(bytes.len(), 5).unwrap().is_empty());
+    assert_eq!(s.loose_blobs().unwrap(), [(hash, size)]);
+
+    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    use std::os::unix::fs::FileExt;
+    let f = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    f.write_all_at(&[bytes[GROUP + 7] ^ 1], GROUP as u64 + 7).unwrap();
+    assert_eq!(read(0, GROUP).unwrap(), bytes[..GROUP], "other groups are good");
+    assert!(matches!(read(GROUP + 100, 1), Err(StoreError::Corrupt { .. })));
+    f.set_len(size - 1).unwrap();
+    assert!(matches!(read(3 * GROUP, 1), Err(StoreError::Corrupt { .. })));
+    assert!(matches!(
+        s.read_verified(&hash, size, &groups[1..], Location::Loose, 0, &mut [0]),
+        Err(StoreError::Corrupt { .. })
+    ));
+    s.quarantine_blob(&hash).unwrap();
+    assert!(matches!(read(0, 1), Err(StoreError::Missing { .. })));
+}
+
+#[test]
+fn a_link_is_the_drafts_own_inode_until_it_is_settled() {
+    let (dir, s) = store();
+    let bytes = data(GROUP + 1, 3);
+    let hash = BlobHash::of(&bytes);
+    let file = file_with(s.root().join("drafts").as_path(), &bytes);
+    let _ = xattr::set(s.root().join("drafts/content"), "user.mine", b"x");
+    std::fs::set_permissions(s.root().join("drafts/content"), std::fs::Permissions::from_mode(0o000))
+        .unwrap();
+    s.adopt(&file, &hash, Adopt::Link).unwrap();
+    s.adopt(&file, &hash, Adopt::Link).unwrap();
+    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let (a, b) = (file.metadata().unwrap(), std::fs::metadata(&path).unwrap());
+    assert_eq!((a.ino(), a.nlink(), a.mode() & 0o7777), (b.ino(), 2, 0));
+    s.settle(&hash).unwrap();
+    s.settle(&hash).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
+    assert_eq!(xattr::list(&path).unwrap().filter(|n| n.as_encoded_bytes().starts_with(b"user.")).count(), 0);
+    assert_eq!(s.blob_file(&hash).unwrap().metadata().unwrap().ino(), a.ino());
+    drop(dir);
+}
+
+#[test]
+fn a_blob_that_another_draft_could_still_change_is_replaced() {
+    let (dir, s) = store();
+    let bytes = data(GROUP + 1, 3);
+    let hash = BlobHash::of(&bytes);
+    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let other = s.root().join("drafts/other");
+    std::fs::write(&other, &bytes).unwrap();
+    s.adopt(&std::fs::File::open(&other).unwrap(), &hash, Adopt::Link).unwrap();
+    // The other draft was not sealed, and its owner writes on.
+    let ours = file_with(dir.path(), &bytes);
+    s.adopt(&ours, &hash, Adopt::Link).unwrap();
+    std::fs::write(&other, b"changed").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    assert_eq!(std::fs::metadata(&path).unwrap().nlink(), 1);
+
+    // One that was damaged under its name is replaced too; a good one is kept.
+    let before = std::fs::metadata(&path).unwrap().ino();
+    s.adopt(&ours, &hash, Adopt::Clone).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&path, data(GROUP + 1, 4)).unwrap();
+    s.adopt(&ours, &hash, Adopt::Clone).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    assert!(matches!(s.adopt(&ours, &BlobHash::of(b"else"), Adopt::Clone), Err(StoreError::Corrupt { .. })));
+}
+
+/// Runs `work` once for each of its file-system calls, that call failing, and once whole.
+/// After each run, `check` gets whether it succeeded.
+fn fail_everywhere<T>(work: impl Fn() -> Result<T>, check: impl Fn(u64, bool)) {
+    for n in 0.. {
+        let fault = Fault::after(n, libc::EIO, false);
+        let result = work();
+        let fired = fault.fired();
+        drop(fault);
+        check(n, result.is_ok());
+        if !fired {
+            assert!(result.is_ok(), "nothing failed, and yet");
+            assert!(n > 3, "only {n} calls were counted");
+            return;
+        }
+    }
+}
+
+#[test]
+fn whatever_call_fails_a_manifest_is_there_whole_or_not_at_all() {
+    let (_dir, s) = store();
+    let bytes = manifest_bytes(b"f");
+    let hash = BlobHash::of(&bytes);
+    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    fail_everywhere(
+        || s.write_manifest(&bytes),
+        |n, ok| {
+            let there = std::fs::read(&path).ok();
+            assert!(there.as_ref().is_none_or(|b| *b == bytes), "call {n}");
+            assert!(!ok || there.is_some(), "call {n}");
+            let _ = std::fs::remove_file(&path);
+        },
+    );
+}
+
+#[test]
+fn whatever_call_fails_a_pack_is_there_whole_or_not_at_all() {
+    let (_dir, s) = store();
+    let blobs: Vec<Vec<u8>> = (0..12).map(|i| data(200_000, i)).collect();
+    fail_everywhere(
+        || {
+            let mut w = s.new_pack()?;
+            for b in &blobs {
+                w.append(&BlobHash::of(b), b)?;
+            }
+            w.finish()
+        },
+        |n, ok| {
+            let packs = s.packs().unwrap();
+            assert!(packs.len() <= 1 && (!ok || packs.len() == 1), "call {n}");
+            for p in packs {
+                let mut seen = 0;
+                s.scan_pack(p.id, true, &mut |_, _, _| seen += 1).unwrap();
+                assert_eq!(seen, blobs.len(), "call {n}");
+                s.remove_pack(p.id).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn whatever_call_fails_a_blob_is_there_whole_or_not_at_all() {
+    let (_dir, s) = store();
+    let bytes = data(3 << 20, 1);
+    let hash = BlobHash::of(&bytes);
+    let file = file_with(&s.root().join("drafts"), &bytes);
+    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    for how in [Adopt::Link, Adopt::Clone] {
+        fail_everywhere(
+            || s.adopt(&file, &hash, how),
+            |n, ok| {
+                let there = std::fs::read(&path).ok();
+                assert!(there.as_ref().is_none_or(|b| *b == bytes), "{how:?}, call {n}");
+                assert!(!ok || there.is_some(), "{how:?}, call {n}");
+                s.remove_blob(&hash).unwrap();
+            },
+        );
+    }
+    assert_eq!(file.metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn pins_and_rejections() {
+    let (_dir, s) = store();
+    let pin = |name: &str, k: &str| Pin { name: name.into(), key: key(k), at_ns: 5 };
+    let all = [pin("release", "abcd"), pin("release", "efgh"), pin("../../etc \0 ∞", "abcd")];
+    for p in &all {
+        s.write_pin(p).unwrap();
+        s.write_pin(p).unwrap();
+    }
+    let mut got = s.pins().unwrap();
+    got.sort_by_key(|p| (p.name.clone(), p.key.clone()));
+    assert_eq!(got, [all[2].clone(), all[0].clone(), all[1].clone()]);
+    assert!(s.remove_pin("release", &key("abcd")).unwrap());
+    assert!(!s.remove_pin("release", &key("abcd")).unwrap());
+    assert_eq!(s.pins().unwrap().len(), 2);
+
+    let r = Rejection { key: key(&"k".repeat(255)), reason: "wrong".into(), at_ns: 1, manifest: None };
+    s.write_rejection(&r).unwrap();
+    assert_eq!(s.rejections().unwrap(), [r.clone()]);
+    let path = s.root().join("rejections").join(r.key.as_str());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "{\n!").unwrap();
+    let Err(StoreError::Corrupt { path: named, line: Some(2), .. }) = s.rejections() else {
+        panic!("the damage went unnoticed")
+    };
+    s.quarantine(&named).unwrap();
+    assert!(s.rejections().unwrap().is_empty());
+    assert!(s.quarantine(&s.root().join("format")).is_err());
+    s.write_rejection(&r).unwrap();
+    assert!(s.remove_rejection(&r.key).unwrap());
+    assert!(!s.remove_rejection(&r.key).unwrap());
+}
+
+#[test]
+fn a_reader_beside_the_owner_sees_all_and_changes_nothing() {
+    let (_dir, s) = store();
+    let hash = s.write_manifest(&manifest_bytes(b"a")).unwrap();
+    s.append_event(EventKind::IndexRebuilt { entries: 0 }, None, false).unwrap();
+    let reader = Store::open(s.root(), Access::Read).unwrap();
+    assert_eq!(reader.id(), s.id());
+    assert_eq!(reader.read_manifest(&hash).unwrap().hash(), hash);
+    assert_eq!(reader.read_events(0, 9).unwrap(), s.read_events(0, 9).unwrap());
+    assert!(reader.write_manifest(&manifest_bytes(b"b")).is_err());
+    assert!(reader.remove_manifest(&hash).is_err());
+    assert!(reader.new_pack().is_err());
+    assert!(reader.create_draft(&DraftPlace::Native { label: String::new() }).is_err());
+    assert!(reader.append_event(EventKind::IndexRebuilt { entries: 0 }, None, false).is_err());
+    assert!(s.root().join("tmp").read_dir().unwrap().next().is_none());
+    let (total, free) = reader.file_system_bytes().unwrap();
+    assert!(total >= free && total > 0);
+    let _: Manifest = reader.read_manifest(&hash).unwrap();
+    let _ = reader.pack_file(PackId(1)).map(|f| f.as_fd().try_clone_to_owned());
+}
