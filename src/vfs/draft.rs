@@ -116,6 +116,7 @@ impl View {
         what: Make,
     ) -> Result<Found> {
         let _gate = self.gate(parent)?;
+        self.note_writer(caller, &parent.draft);
         self.cache.make_room(0)?;
         let dir = self.reach.dir(parent)?;
         let mode = match what {

@@ -59,19 +59,19 @@ impl View {
     }
 
     /// Opens a file.
-    pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+    pub fn open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Opened> {
         match self.target(ino)? {
             Target::Sealed(r) if writes(flags) => Err(self.refuse_change(&r.entry)),
             Target::Sealed(r) => self.sealed_open(&r),
             Target::Draft(_) if writes(flags) && self.read_only() => Err(VfsError::ReadOnly),
-            Target::Draft(node) => self.open_draft(&node, flags),
+            Target::Draft(node) => self.open_draft(caller, &node, flags),
             _ if writes(flags) => Err(VfsError::ReadOnly),
             Target::Snapshot(_) | Target::Blob(_) => Ok(Opened { fh: 0, how: How::Keep }),
             _ => Err(VfsError::IsDir),
         }
     }
 
-    fn open_draft(&self, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
+    fn open_draft(&self, caller: Caller, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
         let flags = OFlag::from_bits_retain(flags);
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
@@ -79,6 +79,7 @@ impl View {
             return Ok(self.opened(node, fd, false));
         }
         let _gate = self.gate(node)?;
+        self.note_writer(caller, &node.draft);
         // Counted first: sealing must not overlook it; the hash's lease must be gone, or the open waits.
         node.draft.writer_opened();
         node.draft.cancel_ingest(node.backing.0, node.backing.1);
@@ -117,6 +118,7 @@ impl View {
             _ => return Err(VfsError::NotPermitted),
         };
         let gate = self.gate(&dir)?;
+        self.note_writer(caller, &dir.draft);
         self.cache.make_room(0)?;
         dir.draft.writer_opened();
         let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
@@ -135,7 +137,7 @@ impl View {
                     return Err(e);
                 }
                 let found = self.draft_lookup(&dir, name)?;
-                let opened = self.open(found.attr.ino, flags & !libc::O_CREAT);
+                let opened = self.open(caller, found.attr.ino, flags & !libc::O_CREAT);
                 if opened.is_err() {
                     self.forget(found.attr.ino, 1);
                 }

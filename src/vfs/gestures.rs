@@ -16,6 +16,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::nodes::DraftNode;
 use super::types::{Caller, Ino, SetAttr};
+use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
 use crate::cache::{Draft, Entry, LeaseKind, SealRequest};
 use crate::model::manifest::Origin;
@@ -178,15 +179,24 @@ impl View {
         Ok(())
     }
 
+    /// Remembers who changes a draft that may be sealed by quiet (not needed in other views).
+    pub(super) fn note_writer(&self, caller: Caller, draft: &Draft) {
+        if self.options.seal_quiet.is_some() {
+            if let Some(writers) = self.born_here.lock().get_mut(draft.id()) {
+                writers.note(caller.pid);
+            }
+        }
+    }
+
     /// Seals by quiet what is due; called every now and then by the daemon.
     pub fn tick(&self) {
         let Some(quiet) = self.options.seal_quiet else { return };
         let quiet = i64::try_from(quiet.as_nanos()).unwrap_or(i64::MAX);
         for draft in self.cache.drafts() {
             let due = draft_key(&draft).is_some()
-                && self.born_here.lock().contains(draft.id())
                 && draft.writers() == 0
                 && now_ns().saturating_sub(draft.changed_at_ns()) >= quiet
+                && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
                 && reads_metadata(&draft);
             if due {
                 if let Err(e) = self.seal_in_place(&draft, "quiet", true) {
@@ -194,9 +204,11 @@ impl View {
                 }
             }
         }
+        // Locked first: a draft that is born meanwhile is entered after this.
+        let mut born_here = self.born_here.lock();
         let live: std::collections::HashSet<_> =
             self.cache.drafts().iter().map(|d| d.id().to_owned()).collect();
-        self.born_here.lock().retain(|id| live.contains(id));
+        born_here.retain(|id, _| live.contains(id));
     }
 }
 

@@ -25,13 +25,14 @@ mod sealed;
 mod slots;
 mod sys;
 mod types;
+mod writers;
 mod xattrs;
 
 pub use error::{Result, VfsError};
 pub use holder::Kernel;
 pub use types::*;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -45,6 +46,7 @@ use nodes::{DraftNode, Nodes};
 use reach::Reach;
 use sealed::SealedRef;
 use slots::Slots;
+use writers::Writers;
 
 /// What happens when a client stores over a sealed entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -86,8 +88,8 @@ pub struct View {
     kernel: OnceLock<Box<dyn Kernel>>,
     /// Last change of the top directory, nanoseconds since 1970.
     root_changed: AtomicI64,
-    /// Drafts this view has seen being made: only these may be sealed by quiet.
-    born_here: Mutex<HashSet<String>>,
+    /// Drafts this view has seen being made, and by whom: only these may be sealed by quiet.
+    born_here: Mutex<HashMap<String, Writers>>,
     /// One replacement draft is made at a time.
     replacing: Mutex<()>,
     publishing: Mutex<gestures::Publishing>,

@@ -15,6 +15,7 @@ use super::draft::{Make, draft_found};
 use super::nodes::{DraftAt, Node};
 use super::reach::{identity, proc_path};
 use super::types::{Caller, DRAFT_NAMES, FOREVER, Found, Ino, Kind};
+use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
 use crate::cache::{Draft, LeaseKind};
 use crate::model::EntryKey;
@@ -127,7 +128,8 @@ impl View {
     fn start_draft(&self, caller: Caller, place: DraftPlace, mode: u32) -> Result<Found> {
         self.cache.make_room(0)?;
         let draft = self.cache.create_draft(place)?;
-        self.born_here.lock().insert(draft.id().to_owned());
+        self.born_here.lock().insert(draft.id().to_owned(), Writers::default());
+        self.note_writer(caller, &draft);
         let top = draft.tree().try_clone_to_owned();
         let top = top.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         let path = proc_path(&top);

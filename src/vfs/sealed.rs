@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
+use super::writers::Writers;
 use super::{Overwrite, Result, VfsError, View, ino};
 use crate::cache::Entry;
 use crate::model::RecordKind;
@@ -112,7 +113,7 @@ impl View {
         let _one = self.replacing.lock();
         if self.cache.draft_for(entry.key()).is_none() {
             match self.cache.create_replacement(entry) {
-                Ok(draft) => drop(self.born_here.lock().insert(draft.id().to_owned())),
+                Ok(draft) => drop(self.born_here.lock().insert(draft.id().to_owned(), Writers::default())),
                 Err(e) => return e.into(),
             }
         }

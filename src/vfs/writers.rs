@@ -1,0 +1,190 @@
+//! Who changes a draft, and how they ended: what speaks against sealing it by quiet.
+//!
+//! A client that is killed between two writes leaves a draft that looks finished: its metadata parses, nobody
+//! writes, nothing changes. So every process that changes a draft is remembered by a pidfd, which tells how it
+//! ended (Linux 6.15). Invariant: a draft is trusted only while each of them runs or has ended by itself with exit
+//! code 0; what cannot be known (an older kernel, a process of a foreign pid namespace) speaks against it.
+//! Must not know: what a draft is for, or when it is quiet.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// From so many on, processes that ended well are forgotten: a build has thousands, each a descriptor here.
+const SWEEP: usize = 64;
+
+/// The processes that changed one draft.
+#[derive(Default)]
+pub(super) struct Writers {
+    processes: HashMap<u32, Process>,
+    /// One of them left the draft in an unknown state; that is final.
+    condemned: bool,
+}
+
+struct Process {
+    pidfd: OwnedFd,
+    threads: HashSet<u32>,
+}
+
+/// How a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Runs,
+    /// Exit code 0.
+    Well,
+    /// Ended, and nobody has asked how yet.
+    Open,
+    /// Killed, failed, or not known.
+    Badly,
+}
+
+impl Writers {
+    /// Remembers the process of a thread that changes the draft now (it waits for us, so it is alive).
+    pub(super) fn note(&mut self, thread: u32) {
+        let known = self.processes.values().find(|p| p.threads.contains(&thread));
+        if self.condemned || known.is_some_and(|p| p.end() == End::Runs) {
+            return;
+        }
+        match open(thread) {
+            Some((process, pidfd)) => {
+                // The number may be an ended process's: its end is judged before it is replaced.
+                self.condemned |= self.processes.get(&process).is_some_and(|p| p.end() == End::Badly);
+                let same = self.processes.get(&process).is_some_and(|p| p.end() == End::Runs);
+                if !same {
+                    self.processes.insert(process, Process { pidfd, threads: HashSet::new() });
+                }
+                if let Some(p) = self.processes.get_mut(&process) {
+                    p.threads.insert(thread);
+                }
+            }
+            None => self.condemned = true,
+        }
+        if self.processes.len() >= SWEEP {
+            self.sweep();
+        }
+    }
+
+    /// Whether none of them speaks against the draft.
+    pub(super) fn trusted(&mut self) -> bool {
+        self.sweep();
+        !self.condemned && self.processes.values().all(|p| p.end() == End::Runs)
+    }
+
+    fn sweep(&mut self) {
+        let condemned = &mut self.condemned;
+        self.processes.retain(|_, p| match p.end() {
+            End::Runs | End::Open => true,
+            End::Well => false,
+            End::Badly => {
+                *condemned = true;
+                false
+            }
+        });
+    }
+}
+
+/// The process of a thread, and a pidfd of it.
+fn open(thread: u32) -> Option<(u32, OwnedFd)> {
+    // 0: the process is of a pid namespace that this one does not see.
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok().filter(|_| thread != 0)?;
+    let process: u32 = status.lines().find_map(|l| l.strip_prefix("Tgid:"))?.trim().parse().ok()?;
+    // SAFETY: pidfd_open takes two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: a new descriptor that nobody else has.
+    Some((process, unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+impl Process {
+    fn end(&self) -> End {
+        let mut ready = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ready, PollTimeout::ZERO) == Ok(0) {
+            return End::Runs;
+        }
+        // SAFETY: all-zero is a value of this struct of numbers.
+        let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+        info.mask = libc::PIDFD_INFO_EXIT.into();
+        // SAFETY: the request fills the struct of its own type, which outlives the call.
+        let asked = unsafe { libc::ioctl(self.pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &mut info) };
+        let known = info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
+        match (asked, known) {
+            (0, true) if info.exit_code == 0 => End::Well,
+            // The exit code is told once the parent has asked.
+            (0, false) => End::Open,
+            _ => End::Badly,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use nix::sys::wait::WaitPidFlag;
+
+    use super::*;
+
+    fn sleeper() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    #[test]
+    fn living_processes_and_those_that_ended_well_are_trusted() {
+        let mut writers = Writers::default();
+        assert!(writers.trusted());
+        writers.note(std::process::id());
+        let mut child = sleeper();
+        writers.note(child.id());
+        assert!(writers.trusted());
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        assert!(writers.trusted(), "needs Linux 6.15");
+        assert_eq!(writers.processes.len(), 1, "who ended well is forgotten");
+    }
+
+    #[test]
+    fn killed_failed_and_unknown_processes_are_not() {
+        let mut killed = Writers::default();
+        let mut child = sleeper();
+        killed.note(child.id());
+        child.kill().unwrap();
+        let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32));
+        nix::sys::wait::waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert!(!killed.trusted(), "dead, but not yet reaped");
+        child.wait().unwrap();
+        assert!(!killed.trusted());
+        killed.note(std::process::id());
+        assert!(!killed.trusted(), "that is final");
+
+        let mut failed = Writers::default();
+        let mut child =
+            Command::new("sh").args(["-c", "read x; exit 3"]).stdin(Stdio::piped()).spawn().unwrap();
+        failed.note(child.id());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!failed.trusted());
+
+        let mut unknown = Writers::default();
+        unknown.note(0);
+        assert!(!unknown.trusted());
+    }
+
+    #[test]
+    fn a_thread_stands_for_its_process() {
+        let mut writers = Writers::default();
+        std::thread::spawn(|| nix::unistd::gettid().as_raw() as u32).join().map(|_| ()).unwrap();
+        let writers = std::thread::scope(|s| {
+            s.spawn(|| {
+                writers.note(nix::unistd::gettid().as_raw() as u32);
+                writers
+            })
+            .join()
+            .unwrap()
+        });
+        let mut writers = writers;
+        assert_eq!(writers.processes.keys().copied().collect::<Vec<_>>(), [std::process::id()]);
+        assert!(writers.trusted(), "the thread has ended, its process has not");
+    }
+}
