@@ -4,12 +4,17 @@
 //! passthrough, notifications. Invariants: never notify while holding a lock a request needs;
 //! no error but through `errno`. Must not know: the store, the index, what entries are.
 
-use std::path::Path;
-use std::sync::Arc;
+mod adapter;
+mod backing;
+mod convert;
+mod errno;
+mod jobs;
+mod notify;
+mod session;
+
+pub use session::{Mounted, mount};
 
 use serde::{Deserialize, Serialize};
-
-use crate::vfs::View;
 
 /// Whether large and draft files bypass the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,35 +57,4 @@ pub struct MountError {
     pub why: String,
     /// There is no FUSE here at all (no device, no privileges): the store can be used without.
     pub no_fuse: bool,
-}
-
-/// A mounted view; dropping it unmounts.
-pub struct Mounted {
-    _todo: (),
-}
-
-#[allow(unused_variables, clippy::todo)]
-impl Mounted {
-    /// Is passthrough in use?
-    pub fn passthrough(&self) -> bool {
-        todo!()
-    }
-    /// False once the kernel side is gone (unmounted by anyone).
-    pub fn alive(&self) -> bool {
-        todo!()
-    }
-    /// Unmounts: `lazy` detaches even when busy. On `Err` the mount stands as before.
-    pub fn unmount(&self, lazy: bool) -> std::io::Result<()> {
-        todo!()
-    }
-    /// Calls `then` from another thread when the session has ended, for whatever reason.
-    pub fn on_end(&self, then: Box<dyn FnOnce() + Send>) {
-        todo!()
-    }
-}
-
-/// Mounts a view; requests are answered when it returns.
-#[allow(unused_variables, clippy::todo)]
-pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
-    todo!()
 }

@@ -4,7 +4,6 @@
 //! number alone); a handle for writing is counted in its draft from before the file is opened
 //! until after it was released, so that sealing knows its writers.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

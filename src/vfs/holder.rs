@@ -14,8 +14,9 @@ use crate::model::EntryKey;
 pub trait Kernel: Send + Sync {
     /// The name may mean something else now: look it up again.
     fn forget_name(&self, parent: Ino, name: &OsStr);
-    /// Let go of these inodes, as far as they are unused; children come before parents.
-    fn prune(&self, inos: Vec<Ino>);
+    /// Let go of these inodes of the entry called `name`, as far as they are unused; children come
+    /// before parents.
+    fn prune(&self, name: &OsStr, inos: Vec<Ino>);
 }
 
 impl View {
@@ -45,9 +46,9 @@ impl Holder for View {
             // Breadth-first order backwards: children before parents.
             let records = slot.entry.manifest().records().len() as u32;
             inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
-        }
-        if !inos.is_empty() {
-            kernel.prune(inos);
+            kernel.prune(slot.entry.key().as_ref(), inos);
+        } else if let Some(key) = self.nodes.converted_key(entry) {
+            kernel.prune(key.as_ref(), inos);
         }
     }
 

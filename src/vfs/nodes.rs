@@ -349,6 +349,16 @@ impl Nodes {
         of.into_iter().map(|(_, ino)| ino).collect()
     }
 
+    /// The key of an entry that has former draft nodes.
+    pub fn converted_key(&self, entry: i64) -> Option<crate::model::EntryKey> {
+        let t = self.table.read();
+        let ino = t.converted.iter().find(|((e, _), _)| *e == entry).map(|(_, ino)| *ino)?;
+        match &t.held.get(&ino)?.node {
+            Node::Draft(d) => d.sealed().map(|(e, _)| e.key().clone()),
+            _ => None,
+        }
+    }
+
     /// Number of held nodes.
     pub fn len(&self) -> usize {
         self.table.read().held.len()

@@ -1,0 +1,573 @@
+//! The adapter: fuser's requests to calls of the view, its results to replies.
+//!
+//! Nothing is decided here but which thread works and how a reply is written. A panic below
+//! answers EIO and leaves the mount standing.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+
+use super::Passthrough;
+use super::backing::Backings;
+use super::convert::{file_attr, file_type, time_of};
+use super::errno::errno;
+use super::jobs::Jobs;
+use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, SetTime, VfsError, View, ino};
+
+/// Numbers are never used twice while the kernel knows them, so one generation does.
+const GENERATION: Generation = Generation(0);
+
+/// What the handshake found out, for whoever mounts.
+#[derive(Default)]
+pub(super) struct Handshake {
+    pub passthrough: std::sync::atomic::AtomicBool,
+}
+
+/// One session's file system.
+pub(super) struct Adapter {
+    pub view: Arc<View>,
+    pub backings: Backings,
+    pub jobs: Jobs,
+    pub wanted: Passthrough,
+    pub handshake: Arc<Handshake>,
+}
+
+/// Runs an operation; a panic becomes an I/O error.
+fn run<T>(op: impl FnOnce() -> Result<T>) -> std::result::Result<T, Errno> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(op)) {
+        Ok(Ok(v)) => Ok(v),
+        Ok(Err(e)) => Err(errno(&e)),
+        Err(_) => {
+            tracing::error!("an operation panicked; it is answered with EIO");
+            Err(Errno::EIO)
+        }
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn reply_entry(reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
+    match found {
+        Ok(f) => reply.entry_with_ttls(&f.attr_ttl, &f.name_ttl, &file_attr(&f.attr), GENERATION),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, found: std::result::Result<Found, Errno>) {
+    match found {
+        Ok(f) => reply.attr(&f.attr_ttl, &file_attr(&f.attr)),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, done: std::result::Result<(), Errno>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: std::result::Result<Vec<u8>, Errno>) {
+    match value {
+        Ok(v) if size == 0 => reply.size(v.len() as u32),
+        Ok(v) if v.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(v) => reply.data(&v),
+        Err(e) => reply.error(e),
+    }
+}
+
+/// Flags of an open that is not passed through.
+fn open_flags(opened: &Opened) -> FopenFlags {
+    // FLUSH would say nothing: writes are passed on as they come.
+    match opened {
+        Opened { how: How::Keep, .. } | Opened { fh: 0, .. } => {
+            FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+        }
+        _ => FopenFlags::FOPEN_NOFLUSH,
+    }
+}
+
+impl Adapter {
+    /// The first offset of a directory's own items, after `.` and `..`.
+    const DOTS: u64 = 2;
+
+    fn is_top_level(a: INodeNo, b: INodeNo) -> bool {
+        a.0 <= ino::TRASH && b.0 <= ino::TRASH
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let useful = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        let _ = config.add_capabilities(useful & config.capabilities());
+        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_background(64);
+        let mut passthrough = false;
+        if !self.view.read_only() && self.wanted != Passthrough::Off {
+            passthrough = nix::unistd::geteuid().is_root()
+                && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(1).is_ok();
+        }
+        self.backings = Backings::new(passthrough);
+        self.handshake.passthrough.store(passthrough, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let caller = caller(req);
+        if self.view.look_up_waits(caller, parent.0) {
+            let (view, name) = (self.view.clone(), name.to_owned());
+            self.jobs.run(move || reply_entry(reply, run(|| view.lookup(caller, parent.0, &name))));
+            return;
+        }
+        reply_entry(reply, run(|| self.view.lookup(caller, parent.0, name)));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, n: u64) {
+        let _ = run(|| {
+            self.view.forget(ino.0, n);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attr(reply, run(|| self.view.getattr(ino.0)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let time = |t: TimeOrNow| match t {
+            TimeOrNow::Now => SetTime::Now,
+            TimeOrNow::SpecificTime(t) => SetTime::At(time_of(t)),
+        };
+        let set = SetAttr { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        if self.view.seals_by_chmod(ino.0, &set) {
+            let view = self.view.clone();
+            self.jobs.run(move || reply_attr(reply, run(|| view.setattr(ino.0, &set))));
+            return;
+        }
+        reply_attr(reply, run(|| self.view.setattr(ino.0, &set)));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match run(|| self.view.readlink(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply_entry(reply, run(|| self.view.mknod(caller(req), parent.0, name, mode, rdev)));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        reply_entry(reply, run(|| self.view.mkdir(caller(req), parent.0, name, mode)));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, run(|| self.view.unlink(parent.0, name)));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, run(|| self.view.rmdir(parent.0, name)));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        reply_entry(reply, run(|| self.view.symlink(caller(req), parent.0, name, target)));
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (who, flags) = (caller(req), flags.bits());
+        if Self::is_top_level(parent, newparent) {
+            let (view, name, newname) = (self.view.clone(), name.to_owned(), newname.to_owned());
+            let op = move || view.rename(who, parent.0, &name, newparent.0, &newname, flags);
+            self.jobs.run(move || reply_empty(reply, run(op)));
+            return;
+        }
+        reply_empty(reply, run(|| self.view.rename(who, parent.0, name, newparent.0, newname, flags)));
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        reply_entry(reply, run(|| self.view.link(ino.0, newparent.0, newname)));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.view.read_only() && flags.0 & libc::O_ACCMODE == libc::O_RDONLY {
+            // Said once, it is true for the whole connection: reads need no open and no release.
+            reply.error(Errno::ENOSYS);
+            return;
+        }
+        let opened = match run(|| self.view.open(caller(req), ino.0, flags.0)) {
+            Ok(o) => o,
+            Err(e) => return reply.error(e),
+        };
+        let id = match &opened.how {
+            How::Backing(file) => self.backings.open(ino.0, file, |f| reply.open_backing(f)),
+            How::Keep | How::Cached => self.backings.join(ino.0),
+        };
+        match id {
+            Some(id) => reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &id),
+            None => reply.opened(FileHandle(opened.fh), open_flags(&opened)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (found, opened) = match run(|| self.view.create(caller(req), parent.0, name, mode, flags)) {
+            Ok(made) => made,
+            Err(e) => return reply.error(e),
+        };
+        let (attr, fh) = (file_attr(&found.attr), FileHandle(opened.fh));
+        let id = match &opened.how {
+            How::Backing(file) => self.backings.open(found.attr.ino, file, |f| reply.open_backing(f)),
+            How::Keep | How::Cached => None,
+        };
+        match id {
+            // The kernel takes one time to live for both; the attributes' is the shorter.
+            Some(id) => reply.created_passthrough(
+                &found.attr_ttl,
+                &attr,
+                GENERATION,
+                fh,
+                FopenFlags::FOPEN_NOFLUSH,
+                &id,
+            ),
+            None => reply.created(&found.attr_ttl, &attr, GENERATION, fh, open_flags(&opened)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut buf = vec![0; size as usize];
+        match run(|| self.view.read(ino.0, fh.0, offset, &mut buf)) {
+            Ok(n) => reply.data(&buf[..n]),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _open: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match run(|| self.view.write(fh.0, offset, data, drop_setid)) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        // The kernel's own descriptor first: a hash needs all writers gone.
+        self.backings.release(ino.0);
+        let done = run(|| {
+            self.view.release(fh.0);
+            Ok(())
+        });
+        reply_empty(reply, done);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let view = self.view.clone();
+        self.jobs.run(move || reply_empty(reply, run(|| view.fsync(ino.0, fh.0, datasync))));
+    }
+
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.fsync(req, ino, FileHandle(0), datasync, reply);
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.view.read_only() {
+            reply.error(Errno::ENOSYS);
+            return;
+        }
+        match run(|| self.view.opendir(ino.0)) {
+            Ok(fh) if fh == 0 && ino.0 > ino::TRASH => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            }
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let filled = run(|| {
+            for (at, name) in [(1, "."), (2, "..")] {
+                if offset < at && reply.add(ino, at, fuser::FileType::Directory, name) {
+                    return Ok(());
+                }
+            }
+            let mut from = offset.saturating_sub(Self::DOTS);
+            loop {
+                let items = self.view.readdir(ino.0, fh.0, from)?;
+                let Some(last) = items.last() else { return Ok(()) };
+                from = last.next;
+                for i in &items {
+                    // A listing must not say 0: that means 'deleted' to old readers.
+                    let number = INodeNo(if i.ino == 0 { u64::MAX >> 1 } else { i.ino });
+                    let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
+                    if reply.add(number, i.next + Self::DOTS, file_type(i.kind), name) {
+                        return Ok(());
+                    }
+                }
+            }
+        });
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let who = caller(req);
+        let filled = run(|| {
+            let own = self.view.getattr(ino.0)?;
+            for (at, name) in [(1, "."), (2, "..")] {
+                if offset < at && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), GENERATION)
+                {
+                    return Ok(());
+                }
+            }
+            let mut from = offset.saturating_sub(Self::DOTS);
+            loop {
+                let items = self.view.readdir(ino.0, fh.0, from)?;
+                let Some(last) = items.last() else { return Ok(()) };
+                from = last.next;
+                for i in &items {
+                    let found = match self.view.look_up_item(who, ino.0, i) {
+                        Ok(f) => f,
+                        // Removed between: not there.
+                        Err(VfsError::NotFound | VfsError::Draft(nix::errno::Errno::ENOENT)) => continue,
+                        Err(e) => return Err(e),
+                    };
+                    let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
+                    let ttl = found.attr_ttl.min(found.name_ttl);
+                    if reply.add(
+                        INodeNo(found.attr.ino),
+                        i.next + Self::DOTS,
+                        name,
+                        &ttl,
+                        &file_attr(&found.attr),
+                        GENERATION,
+                    ) {
+                        // It did not fit, so the kernel will not know it.
+                        self.view.forget(found.attr.ino, 1);
+                        return Ok(());
+                    }
+                }
+            }
+        });
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let done = run(|| {
+            self.view.release(fh.0);
+            Ok(())
+        });
+        reply_empty(reply, done);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        const BLOCK: u64 = 4096;
+        match run(|| self.view.statfs()) {
+            Ok(s) => {
+                let (total, free) = (s.total_bytes / BLOCK, s.free_bytes / BLOCK);
+                reply.statfs(
+                    total,
+                    free,
+                    free,
+                    s.files,
+                    u64::from(u32::MAX),
+                    BLOCK as u32,
+                    255,
+                    BLOCK as u32,
+                );
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, run(|| self.view.set_xattr(ino.0, name, value, flags)));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, run(|| self.view.get_xattr(ino.0, name)));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, run(|| self.view.list_xattr(ino.0)));
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, run(|| self.view.remove_xattr(ino.0, name)));
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions (default_permissions).
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, run(|| self.view.fallocate(fh.0, mode, offset, length)));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match run(|| self.view.seek(ino.0, fh.0, offset, whence)) {
+            Ok(at) => reply.offset(at),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // One answer holds 32 bits.
+        let len = len.min(1 << 30) as usize;
+        match run(|| self.view.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len)) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => reply.error(e),
+        }
+    }
+}

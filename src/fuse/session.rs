@@ -1,0 +1,184 @@
+//! Mounting and unmounting.
+//!
+//! Mounts are private, nosuid and nodev, and the kernel checks permissions. As root the mount is
+//! made directly, otherwise by fusermount3.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
+
+use fuser::{Config, MountOption, Session, SessionACL};
+
+use super::adapter::{Adapter, Handshake};
+use super::backing::Backings;
+use super::jobs::Jobs;
+use super::notify::KernelEnd;
+use super::{MountError, MountOptions, Passthrough};
+use crate::vfs::View;
+
+/// Threads for what takes long.
+const JOB_THREADS: usize = 4;
+
+#[derive(Default)]
+struct End {
+    over: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// A mounted view; dropping it unmounts.
+pub struct Mounted {
+    at: PathBuf,
+    end: Arc<End>,
+    handshake: Arc<Handshake>,
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
+    /// Is passthrough in use?
+    pub fn passthrough(&self) -> bool {
+        self.handshake.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// False once the kernel side is gone (unmounted by anyone).
+    pub fn alive(&self) -> bool {
+        !*self.end.over.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Unmounts: `lazy` detaches even when busy. On `Err` the mount stands as before.
+    pub fn unmount(&self, lazy: bool) -> std::io::Result<()> {
+        if !self.alive() {
+            return Ok(());
+        }
+        unmount(&self.at, lazy)
+    }
+
+    /// Calls `then` from another thread when the session has ended, for whatever reason.
+    pub fn on_end(&self, then: Box<dyn FnOnce() + Send>) {
+        let end = self.end.clone();
+        let wait = move || {
+            let mut over = end.over.lock().unwrap_or_else(|e| e.into_inner());
+            while !*over {
+                over = end.changed.wait(over).unwrap_or_else(|e| e.into_inner());
+            }
+            drop(over);
+            then();
+        };
+        if let Err(e) = std::thread::Builder::new().name("mount-end".into()).spawn(wait) {
+            tracing::error!(error = %e, "cannot watch for the end of a mount");
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.alive() {
+            if let Err(e) = unmount(&self.at, true) {
+                tracing::warn!(at = %self.at.display(), error = %e, "cannot unmount");
+            }
+        }
+    }
+}
+
+/// Unmounts what is mounted at `at`.
+fn unmount(at: &Path, lazy: bool) -> std::io::Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(at, flags) {
+        Err(nix::errno::Errno::EPERM) => {}
+        other => return Ok(other?),
+    }
+    let mut helper = Command::new("fusermount3");
+    helper.arg("-u").arg("-q");
+    if lazy {
+        helper.arg("-z");
+    }
+    match helper.arg("--").arg(at).status()? {
+        s if s.success() => Ok(()),
+        _ => Err(std::io::Error::from_raw_os_error(libc::EBUSY)),
+    }
+}
+
+fn explain(e: &std::io::Error, allow_other: bool) -> (String, bool) {
+    let device = Path::new("/dev/fuse");
+    if !device.exists() {
+        let why = "there is no /dev/fuse; load the fuse module, or give the container the device (--device /dev/fuse). \
+                   Without it put, restore, ls and cat still work on the store";
+        return (why.into(), true);
+    }
+    let text = e.to_string();
+    if allow_other && text.contains("user_allow_other") {
+        return ("--allow-other needs the line user_allow_other in /etc/fuse.conf".into(), false);
+    }
+    match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            let why = format!(
+                "{e}; mounting needs root, or fusermount3 (package fuse3) and access to the directory"
+            );
+            (why, true)
+        }
+        Some(libc::ENOENT) if nix::unistd::geteuid().is_root() => (e.to_string(), false),
+        Some(libc::ENOENT) => ("fusermount3 was not found; install the package fuse3".into(), true),
+        _ => (text.trim().to_owned(), false),
+    }
+}
+
+/// Mounts a view; requests are answered when it returns.
+pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+    let fail = |why: String, no_fuse: bool| MountError { path: at.to_owned(), why, no_fuse };
+    let io = |e: std::io::Error| {
+        let (why, no_fuse) = explain(&e, options.allow_other);
+        fail(why, no_fuse)
+    };
+    let at = at.canonicalize().map_err(io)?;
+    let handshake = Arc::new(Handshake::default());
+    let adapter = Adapter {
+        view: view.clone(),
+        backings: Backings::new(false),
+        jobs: Jobs::start(JOB_THREADS).map_err(io)?,
+        wanted: options.passthrough,
+        handshake: handshake.clone(),
+    };
+    let mut session = Session::new(adapter, &at, &config(&view, options)).map_err(io)?;
+    if options.passthrough == Passthrough::Require && !handshake.passthrough.load(Ordering::Relaxed) {
+        let _ = session.unmount();
+        let why = "passthrough was required, but it needs Linux 6.9 or newer, root, and a view that is not read-only";
+        return Err(fail(why.into(), false));
+    }
+    let device = std::os::fd::AsFd::as_fd(&session).try_clone_to_owned().map_err(io)?;
+    let kernel = KernelEnd::start(Arc::downgrade(&view), session.notifier(), device).map_err(io)?;
+    view.attach(Box::new(kernel));
+    let end = Arc::new(End::default());
+    let over = end.clone();
+    let serve = move || {
+        if let Err(e) = session.run() {
+            tracing::error!(error = %e, "a mount's session failed");
+        }
+        *over.over.lock().unwrap_or_else(|e| e.into_inner()) = true;
+        over.changed.notify_all();
+    };
+    std::thread::Builder::new().name("mount".into()).spawn(serve).map_err(io)?;
+    Ok(Mounted { at, end, handshake })
+}
+
+fn config(view: &View, options: &MountOptions) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("outfs".into()),
+        MountOption::Subtype("outfs".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        if view.read_only() { MountOption::RO } else { MountOption::RW },
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(options.threads.max(2));
+    // Each thread its own queue, where we may open the device ourselves.
+    config.clone_fd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    config
+}
