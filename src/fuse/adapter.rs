@@ -369,10 +369,10 @@ impl fuser::Filesystem for Adapter {
             return;
         }
         match run(|| self.view.opendir(ino.0)) {
-            Ok(fh) if fh == 0 && ino.0 > ino::TRASH => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            Ok((fh, true)) => {
+                reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
             }
-            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Ok((fh, false)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(e) => reply.error(e),
         }
     }

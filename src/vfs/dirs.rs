@@ -31,12 +31,13 @@ fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
 }
 
 impl View {
-    /// Opens a directory; 0 is a handle that needs no release.
-    pub fn opendir(&self, ino: Ino) -> Result<u64> {
+    /// Opens a directory: its handle (0 needs no release) and whether its listing lasts.
+    pub fn opendir(&self, ino: Ino) -> Result<(u64, bool)> {
         match self.target(ino)? {
-            Target::Draft(_) => Ok(self.add_handle(Handle::Dir(Mutex::default()))),
+            Target::Draft(_) => Ok((self.add_handle(Handle::Dir(Mutex::default())), false)),
+            Target::Sealed(_) => Ok((0, true)),
             Target::Snapshot(_) | Target::Link(_) | Target::Blob(_) => Err(VfsError::NotDir),
-            _ => Ok(0),
+            _ => Ok((0, false)),
         }
     }
 

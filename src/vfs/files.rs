@@ -123,10 +123,11 @@ impl View {
         let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
         match made {
             Ok((found, fd)) => {
-                let Target::Draft(node) = self.target(found.attr.ino)? else { return Err(VfsError::Stale) };
-                if !writes(flags) {
+                let node = self.target(found.attr.ino);
+                if !writes(flags) || !matches!(node, Ok(Target::Draft(_))) {
                     dir.draft.writer_closed();
                 }
+                let Target::Draft(node) = node? else { return Err(VfsError::Stale) };
                 Ok((found, self.opened(&node, fd, writes(flags))))
             }
             Err(e) => {
