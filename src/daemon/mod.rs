@@ -1,1 +1,201 @@
-//! daemon (in work).
+//! The daemon: opens the cache, mounts views, runs the workers, ends cleanly.
+//!
+//! Purpose: composition root of the long-running process. Invariants: it owns its store as long
+//! as it lives; it ends by itself when its last view is gone, whoever unmounted it; it never
+//! leaves a mount behind that it could take away. Must not know: argument parsing, terminals,
+//! how requests are answered (`control`), what a view shows (`vfs`).
+
+mod config;
+mod doctor;
+mod handler;
+mod holders;
+mod journal;
+mod log;
+mod mountpoint;
+mod mounts;
+mod record;
+mod unmount;
+mod views;
+
+pub use config::{Config, ConfigError, MountConfig};
+pub use doctor::{Check, Health, examine};
+pub use log::{LogSpec, LogTarget};
+pub use mountpoint::canonical;
+pub use mounts::{MountInfo, mount_table, mounted_at};
+pub use record::stored_limits;
+pub use unmount::unmount;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::cache::{Cache, Limits};
+use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
+use crate::fuse::MountOptions;
+use crate::vfs::ViewOptions;
+use handler::Daemon;
+
+/// How long running requests may take to end when the daemon does.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the workers look.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a daemon starts with; passed to the background process as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The store.
+    pub store: RawPath,
+    /// Limits, complete or not; what is absent has its default.
+    pub limits: LimitFlags,
+    /// Where to log.
+    pub log: LogSpec,
+    /// Its first view's mount point.
+    pub at: RawPath,
+    /// What the first view shows.
+    pub view: ViewOptions,
+    /// How it is mounted.
+    pub mount: MountOptions,
+}
+
+/// Why the main thread wakes.
+enum Wake {
+    /// A termination signal.
+    Signal,
+    /// The view with this number has ended.
+    Ended(u64),
+    /// Look whether there is any view left.
+    Look,
+}
+
+/// Runs a daemon until its last view is gone or it is told to end. `ready` is called once, when the first
+/// view answers or the start has failed.
+pub fn run(start: &Start, ready: impl FnOnce(Result<&ViewFacts, &Failure>)) -> Result<(), Failure> {
+    match begin(start) {
+        Ok((running, facts)) => {
+            ready(Ok(&facts));
+            running.until_the_end()
+        }
+        Err(failure) => {
+            ready(Err(&failure));
+            Err(failure)
+        }
+    }
+}
+
+struct Running {
+    daemon: Arc<Daemon>,
+    server: Server,
+    wake: Receiver<Wake>,
+    ended: Arc<AtomicBool>,
+    worker: std::thread::JoinHandle<()>,
+}
+
+fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
+    start.log.install("info")?;
+    prepare_process();
+    let mut limits = Limits::default();
+    start.limits.apply(&mut limits);
+    let store = &start.store.0;
+    let cache = Cache::open(store, limits.clone())?;
+    record::take_over(store);
+    record::remember_limits(store, &LimitFlags::of(&limits));
+    let (sender, wake) = unbounded();
+    let daemon = Arc::new(Daemon::new(cache, start.log.to_string(), sender.clone()));
+    let server = Server::bind(store)?;
+    let io = |e: std::io::Error| Failure::failed(format!("cannot start the daemon: {e}"));
+    watch_signals(sender).map_err(io)?;
+    server.serve(daemon.clone()).map_err(io)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let (cared, until) = (daemon.clone(), ended.clone());
+    let worker = std::thread::Builder::new()
+        .name("upkeep".into())
+        .spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                cared.tick();
+                std::thread::park_timeout(TICK);
+            }
+        })
+        .map_err(io)?;
+    let running = Running { daemon, server, wake, ended, worker };
+    match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
+        Ok(facts) => {
+            tracing::info!(store = %store.display(), at = %facts.at.0.display(), "the daemon runs");
+            Ok((running, facts))
+        }
+        Err(failure) => {
+            running.finish();
+            Err(failure)
+        }
+    }
+}
+
+/// Creation modes are the clients' own (the kernel has applied their umask), the working
+/// directory of whoever started the daemon is not kept busy, and descriptors are not scarce.
+fn prepare_process() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    if let Err(e) = std::env::set_current_dir("/") {
+        tracing::warn!("cannot leave the working directory: {e}");
+    }
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("cannot raise the limit of open files: {e}");
+    }
+}
+
+fn watch_signals(wake: Sender<Wake>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut seen = 0;
+        for signal in signals.forever() {
+            seen += 1;
+            tracing::info!(signal, "asked to end");
+            if seen > 2 || wake.send(Wake::Signal).is_err() {
+                // Whoever insists gets the signal's own effect.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+impl Running {
+    fn until_the_end(self) -> Result<(), Failure> {
+        while !self.daemon.views().over() {
+            match self.wake.recv_timeout(Duration::from_secs(3600)) {
+                Ok(Wake::Signal) => self.daemon.views().unmount_all(true)?,
+                Ok(Wake::Ended(number)) => self.daemon.views().ended(number),
+                Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.daemon.record_views();
+        }
+        self.finish();
+        Ok(())
+    }
+
+    fn finish(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.server.close(PATIENCE);
+        self.worker.thread().unpark();
+        if self.worker.join().is_err() {
+            tracing::error!("the upkeep thread has failed");
+        }
+        self.daemon.record_views();
+        if let Err(e) = self.daemon.cache().clone().close() {
+            tracing::error!("the cache did not close cleanly: {e}");
+        }
+        tracing::info!("the daemon has ended");
+    }
+}
+
+/// The path of the log of a daemon in the background that was given no other.
+pub fn default_log(store: &std::path::Path) -> PathBuf {
+    store.join("daemon.log")
+}

@@ -1,0 +1,101 @@
+//! The client: asks a running daemon. Must not know: what requests mean.
+
+use std::io::{self, BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::wire::{self, Asked, ClientFrame, ServerFrame};
+use super::{Channel, Failure, Kind, Reply, Request, VERSION, socket};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens: no daemon.
+    #[error("no daemon runs for this store")]
+    NoDaemon,
+    /// Somebody may, but it cannot be reached.
+    #[error("cannot reach the daemon: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A connection to a store's daemon.
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon that owns the store.
+    pub fn connect(store: &Path) -> Result<Client, ConnectError> {
+        match socket::connect(store) {
+            Ok(stream) => Ok(Client { stream: BufReader::new(stream) }),
+            Err(e) => Err(match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
+                    ConnectError::NoDaemon
+                }
+                _ => ConnectError::Io(e),
+            }),
+        }
+    }
+
+    /// Asks, and waits for the answer; what is streamed goes through `channel`.
+    pub fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
+        let wants_input = request.wants_input();
+        let asked = Asked { outfs: VERSION, request };
+        wire::send(self.stream.get_mut(), &asked).map_err(lost)?;
+        if wants_input {
+            self.stream_input(channel)?;
+        }
+        loop {
+            let frame: Option<ServerFrame> = wire::receive(&mut self.stream).map_err(lost)?;
+            match frame {
+                Some(ServerFrame::Data { bytes }) => {
+                    let data = wire::receive_data(&mut self.stream, bytes).map_err(lost)?;
+                    channel.data(&data).map_err(output)?;
+                }
+                Some(ServerFrame::Progress { progress }) => channel.progress(progress),
+                Some(ServerFrame::Done { reply }) => return Ok(*reply),
+                Some(ServerFrame::Failed { failure }) => return Err(failure),
+                None => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    }
+
+    /// The server reads all input, even after it has failed, so this never waits for ever.
+    fn stream_input(&mut self, channel: &mut dyn Channel) -> Result<(), Failure> {
+        let mut buffer = vec![0; wire::MAX_DATA];
+        loop {
+            let n = channel.input().read(&mut buffer).map_err(|e| {
+                Failure::failed(format!("cannot read the input: {e}"))
+            })?;
+            let out = self.stream.get_mut();
+            if n == 0 {
+                return wire::send(out, &ClientFrame::End).map_err(lost);
+            }
+            wire::send(out, &ClientFrame::Data { bytes: n }).map_err(lost)?;
+            io::Write::write_all(out, &buffer[..n]).map_err(lost)?;
+        }
+    }
+
+    /// Waits until the daemon closes the connection: after a stop, that it is gone.
+    pub fn wait_for_end(mut self) {
+        let mut rest = [0; 1024];
+        while matches!(self.stream.read(&mut rest), Ok(n) if n > 0) {}
+    }
+}
+
+fn lost(e: io::Error) -> Failure {
+    match e.kind() {
+        io::ErrorKind::InvalidData => Failure::new(
+            Kind::Protocol,
+            format!("the daemon's answer is not understood ({e}); 'outfs stop' ends a daemon of another version"),
+        ),
+        _ => Failure::new(Kind::Stopping, "the daemon went away before it answered; ask again"),
+    }
+}
+
+fn output(e: io::Error) -> Failure {
+    match e.kind() {
+        io::ErrorKind::BrokenPipe => Failure::new(Kind::Hangup, "the output was closed"),
+        _ => Failure::failed(format!("cannot write the output: {e}")),
+    }
+}

@@ -1,0 +1,172 @@
+//! Entries in and out: put, seal, import, restore, cat, logs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, PutRequest, Reply};
+use super::{Caller, entries, held};
+use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
+use crate::model::{EntryKey, RecordKind};
+use crate::store::DraftPlace;
+
+pub(super) fn put(
+    cache: &Cache,
+    caller: &Caller,
+    put: &PutRequest,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let source = put.dir.as_ref().map_or("-".into(), |d| d.0.to_string_lossy());
+    let request = SealRequest {
+        key: put.key.clone(),
+        origin: caller.origin("put", &source),
+        inferred: false,
+        replace: false,
+    };
+    let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
+    let sealed = match &put.dir {
+        Some(dir) => cache.put_dir(&dir.0, &put.facts, logs, request)?,
+        None => cache.put_tar(&mut channel.input(), &put.facts, logs, request)?,
+    };
+    Ok(stored(sealed))
+}
+
+fn stored(sealed: Sealed) -> Reply {
+    let new = matches!(sealed, Sealed::New(_));
+    Reply::Stored { entry: entries::facts(sealed.into_entry().row()), new }
+}
+
+pub(super) fn seal(
+    cache: &Cache,
+    caller: &Caller,
+    name: &[u8],
+    key: Option<EntryKey>,
+) -> Result<Reply, Failure> {
+    let shown = String::from_utf8_lossy(name);
+    let draft = find_draft(cache, name).ok_or_else(|| CacheError::NoDraft(shown.clone().into_owned()))?;
+    let place = draft.place();
+    let own = match &place {
+        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key.clone()),
+        DraftPlace::Work { .. } | DraftPlace::Native { .. } => None,
+    };
+    let key = match (key, own) {
+        (Some(asked), Some(own)) if asked != own => {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("the draft {shown} is for the key {own}; it cannot be sealed as {asked}"),
+            ));
+        }
+        (Some(key), _) | (None, Some(key)) => key,
+        (None, None) => {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("the draft {shown} has no key yet: 'outfs seal {shown} KEY'"),
+            ));
+        }
+    };
+    let request = SealRequest {
+        key,
+        origin: caller.origin("seal", &shown),
+        inferred: false,
+        replace: matches!(place, DraftPlace::Replace { .. }),
+    };
+    Ok(stored(cache.seal(&draft, request)?))
+}
+
+/// By work name, then by key, then by id.
+fn find_draft(cache: &Cache, name: &[u8]) -> Option<Arc<Draft>> {
+    let by_key = || EntryKey::from_digest(std::str::from_utf8(name).ok()?).ok();
+    cache
+        .work_draft(name)
+        .or_else(|| by_key().and_then(|key| cache.draft_for(&key)))
+        .or_else(|| cache.drafts().into_iter().find(|d| d.id().as_bytes() == name))
+}
+
+pub(super) fn restore(
+    cache: &Cache,
+    key: &EntryKey,
+    dest: &Path,
+    how: RestoreAs,
+    force: bool,
+) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    let restored = entry.restore(dest, how, force)?;
+    cache.touch(&entry);
+    Ok(Reply::Restored(restored))
+}
+
+pub(super) fn restore_tar(
+    cache: &Cache,
+    key: &EntryKey,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    entry.write_tar(&mut DataWriter(channel))?;
+    cache.touch(&entry);
+    Ok(Reply::Done)
+}
+
+pub(super) fn cat(
+    cache: &Cache,
+    key: &EntryKey,
+    path: &[u8],
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    let shown = String::from_utf8_lossy(path).into_owned();
+    let record = entry.manifest().find(path).ok_or(CacheError::NoFile { key: key.clone(), path: shown.clone() })?;
+    match entry.manifest().get(record).map(|r| r.kind()) {
+        Some(RecordKind::File) => {}
+        Some(RecordKind::Symlink) => {
+            let target = String::from_utf8_lossy(entry.manifest().target(record)).into_owned();
+            return Err(Failure::failed(format!("{shown} is a symlink to {target}; name the file itself")));
+        }
+        _ => {
+            return Err(Failure::failed(format!("{shown} is a directory; 'outfs ls {key} {shown}' lists it")));
+        }
+    }
+    stream(&entry, record, channel)?;
+    cache.touch(&entry);
+    Ok(Reply::Done)
+}
+
+pub(super) fn log(
+    cache: &Cache,
+    key: &EntryKey,
+    which: LogStream,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    let manifest = entry.manifest();
+    let file = |r: &u32| manifest.get(*r).is_some_and(|r| r.kind() == RecordKind::File);
+    if let Some(record) = manifest.find(which.path().as_bytes()).filter(file) {
+        stream(&entry, record, channel)?;
+    }
+    cache.touch(&entry);
+    Ok(Reply::Done)
+}
+
+fn stream(entry: &Entry, record: u32, channel: &mut dyn Channel) -> Result<(), Failure> {
+    let mut buffer = vec![0; crate::model::groups::GROUP];
+    let mut offset = 0;
+    loop {
+        let n = entry.read(record, offset, &mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        channel.data(&buffer[..n]).map_err(|e| match e.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::new(Kind::Hangup, "the output was closed"),
+            _ => Failure::failed(format!("cannot write the output: {e}")),
+        })?;
+        offset += n as u64;
+    }
+}
+
+pub(super) fn import(
+    _cache: &Cache,
+    _caller: &Caller,
+    _kind: ImportKind,
+    _source: &Path,
+    _channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    Err(Failure::failed("importing is not there yet"))
+}

@@ -1,0 +1,205 @@
+//! What there is: entries, trees, drafts, sizes, numbers, events.
+
+use jiff::Timestamp;
+
+use super::super::{
+    DraftFacts, DuFacts, EntryFacts, EventsFacts, Failure, Kind, LimitFlags, NodeFacts, RawPath, Reply,
+    ShowFacts, StatsFacts,
+};
+use super::held;
+use crate::cache::{Cache, CacheError, Draft, Entry};
+use crate::index::EntryRow;
+use crate::model::{Cursor, EntryKey, Manifest, RecordKind};
+use crate::store::DraftPlace;
+
+/// Most rows in one page, whatever a client asks for.
+const MAX_PAGE: usize = 10_000;
+
+pub(super) fn time(ns: i64) -> Timestamp {
+    Timestamp::from_nanosecond(ns.into()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+pub(super) fn facts(row: &EntryRow) -> EntryFacts {
+    EntryFacts {
+        key: row.key.clone(),
+        manifest: row.manifest,
+        task_id: row.task_id.clone(),
+        sealed_at: time(row.sealed_at_ns),
+        accessed_at: time(row.accessed_at_ns),
+        bytes: row.logical_bytes,
+        files: row.files,
+        inferred: row.inferred,
+        readable: row.readable,
+    }
+}
+
+pub(super) fn page(cache: &Cache, after: i64, limit: usize) -> Result<Reply, Failure> {
+    let limit = limit.clamp(1, MAX_PAGE);
+    let rows = cache.index().entries_after(after, limit)?;
+    let next = (rows.len() == limit).then(|| rows.last().map(|r| r.id)).flatten();
+    Ok(Reply::Entries { entries: rows.iter().map(facts).collect(), next })
+}
+
+pub(super) fn tree(cache: &Cache, key: &EntryKey, path: &[u8]) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    let manifest = entry.manifest();
+    let at = manifest
+        .find(path)
+        .ok_or_else(|| CacheError::NoFile { key: key.clone(), path: String::from_utf8_lossy(path).into() })?;
+    let mut prefix: Vec<u8> = path.split(|&b| b == b'/').filter(|c| !c.is_empty()).collect::<Vec<_>>().join(&b'/');
+    let is_dir = manifest.get(at).is_some_and(|r| r.kind() == RecordKind::Dir);
+    if !is_dir {
+        return Ok(Reply::Tree { nodes: node(manifest, at, &prefix).into_iter().collect() });
+    }
+    if !prefix.is_empty() {
+        prefix.push(b'/');
+    }
+    let child = |i: u32| node(manifest, i, &[&prefix, manifest.name(i)].concat());
+    Ok(Reply::Tree { nodes: manifest.children(at).filter_map(child).collect() })
+}
+
+fn node(manifest: &Manifest, index: u32, path: &[u8]) -> Option<NodeFacts> {
+    let record = manifest.get(index)?;
+    let (uid, gid) = manifest.owner(record);
+    let kind = record.kind();
+    Some(NodeFacts {
+        path: RawPath::from_bytes(path),
+        kind: match kind {
+            RecordKind::File => "file",
+            RecordKind::Dir => "dir",
+            RecordKind::Symlink => "symlink",
+        }
+        .into(),
+        mode: format!("{:04o}", record.perm()),
+        uid,
+        gid,
+        size: record.size(),
+        mtime: time(record.mtime_ns()),
+        blake3: record.hash().map(|h| h.to_hex()),
+        target: (kind == RecordKind::Symlink).then(|| RawPath::from_bytes(manifest.target(index))),
+    })
+}
+
+pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
+    let entry = held(cache, key)?;
+    let seal = entry.manifest().seal();
+    let pins = cache.store().pins()?.into_iter().filter(|p| p.key == *key).map(|p| p.name).collect();
+    let rejected = cache.store().rejections()?.into_iter().find(|r| r.key == *key).map(|r| r.reason);
+    let (metadata, metadata_error) = match entry.metadata()? {
+        Ok(metadata) => (Some(metadata), None),
+        Err(why) => (None, Some(why)),
+    };
+    Ok(Reply::Show(Box::new(ShowFacts {
+        entry: facts(entry.row()),
+        origin: seal.origin.clone(),
+        replaces: seal.replaces,
+        pins,
+        rejected,
+        metadata,
+        metadata_error,
+    })))
+}
+
+pub(super) fn du(cache: &Cache, keys: &[EntryKey]) -> Result<Reply, Failure> {
+    let mut entries = Vec::new();
+    for key in keys {
+        entries.push(du_of(cache, &held(cache, key)?)?);
+    }
+    if !keys.is_empty() {
+        return Ok(Reply::Du { entries });
+    }
+    let mut after = 0;
+    loop {
+        let keys = cache.index().keys_after(after, MAX_PAGE)?;
+        let Some((last, _)) = keys.last() else { return Ok(Reply::Du { entries }) };
+        after = *last;
+        for (_, key) in keys {
+            // One that was evicted meanwhile takes nothing.
+            if let Some(entry) = cache.entry(&key, crate::cache::LeaseKind::Hold)? {
+                entries.push(du_of(cache, &entry)?);
+            }
+        }
+    }
+}
+
+fn du_of(cache: &Cache, entry: &Entry) -> Result<DuFacts, Failure> {
+    let blobs = entry.manifest().blobs();
+    let hashes: Vec<_> = blobs.iter().map(|b| b.0).collect();
+    let mut facts =
+        DuFacts { key: entry.key().clone(), exclusive: 0, shared: 0, logical: entry.row().logical_bytes };
+    for row in cache.index().blobs(&hashes)?.into_iter().flatten() {
+        match row.refs {
+            0 | 1 => facts.exclusive += row.size,
+            _ => facts.shared += row.size,
+        }
+    }
+    Ok(facts)
+}
+
+pub(super) fn drafts(cache: &Cache) -> Reply {
+    Reply::Drafts { drafts: cache.drafts().iter().map(|d| draft_facts(cache, d)).collect() }
+}
+
+fn draft_facts(cache: &Cache, draft: &Draft) -> DraftFacts {
+    let key_name = |key: EntryKey| RawPath::from_bytes(key.as_str().as_bytes());
+    let (kind, name) = match draft.place() {
+        DraftPlace::InPlace { key } => ("in-place", key_name(key)),
+        DraftPlace::Work { name } => ("work", RawPath::from_bytes(&name)),
+        DraftPlace::Replace { key } => ("replace", key_name(key)),
+        DraftPlace::Native { label } => ("native", RawPath::from_bytes(label.as_bytes())),
+    };
+    DraftFacts {
+        id: draft.id().to_owned(),
+        kind: kind.into(),
+        name,
+        path: cache.store().draft_path(draft.id()).into(),
+        writers: draft.writers(),
+        changed_at: time(draft.changed_at_ns()),
+    }
+}
+
+pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
+    let totals = cache.index().totals()?;
+    let (total, free) = cache.store().file_system_bytes()?;
+    let limits = cache.inner.limits.read().clone();
+    Ok(Reply::Stats(Box::new(StatsFacts {
+        store: cache.store().root().into(),
+        id: cache.store().id().to_owned(),
+        pid: None,
+        daemon: None,
+        entries: totals.entries,
+        blobs: totals.blobs,
+        drafts: cache.drafts().len() as u64,
+        pins: cache.store().pins()?.len() as u64,
+        logical_bytes: totals.logical_bytes,
+        stored_bytes: totals.loose_bytes + totals.pack_bytes,
+        dead_bytes: totals.dead_bytes,
+        quota_bytes: limits.size.map_or((total / 10).max(5 << 30), |s| s.of(total)),
+        disk_free_bytes: free,
+        limits: LimitFlags::of(&limits),
+    })))
+}
+
+pub(super) fn events(cache: &Cache, since: Option<&str>, limit: usize) -> Result<Reply, Failure> {
+    let store = cache.store();
+    let after = match since {
+        None => 0,
+        Some(text) => {
+            let usage = |m: String| Failure::new(Kind::Usage, m);
+            let cursor: Cursor = text.parse().map_err(|e| usage(format!("{e}")))?;
+            if cursor.store != store.id() {
+                return Err(usage(format!("the cursor {text} is of another store; this one's id is {}", store.id())));
+            }
+            cursor.seq
+        }
+    };
+    let page = store.read_events(after, limit.clamp(1, MAX_PAGE))?;
+    let seq = page.events.last().map_or(after, |e| e.seq);
+    let cursor = Cursor { store: store.id().to_owned(), epoch: cache.index().epoch(), seq };
+    Ok(Reply::Events(EventsFacts {
+        gap: since.is_some() && page.oldest > after + 1,
+        events: page.events,
+        cursor: cursor.to_string(),
+        more: page.more,
+    }))
+}

@@ -1,0 +1,89 @@
+//! Answers requests on a cache: the same for the daemon and for a command that owns the store.
+//!
+//! Must not know: who asks over what, mounting, terminals. What only a daemon can do is
+//! refused here with a message that says so.
+
+mod content;
+mod entries;
+mod upkeep;
+
+use std::sync::OnceLock;
+
+use super::{Channel, Failure, Kind, Reply, Request};
+use crate::cache::{Cache, Entry, LeaseKind};
+use crate::model::EntryKey;
+use crate::model::manifest::Origin;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+}
+
+impl Caller {
+    /// This process.
+    pub fn this() -> Self {
+        Caller { uid: nix::unistd::getuid().as_raw() }
+    }
+
+    fn origin(&self, how: &str, source: &str) -> Origin {
+        Origin { how: how.into(), uid: self.uid, host: host_name().into(), source: source.into() }
+    }
+}
+
+fn host_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| nix::sys::utsname::uname().map_or_else(
+        |_| String::new(),
+        |u| u.nodename().to_string_lossy().into_owned(),
+    ))
+}
+
+/// Answers one request.
+pub fn dispatch(
+    cache: &Cache,
+    caller: &Caller,
+    request: Request,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    match request {
+        Request::Put(put) => content::put(cache, caller, &put, channel),
+        Request::Restore { key, dest, how, force } => content::restore(cache, &key, &dest.0, how, force),
+        Request::RestoreTar { key } => content::restore_tar(cache, &key, channel),
+        Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
+        Request::Log { key, stream } => content::log(cache, &key, stream, channel),
+        Request::Seal { name, key } => content::seal(cache, caller, name.as_bytes(), key),
+        Request::Import { kind, source } => content::import(cache, caller, kind, &source.0, channel),
+        Request::Entries { after, limit } => entries::page(cache, after, limit),
+        Request::Tree { key, path } => entries::tree(cache, &key, path.as_bytes()),
+        Request::Show { key } => entries::show(cache, &key),
+        Request::Du { keys } => entries::du(cache, &keys),
+        Request::Drafts => Ok(entries::drafts(cache)),
+        Request::Stats => entries::stats(cache),
+        Request::Events { since, limit } => entries::events(cache, since.as_deref(), limit),
+        Request::Pins => upkeep::pins(cache),
+        Request::Pin { name, key } => upkeep::pin(cache, &name, &key),
+        Request::Unpin { name, key } => upkeep::unpin(cache, name.as_deref(), key.as_ref()),
+        Request::Reject { key, reason } => upkeep::reject(cache, &key, reason.as_deref()),
+        Request::Evict { key } => upkeep::evict(cache, &key),
+        Request::Gc { dry_run, older_than } => upkeep::gc(cache, dry_run, older_than),
+        Request::Fsck { verify_data, repair, rebuild_index } => {
+            upkeep::fsck(cache, verify_data, repair, rebuild_index, channel)
+        }
+        Request::Status | Request::Mount { .. } | Request::Unmount { .. } | Request::Stop { .. } => {
+            Err(Failure::failed("no daemon runs for this store; 'outfs mount' starts one"))
+        }
+        Request::Link { .. } => Err(Failure::failed(
+            "a link points into a mount, and this store has none; 'outfs mount' makes one, or restore a copy",
+        )),
+    }
+}
+
+/// The entry, held while it is used.
+fn held(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
+    match cache.entry(key, LeaseKind::Hold)? {
+        Some(entry) => Ok(entry),
+        None => Err(Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))),
+    }
+}

@@ -1,0 +1,127 @@
+//! Limits as people give them: by flag, in the configuration file, or as a store remembers them.
+//! Each value may be absent, so that one layer can be laid over another.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Limits;
+use crate::model::units::{Size, UnitError, parse_duration};
+
+/// A duration written like `10s` or `24h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = UnitError;
+    fn from_str(s: &str) -> Result<Self, UnitError> {
+        parse_duration(s).map(Span)
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = UnitError;
+    fn try_from(s: String) -> Result<Self, UnitError> {
+        s.parse()
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        if ms % 1000 != 0 {
+            return write!(f, "{ms}ms");
+        }
+        match ms / 1000 {
+            0 => f.write_str("0s"),
+            s if s % 86400 == 0 => write!(f, "{}d", s / 86400),
+            s if s % 3600 == 0 => write!(f, "{}h", s / 3600),
+            s if s % 60 == 0 => write!(f, "{}m", s / 60),
+            s => write!(f, "{s}s"),
+        }
+    }
+}
+
+impl From<Span> for String {
+    fn from(s: Span) -> String {
+        s.to_string()
+    }
+}
+
+/// Limits where each may be absent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitFlags {
+    /// Bytes the store may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// Bytes of the file system to leave free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<Size>,
+    /// Most entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Eviction starts above this share of `size`, per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high_water: Option<u8>,
+    /// Eviction stops at this share of `size`, per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low_water: Option<u8>,
+    /// Entries younger than this are never evicted to make room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_age: Option<Span>,
+    /// Drafts idle for longer are dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_ttl: Option<Span>,
+}
+
+impl LimitFlags {
+    /// Lays what is given here over `limits`.
+    pub fn apply(&self, limits: &mut Limits) {
+        limits.size = self.size.or(limits.size);
+        limits.reserve = self.reserve.or(limits.reserve);
+        limits.entries = self.entries.or(limits.entries);
+        limits.high_water = self.high_water.unwrap_or(limits.high_water);
+        limits.low_water = self.low_water.unwrap_or(limits.low_water);
+        limits.min_age = self.min_age.map_or(limits.min_age, |s| s.0);
+        limits.draft_ttl = self.draft_ttl.map_or(limits.draft_ttl, |s| s.0);
+    }
+
+    /// What is given here and differs from `limits`, as `--size 5G (it runs with 10%)`.
+    pub fn conflicts(&self, limits: &Limits) -> Vec<String> {
+        let mut wanted = limits.clone();
+        self.apply(&mut wanted);
+        let mut found = Vec::new();
+        let mut compare = |flag: &str, wanted: String, runs: String| {
+            if wanted != runs {
+                found.push(format!("{flag} {wanted} (it runs with {runs})"));
+            }
+        };
+        let size = |s: Option<Size>| s.map_or("the default".to_owned(), |s| s.to_string());
+        let count = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
+        compare("--size", size(wanted.size), size(limits.size));
+        compare("--reserve", size(wanted.reserve), size(limits.reserve));
+        compare("--max-entries", count(wanted.entries), count(limits.entries));
+        compare("high_water", wanted.high_water.to_string(), limits.high_water.to_string());
+        compare("low_water", wanted.low_water.to_string(), limits.low_water.to_string());
+        compare("--min-age", Span(wanted.min_age).to_string(), Span(limits.min_age).to_string());
+        compare("--draft-ttl", Span(wanted.draft_ttl).to_string(), Span(limits.draft_ttl).to_string());
+        found
+    }
+
+    /// The complete form of `limits`.
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            size: limits.size,
+            reserve: limits.reserve,
+            entries: limits.entries,
+            high_water: Some(limits.high_water),
+            low_water: Some(limits.low_water),
+            min_age: Some(Span(limits.min_age)),
+            draft_ttl: Some(Span(limits.draft_ttl)),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Answers: facts, ready to be printed as JSON or as a table.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{LimitFlags, RawPath};
+use crate::cache::Restored;
+use crate::fuse::MountOptions;
+use crate::model::manifest::Origin;
+use crate::model::{EntryKey, Event, ManifestHash, Metadata};
+use crate::vfs::ViewOptions;
+
+/// An entry in a listing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EntryFacts {
+    /// The key.
+    pub key: EntryKey,
+    /// Its manifest.
+    pub manifest: ManifestHash,
+    /// The task's name; empty when unknown.
+    pub task_id: String,
+    /// When it was sealed.
+    pub sealed_at: Timestamp,
+    /// When it was last used.
+    pub accessed_at: Timestamp,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Number of files.
+    pub files: u64,
+    /// Sealed by quiet.
+    pub inferred: bool,
+    /// Its metadata parses.
+    pub readable: bool,
+}
+
+/// A file, directory or symlink of an entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its path below the entry.
+    pub path: RawPath,
+    /// `file`, `dir` or `symlink`.
+    pub kind: String,
+    /// Original permission bits, octal.
+    pub mode: String,
+    /// Original owner.
+    pub uid: u32,
+    /// Original group.
+    pub gid: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Last modification.
+    pub mtime: Timestamp,
+    /// A file's BLAKE3.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub blake3: Option<String>,
+    /// A symlink's target.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<RawPath>,
+}
+
+/// All about an entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShowFacts {
+    /// As in a listing.
+    #[serde(flatten)]
+    pub entry: EntryFacts,
+    /// How, by whom and from where it was sealed.
+    pub origin: Origin,
+    /// The manifest it replaced.
+    pub replaces: Option<ManifestHash>,
+    /// Names of the pins that hold it.
+    pub pins: Vec<String>,
+    /// Why it was rejected, if it was.
+    pub rejected: Option<String>,
+    /// Its metadata, if it parses.
+    pub metadata: Option<Metadata>,
+    /// Why it does not parse.
+    pub metadata_error: Option<String>,
+}
+
+/// What an entry takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DuFacts {
+    /// The entry.
+    pub key: EntryKey,
+    /// Bytes on disk that only it uses.
+    pub exclusive: u64,
+    /// Bytes on disk that other entries use too.
+    pub shared: u64,
+    /// Bytes of all its files.
+    pub logical: u64,
+}
+
+/// A draft.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DraftFacts {
+    /// Its directory below the store's `drafts/`.
+    pub id: String,
+    /// `in-place`, `work`, `replace` or `native`.
+    pub kind: String,
+    /// Its key or name.
+    pub name: RawPath,
+    /// Its real directory.
+    pub path: RawPath,
+    /// Open handles for writing.
+    pub writers: u64,
+    /// When something last changed in it.
+    pub changed_at: Timestamp,
+}
+
+/// A pin.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PinFacts {
+    /// Its name.
+    pub name: String,
+    /// The pinned entry.
+    pub key: EntryKey,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A mounted view.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ViewFacts {
+    /// The mount point.
+    pub at: RawPath,
+    /// Large and draft files bypass the daemon.
+    pub passthrough: bool,
+    /// What it shows.
+    pub view: ViewOptions,
+    /// How it is mounted.
+    pub mount: MountOptions,
+}
+
+/// The daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DaemonFacts {
+    /// Its process.
+    pub pid: u32,
+    /// The program's version.
+    pub version: String,
+    /// Since when it runs.
+    pub started_at: Timestamp,
+    /// Where it logs.
+    pub log: String,
+    /// Its views.
+    pub views: Vec<ViewFacts>,
+}
+
+/// The store's numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatsFacts {
+    /// Where the store lies.
+    pub store: RawPath,
+    /// Its id.
+    pub id: String,
+    /// The daemon's process; absent when there is none.
+    pub pid: Option<u32>,
+    /// The daemon.
+    pub daemon: Option<DaemonFacts>,
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of distinct blobs.
+    pub blobs: u64,
+    /// Number of drafts.
+    pub drafts: u64,
+    /// Number of pins.
+    pub pins: u64,
+    /// Sum of the entries' sizes.
+    pub logical_bytes: u64,
+    /// Bytes on disk.
+    pub stored_bytes: u64,
+    /// Of these, bytes that nothing refers to any more.
+    pub dead_bytes: u64,
+    /// Bytes the store may use.
+    pub quota_bytes: u64,
+    /// Bytes free on its file system.
+    pub disk_free_bytes: u64,
+    /// What limits hold.
+    pub limits: LimitFlags,
+}
+
+/// A page of events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventsFacts {
+    /// Oldest first.
+    pub events: Vec<Event>,
+    /// Ask again with this.
+    pub cursor: String,
+    /// There are more.
+    pub more: bool,
+    /// Events after the given cursor were trimmed before they were asked for.
+    pub gap: bool,
+}
+
+/// What was collected.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GcFacts {
+    /// Evicted entries, or those that would go.
+    pub entries: Vec<EntryKey>,
+    /// Dropped drafts, or those that would go.
+    pub drafts: Vec<String>,
+    /// Bytes that are free now, or would be.
+    pub freed: u64,
+    /// Only asked.
+    pub dry_run: bool,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DamageFacts {
+    /// What is damaged.
+    pub what: String,
+    /// The entries that suffer.
+    pub entries: Vec<EntryKey>,
+    /// What was done about it; absent without `--repair`.
+    pub repaired: Option<String>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct FsckFacts {
+    /// Checked entries.
+    pub entries: u64,
+    /// Checked blobs.
+    pub blobs: u64,
+    /// Bytes that were re-hashed.
+    pub verified_bytes: u64,
+    /// What is wrong.
+    pub damage: Vec<DamageFacts>,
+}
+
+/// What was imported.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ImportFacts {
+    /// New entries.
+    pub imported: u64,
+    /// Entries that were here already.
+    pub present: u64,
+    /// What was left out, and why.
+    pub skipped: Vec<(RawPath, String)>,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "facts", rename_all = "snake_case")]
+pub enum Reply {
+    /// It was done, or its data was streamed.
+    Done,
+    /// To `Status`.
+    Daemon(DaemonFacts),
+    /// To `Mount`.
+    Mounted(ViewFacts),
+    /// To `Unmount`: the daemon ends, because it was the last view.
+    Unmounted {
+        /// It ends.
+        ends: bool,
+    },
+    /// To `Put` and `Seal`.
+    Stored {
+        /// The entry.
+        entry: EntryFacts,
+        /// False: it had the same outputs already.
+        new: bool,
+    },
+    /// To `Restore`.
+    Restored(Restored),
+    /// To `Link`: where the symlink points.
+    Linked {
+        /// Its target.
+        target: RawPath,
+    },
+    /// To `Import`.
+    Imported(ImportFacts),
+    /// To `Entries`.
+    Entries {
+        /// The page.
+        entries: Vec<EntryFacts>,
+        /// The cookie for the next page; absent at the end.
+        next: Option<i64>,
+    },
+    /// To `Tree`.
+    Tree {
+        /// The directory's children, or the one file that was named.
+        nodes: Vec<NodeFacts>,
+    },
+    /// To `Show`.
+    Show(Box<ShowFacts>),
+    /// To `Du`.
+    Du {
+        /// Per entry.
+        entries: Vec<DuFacts>,
+    },
+    /// To `Drafts`.
+    Drafts {
+        /// All of them.
+        drafts: Vec<DraftFacts>,
+    },
+    /// To `Pins`, `Pin` and `Unpin`: those that are, were set or were lifted.
+    Pins {
+        /// The pins.
+        pins: Vec<PinFacts>,
+    },
+    /// To `Stats`.
+    Stats(Box<StatsFacts>),
+    /// To `Events`.
+    Events(EventsFacts),
+    /// To `Gc`.
+    Gc(GcFacts),
+    /// To `Fsck`.
+    Fsck(FsckFacts),
+}

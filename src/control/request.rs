@@ -1,0 +1,245 @@
+//! Everything a client may ask. Paths are absolute: the daemon has another working directory.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LimitFlags, RawPath};
+use crate::cache::{RestoreAs, TaskFacts};
+use crate::fuse::MountOptions;
+use crate::model::EntryKey;
+use crate::vfs::ViewOptions;
+
+/// What to store, beside the outputs themselves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PutRequest {
+    /// The key.
+    pub key: EntryKey,
+    /// The directory that becomes `outputs/`; absent: a tar stream follows.
+    pub dir: Option<RawPath>,
+    /// For `metadata.json`.
+    pub facts: TaskFacts,
+    /// A file with the task's standard output.
+    pub stdout: Option<RawPath>,
+    /// A file with the task's standard error.
+    pub stderr: Option<RawPath>,
+}
+
+/// Which log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl LogStream {
+    /// Its path below the entry.
+    pub fn path(self) -> &'static str {
+        match self {
+            LogStream::Stdout => "logs/stdout.log",
+            LogStream::Stderr => "logs/stderr.log",
+        }
+    }
+}
+
+/// What kind of directory is imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportKind {
+    /// A cuenv cache directory, sharded.
+    Cuenv,
+    /// A directory of entries, one directory per key.
+    Dir,
+}
+
+/// A question or an order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    // ---- only a daemon answers these
+    /// Who owns the store, and what is mounted.
+    Status,
+    /// Adds a view.
+    Mount {
+        /// The mount point.
+        at: RawPath,
+        /// What it shows.
+        view: ViewOptions,
+        /// How it is mounted.
+        mount: MountOptions,
+        /// Limits the client gave; they must not conflict with the daemon's.
+        limits: LimitFlags,
+    },
+    /// Takes a view away.
+    Unmount {
+        /// The mount point.
+        at: RawPath,
+        /// Detach even when busy.
+        lazy: bool,
+    },
+    /// Unmounts everything and ends.
+    Stop {
+        /// Detach even when busy.
+        lazy: bool,
+    },
+
+    // ---- entries in and out
+    /// Stores a directory, or the tar stream that follows.
+    Put(PutRequest),
+    /// Writes `outputs/` below a directory.
+    Restore {
+        /// The entry.
+        key: EntryKey,
+        /// The directory.
+        dest: RawPath,
+        /// How.
+        how: RestoreAs,
+        /// Replace what differs.
+        force: bool,
+    },
+    /// Makes `dest` a symlink into a mount and holds the entry while the symlink stands.
+    Link {
+        /// The entry.
+        key: EntryKey,
+        /// The symlink to make.
+        dest: RawPath,
+    },
+    /// Streams `outputs/` as tar.
+    RestoreTar {
+        /// The entry.
+        key: EntryKey,
+    },
+    /// Streams a file.
+    Cat {
+        /// The entry.
+        key: EntryKey,
+        /// Below the entry.
+        path: RawPath,
+    },
+    /// Streams a log; nothing when the entry has none.
+    Log {
+        /// The entry.
+        key: EntryKey,
+        /// Which.
+        stream: LogStream,
+    },
+    /// Stores every entry of another cache's directory that is not here yet.
+    Import {
+        /// Its form.
+        kind: ImportKind,
+        /// The directory.
+        source: RawPath,
+    },
+
+    // ---- what there is
+    /// A page of entries.
+    Entries {
+        /// After this cookie; 0 from the start.
+        after: i64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// A directory of an entry.
+    Tree {
+        /// The entry.
+        key: EntryKey,
+        /// Below the entry; empty for its top.
+        path: RawPath,
+    },
+    /// All about an entry.
+    Show {
+        /// The entry.
+        key: EntryKey,
+    },
+    /// What entries take: these, or all.
+    Du {
+        /// Which; empty for all.
+        keys: Vec<EntryKey>,
+    },
+    /// All drafts.
+    Drafts,
+    /// All pins.
+    Pins,
+    /// Totals, limits, views.
+    Stats,
+    /// A page of events.
+    Events {
+        /// After this cursor; absent from the oldest kept.
+        since: Option<String>,
+        /// At most so many.
+        limit: usize,
+    },
+
+    // ---- what becomes of them
+    /// Seals a draft.
+    Seal {
+        /// A work draft's name, an in-place draft's key or a draft's id.
+        name: RawPath,
+        /// The key; may be absent when the draft has one.
+        key: Option<EntryKey>,
+    },
+    /// Makes a key miss, or lifts that.
+    Reject {
+        /// The key.
+        key: EntryKey,
+        /// Why; absent lifts the rejection.
+        reason: Option<String>,
+    },
+    /// Hides an entry now and frees it when nobody holds it.
+    Evict {
+        /// The entry.
+        key: EntryKey,
+    },
+    /// Sets a named pin.
+    Pin {
+        /// The pin's name.
+        name: String,
+        /// The entry.
+        key: EntryKey,
+    },
+    /// Lifts pins.
+    Unpin {
+        /// Only pins of this name.
+        name: Option<String>,
+        /// Only pins of this entry.
+        key: Option<EntryKey>,
+    },
+    /// Evicts what the limits ask for, drops abandoned drafts, compacts packs.
+    Gc {
+        /// Only say what would go.
+        dry_run: bool,
+        /// Also evict what was not used for so long.
+        older_than: Option<Duration>,
+    },
+    /// Checks everything against everything.
+    Fsck {
+        /// Re-hash all content.
+        verify_data: bool,
+        /// Quarantine what is bad, drop what depends on it.
+        repair: bool,
+        /// Make the index anew from the store.
+        rebuild_index: bool,
+    },
+}
+
+impl Request {
+    /// The client streams bytes after this request.
+    pub fn wants_input(&self) -> bool {
+        matches!(self, Request::Put(put) if put.dir.is_none())
+    }
+
+    /// Only a running daemon can answer.
+    pub fn needs_daemon(&self) -> bool {
+        matches!(
+            self,
+            Request::Status
+                | Request::Mount { .. }
+                | Request::Unmount { .. }
+                | Request::Stop { .. }
+                | Request::Link { .. }
+        )
+    }
+}

@@ -1,0 +1,150 @@
+//! Requests that only a daemon answers; all others go to `control::dispatch`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use jiff::Timestamp;
+
+use super::views::Views;
+use super::{Wake, mountpoint, record};
+use crate::cache::Cache;
+use crate::control::{
+    Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch,
+};
+use crate::fuse::{self, MountOptions};
+use crate::model::EntryKey;
+use crate::vfs::{VfsError, View, ViewOptions};
+
+/// The running daemon.
+pub(super) struct Daemon {
+    cache: Cache,
+    views: Arc<Views>,
+    started_at: Timestamp,
+    log: String,
+    wake: Sender<Wake>,
+}
+
+impl Daemon {
+    pub(super) fn new(cache: Cache, log: String, wake: Sender<Wake>) -> Self {
+        Self { cache, views: Arc::default(), started_at: Timestamp::now(), log, wake }
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub(super) fn views(&self) -> &Views {
+        &self.views
+    }
+
+    /// Called every second by the upkeep thread.
+    pub(super) fn tick(&self) {}
+
+    pub(super) fn record_views(&self) {
+        record::remember_views(self.cache.store().root(), &self.views.mount_points());
+    }
+
+    fn facts(&self) -> DaemonFacts {
+        DaemonFacts {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: self.started_at,
+            log: self.log.clone(),
+            views: self.views.facts(),
+        }
+    }
+
+    /// Mounts a view.
+    pub(super) fn add_view(
+        &self,
+        at: &Path,
+        view: &ViewOptions,
+        mount: &MountOptions,
+    ) -> Result<ViewFacts, Failure> {
+        let _one_at_a_time = self.views.mounting();
+        let at = mountpoint::prepare(at, self.cache.store().root())?;
+        let made = View::new(self.cache.clone(), view.clone()).map_err(|e| match e {
+            VfsError::Cache(e) => Failure::from(e),
+            e => Failure::failed(format!("cannot make the view: {e}")),
+        })?;
+        let mounted = fuse::mount(made.clone(), &at, mount).map_err(|e| {
+            let hint = if e.no_fuse {
+                "; 'outfs doctor' says what is missing, and put, restore, ls, cat and the rest work without a mount"
+            } else {
+                ""
+            };
+            Failure::failed(format!("{e}{hint}"))
+        })?;
+        let facts = ViewFacts {
+            at: at.into(),
+            passthrough: mounted.passthrough(),
+            view: view.clone(),
+            mount: mount.clone(),
+        };
+        let facts = self.views.add(made, mounted, facts, &self.wake)?;
+        self.record_views();
+        Ok(facts)
+    }
+
+    fn mount(
+        &self,
+        at: &Path,
+        view: &ViewOptions,
+        mount: &MountOptions,
+        limits: &LimitFlags,
+    ) -> Result<Reply, Failure> {
+        let conflicts = limits.conflicts(&self.cache.inner.limits.read());
+        if !conflicts.is_empty() {
+            return Err(Failure::failed(format!(
+                "the daemon (process {}) that owns the store {} runs with other limits: {}; leave these options \
+                 out to add a view, or 'outfs stop' it first",
+                std::process::id(),
+                self.cache.store().root().display(),
+                conflicts.join(", "),
+            )));
+        }
+        let facts = self.add_view(at, view, mount)?;
+        tracing::info!(at = %facts.at.0.display(), "added a view");
+        Ok(Reply::Mounted(facts))
+    }
+
+    fn unmount(&self, at: &Path, lazy: bool) -> Result<Reply, Failure> {
+        let ends = self.views.unmount(at, lazy)?;
+        tracing::info!(at = %at.display(), lazy, "unmounted a view");
+        let _ = self.wake.send(Wake::Look);
+        Ok(Reply::Unmounted { ends })
+    }
+
+    fn stop(&self, lazy: bool) -> Result<Reply, Failure> {
+        self.views.unmount_all(lazy)?;
+        let _ = self.wake.send(Wake::Look);
+        Ok(Reply::Unmounted { ends: true })
+    }
+
+    /// A symlink into a view, and a pin that lasts as long as the symlink.
+    fn link(&self, _key: &EntryKey, _dest: &Path) -> Result<Reply, Failure> {
+        Err(Failure::failed("linking is not there yet"))
+    }
+}
+
+impl Handler for Daemon {
+    fn handle(&self, caller: &Caller, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
+        tracing::debug!(uid = caller.uid, ?request, "asked");
+        match request {
+            Request::Status => Ok(Reply::Daemon(self.facts())),
+            Request::Mount { at, view, mount, limits } => self.mount(&at.0, &view, &mount, &limits),
+            Request::Unmount { at, lazy } => self.unmount(&at.0, lazy),
+            Request::Stop { lazy } => self.stop(lazy),
+            Request::Link { key, dest } => self.link(&key, &dest.0),
+            request => {
+                let mut reply = dispatch(&self.cache, caller, request, channel)?;
+                if let Reply::Stats(stats) = &mut reply {
+                    stats.pid = Some(std::process::id());
+                    stats.daemon = Some(self.facts());
+                }
+                Ok(reply)
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Is this directory fit to be mounted on? Stale mounts of a dead daemon are taken over.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::mounts::mounted_at;
+use super::unmount;
+use crate::control::{Failure, Kind};
+
+/// Checks the mount point and returns its canonical path.
+pub(super) fn prepare(at: &Path, store: &Path) -> Result<PathBuf, Failure> {
+    let fail = |why: String| Failure::failed(format!("cannot mount on {}: {why}", at.display()));
+    let at = canonical(at).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            Failure::new(Kind::Failed, format!("the mount point {0} is missing; make it: mkdir -p {0}", at.display()))
+        }
+        _ => fail(e.to_string()),
+    })?;
+    take_over(&at)?;
+    if let Some(there) = mounted_at(&at) {
+        return Err(fail(format!(
+            "there is a mount already ({} of {}); unmount it first or take another directory",
+            there.fs_type,
+            there.source.display()
+        )));
+    }
+    let meta = std::fs::metadata(&at).map_err(|e| fail(e.to_string()))?;
+    if !meta.is_dir() {
+        return Err(fail("it is not a directory".into()));
+    }
+    let mut inside = std::fs::read_dir(&at).map_err(|e| fail(e.to_string()))?;
+    if inside.next().is_some() {
+        return Err(fail("the directory is not empty; what is in it would be hidden, take an empty one".into()));
+    }
+    let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_owned());
+    if at.starts_with(&store) || store.starts_with(&at) {
+        return Err(fail(format!("it overlaps the store {}; take a directory beside it", store.display())));
+    }
+    Ok(at)
+}
+
+/// As `canonicalize`, but also for a mount point whose daemon is dead or does not let this user in.
+pub fn canonical(at: &Path) -> io::Result<PathBuf> {
+    match std::fs::canonicalize(at) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EACCES)) => {
+            let parent = at.parent().unwrap_or(Path::new("/"));
+            Ok(std::fs::canonicalize(parent)?.join(at.file_name().unwrap_or_default()))
+        }
+        other => other,
+    }
+}
+
+/// Detaches dead outfs mounts from `at`, however many lie over each other.
+pub(super) fn take_over(at: &Path) -> Result<(), Failure> {
+    while let Some(there) = mounted_at(at) {
+        let dead = || match nix::sys::stat::stat(at) {
+            Err(e) => matches!(e, nix::errno::Errno::ENOTCONN | nix::errno::Errno::ECONNABORTED),
+            Ok(_) => false,
+        };
+        if !there.is_outfs() || !dead() {
+            return Ok(());
+        }
+        unmount::detach(at, true).map_err(|e| {
+            Failure::failed(format!(
+                "{} is the mount of a dead daemon and cannot be detached ({e}); try: fusermount3 -u -z {0}",
+                at.display()
+            ))
+        })?;
+        tracing::warn!(at = %at.display(), "took over the mount of a dead daemon");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let refused = |at: &Path| prepare(at, &store).unwrap_err().message;
+        assert!(refused(&dir.path().join("no")).contains("mkdir -p"));
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(refused(&dir.path().join("file")).contains("not a directory"));
+        assert!(refused(dir.path()).contains("not empty"));
+        assert!(refused(&store).contains("overlaps"));
+        assert!(refused(Path::new("/proc")).contains("mount already"));
+        let good = dir.path().join("good");
+        std::fs::create_dir(&good).unwrap();
+        assert_eq!(prepare(&good, &store).unwrap(), good.canonicalize().unwrap());
+    }
+}

@@ -1,0 +1,89 @@
+//! The mount table of this process. Must not know: who mounted what.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountInfo {
+    /// Where.
+    pub at: PathBuf,
+    /// `major:minor` of its device.
+    pub dev: String,
+    /// `fuse.outfs`, `ext4`, …
+    pub fs_type: String,
+    /// What was mounted; for an outfs view its store.
+    pub source: PathBuf,
+}
+
+impl MountInfo {
+    /// A view of outfs.
+    pub fn is_outfs(&self) -> bool {
+        self.fs_type == "fuse.outfs"
+    }
+}
+
+/// All mounts, in the order they were made; empty where /proc is not there.
+pub fn mount_table() -> Vec<MountInfo> {
+    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    text.split(|&b| b == b'\n').filter_map(parse).collect()
+}
+
+/// The topmost mount exactly at `at`.
+pub fn mounted_at(at: &Path) -> Option<MountInfo> {
+    mount_table().into_iter().rev().find(|m| m.at == at)
+}
+
+fn parse(line: &[u8]) -> Option<MountInfo> {
+    let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+    let dash = fields.iter().position(|f| *f == b"-")?;
+    let text = |f: &[u8]| String::from_utf8_lossy(f).into_owned();
+    Some(MountInfo {
+        at: unescape(fields.get(4)?),
+        dev: text(fields.get(2)?),
+        fs_type: text(fields.get(dash + 1)?),
+        source: unescape(fields.get(dash + 2)?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as `\ooo`.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&b, tail)) = rest.split_first() {
+        let octal = (b == b'\\').then(|| tail.get(..3)).flatten();
+        let value = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
+        match value {
+            Some(value) => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(b);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_escapes_and_optional_fields() {
+        let line = br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.outfs /s\040t rw,user_id=0";
+        let m = parse(line).unwrap();
+        assert_eq!(m.at, Path::new("/mnt/a b\\c"));
+        assert_eq!((m.dev.as_str(), m.is_outfs()), ("0:52", true));
+        assert_eq!(m.source, Path::new("/s t"));
+        assert_eq!(parse(b"36 35 0:52 / /mnt"), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_root() {
+        assert!(mounted_at(Path::new("/")).is_some());
+    }
+}

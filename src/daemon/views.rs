@@ -1,0 +1,143 @@
+//! The daemon's mounted views. Once `stopping` is set no view is added any more.
+//!
+//! Locks: `mounting` (held while one view is mounted) → `state` (never held across a mount or unmount).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{Wake, holders};
+use crate::control::{Failure, Kind, ViewFacts};
+use crate::fuse::Mounted;
+use crate::vfs::View;
+
+/// All views.
+#[derive(Default)]
+pub(super) struct Views {
+    mounting: Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    list: Vec<Arc<Active>>,
+    next: u64,
+    stopping: bool,
+}
+
+struct Active {
+    number: u64,
+    view: Arc<View>,
+    mounted: Mounted,
+    facts: ViewFacts,
+}
+
+impl Views {
+    /// Held by whoever checks a mount point and mounts there.
+    pub(super) fn mounting(&self) -> MutexGuard<'_, ()> {
+        self.mounting.lock()
+    }
+
+    /// Adds a mounted view; when it ends, by whosever hand, the main thread wakes.
+    pub(super) fn add(
+        &self,
+        view: Arc<View>,
+        mounted: Mounted,
+        facts: ViewFacts,
+        wake: &Sender<Wake>,
+    ) -> Result<ViewFacts, Failure> {
+        let mut state = self.state.lock();
+        if state.stopping {
+            drop(state);
+            return Err(Failure::new(Kind::Stopping, "the daemon is about to end"));
+        }
+        let number = state.next;
+        state.next += 1;
+        let active = Arc::new(Active { number, view, mounted, facts: facts.clone() });
+        state.list.push(active.clone());
+        drop(state);
+        let wake = wake.clone();
+        active.mounted.on_end(Box::new(move || {
+            let _ = wake.send(Wake::Ended(number));
+        }));
+        Ok(facts)
+    }
+
+    /// The view with this number is gone.
+    pub(super) fn ended(&self, number: u64) {
+        let gone = self.remove(number);
+        if let Some(active) = gone {
+            tracing::info!(at = %active.facts.at.0.display(), "a view has ended");
+        }
+    }
+
+    fn remove(&self, number: u64) -> Option<Arc<Active>> {
+        let mut state = self.state.lock();
+        let at = state.list.iter().position(|a| a.number == number)?;
+        let active = state.list.remove(at);
+        state.stopping |= state.list.is_empty();
+        Some(active)
+    }
+
+    /// The last view is gone: the daemon ends.
+    pub(super) fn over(&self) -> bool {
+        self.state.lock().stopping
+    }
+
+    fn all(&self) -> Vec<Arc<Active>> {
+        self.state.lock().list.clone()
+    }
+
+    /// Each view, for upkeep.
+    pub(super) fn each(&self, mut then: impl FnMut(&View)) {
+        self.all().iter().for_each(|a| then(&a.view));
+    }
+
+    pub(super) fn facts(&self) -> Vec<ViewFacts> {
+        self.all().iter().map(|a| a.facts.clone()).collect()
+    }
+
+    pub(super) fn mount_points(&self) -> Vec<PathBuf> {
+        self.all().iter().map(|a| a.facts.at.0.clone()).collect()
+    }
+
+    /// Unmounts the view at `at`; true when it was the last one.
+    pub(super) fn unmount(&self, at: &Path, lazy: bool) -> Result<bool, Failure> {
+        let Some(active) = self.all().into_iter().find(|a| a.facts.at.0 == at) else {
+            return Err(Failure::new(
+                Kind::NotFound,
+                format!("the daemon has no view at {}; 'outfs status' lists them", at.display()),
+            ));
+        };
+        Self::unmount_one(&active, lazy)?;
+        self.remove(active.number);
+        Ok(self.over())
+    }
+
+    fn unmount_one(active: &Active, lazy: bool) -> Result<(), Failure> {
+        let at = &active.facts.at.0;
+        active.mounted.unmount(lazy).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => holders::busy(at),
+            _ => Failure::failed(format!("cannot unmount {}: {e}", at.display())),
+        })
+    }
+
+    /// Unmounts all views, or none more after the first that is busy. `force`: a busy one is detached.
+    pub(super) fn unmount_all(&self, force: bool) -> Result<(), Failure> {
+        for active in self.all() {
+            let clean = Self::unmount_one(&active, false);
+            if let Err(failure) = clean {
+                if !force {
+                    return Err(failure);
+                }
+                tracing::warn!("{failure}; it is detached");
+                Self::unmount_one(&active, true)?;
+            }
+            self.remove(active.number);
+        }
+        self.state.lock().stopping = true;
+        Ok(())
+    }
+}
