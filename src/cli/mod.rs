@@ -1,6 +1,164 @@
-//! The command line (in work).
+//! The command line: a file per command, and the only room that prints.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry, 4 damage found. Facts go to standard output,
+//! as tables or with `--json` as one JSON object per line; everything else goes to standard error.
+//! Must not know: how anything is done (it asks `control` and `daemon`).
+
+mod background;
+mod cat;
+mod doctor;
+mod drafts;
+mod du;
+mod events;
+mod evict;
+mod fsck;
+mod gc;
+mod generate;
+mod import;
+mod logs;
+mod ls;
+mod mount;
+mod out;
+mod pin;
+mod put;
+mod reject;
+mod restore;
+mod seal;
+mod session;
+mod show;
+mod stats;
+mod status;
+mod store;
+mod unmount;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::{Failure, Kind, Reply};
+use crate::daemon::{LogSpec, LogTarget};
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry, 4 damage found.\n\
+    Environment: OUTFS_STORE (the store), OUTFS_CONFIG (a configuration file), OUTFS_LOG (what is logged, \
+    as in info or outfs=debug).";
+
+/// A build cache as a mounted file system.
+#[derive(Parser)]
+#[command(name = "outfs", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The store [default: $XDG_CACHE_HOME/outfs, else ~/.cache/outfs]
+    #[arg(long, global = true, value_name = "DIR", env = "OUTFS_STORE", hide_env_values = true)]
+    store: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How facts are printed.
+#[derive(Args)]
+pub(crate) struct Output {
+    /// Print JSON, one object per line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Mount(Box<mount::Mount>),
+    Unmount(unmount::Unmount),
+    Stop(unmount::Stop),
+    Status(status::Status),
+    Put(put::Put),
+    Restore(restore::Restore),
+    Ls(ls::Ls),
+    Show(show::Show),
+    Cat(cat::Cat),
+    Logs(logs::Logs),
+    Du(du::Du),
+    Drafts(drafts::Drafts),
+    Seal(seal::Seal),
+    Reject(reject::Reject),
+    Evict(evict::Evict),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
+    Gc(gc::Gc),
+    Fsck(fsck::Fsck),
+    Stats(stats::Stats),
+    Events(events::Events),
+    Import(import::Import),
+    Store(store::StoreCommand),
+    Doctor(doctor::Doctor),
+    Completions(generate::Completions),
+    Man(generate::Man),
+    Daemon(background::Background),
+}
+
+/// What every command is given.
+struct Context {
+    store: PathBuf,
+}
 
 /// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.kind == Kind::Hangup => ExitCode::SUCCESS,
+        Err(failure) => {
+            out::note(&out::clean(&failure.message));
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let store = match cli.store.filter(|s| !s.as_os_str().is_empty()) {
+        Some(store) => store,
+        None => session::default_store()?,
+    };
+    let cx = Context { store: absolute(&store)? };
+    if !matches!(cli.command, Command::Mount(_) | Command::Daemon(_)) {
+        // The daemon has a log of its own; a command warns where it stands.
+        LogSpec { target: LogTarget::Stderr, json: false }.install("warn")?;
+    }
+    match cli.command {
+        Command::Mount(c) => c.run(&cx),
+        Command::Unmount(c) => c.run(&cx),
+        Command::Stop(c) => c.run(&cx),
+        Command::Status(c) => c.run(&cx),
+        Command::Put(c) => c.run(&cx),
+        Command::Restore(c) => c.run(&cx),
+        Command::Ls(c) => c.run(&cx),
+        Command::Show(c) => c.run(&cx),
+        Command::Cat(c) => c.run(&cx),
+        Command::Logs(c) => c.run(&cx),
+        Command::Du(c) => c.run(&cx),
+        Command::Drafts(c) => c.run(&cx),
+        Command::Seal(c) => c.run(&cx),
+        Command::Reject(c) => c.run(&cx),
+        Command::Evict(c) => c.run(&cx),
+        Command::Pin(c) => c.run(&cx),
+        Command::Unpin(c) => c.run(&cx),
+        Command::Gc(c) => c.run(&cx),
+        Command::Fsck(c) => c.run(&cx),
+        Command::Stats(c) => c.run(&cx),
+        Command::Events(c) => c.run(&cx),
+        Command::Import(c) => c.run(&cx),
+        Command::Store(c) => c.run(&cx),
+        Command::Doctor(c) => c.run(&cx),
+        Command::Completions(c) => c.run(),
+        Command::Man(c) => c.run(),
+        Command::Daemon(c) => c.run(),
+    }
+}
+
+/// Requests carry absolute paths.
+fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|e| Failure::new(Kind::Usage, format!("{} is no usable path: {e}", path.display())))
+}
+
+/// The daemon is another version's if this ever happens.
+fn unexpected(reply: Reply) -> Failure {
+    Failure::new(Kind::Protocol, format!("an answer that fits no question: {reply:?}"))
 }

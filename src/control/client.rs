@@ -64,9 +64,10 @@ impl Client {
     fn stream_input(&mut self, channel: &mut dyn Channel) -> Result<(), Failure> {
         let mut buffer = vec![0; wire::MAX_DATA];
         loop {
-            let n = channel.input().read(&mut buffer).map_err(|e| {
-                Failure::failed(format!("cannot read the input: {e}"))
-            })?;
+            let n = channel
+                .input()
+                .read(&mut buffer)
+                .map_err(|e| Failure::failed(format!("cannot read the input: {e}")))?;
             let out = self.stream.get_mut();
             if n == 0 {
                 return wire::send(out, &ClientFrame::End).map_err(lost);
@@ -87,7 +88,9 @@ fn lost(e: io::Error) -> Failure {
     match e.kind() {
         io::ErrorKind::InvalidData => Failure::new(
             Kind::Protocol,
-            format!("the daemon's answer is not understood ({e}); 'outfs stop' ends a daemon of another version"),
+            format!(
+                "the daemon's answer is not understood ({e}); 'outfs stop' ends a daemon of another version"
+            ),
         ),
         _ => Failure::new(Kind::Stopping, "the daemon went away before it answered; ask again"),
     }

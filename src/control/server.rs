@@ -43,7 +43,9 @@ impl Server {
     pub fn serve(&self, handler: Arc<dyn Handler>) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
         let shared = self.shared.clone();
-        std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &shared, &handler))?;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || accept(&listener, &shared, &handler))?;
         Ok(())
     }
 

@@ -126,7 +126,10 @@ fn helper(root: bool) -> Check {
                 what,
                 needed,
                 format!("{} is not set-uid root", path.display()),
-                format!("chmod u+s {}; where set-uid programs are not allowed, mount as root", path.display()),
+                format!(
+                    "chmod u+s {}; where set-uid programs are not allowed, mount as root",
+                    path.display()
+                ),
             ),
         },
     }

@@ -92,8 +92,7 @@ mod tests {
         let _open = std::fs::File::create(path.join("held")).unwrap();
         let me = format!("process {} ", std::process::id());
         assert!(holders(&path).iter().any(|h| h.starts_with(&me) && h.ends_with("open file)")));
-        let mut child =
-            std::process::Command::new("sleep").arg("60").current_dir(&path).spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&path).spawn().unwrap();
         let found = holders(&path);
         child.kill().unwrap();
         child.wait().unwrap();

@@ -25,7 +25,9 @@ impl Journal {
             Ok(socket)
         };
         let socket = connect().map_err(|e| {
-            Failure::failed(format!("there is no journal to log to ({SOCKET}: {e}); use --log stderr or --log FILE"))
+            Failure::failed(format!(
+                "there is no journal to log to ({SOCKET}: {e}); use --log stderr or --log FILE"
+            ))
         })?;
         Ok(Self { socket: Arc::new(socket) })
     }

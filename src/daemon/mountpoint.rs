@@ -11,9 +11,10 @@ use crate::control::{Failure, Kind};
 pub(super) fn prepare(at: &Path, store: &Path) -> Result<PathBuf, Failure> {
     let fail = |why: String| Failure::failed(format!("cannot mount on {}: {why}", at.display()));
     let at = canonical(at).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::new(Kind::Failed, format!("the mount point {0} is missing; make it: mkdir -p {0}", at.display()))
-        }
+        io::ErrorKind::NotFound => Failure::new(
+            Kind::Failed,
+            format!("the mount point {0} is missing; make it: mkdir -p {0}", at.display()),
+        ),
         _ => fail(e.to_string()),
     })?;
     take_over(&at)?;
@@ -30,7 +31,9 @@ pub(super) fn prepare(at: &Path, store: &Path) -> Result<PathBuf, Failure> {
     }
     let mut inside = std::fs::read_dir(&at).map_err(|e| fail(e.to_string()))?;
     if inside.next().is_some() {
-        return Err(fail("the directory is not empty; what is in it would be hidden, take an empty one".into()));
+        return Err(fail(
+            "the directory is not empty; what is in it would be hidden, take an empty one".into(),
+        ));
     }
     let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_owned());
     if at.starts_with(&store) || store.starts_with(&at) {

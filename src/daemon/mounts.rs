@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_line_with_escapes_and_optional_fields() {
-        let line = br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.outfs /s\040t rw,user_id=0";
+        let line =
+            br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.outfs /s\040t rw,user_id=0";
         let m = parse(line).unwrap();
         assert_eq!(m.at, Path::new("/mnt/a b\\c"));
         assert_eq!((m.dev.as_str(), m.is_outfs()), ("0:52", true));

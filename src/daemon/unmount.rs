@@ -15,7 +15,11 @@ pub fn unmount(at: &Path, lazy: bool) -> Result<(), Failure> {
     match mounted_at(at) {
         Some(m) if m.is_outfs() => {}
         Some(m) => {
-            return Err(Failure::failed(format!("{} is a mount of {}, not of outfs", at.display(), m.fs_type)));
+            return Err(Failure::failed(format!(
+                "{} is a mount of {}, not of outfs",
+                at.display(),
+                m.fs_type
+            )));
         }
         None => return Err(Failure::new(Kind::Failed, format!("nothing is mounted on {}", at.display()))),
     }

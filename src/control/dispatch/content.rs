@@ -113,7 +113,8 @@ pub(super) fn cat(
 ) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
     let shown = String::from_utf8_lossy(path).into_owned();
-    let record = entry.manifest().find(path).ok_or(CacheError::NoFile { key: key.clone(), path: shown.clone() })?;
+    let record =
+        entry.manifest().find(path).ok_or(CacheError::NoFile { key: key.clone(), path: shown.clone() })?;
     match entry.manifest().get(record).map(|r| r.kind()) {
         Some(RecordKind::File) => {}
         Some(RecordKind::Symlink) => {
@@ -121,7 +122,9 @@ pub(super) fn cat(
             return Err(Failure::failed(format!("{shown} is a symlink to {target}; name the file itself")));
         }
         _ => {
-            return Err(Failure::failed(format!("{shown} is a directory; 'outfs ls {key} {shown}' lists it")));
+            return Err(Failure::failed(format!(
+                "{shown} is a directory; 'outfs ls {key} {shown}' lists it"
+            )));
         }
     }
     stream(&entry, record, channel)?;

@@ -46,7 +46,8 @@ pub(super) fn tree(cache: &Cache, key: &EntryKey, path: &[u8]) -> Result<Reply, 
     let at = manifest
         .find(path)
         .ok_or_else(|| CacheError::NoFile { key: key.clone(), path: String::from_utf8_lossy(path).into() })?;
-    let mut prefix: Vec<u8> = path.split(|&b| b == b'/').filter(|c| !c.is_empty()).collect::<Vec<_>>().join(&b'/');
+    let mut prefix: Vec<u8> =
+        path.split(|&b| b == b'/').filter(|c| !c.is_empty()).collect::<Vec<_>>().join(&b'/');
     let is_dir = manifest.get(at).is_some_and(|r| r.kind() == RecordKind::Dir);
     if !is_dir {
         return Ok(Reply::Tree { nodes: node(manifest, at, &prefix).into_iter().collect() });
@@ -188,7 +189,10 @@ pub(super) fn events(cache: &Cache, since: Option<&str>, limit: usize) -> Result
             let usage = |m: String| Failure::new(Kind::Usage, m);
             let cursor: Cursor = text.parse().map_err(|e| usage(format!("{e}")))?;
             if cursor.store != store.id() {
-                return Err(usage(format!("the cursor {text} is of another store; this one's id is {}", store.id())));
+                return Err(usage(format!(
+                    "the cursor {text} is of another store; this one's id is {}",
+                    store.id()
+                )));
             }
             cursor.seq
         }

@@ -34,10 +34,10 @@ impl Caller {
 
 fn host_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| nix::sys::utsname::uname().map_or_else(
-        |_| String::new(),
-        |u| u.nodename().to_string_lossy().into_owned(),
-    ))
+    NAME.get_or_init(|| {
+        nix::sys::utsname::uname()
+            .map_or_else(|_| String::new(), |u| u.nodename().to_string_lossy().into_owned())
+    })
 }
 
 /// Answers one request.

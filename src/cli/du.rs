@@ -1,0 +1,39 @@
+//! `outfs du`: what entries take, alone and together.
+
+use clap::Args;
+
+use super::out::{self, Table};
+use super::session::Session;
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, Reply, Request};
+use crate::model::EntryKey;
+use crate::model::units::human_bytes;
+
+/// Show what entries take on disk: alone (freed when evicted) and shared with others
+#[derive(Args)]
+#[command(after_help = "Example: outfs du 9f86d081")]
+pub(crate) struct Du {
+    /// These entries [default: all]
+    keys: Vec<EntryKey>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Du {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        let reply = session.call(Request::Du { keys: self.keys })?;
+        let Reply::Du { entries } = reply else { return Err(unexpected(reply)) };
+        if self.output.json {
+            entries.iter().try_for_each(out::json)?;
+            return session.close();
+        }
+        let mut table = Table::new(&["EXCLUSIVE", "SHARED", "LOGICAL", "KEY"], &[0, 1, 2]);
+        for e in &entries {
+            let sizes = [e.exclusive, e.shared, e.logical].map(human_bytes);
+            table.row(sizes.into_iter().chain([e.key.to_string()]).collect());
+        }
+        table.print()?;
+        session.close()
+    }
+}

@@ -1,0 +1,73 @@
+//! `outfs fsck`: everything against everything; exit 4 when something is damaged.
+
+use clap::Args;
+
+use super::out::{self, Streams};
+use super::session::Session;
+use super::{Context, Output, unexpected};
+use crate::control::{DamageFacts, Failure, Kind, Reply, Request};
+use crate::model::units::human_bytes;
+
+/// Check the store; exit 4 when something is damaged
+#[derive(Args)]
+#[command(after_help = "Example: outfs fsck --verify-data --repair")]
+pub(crate) struct Fsck {
+    /// Re-hash all content
+    #[arg(long)]
+    verify_data: bool,
+    /// Set aside what is damaged and drop the entries that depend on it
+    #[arg(long)]
+    repair: bool,
+    /// Make the index anew from the store
+    #[arg(long)]
+    rebuild_index: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Fsck {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        let request = Request::Fsck {
+            verify_data: self.verify_data,
+            repair: self.repair,
+            rebuild_index: self.rebuild_index,
+        };
+        let mut streams = Streams::metered("checking");
+        let reply = session.call_with(request, &mut streams)?;
+        drop(streams);
+        let Reply::Fsck(facts) = reply else { return Err(unexpected(reply)) };
+        session.close()?;
+        if self.output.json {
+            out::json(&facts)?;
+        } else {
+            facts.damage.iter().try_for_each(print)?;
+            let verified = match self.verify_data {
+                true => format!(", {} re-hashed", human_bytes(facts.verified_bytes)),
+                false => String::new(),
+            };
+            out::line(&format!("checked {} entries and {} blobs{verified}", facts.entries, facts.blobs))?;
+        }
+        let left = facts.damage.iter().filter(|d| d.repaired.is_none()).count();
+        match (facts.damage.len(), left) {
+            (0, _) => Ok(()),
+            (found, 0) => Err(Failure::new(Kind::Damaged, format!("damage: {found} found and repaired"))),
+            (found, _) => Err(Failure::new(
+                Kind::Damaged,
+                format!("damage: {found} found; 'outfs fsck --repair' sets aside what is bad"),
+            )),
+        }
+    }
+}
+
+fn print(damage: &DamageFacts) -> Result<(), Failure> {
+    let mut text = out::clean(&damage.what);
+    if !damage.entries.is_empty() {
+        let keys: Vec<&str> = damage.entries.iter().map(|k| k.as_str()).collect();
+        text.push_str(&format!("; entries: {}", keys.join(" ")));
+    }
+    if let Some(repaired) = &damage.repaired {
+        text.push_str(&format!("; {}", out::clean(repaired)));
+    }
+    out::line(&text)
+}

@@ -1,0 +1,51 @@
+//! `outfs gc`: collect what the limits ask for.
+
+use clap::Args;
+
+use super::out::{self, Streams};
+use super::session::Session;
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, Reply, Request, Span};
+use crate::model::units::human_bytes;
+
+/// Evict what the limits ask for, drop abandoned drafts, compact packs
+#[derive(Args)]
+#[command(after_help = "Example: outfs gc --dry-run --older-than 30d")]
+pub(crate) struct Gc {
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Also evict entries that were not used for so long
+    #[arg(long, value_name = "DURATION")]
+    older_than: Option<Span>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Gc {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        let request = Request::Gc { dry_run: self.dry_run, older_than: self.older_than.map(|s| s.0) };
+        let mut streams = Streams::metered("collecting");
+        let reply = session.call_with(request, &mut streams)?;
+        drop(streams);
+        let Reply::Gc(facts) = reply else { return Err(unexpected(reply)) };
+        if self.output.json {
+            out::json(&facts)?;
+            return session.close();
+        }
+        let would = if facts.dry_run { "would evict" } else { "evicted" };
+        for key in &facts.entries {
+            out::line(&format!("{would} {key}"))?;
+        }
+        for draft in &facts.drafts {
+            out::line(&format!("{would} the draft {}", out::clean(draft)))?;
+        }
+        out::line(&format!(
+            "{} {}",
+            human_bytes(facts.freed),
+            if facts.dry_run { "would be free" } else { "freed" }
+        ))?;
+        session.close()
+    }
+}

@@ -1,0 +1,252 @@
+//! `outfs mount`: a view, by a new daemon or by the one that runs.
+
+use std::io::{self, BufRead};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+
+use super::out::{self, Streams};
+use super::session::{self, connect};
+use super::{Context, Output, absolute, background, unexpected};
+use crate::control::{Failure, Kind, LimitFlags, Reply, Request, Span, ViewFacts};
+use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
+use crate::fuse::{MountOptions, Passthrough};
+use crate::model::EntryKey;
+use crate::model::units::Size;
+use crate::vfs::{Overwrite, ViewOptions};
+
+/// How long to wait for an owner that is about to go.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OverwriteArg {
+    /// The first result wins
+    Deny,
+    /// A later store replaces the entry
+    Replace,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PassthroughArg {
+    /// Where kernel and privileges allow
+    Auto,
+    /// Never
+    Off,
+    /// Refuse to mount without
+    Require,
+}
+
+/// Mount a view of the store; returns when it is ready
+#[derive(Args)]
+#[command(after_help = "Examples: outfs mount /mnt/cache --size 20G\n          \
+    outfs mount /tmp/sandbox --read-only --key 9f86d081\n\n\
+    The first mount of a store starts its daemon, which ends with its last view. Options that are not given \
+    come from the configuration file. --log takes stderr (with --foreground), journal or a file, with json: \
+    before it for JSON; the default is daemon.log in the store, or stderr with --foreground. OUTFS_LOG \
+    chooses what is logged (info, outfs=debug).")]
+pub(crate) struct Mount {
+    /// An empty directory
+    mount_point: PathBuf,
+    /// Bytes the store may use, as 20G or 10% of its file system [default: 10%, at least 5G]
+    #[arg(long)]
+    size: Option<Size>,
+    /// Space to leave free on the store's file system [default: 1%]
+    #[arg(long, value_name = "SIZE")]
+    reserve: Option<Size>,
+    /// Most entries [default: no limit]
+    #[arg(long, value_name = "N")]
+    max_entries: Option<u64>,
+    /// Never evict entries younger than this to make room [default: 10m]
+    #[arg(long, value_name = "DURATION")]
+    min_age: Option<Span>,
+    /// Drop drafts that were idle for so long [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    draft_ttl: Option<Span>,
+    /// Allow no change; reading is fastest so
+    #[arg(long)]
+    read_only: bool,
+    /// Show only this entry (may be repeated); read-only
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<EntryKey>,
+    /// Show only the entries a file lists, one key a line ("-" is standard input)
+    #[arg(long, value_name = "FILE")]
+    keys_from: Option<PathBuf>,
+    /// Seal drafts that have metadata and were quiet for so long, or "off"
+    #[arg(long, value_name = "DURATION", value_parser = quiet)]
+    seal_quiet: Option<Span>,
+    /// What storing over a sealed entry does [default: deny]
+    #[arg(long, value_enum)]
+    overwrite: Option<OverwriteArg>,
+    /// Let large files and drafts bypass the daemon [default: auto]
+    #[arg(long, value_enum)]
+    passthrough: Option<PassthroughArg>,
+    /// Let other users enter
+    #[arg(long)]
+    allow_other: bool,
+    /// Threads that answer the kernel, at least 2 [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=256))]
+    threads: Option<u16>,
+    /// Stay here and log to standard error
+    #[arg(long)]
+    foreground: bool,
+    /// Where the daemon logs: stderr, journal or a file; json: before it for JSON
+    #[arg(long, value_name = "WHERE")]
+    log: Option<LogSpec>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// `off` is no time at all.
+fn quiet(text: &str) -> Result<Span, String> {
+    if text == "off" { Ok(Span(Duration::ZERO)) } else { text.parse().map_err(|e| format!("{e}, or off")) }
+}
+
+impl Mount {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let config = session::config()?;
+        let start = self.start(cx, &config)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let result = match connect(&cx.store)? {
+                Some(client) => self.join(client, &start),
+                None if self.foreground => daemon::run(&start, |ready| {
+                    if let Ok(facts) = ready {
+                        self.print(facts)
+                    }
+                })
+                .map(|()| None),
+                None => background::spawn(&start).map(Some),
+            };
+            match result {
+                Ok(None) => return Ok(()),
+                Ok(Some(facts)) => {
+                    self.print(&facts);
+                    return Ok(());
+                }
+                // Another process owns the store for a moment, or its daemon is ending.
+                Err(failure)
+                    if matches!(failure.kind, Kind::Locked | Kind::Stopping) && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Asks the daemon that runs to add the view.
+    fn join(&self, mut client: crate::control::Client, start: &Start) -> Result<Option<ViewFacts>, Failure> {
+        if self.foreground {
+            return Err(Failure::failed(
+                "a daemon serves this store already ('outfs status'); leave out --foreground to add a view to it",
+            ));
+        }
+        let request = Request::Mount {
+            at: start.at.clone(),
+            view: start.view.clone(),
+            mount: start.mount.clone(),
+            limits: self.limits(),
+        };
+        match client.call(request, &mut Streams::to_stdout())? {
+            Reply::Mounted(facts) => Ok(Some(facts)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn limits(&self) -> LimitFlags {
+        LimitFlags {
+            size: self.size,
+            reserve: self.reserve,
+            entries: self.max_entries,
+            min_age: self.min_age,
+            draft_ttl: self.draft_ttl,
+            ..LimitFlags::default()
+        }
+    }
+
+    fn start(&self, cx: &Context, config: &Config) -> Result<Start, Failure> {
+        let usage = |m: String| Failure::new(Kind::Usage, m);
+        let log = match self.log.clone().or(config.log.clone()) {
+            Some(log) if log.target == LogTarget::Stderr && !self.foreground => {
+                return Err(usage("--log stderr needs --foreground; name a file or the journal".into()));
+            }
+            Some(log) => log,
+            None if self.foreground => LogSpec { target: LogTarget::Stderr, json: false },
+            None => LogSpec { target: LogTarget::File(daemon::default_log(&cx.store)), json: false },
+        };
+        let (m, scope) = (&config.mount, self.scope()?);
+        let quiet = self.seal_quiet.or(m.seal_quiet).map(|s| s.0).filter(|d| !d.is_zero());
+        let threads = self.threads.map(usize::from).or(m.threads).unwrap_or(MountOptions::default().threads);
+        if threads < 2 {
+            return Err(usage("the configuration's threads must be at least 2".into()));
+        }
+        Ok(Start {
+            store: cx.store.clone().into(),
+            limits: session::over_config(config, &self.limits()),
+            log,
+            at: absolute(&self.mount_point)?.into(),
+            view: ViewOptions {
+                read_only: self.read_only || m.read_only.unwrap_or(false) || scope.is_some(),
+                scope,
+                seal_quiet: quiet,
+                overwrite: self.overwrite.map(Overwrite::from).or(m.overwrite).unwrap_or_default(),
+            },
+            mount: MountOptions {
+                passthrough: self.passthrough.map(Passthrough::from).or(m.passthrough).unwrap_or_default(),
+                allow_other: self.allow_other || m.allow_other.unwrap_or(false),
+                threads,
+            },
+        })
+    }
+
+    /// The keys the view is limited to.
+    fn scope(&self) -> Result<Option<Vec<EntryKey>>, Failure> {
+        let Some(path) = &self.keys_from else {
+            return Ok((!self.keys.is_empty()).then(|| self.keys.clone()));
+        };
+        let unreadable = |e: io::Error| Failure::failed(format!("cannot read {}: {e}", path.display()));
+        let input: Box<dyn BufRead> = match path.as_os_str() == "-" {
+            true => Box::new(io::stdin().lock()),
+            false => Box::new(io::BufReader::new(std::fs::File::open(path).map_err(unreadable)?)),
+        };
+        let mut keys = self.keys.clone();
+        for (number, line) in input.lines().enumerate() {
+            let line = line.map_err(unreadable)?;
+            let text = line.trim();
+            if text.is_empty() || text.starts_with('#') {
+                continue;
+            }
+            let place = || format!("{}:{}", path.display(), number + 1);
+            keys.push(text.parse().map_err(|e| Failure::new(Kind::Usage, format!("{}: {e}", place())))?);
+        }
+        Ok(Some(keys))
+    }
+
+    /// The mount stands whether or not anybody reads this.
+    fn print(&self, facts: &ViewFacts) {
+        let _ = match self.output.json {
+            true => out::json(facts),
+            false => out::line(&format!("mounted {}", out::clean_path(&facts.at))),
+        };
+    }
+}
+
+impl From<OverwriteArg> for Overwrite {
+    fn from(a: OverwriteArg) -> Self {
+        match a {
+            OverwriteArg::Deny => Overwrite::Deny,
+            OverwriteArg::Replace => Overwrite::Replace,
+        }
+    }
+}
+
+impl From<PassthroughArg> for Passthrough {
+    fn from(a: PassthroughArg) -> Self {
+        match a {
+            PassthroughArg::Auto => Passthrough::Auto,
+            PassthroughArg::Off => Passthrough::Off,
+            PassthroughArg::Require => Passthrough::Require,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What reaches the terminal: escaped text, JSON, tables, byte streams, progress.
+//!
+//! Invariant: no control character of a path, key or metadata is printed as such; JSON has the exact
+//! text. A reader that goes away is no error.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Read, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::control::{Channel, Failure, Kind, Progress, RawPath};
+
+/// Text without control characters, for a terminal or a line-based reader.
+pub(super) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Bidirectional overrides make text look like other text.
+        let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || hides {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// As [`clean`]; bytes that are not UTF-8 become `\xNN`.
+pub(super) fn clean_path(path: &RawPath) -> String {
+    path.as_bytes().utf8_chunks().fold(String::new(), |mut out, chunk| {
+        out.push_str(&clean(chunk.valid()));
+        for b in chunk.invalid() {
+            let _ = write!(out, "\\x{b:02x}");
+        }
+        out
+    })
+}
+
+/// An error of writing to standard output.
+pub(super) fn unwritable(e: io::Error) -> Failure {
+    match e.kind() {
+        io::ErrorKind::BrokenPipe => Failure::new(Kind::Hangup, "the output was closed"),
+        _ => Failure::failed(format!("cannot write the output: {e}")),
+    }
+}
+
+/// Prints a line as it is; the caller has cleaned it.
+pub(super) fn line(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(unwritable)
+}
+
+/// Prints a value as one line of JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot print JSON: {e}")))?;
+    line(&text)
+}
+
+/// Says something beside the output.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "outfs: {text}");
+}
+
+/// `2026-01-02T03:04:05Z`: to the second.
+pub(super) fn time(t: jiff::Timestamp) -> String {
+    jiff::Timestamp::from_second(t.as_second()).unwrap_or(t).to_string()
+}
+
+/// A table of columns; the last one is not padded.
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+    right: &'static [usize],
+}
+
+impl Table {
+    /// With a heading; the columns numbered in `right` hold numbers.
+    pub(super) fn new(heading: &[&str], right: &'static [usize]) -> Self {
+        Self { rows: vec![heading.iter().map(|h| (*h).to_owned()).collect()], right }
+    }
+
+    pub(super) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// Prints all rows; only the heading when there are no others.
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        for row in &self.rows {
+            let mut text = String::new();
+            for (c, cell) in row.iter().enumerate() {
+                let pad = widths[c] - cell.chars().count();
+                let last = c + 1 == row.len();
+                if self.right.contains(&c) {
+                    let _ = write!(text, "{:pad$}{cell}", "");
+                } else if last {
+                    text.push_str(cell);
+                } else {
+                    let _ = write!(text, "{cell}{:pad$}", "");
+                }
+                text.push_str(if last { "\n" } else { "  " });
+            }
+            out.write_all(text.as_bytes()).map_err(unwritable)?;
+        }
+        out.flush().map_err(unwritable)
+    }
+}
+
+/// Progress on a terminal, nothing elsewhere.
+pub(super) struct Meter {
+    bar: ProgressBar,
+}
+
+impl Meter {
+    pub(super) fn silent() -> Self {
+        Self { bar: ProgressBar::hidden() }
+    }
+
+    /// Shows `what` from the start, numbers when they come.
+    pub(super) fn start(what: &str) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self::silent();
+        }
+        let bar = ProgressBar::new_spinner().with_message(clean(what));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { bar }
+    }
+
+    fn show(&self, progress: &Progress) {
+        if let Some(total) = progress.total
+            && self.bar.length() != Some(total)
+        {
+            self.bar.set_length(total);
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {pos}/{len} {eta}")
+            {
+                self.bar.set_style(style);
+            }
+        }
+        self.bar.set_message(clean(&progress.what));
+        self.bar.set_position(progress.done);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The streams beside a request: from an input, to an output, with a meter.
+pub(super) struct Streams {
+    pub(super) input: Box<dyn Read>,
+    pub(super) output: Box<dyn Write>,
+    pub(super) meter: Meter,
+}
+
+impl Streams {
+    /// Standard output, no input.
+    pub(super) fn to_stdout() -> Self {
+        Self { input: Box::new(io::empty()), output: Box::new(io::stdout()), meter: Meter::silent() }
+    }
+
+    /// No streams, only a meter.
+    pub(super) fn metered(what: &str) -> Self {
+        Self { meter: Meter::start(what), ..Self::to_stdout() }
+    }
+}
+
+impl Channel for Streams {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.write_all(bytes)
+    }
+    fn input(&mut self) -> &mut dyn Read {
+        &mut self.input
+    }
+    fn progress(&mut self, progress: Progress) {
+        self.meter.show(&progress);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_reaches_the_terminal_that_steers_it() {
+        assert_eq!(clean("a\x1b[31m\n\u{202e}é"), "a\\u{1b}[31m\\n\\u{202e}é");
+        assert_eq!(clean_path(&RawPath::from_bytes(b"x\xff\x07y")), "x\\xff\\u{7}y");
+    }
+}

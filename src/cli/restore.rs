@@ -1,0 +1,109 @@
+//! `outfs restore`: an entry's outputs come back.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::out::{self, Streams};
+use super::session::Session;
+use super::{Context, Output, absolute, unexpected};
+use crate::cache::RestoreAs;
+use crate::control::{Failure, Reply, Request};
+use crate::model::EntryKey;
+use crate::model::units::human_bytes;
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum As {
+    /// Reflink where the file system can, else copy
+    Auto,
+    /// Share the data with the store, or fail
+    Reflink,
+    /// Copy
+    Copy,
+    /// Make DEST a symlink into a mount
+    Link,
+}
+
+/// Write an entry's outputs into a directory, replacing nothing
+#[derive(Args)]
+#[command(
+    visible_alias = "get",
+    after_help = "Examples: outfs restore 9f86d081 target/out\n          outfs restore 9f86d081 --tar - | tar -tv"
+)]
+pub(crate) struct Restore {
+    /// The entry
+    key: EntryKey,
+    /// The directory; what is in it already stays
+    #[arg(required_unless_present = "tar", conflicts_with = "tar")]
+    dest: Option<PathBuf>,
+    /// How files are made
+    #[arg(long = "as", value_enum, value_name = "HOW", default_value = "auto")]
+    how: As,
+    /// Replace files that differ
+    #[arg(long)]
+    force: bool,
+    /// Write a tar stream instead ("-" is standard output)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["force", "how", "json"])]
+    tar: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Restore {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        match (&self.tar, &self.dest) {
+            (Some(tar), _) => restore_tar(&mut session, self.key, tar)?,
+            (None, Some(dest)) => {
+                let dest = absolute(dest)?.into();
+                let mut streams = Streams::metered(&format!("restoring {}", self.key));
+                let key = self.key.clone();
+                let how = match self.how {
+                    As::Auto => RestoreAs::Auto,
+                    As::Reflink => RestoreAs::Reflink,
+                    As::Copy => RestoreAs::Copy,
+                    As::Link => return self.print(session.call(Request::Link { key, dest })?),
+                };
+                let reply = session
+                    .call_with(Request::Restore { key, dest, how, force: self.force }, &mut streams)?;
+                drop(streams);
+                self.print(reply)?;
+            }
+            (None, None) => {
+                return Err(Failure::new(crate::control::Kind::Usage, "name a directory or --tar -"));
+            }
+        }
+        session.close()
+    }
+
+    fn print(&self, reply: Reply) -> Result<(), Failure> {
+        match reply {
+            Reply::Restored(r) if self.output.json => out::json(&r),
+            Reply::Restored(r) => out::line(&format!(
+                "restored {}: {} in {} files ({} by reflink), {} kept",
+                self.key,
+                human_bytes(r.bytes),
+                r.files,
+                r.reflinked,
+                r.kept
+            )),
+            Reply::Linked { target } if self.output.json => {
+                out::json(&serde_json::json!({ "target": target }))
+            }
+            Reply::Linked { target } => out::line(&format!("linked to {}", out::clean_path(&target))),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+fn restore_tar(session: &mut Session, key: EntryKey, to: &Path) -> Result<(), Failure> {
+    let mut streams = Streams::to_stdout();
+    if to != Path::new("-") {
+        let file = std::fs::File::create(to)
+            .map_err(|e| Failure::failed(format!("cannot create {}: {e}", to.display())))?;
+        streams.output = Box::new(io::BufWriter::new(file));
+    }
+    session.call_with(Request::RestoreTar { key }, &mut streams)?;
+    streams.output.flush().map_err(out::unwritable)
+}

@@ -1,0 +1,138 @@
+//! A way to the store: through the daemon that owns it, or as its owner for one command.
+//!
+//! Both answer with the same code (`control::dispatch`). When another short-lived command owns
+//! the store, this one waits for its turn.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::out::{self, Streams};
+use crate::cache::{Cache, Limits};
+use crate::control::{
+    Caller, Channel, Client, ConnectError, Failure, Kind, LimitFlags, Reply, Request, dispatch,
+};
+use crate::daemon::{Config, stored_limits};
+
+/// How long to wait for another owner without a daemon's socket.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A way to a store.
+pub(super) enum Session {
+    /// Its daemon answers.
+    Daemon(Client),
+    /// This process owns it.
+    Own(Cache),
+}
+
+impl Session {
+    /// To an existing store.
+    pub(super) fn open(store: &Path) -> Result<Session, Failure> {
+        if !is_store(store) {
+            return Err(Failure::failed(format!(
+                "there is no store in {}; 'outfs mount' or 'outfs put' makes one, --store or OUTFS_STORE names another",
+                store.display()
+            )));
+        }
+        Self::open_or_create(store)
+    }
+
+    /// To a store that is made when missing.
+    pub(super) fn open_or_create(store: &Path) -> Result<Session, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut said = false;
+        loop {
+            if let Some(client) = connect(store)? {
+                return Ok(Session::Daemon(client));
+            }
+            match Cache::open(store, limits(store)?).map_err(Failure::from) {
+                Err(failure) if failure.kind == Kind::Locked && Instant::now() < deadline => {
+                    if !said && deadline - Instant::now() < PATIENCE - Duration::from_secs(1) {
+                        out::note(&format!("waiting: {failure}"));
+                        said = true;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => return other.map(Session::Own),
+            }
+        }
+    }
+
+    /// Asks for facts or an order without streams.
+    pub(super) fn call(&mut self, request: Request) -> Result<Reply, Failure> {
+        self.call_with(request, &mut Streams::to_stdout())
+    }
+
+    /// Asks with streams.
+    pub(super) fn call_with(
+        &mut self,
+        request: Request,
+        channel: &mut dyn Channel,
+    ) -> Result<Reply, Failure> {
+        match self {
+            Session::Daemon(client) => client.call(request, channel),
+            Session::Own(cache) => dispatch(cache, &Caller::this(), request, channel),
+        }
+    }
+
+    /// Lets go of the store.
+    pub(super) fn close(self) -> Result<(), Failure> {
+        match self {
+            Session::Daemon(_) => Ok(()),
+            Session::Own(cache) => Ok(cache.close()?),
+        }
+    }
+}
+
+/// The store's daemon, if there is one.
+pub(super) fn connect(store: &Path) -> Result<Option<Client>, Failure> {
+    match Client::connect(store) {
+        Ok(client) => Ok(Some(client)),
+        Err(ConnectError::NoDaemon) => Ok(None),
+        Err(e @ ConnectError::Io(_)) => {
+            Err(Failure::failed(format!("{e} (the store is {}; are you its owner?)", store.display())))
+        }
+    }
+}
+
+/// Whether a store was ever made there.
+pub(super) fn is_store(store: &Path) -> bool {
+    store.join("format").exists()
+}
+
+/// Without a daemon: the limits its last one ran with, and the configuration's over them.
+fn limits(store: &Path) -> Result<Limits, Failure> {
+    let mut limits = Limits::default();
+    stored_limits(store).apply(&mut limits);
+    config()?.limits.apply(&mut limits);
+    Ok(limits)
+}
+
+/// The user's configuration.
+pub(super) fn config() -> Result<Config, Failure> {
+    Config::load().map_err(|e| Failure::new(Kind::Usage, e.to_string()))
+}
+
+/// A given, complete or partial set of limits over the configuration's.
+pub(super) fn over_config(config: &Config, flags: &LimitFlags) -> LimitFlags {
+    let (c, f) = (&config.limits, flags);
+    LimitFlags {
+        size: f.size.or(c.size),
+        reserve: f.reserve.or(c.reserve),
+        entries: f.entries.or(c.entries),
+        high_water: f.high_water.or(c.high_water),
+        low_water: f.low_water.or(c.low_water),
+        min_age: f.min_age.or(c.min_age),
+        draft_ttl: f.draft_ttl.or(c.draft_ttl),
+    }
+}
+
+/// The store that is meant when none is named.
+pub(super) fn default_store() -> Result<PathBuf, Failure> {
+    let dir = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    dir("XDG_CACHE_HOME")
+        .or_else(|| dir("HOME").map(|home| home.join(".cache")))
+        .map(|base| base.join("outfs"))
+        .ok_or_else(|| {
+            Failure::new(Kind::Usage, "there is no home directory; name the store with --store DIR")
+        })
+}

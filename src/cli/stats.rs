@@ -1,0 +1,41 @@
+//! `outfs stats`: the store's numbers.
+
+use clap::Args;
+
+use super::out;
+use super::session::Session;
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, Reply, Request};
+use crate::model::units::human_bytes;
+
+/// Show the store's numbers; with --json also the daemon's pid
+#[derive(Args)]
+#[command(after_help = "Example: outfs stats --json")]
+pub(crate) struct Stats {
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Stats {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        let reply = session.call(Request::Stats)?;
+        let Reply::Stats(s) = reply else { return Err(unexpected(reply)) };
+        if self.output.json {
+            out::json(&s)?;
+            return session.close();
+        }
+        let field = |name: &str, value: String| out::line(&format!("{name:<10} {value}"));
+        field("store", format!("{} ({})", out::clean_path(&s.store), s.id))?;
+        field("daemon", s.pid.map_or("none".into(), |pid| format!("process {pid}")))?;
+        field("entries", s.entries.to_string())?;
+        field("blobs", s.blobs.to_string())?;
+        field("drafts", s.drafts.to_string())?;
+        field("pins", s.pins.to_string())?;
+        field("logical", human_bytes(s.logical_bytes))?;
+        field("stored", format!("{} of {}", human_bytes(s.stored_bytes), human_bytes(s.quota_bytes)))?;
+        field("dead", human_bytes(s.dead_bytes))?;
+        field("disk free", human_bytes(s.disk_free_bytes))?;
+        session.close()
+    }
+}

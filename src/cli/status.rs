@@ -1,0 +1,59 @@
+//! `outfs status`: does a daemon run, and what has it mounted?
+
+use clap::Args;
+
+use super::out::{self, Streams};
+use super::session::connect;
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, Reply, Request};
+
+/// Show whether a daemon runs, and its views
+#[derive(Args)]
+#[command(after_help = "Example: outfs status --json")]
+pub(crate) struct Status {
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Status {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let Some(mut client) = connect(&cx.store)? else {
+            return match self.output.json {
+                true => {
+                    out::json(&serde_json::json!({ "running": false, "store": cx.store.to_string_lossy() }))
+                }
+                false => out::line(&format!("no daemon runs for the store {}", shown(&cx.store))),
+            };
+        };
+        let reply = client.call(Request::Status, &mut Streams::to_stdout())?;
+        let Reply::Daemon(d) = reply else { return Err(unexpected(reply)) };
+        if self.output.json {
+            let mut value = serde_json::to_value(&d).map_err(|e| Failure::failed(e.to_string()))?;
+            value["running"] = true.into();
+            value["store"] = cx.store.to_string_lossy().into();
+            return out::json(&value);
+        }
+        out::line(&format!(
+            "process {} (outfs {}) serves {} since {}, log: {}",
+            d.pid,
+            d.version,
+            shown(&cx.store),
+            out::time(d.started_at),
+            out::clean(&d.log)
+        ))?;
+        for v in &d.views {
+            let kind = match (&v.view.scope, v.view.read_only) {
+                (Some(keys), _) => format!("read-only, {} keys", keys.len()),
+                (None, true) => "read-only".into(),
+                (None, false) => "read-write".into(),
+            };
+            let passthrough = if v.passthrough { ", passthrough" } else { "" };
+            out::line(&format!("{} ({kind}{passthrough})", out::clean_path(&v.at)))?;
+        }
+        Ok(())
+    }
+}
+
+fn shown(path: &std::path::Path) -> String {
+    out::clean(&path.to_string_lossy())
+}
