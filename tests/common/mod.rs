@@ -402,7 +402,7 @@ impl Mount {
 
     /// Is this key's entry sealed? (A draft in place has the same path.)
     pub fn is_sealed(&self, key: &str) -> bool {
-        xattr_text(self.path(key), "user.outfs.state").as_deref() == Some("sealed")
+        matches!(xattr_text(self.path(key), "user.outfs.state").as_deref(), Some("sealed" | "inferred"))
     }
 
     /// Does the store still have the bytes of the entry's only output? Tells by the number of

@@ -8,6 +8,7 @@
 #[macro_use]
 mod common;
 
+mod direct;
 mod mounted;
 mod ops;
 mod reference;
@@ -93,6 +94,16 @@ fn same(want: Seen, seen: Seen) -> Result<(), String> {
             Err(format!("{} bytes where {} are expected; they differ from byte {at} on", s.len(), w.len()))
         }
         _ => Err(format!("shows {seen:?} where {want:?} is expected")),
+    }
+}
+
+proptest! {
+    #![proptest_config(config(64))]
+
+    /// The file-system logic without a kernel.
+    #[test]
+    fn the_logic_behaves_as_the_model(ops in sequence(100)) {
+        compare(&mut direct::Direct::new(), &ops)?;
     }
 }
 
