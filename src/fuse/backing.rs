@@ -4,7 +4,7 @@
 //! cached opens never mix on one inode (the kernel answers EIO to that).
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use fuser::BackingId;
@@ -40,7 +40,9 @@ impl Backings {
         }
         let mut open = self.open.lock();
         let entry = open.entry(ino).or_insert_with(|| {
-            let id = register(file);
+            // The kernel keeps the registered descriptor until the last release. It must not be one
+            // for writing, or the file would seem to have a writer for as long as it has a reader.
+            let id = read_only(file).and_then(|f| register(&f));
             if let Err(e) = &id {
                 tracing::debug!(error = %e, "this file cannot be passed through");
             }
@@ -75,4 +77,9 @@ impl Backings {
             drop(last);
         }
     }
+}
+
+/// A read-only descriptor of the same file.
+fn read_only(file: &OwnedFd) -> std::io::Result<OwnedFd> {
+    Ok(std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
 }
