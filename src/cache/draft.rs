@@ -2,22 +2,38 @@
 //!
 //! A draft's tree is changed only under a shared [`Gate`]; sealing takes it exclusively for the
 //! commit. `generation` counts changes, so that what was prepared is used only if nothing
-//! changed since; opening a file for writing counts as a change.
+//! changed since; opening a file for writing counts as a change, and so does closing it.
+//! Must not know: how a draft becomes an entry.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use parking_lot::{Mutex, RwLock};
+
+use super::background::Job;
+use super::ingest::{FileId, Memory};
+use super::seal::Prepared;
+use super::stash::Stash;
+use super::{Cache, CacheError, Entry, RestoreAs, Result};
+use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::DraftPlace;
 
 /// An entry that is still being written.
 pub struct Draft {
     pub(crate) id: String,
     pub(crate) tree: std::os::fd::OwnedFd,
-    pub(crate) place: parking_lot::Mutex<DraftPlace>,
-    pub(crate) gate: parking_lot::RwLock<Stage>,
+    pub(crate) place: Mutex<DraftPlace>,
+    pub(crate) gate: RwLock<Stage>,
     pub(crate) generation: AtomicU64,
     pub(crate) writers: AtomicU64,
     pub(crate) changed_at_ns: AtomicI64,
+    recovered: bool,
+    pub(super) memory: Memory,
+    pub(super) stash: Stash,
+    /// Held by whoever prepares; has what was prepared last.
+    pub(super) prepared: Mutex<Option<Prepared>>,
 }
 
 /// How far a draft is.
@@ -34,7 +50,17 @@ pub struct Gate<'a> {
     _shared: parking_lot::RwLockReadGuard<'a, Stage>,
 }
 
-#[allow(unused_variables, clippy::todo)]
+/// Nanoseconds since 1970.
+pub(super) fn now_ns() -> i64 {
+    jiff::Timestamp::now().as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into()) as i64
+}
+
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft").field("id", &self.id).field("place", &*self.place.lock()).finish()
+    }
+}
+
 impl Draft {
     /// Its id: the directory below `drafts/`.
     pub fn id(&self) -> &str {
@@ -48,33 +74,280 @@ impl Draft {
     pub fn tree(&self) -> BorrowedFd<'_> {
         self.tree.as_fd()
     }
+    /// Was it found when the store was opened? Such a draft may be half of what its writer
+    /// wanted, so nothing but a gesture seals it.
+    pub fn recovered(&self) -> bool {
+        self.recovered
+    }
     /// Enters the draft to change something (counts as a change); `None` when it is gone.
     pub fn change(&self) -> Option<Gate<'_>> {
-        todo!()
+        let shared = self.gate.read();
+        if *shared == Stage::Gone {
+            return None;
+        }
+        self.changed();
+        Some(Gate { _shared: shared })
     }
     /// A handle for writing was opened (call inside `change`).
     pub fn writer_opened(&self) {
-        todo!()
+        self.writers.fetch_add(1, Ordering::AcqRel);
     }
     /// A handle for writing was closed; the file may be ingested.
     pub fn writer_closed(&self) {
-        todo!()
+        self.changed();
+        let before = self.writers.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "a writer was closed that was never opened");
     }
     /// Open handles for writing.
     pub fn writers(&self) -> u64 {
-        todo!()
+        self.writers.load(Ordering::Acquire)
     }
     /// When something last changed, nanoseconds since 1970.
     pub fn changed_at_ns(&self) -> i64 {
-        todo!()
+        self.changed_at_ns.load(Ordering::Acquire)
     }
-    /// Before a file is opened for writing: cancels a running hash of that inode and drops its
-    /// lease, so that the open does not wait for it.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.changed_at_ns.store(now_ns(), Ordering::Release);
+    }
+    /// Before a file is opened for writing or its size is changed by name (inside `change`):
+    /// forgets its hash, cancels a running one and has its lease dropped, so that the open
+    /// does not wait for it.
     pub fn cancel_ingest(&self, dev: u64, ino: u64) {
-        todo!()
+        self.memory.cancel(dev, ino);
     }
     /// The remembered hash of a file with these stat values.
     pub fn known_hash(&self, stat: &libc::stat) -> Option<crate::model::BlobHash> {
-        todo!()
+        self.memory.get(&FileId::of(stat)).map(|c| c.hash)
+    }
+    /// What people call it: its key or work name.
+    pub fn name(&self) -> String {
+        match &*self.place.lock() {
+            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => key.to_string(),
+            DraftPlace::Work { name } => super::at::show(name),
+            DraftPlace::Native { label } => label.clone(),
+        }
+    }
+}
+
+/// All drafts, by id and by what they are for.
+#[derive(Default)]
+pub(super) struct DraftTable {
+    state: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    by_id: HashMap<String, Arc<Draft>>,
+    by_key: HashMap<EntryKey, String>,
+    by_name: HashMap<Vec<u8>, String>,
+}
+
+impl Tables {
+    /// Takes the place for `id`; false when another draft has it.
+    fn take(&mut self, place: &DraftPlace, id: &str) -> bool {
+        let taken = match place {
+            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => {
+                self.by_key.entry(key.clone()).or_insert_with(|| id.to_owned())
+            }
+            DraftPlace::Work { name } => self.by_name.entry(name.clone()).or_insert_with(|| id.to_owned()),
+            DraftPlace::Native { .. } => return true,
+        };
+        taken == id
+    }
+
+    /// Gives up the place, if `id` has it.
+    fn leave(&mut self, place: &DraftPlace, id: &str) {
+        match place {
+            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => {
+                if self.by_key.get(key).is_some_and(|i| i == id) {
+                    self.by_key.remove(key);
+                }
+            }
+            DraftPlace::Work { name } => {
+                if self.by_name.get(name).is_some_and(|i| i == id) {
+                    self.by_name.remove(name);
+                }
+            }
+            DraftPlace::Native { .. } => {}
+        }
+    }
+}
+
+fn taken(place: &DraftPlace) -> CacheError {
+    CacheError::DraftExists(match place {
+        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => key.to_string(),
+        DraftPlace::Work { name } => super::at::show(name),
+        DraftPlace::Native { label } => label.clone(),
+    })
+}
+
+impl Cache {
+    /// Creates a draft. [`CacheError::DraftExists`] when the key or the work name is taken by one.
+    pub fn create_draft(&self, place: DraftPlace) -> Result<Arc<Draft>> {
+        // The place is taken under a name that no draft has before anything is created on disk.
+        let claim = format!("creating-{:?}-{}", std::thread::current().id(), now_ns());
+        if !self.inner.drafts.state.lock().take(&place, &claim) {
+            return Err(taken(&place));
+        }
+        let made = self.make_draft(&place);
+        let mut tables = self.inner.drafts.state.lock();
+        tables.leave(&place, &claim);
+        let draft = made?;
+        tables.take(&place, &draft.id);
+        tables.by_id.insert(draft.id.clone(), draft.clone());
+        Ok(draft)
+    }
+
+    fn make_draft(&self, place: &DraftPlace) -> Result<Arc<Draft>> {
+        self.make_room(0)?;
+        let id = self.inner.store.create_draft(place)?;
+        self.load_draft(id, place.clone(), now_ns(), false)
+    }
+
+    fn load_draft(&self, id: String, place: DraftPlace, at_ns: i64, recovered: bool) -> Result<Arc<Draft>> {
+        let tree = self.inner.store.draft_tree(&id)?;
+        Ok(Arc::new(Draft {
+            id,
+            tree,
+            place: Mutex::new(place),
+            gate: RwLock::new(Stage::Open),
+            generation: AtomicU64::new(1),
+            writers: AtomicU64::new(0),
+            changed_at_ns: AtomicI64::new(at_ns),
+            recovered,
+            memory: Memory::default(),
+            stash: Stash::new(self),
+            prepared: Mutex::new(None),
+        }))
+    }
+
+    /// Takes up the drafts that an earlier owner left. Unfinished puts cannot be continued by
+    /// anybody and go; of two drafts for one place the younger stays in place, the other becomes
+    /// a work draft under its id.
+    pub(super) fn load_drafts(&self) -> Result<()> {
+        let mut found = self.inner.store.drafts()?;
+        found.sort_by_key(|(_, _, at)| std::cmp::Reverse(*at));
+        for (id, mut place, at_ns) in found {
+            if matches!(&place, DraftPlace::Native { label } if label.starts_with(super::put::LABEL)) {
+                self.inner.background.send(Job::RemoveDraft(id, Vec::new()));
+                continue;
+            }
+            if !self.inner.drafts.state.lock().take(&place, &id) {
+                place = DraftPlace::Work { name: id.clone().into_bytes() };
+                self.inner.store.set_draft_place(&id, &place)?;
+            }
+            let draft = self.load_draft(id, place.clone(), at_ns, true)?;
+            let mut tables = self.inner.drafts.state.lock();
+            tables.take(&place, &draft.id);
+            tables.by_id.insert(draft.id.clone(), draft);
+        }
+        Ok(())
+    }
+
+    /// Creates the draft that replaces a sealed entry; it begins as a copy (reflinks) of it.
+    pub fn create_replacement(&self, entry: &Entry) -> Result<Arc<Draft>> {
+        let draft = self.create_draft(DraftPlace::Replace { key: entry.key().clone() })?;
+        let copied = entry.restore_into(draft.tree(), 0, RestoreAs::Auto);
+        if let Err(e) = copied {
+            self.drop_draft(&draft, "the entry could not be copied")?;
+            return Err(e);
+        }
+        Ok(draft)
+    }
+
+    /// The in-place (or replacing) draft for `key`.
+    pub fn draft_for(&self, key: &EntryKey) -> Option<Arc<Draft>> {
+        let tables = self.inner.drafts.state.lock();
+        tables.by_key.get(key).and_then(|id| tables.by_id.get(id)).cloned()
+    }
+
+    /// The work draft called `name`.
+    pub fn work_draft(&self, name: &[u8]) -> Option<Arc<Draft>> {
+        let tables = self.inner.drafts.state.lock();
+        tables.by_name.get(name).and_then(|id| tables.by_id.get(id)).cloned()
+    }
+
+    /// All drafts.
+    pub fn drafts(&self) -> Vec<Arc<Draft>> {
+        let mut all: Vec<_> = self.inner.drafts.state.lock().by_id.values().cloned().collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    /// Gives a draft another place (rename among drafts).
+    pub fn move_draft(&self, draft: &Arc<Draft>, to: DraftPlace) -> Result<()> {
+        let stage = draft.gate.write();
+        if *stage == Stage::Gone {
+            return Err(CacheError::Gone(draft.name()));
+        }
+        let from = draft.place();
+        if from == to {
+            return Ok(());
+        }
+        if !self.inner.drafts.state.lock().take(&to, &draft.id) {
+            return Err(taken(&to));
+        }
+        let written = self.inner.store.set_draft_place(&draft.id, &to);
+        let mut tables = self.inner.drafts.state.lock();
+        match written {
+            Ok(()) => {
+                tables.leave(&from, &draft.id);
+                *draft.place.lock() = to;
+                Ok(())
+            }
+            Err(e) => {
+                tables.leave(&to, &draft.id);
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Drops a draft and deletes its tree in the background.
+    pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
+        {
+            let mut stage = draft.gate.write();
+            if *stage == Stage::Gone {
+                return Err(CacheError::Gone(draft.name()));
+            }
+            *stage = Stage::Gone;
+        }
+        let key = match draft.place() {
+            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
+            _ => None,
+        };
+        self.forget_draft(draft, Vec::new());
+        if !matches!(draft.place(), DraftPlace::Native { .. }) {
+            let event = EventKind::DraftDropped { draft: draft.name(), why: why.to_owned() };
+            self.inner.store.append_event(event, key.as_ref(), false)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a draft that is `Gone` out of the tables, throws away what was prepared for it
+    /// and has its tree deleted in the background; `linked` are the blobs that share files with it.
+    pub(super) fn forget_draft(&self, draft: &Arc<Draft>, linked: Vec<BlobHash>) {
+        let place = draft.place();
+        {
+            let mut tables = self.inner.drafts.state.lock();
+            tables.leave(&place, &draft.id);
+            tables.by_id.remove(&draft.id);
+        }
+        draft.stash.discard();
+        self.inner.background.send(Job::RemoveDraft(draft.id.clone(), linked));
+    }
+
+    /// Drops the drafts that were idle for longer than the limit; how many.
+    pub fn drop_idle_drafts(&self) -> Result<usize> {
+        let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
+        let mut dropped = 0;
+        for draft in self.drafts() {
+            let idle = now_ns().saturating_sub(draft.changed_at_ns());
+            if idle > ttl && draft.writers() == 0 {
+                self.drop_draft(&draft, "abandoned")?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
     }
 }

@@ -98,10 +98,16 @@ pub enum CacheError {
     },
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The index failed.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+impl From<StoreError> for CacheError {
+    fn from(e: StoreError) -> Self {
+        if e.is_no_space() { CacheError::NoSpace(e.to_string()) } else { CacheError::Store(e) }
+    }
 }
 
 impl CacheError {

@@ -9,15 +9,31 @@
 //! Lock order: draft gate → lease table → reservations → manifest cache; none is held across
 //! disk I/O except the draft gate, which exists to be held while one draft's tree changes.
 
+mod at;
+mod background;
+mod compare;
+mod content;
 mod draft;
 mod error;
+mod ingest;
 mod lease;
+mod lookup;
+mod open;
+mod put;
+mod read;
+mod restore;
+mod seal;
+mod stash;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod walk;
 
-pub use draft::{Draft, Gate};
+pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
 pub use lease::{Holder, Lease, LeaseKind};
+pub use lookup::{Lookup, Miss};
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +43,7 @@ use crate::index::{EntryRow, Index};
 use crate::model::manifest::Origin;
 use crate::model::units::Size;
 use crate::model::{EntryKey, Manifest, ManifestHash};
-use crate::store::{DraftPlace, Location, Store};
+use crate::store::{Location, Store};
 
 /// What every use case returns.
 pub type Result<T> = std::result::Result<T, CacheError>;
@@ -141,23 +157,6 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-impl Entry {
-    /// Its index row.
-    pub fn row(&self) -> &EntryRow {
-        &self.row
-    }
-
-    /// Its key.
-    pub fn key(&self) -> &EntryKey {
-        &self.row.key
-    }
-
-    /// Its manifest.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-}
-
 /// An owned, open cache; cheap to clone.
 #[derive(Clone)]
 pub struct Cache {
@@ -169,6 +168,15 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) leases: lease::LeaseTable,
     pub(crate) limits: parking_lot::RwLock<Limits>,
+    drafts: draft::DraftTable,
+    sealing: seal::Sealing,
+    claims: stash::Claims,
+    loaded: lookup::Loaded,
+    /// Blobs found damaged since the start: stored anew when they come again.
+    damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
+    /// Content bytes that entries were read for.
+    pub(crate) blob_bytes_read: std::sync::atomic::AtomicU64,
+    background: background::Background,
 }
 
 /// What a metadata file is made of when a client does not write one itself.
@@ -213,106 +221,6 @@ pub struct Restored {
 
 #[allow(unused_variables, clippy::todo)]
 impl Cache {
-    // ---- open.rs, recover.rs
-    /// Opens the store at `root` as its owner, creates it if missing, recovers from any kind of death.
-    pub fn open(root: &Path, limits: Limits) -> Result<Cache> {
-        todo!()
-    }
-    /// The store.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.inner.store
-    }
-    /// The index.
-    pub fn index(&self) -> &Index {
-        &self.inner.index
-    }
-    /// Flushes access times and closes the index.
-    pub fn close(self) -> Result<()> {
-        todo!()
-    }
-
-    // ---- lookup.rs
-    /// The sealed entry of `key`, leased; `None` when there is none. Does not judge metadata or
-    /// rejections: this is what a mount shows.
-    pub fn entry(&self, key: &EntryKey, kind: LeaseKind) -> Result<Option<Entry>> {
-        todo!()
-    }
-    /// Notes that the entry was used now (batched; persisted in the background).
-    pub fn touch(&self, entry: &Entry) {
-        todo!()
-    }
-
-    // ---- draft.rs
-    /// Creates a draft. `EEXIST`-like when the key or the work name is taken by a draft.
-    pub fn create_draft(&self, place: DraftPlace) -> Result<Arc<Draft>> {
-        todo!()
-    }
-    /// Creates the draft that replaces a sealed entry; it begins as a copy (reflinks) of it.
-    pub fn create_replacement(&self, entry: &Entry) -> Result<Arc<Draft>> {
-        todo!()
-    }
-    /// The in-place (or replacing) draft for `key`.
-    pub fn draft_for(&self, key: &EntryKey) -> Option<Arc<Draft>> {
-        todo!()
-    }
-    /// The work draft called `name`.
-    pub fn work_draft(&self, name: &[u8]) -> Option<Arc<Draft>> {
-        todo!()
-    }
-    /// All drafts.
-    pub fn drafts(&self) -> Vec<Arc<Draft>> {
-        todo!()
-    }
-    /// Gives a draft another place (rename among drafts).
-    pub fn move_draft(&self, draft: &Arc<Draft>, to: DraftPlace) -> Result<()> {
-        todo!()
-    }
-    /// Drops a draft and deletes its tree in the background.
-    pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
-        todo!()
-    }
-
-    // ---- ingest.rs
-    /// Hashes one closed file of a draft under a read lease and remembers the hash by (inode,
-    /// size, mtime, ctime). `Ok(false)` when a writer has it or the hash was cancelled.
-    pub fn ingest(&self, draft: &Arc<Draft>, file: &std::fs::File) -> Result<bool> {
-        todo!()
-    }
-
-    // ---- seal.rs
-    /// Does all that can be done before sealing: hashes, packs and syncs what the draft holds.
-    /// The result is kept in the draft and used by `seal` if nothing has changed since.
-    pub fn prepare(&self, draft: &Arc<Draft>) -> Result<()> {
-        todo!()
-    }
-    /// Seals a draft: durable when it returns. `Busy` with writers open, `Exists` when the key has
-    /// other outputs, `SpecialFile` for what cannot be stored.
-    pub fn seal(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
-        todo!()
-    }
-
-    // ---- put.rs
-    /// Stores a directory as `outputs/`, with metadata made of `facts` and the given logs.
-    pub fn put_dir(
-        &self,
-        dir: &Path,
-        facts: &TaskFacts,
-        logs: [Option<&Path>; 2],
-        request: SealRequest,
-    ) -> Result<Sealed> {
-        todo!()
-    }
-    /// Stores a tar stream as `outputs/`.
-    pub fn put_tar(
-        &self,
-        tar: &mut dyn std::io::Read,
-        facts: &TaskFacts,
-        logs: [Option<&Path>; 2],
-        request: SealRequest,
-    ) -> Result<Sealed> {
-        todo!()
-    }
-
     // ---- evict.rs, compact.rs
     /// Hides an entry at once and frees it when the last holder lets go. `Pinned` while pinned.
     pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
@@ -392,38 +300,4 @@ pub struct Stats {
     pub evicted: u64,
     /// Pins.
     pub pins: u64,
-}
-
-/// Reading what an entry holds.
-#[allow(unused_variables, clippy::todo)]
-impl Entry {
-    /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
-    /// Survives compaction under its feet (asks the index again).
-    pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        todo!()
-    }
-    /// The loose file behind a large record, for passthrough and reflinks; `None` when packed.
-    pub fn backing(&self, record: u32) -> Result<Option<std::fs::File>> {
-        todo!()
-    }
-    /// A whole file record; refuses more than `limit` bytes.
-    pub fn read_all(&self, record: u32, limit: u64) -> Result<Vec<u8>> {
-        todo!()
-    }
-    /// The parsed `metadata.json`, or why it is none.
-    pub fn metadata(&self) -> Result<std::result::Result<crate::model::Metadata, String>> {
-        todo!()
-    }
-    /// Writes `outputs/` below `dest`: merges, replaces only with `force`, never leaves `dest`.
-    pub fn restore(&self, dest: &Path, how: RestoreAs, force: bool) -> Result<Restored> {
-        todo!()
-    }
-    /// Writes `outputs/` as a tar stream.
-    pub fn write_tar(&self, out: &mut dyn std::io::Write) -> Result<()> {
-        todo!()
-    }
-    /// The manifest it was opened with.
-    pub fn manifest_hash(&self) -> ManifestHash {
-        self.row.manifest
-    }
 }

@@ -1,0 +1,117 @@
+//! One thread for what nobody should wait for: deleting drafts, writing down accesses.
+//!
+//! Invariants: it holds the cache only weakly, so it never keeps it open; nothing that was reported
+//! done depends on it (what it has not done is done again by recovery, or lost at no harm).
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use parking_lot::Mutex;
+
+use super::Inner;
+use crate::model::BlobHash;
+use crate::store::StoreError;
+
+/// How often accesses are written down.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// What the thread does.
+pub(super) enum Job {
+    /// Delete a draft's directory; what was linked from it into the store becomes the store's own.
+    RemoveDraft(String, Vec<BlobHash>),
+    /// Write down accesses now.
+    Flush,
+    /// Answer when all before is done.
+    Wait(Sender<()>),
+    /// Answer and end.
+    Stop(Sender<()>),
+}
+
+/// The thread and its queue.
+pub(super) struct Background {
+    queue: Sender<Job>,
+    /// Row id → when it was last used; not written down yet.
+    accessed: Mutex<HashMap<i64, i64>>,
+}
+
+impl Background {
+    /// Starts the thread for the cache that is being made.
+    pub fn start(cache: Weak<Inner>) -> (Background, std::io::Result<()>) {
+        let (queue, jobs) = unbounded();
+        let work = move || {
+            loop {
+                let job = match jobs.recv_timeout(FLUSH_EVERY) {
+                    Ok(job) => job,
+                    Err(RecvTimeoutError::Timeout) => Job::Flush,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
+                let Some(cache) = cache.upgrade() else { return };
+                match job {
+                    Job::RemoveDraft(id, linked) => remove_draft(&cache, &id, &linked),
+                    Job::Flush => cache.background.flush(&cache),
+                    Job::Wait(done) => drop(done.send(())),
+                    Job::Stop(done) => {
+                        drop(cache);
+                        let _ = done.send(());
+                        return;
+                    }
+                }
+            }
+        };
+        let started = std::thread::Builder::new().name("cache-jobs".into()).spawn(work).map(drop);
+        (Background { queue, accessed: Mutex::default() }, started)
+    }
+
+    /// Queues a job; after `close` it is left to recovery.
+    pub fn send(&self, job: Job) {
+        let _ = self.queue.send(job);
+    }
+
+    /// Notes an access.
+    pub fn accessed(&self, entry: i64, at_ns: i64) {
+        self.accessed.lock().insert(entry, at_ns);
+    }
+
+    /// Writes down the noted accesses.
+    pub fn flush(&self, cache: &Inner) {
+        let noted: Vec<_> = std::mem::take(&mut *self.accessed.lock()).into_iter().collect();
+        if noted.is_empty() {
+            return;
+        }
+        if let Err(e) = cache.index.touch(noted) {
+            tracing::warn!("cannot write down accesses: {e}");
+        }
+    }
+
+    /// Waits until everything queued so far is done.
+    pub fn wait(&self) {
+        self.ask(Job::Wait);
+    }
+
+    /// Waits like [`wait`](Self::wait) and ends the thread.
+    pub fn stop(&self) {
+        self.ask(Job::Stop);
+    }
+
+    fn ask(&self, job: fn(Sender<()>) -> Job) {
+        let (done, wait) = crossbeam_channel::bounded(1);
+        self.send(job(done));
+        // An error means that the thread has ended already.
+        let _ = wait.recv();
+    }
+}
+
+fn remove_draft(cache: &Inner, id: &str, linked: &[BlobHash]) {
+    if let Err(e) = cache.store.remove_draft(id) {
+        tracing::warn!("cannot delete the draft {id}: {e}");
+    }
+    for hash in linked {
+        match cache.store.settle(hash) {
+            // Evicted meanwhile.
+            Ok(()) | Err(StoreError::Missing { .. }) => {}
+            Err(e) => tracing::warn!("cannot change the owner of the blob {hash}: {e}"),
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Storing the contents of a planned tree: small files into one pack in tree order, large ones
+//! each as a file of its own.
+//!
+//! Invariants: what is stored is exactly what was hashed; a draft's file is hashed and linked
+//! under one read lease; a file that is not ours is cloned and the clone is verified; at
+//! most a few batches of small files are in memory at a time.
+//! Must not know: keys, manifests' bytes, the commit.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::ingest::{Asked, FileId, Memory, ReadLease, hash_bytes, hash_file, read_some};
+use super::stash::{NewPack, Stash};
+use super::walk::{From, Plan, Source, Tree};
+use super::{Cache, CacheError, Result, at};
+use crate::model::BlobHash;
+use crate::model::manifest::Content;
+use crate::store::{Adopt, PACK_LIMIT, StoreError};
+
+/// How long a writer that is about to close is waited for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Small files are looked up and packed in batches of so many files or bytes.
+const BATCH_FILES: usize = 512;
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What storing needs to know.
+pub(super) struct Storer<'a> {
+    pub cache: &'a Cache,
+    pub stash: &'a Stash,
+    /// The draft's memory of hashes; `None` for what is not ours.
+    pub memory: Option<&'a Memory>,
+    /// Until when a file that somebody is writing is waited for.
+    pub deadline: Instant,
+}
+
+/// All contents of a plan.
+pub(super) struct Contents {
+    /// By position in the plan's sources.
+    pub of: Vec<Option<Content>>,
+    /// The bytes of the one source that was asked for, if it is small.
+    pub kept: Option<Vec<u8>>,
+}
+
+/// What reading a small file gave.
+enum Small {
+    Bytes(BlobHash, Vec<u8>),
+    /// It has become too large for a pack.
+    Grown,
+}
+
+impl Storer<'_> {
+    /// Stores all contents; `keep` is the source whose bytes the caller wants to see.
+    pub fn store(&self, plan: &Plan, keep: Option<usize>) -> Result<Contents> {
+        let mut small = Vec::new();
+        let mut large = Vec::new();
+        let mut links = HashSet::new();
+        for node in plan.builder.files_in_order() {
+            let i = plan.sources.binary_search_by_key(&node, |s| s.node).expect("every file has a source");
+            if plan.sources[i].link.is_none_or(|l| links.insert(l)) {
+                let list = if plan.sources[i].size_hint() <= PACK_LIMIT { &mut small } else { &mut large };
+                list.push(i);
+            }
+        }
+        let mut contents = Contents { of: vec![None; plan.sources.len()], kept: None };
+        large.extend(self.store_small(plan, &small, keep, &mut contents)?);
+        self.store_large(plan, &large, &mut contents)?;
+        share_links(plan, &mut contents);
+        Ok(contents)
+    }
+
+    /// Packs small files; returns those that turned out to be large.
+    fn store_small(
+        &self,
+        plan: &Plan,
+        order: &[usize],
+        keep: Option<usize>,
+        contents: &mut Contents,
+    ) -> Result<Vec<usize>> {
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (send, receive) = crossbeam_channel::bounded::<(usize, Result<Small>)>(64);
+        let mut packing = Packing { storer: self, pack: NewPack::default(), batch: Vec::new(), bytes: 0 };
+        let mut grown = Vec::new();
+        let mut take = |packing: &mut Packing<'_>, at: usize, small: Small| -> Result<()> {
+            let i = order[at];
+            match small {
+                Small::Grown => grown.push(i),
+                Small::Bytes(hash, bytes) => {
+                    contents.of[i] = Some(Content { hash, size: bytes.len() as u64, groups: Vec::new() });
+                    if keep == Some(i) {
+                        contents.kept = Some(bytes.clone());
+                    }
+                    packing.push(hash, bytes)?;
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| -> Result<()> {
+            for _ in 0..workers().min(order.len()) {
+                let (send, next, stop) = (send.clone(), &next, &stop);
+                scope.spawn(move || {
+                    let mut dirs = OpenDir::default();
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        if at >= order.len() || stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let small = self.read_small(plan, &plan.sources[order[at]], &mut dirs);
+                        if send.send((at, small)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            // The workers are a little out of order; packs are in tree order.
+            let mut early = BTreeMap::new();
+            let mut due = 0;
+            let mut result = Ok(());
+            for (at, small) in receive.iter() {
+                early.insert(at, small);
+                while let Some(small) = early.remove(&due) {
+                    result = small.and_then(|s| take(&mut packing, due, s));
+                    due += 1;
+                    if result.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                        return result;
+                    }
+                }
+            }
+            result
+        })?;
+        packing.finish()?;
+        Ok(grown)
+    }
+
+    fn read_small(&self, plan: &Plan, source: &Source, dirs: &mut OpenDir) -> Result<Small> {
+        let bytes = match &source.from {
+            From::Memory(bytes) => bytes.clone(),
+            From::Open(file, label) => {
+                read_some(file, PACK_LIMIT).map_err(|e| CacheError::io("read", label, e))?
+            }
+            From::Tree { dir, name, .. } => {
+                let tree = tree_of(plan);
+                let fail = |e| CacheError::io("read", tree.path(*dir, name), e);
+                let file = dirs.open_file(tree, *dir, name).map_err(fail)?;
+                match self.memory {
+                    None => read_some(&file, PACK_LIMIT).map_err(fail)?,
+                    Some(_) => self.under_lease(tree, (*dir, name), &file, |lease| {
+                        let bytes = read_some(&file, PACK_LIMIT).map_err(fail)?;
+                        Ok(lease.is_none_or(|l| l.stands()).then_some(bytes))
+                    })?,
+                }
+            }
+        };
+        if bytes.len() as u64 > PACK_LIMIT {
+            return Ok(Small::Grown);
+        }
+        Ok(Small::Bytes(BlobHash::of(&bytes), bytes))
+    }
+
+    fn store_large(&self, plan: &Plan, list: &[usize], contents: &mut Contents) -> Result<()> {
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (send, receive) = crossbeam_channel::unbounded();
+        std::thread::scope(|scope| {
+            for _ in 0..workers().min(list.len()) {
+                let (send, next, stop) = (send.clone(), &next, &stop);
+                scope.spawn(move || {
+                    let mut dirs = OpenDir::default();
+                    while !stop.load(Ordering::Relaxed) {
+                        let Some(&i) = list.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                        let content = self.large(plan, &plan.sources[i], &mut dirs);
+                        stop.fetch_or(content.is_err(), Ordering::Relaxed);
+                        let _ = send.send((i, content));
+                    }
+                });
+            }
+            drop(send);
+            for (i, content) in receive.iter() {
+                contents.of[i] = Some(content?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Hashes and stores one large file.
+    fn large(&self, plan: &Plan, source: &Source, dirs: &mut OpenDir) -> Result<Content> {
+        match &source.from {
+            From::Memory(bytes) => {
+                let content = hash_bytes(bytes);
+                if !self.stash.has_large(self.cache, &content)? {
+                    self.store_copy(bytes, &content)?;
+                }
+                Ok(content)
+            }
+            From::Open(file, label) => self.foreign(file, label),
+            From::Tree { dir, name, .. } => {
+                let tree = tree_of(plan);
+                let path = || tree.path(*dir, name);
+                let file = dirs.open_file(tree, *dir, name).map_err(|e| CacheError::io("open", path(), e))?;
+                match self.memory {
+                    None => self.foreign(&file, &path()),
+                    Some(memory) => self.own(tree, (*dir, name), &file, memory),
+                }
+            }
+        }
+    }
+
+    /// A draft's file: hashed, or known, and linked under one lease.
+    fn own(&self, tree: &Tree, at: (u32, &[u8]), file: &File, memory: &Memory) -> Result<Content> {
+        let path = || tree.path(at.0, at.1);
+        self.under_lease(tree, at, file, |lease| {
+            let fail = |e| CacheError::io("hash", path(), e);
+            let Some(lease) = lease else { return self.foreign(file, &path()).map(Some) };
+            let stat = at::stat_of(file).map_err(fail)?;
+            let id = FileId::of(&stat);
+            let running = memory.start(id.dev, id.ino);
+            let content = match memory.get(&id) {
+                Some(known) => known,
+                None => match running.hash(file, lease).map_err(fail)? {
+                    Some(content) => content,
+                    None => return Ok(None),
+                },
+            };
+            running.remember(id, &content);
+            if content.size > PACK_LIMIT {
+                self.stash.put_large(self.cache, file, &content, Adopt::Link)?;
+                return Ok(lease.stands().then_some(content));
+            }
+            // It shrank since it was found.
+            let bytes = read_some(file, PACK_LIMIT).map_err(fail)?;
+            self.pack_one(bytes).map(Some)
+        })
+    }
+
+    /// A file that others may write to at any time: hashed, and cloned if it is new (the store
+    /// verifies the clone, so what changed in between is noticed).
+    fn foreign(&self, file: &File, label: &str) -> Result<Content> {
+        let fail = |e| CacheError::io("read", label, e);
+        let mut tries = 0;
+        loop {
+            let content = hash_file(file, &|| true).map_err(fail)?.expect("nobody cancels");
+            if content.size <= PACK_LIMIT {
+                return self.pack_one(read_some(file, PACK_LIMIT).map_err(fail)?);
+            }
+            match self.stash.put_large(self.cache, file, &content, Adopt::Clone) {
+                Ok(()) => return Ok(content),
+                Err(CacheError::Store(StoreError::Corrupt { .. })) if tries < 3 => tries += 1,
+                Err(CacheError::Store(StoreError::Corrupt { .. })) => {
+                    return Err(CacheError::Busy { path: label.to_owned() });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Stores bytes in memory as a large file.
+    fn store_copy(&self, bytes: &[u8], content: &Content) -> Result<()> {
+        let dir = self.cache.inner.store.path("tmp");
+        let mut scratch =
+            tempfile::NamedTempFile::new_in(&dir).map_err(|e| CacheError::io("create a file in", dir, e))?;
+        scratch.write_all(bytes).map_err(|e| CacheError::io("write", scratch.path(), e))?;
+        self.stash.put_large(self.cache, scratch.as_file(), content, Adopt::Link)
+    }
+
+    /// Does `work` under a read lease on a draft's file (without one where there are no leases),
+    /// again while it says `None`; a file that somebody keeps writing is `Busy`.
+    fn under_lease<T>(
+        &self,
+        tree: &Tree,
+        at: (u32, &[u8]),
+        file: &File,
+        mut work: impl FnMut(Option<&ReadLease<'_>>) -> Result<Option<T>>,
+    ) -> Result<T> {
+        loop {
+            let done = match ReadLease::ask(file) {
+                Asked::Granted(lease) => work(Some(&lease))?,
+                Asked::Unsupported => work(None)?,
+                Asked::Writer => None,
+            };
+            if let Some(done) = done {
+                return Ok(done);
+            }
+            if Instant::now() >= self.deadline {
+                return Err(CacheError::Busy { path: tree.path(at.0, at.1) });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Stores one small content in a pack of its own.
+    pub fn pack_one(&self, bytes: Vec<u8>) -> Result<Content> {
+        let content = hash_bytes(&bytes);
+        let mut packing = Packing { storer: self, pack: NewPack::default(), batch: Vec::new(), bytes: 0 };
+        packing.push(content.hash, bytes)?;
+        packing.finish()?;
+        Ok(content)
+    }
+}
+
+impl Source {
+    fn size_hint(&self) -> u64 {
+        match &self.from {
+            From::Tree { id, .. } => id.size,
+            From::Open(file, _) => file.metadata().map_or(0, |m| m.len()),
+            From::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)
+}
+
+fn tree_of(plan: &Plan) -> &Tree {
+    plan.tree.as_ref().expect("a source in a tree comes with its tree")
+}
+
+/// Gives all hard links of a file the content that was found for the first.
+fn share_links(plan: &Plan, contents: &mut Contents) {
+    let mut by_link = HashMap::new();
+    for (source, content) in plan.sources.iter().zip(&contents.of) {
+        if let (Some(link), Some(content)) = (source.link, content) {
+            by_link.insert(link, content.clone());
+        }
+    }
+    for (source, content) in plan.sources.iter().zip(&mut contents.of) {
+        if content.is_none() {
+            *content = source.link.and_then(|l| by_link.get(&l).cloned());
+        }
+    }
+}
+
+/// The directory that was used last: files come in tree order.
+#[derive(Default)]
+struct OpenDir(Option<(u32, OwnedFd)>);
+
+impl OpenDir {
+    fn open_file(&mut self, tree: &Tree, dir: u32, name: &[u8]) -> io::Result<File> {
+        let fd = match self.0.take() {
+            Some((d, fd)) if d == dir => fd,
+            _ => tree.open_dir(dir)?,
+        };
+        let (_, fd) = self.0.insert((dir, fd));
+        let file = tree.open_file(fd.as_fd(), name)?;
+        match at::kind(&at::stat_of(&file)?) {
+            libc::S_IFREG => Ok(file),
+            _ => Err(io::Error::other("it was replaced by something that is no file")),
+        }
+    }
+}
+
+/// The path of the first file of a tree that somebody writes to.
+pub(super) fn first_writer(plan: &Plan) -> Option<String> {
+    let mut dirs = OpenDir::default();
+    plan.sources.iter().find_map(|source| {
+        let From::Tree { dir, name, .. } = &source.from else { return None };
+        let file = dirs.open_file(tree_of(plan), *dir, name).ok()?;
+        matches!(ReadLease::ask(&file), Asked::Writer).then(|| tree_of(plan).path(*dir, name))
+    })
+}
+
+/// Small contents on their way into a pack.
+struct Packing<'a> {
+    storer: &'a Storer<'a>,
+    pack: NewPack,
+    batch: Vec<(BlobHash, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Packing<'_> {
+    fn push(&mut self, hash: BlobHash, bytes: Vec<u8>) -> Result<()> {
+        self.bytes += bytes.len();
+        self.batch.push((hash, bytes));
+        if self.batch.len() >= BATCH_FILES || self.bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.storer.stash.put_small(self.storer.cache, &mut self.pack, &self.batch)?;
+        self.batch.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        self.storer.stash.finish_pack(self.pack)
+    }
+}

@@ -1,0 +1,67 @@
+//! Opening a cache as the owner of its store, and closing it.
+//!
+//! Invariant: nobody gets a [`Cache`] before recovery is done.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::background::Background;
+use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup};
+use crate::index::Index;
+use crate::store::{Access, Store};
+
+impl Cache {
+    /// Opens the store at `root` as its owner, creates it if missing, recovers from any kind of death.
+    pub fn open(root: &Path, limits: Limits) -> Result<Cache> {
+        ingest::ignore_sigio();
+        let store = Arc::new(Store::open(root, Access::Own)?);
+        let (index, fresh) = Index::open(&store.path("index.sqlite"))?;
+        let mut started = Ok(());
+        let inner = Arc::new_cyclic(|cache| {
+            let (background, thread) = Background::start(cache.clone());
+            started = thread;
+            Inner {
+                store,
+                index,
+                leases: lease::LeaseTable::default(),
+                limits: parking_lot::RwLock::new(limits),
+                drafts: Default::default(),
+                sealing: Default::default(),
+                claims: Default::default(),
+                loaded: lookup::Loaded::new(lookup::LOADED_BYTES),
+                damaged: Default::default(),
+                blob_bytes_read: Default::default(),
+                background,
+            }
+        });
+        started.map_err(|e| CacheError::io("start a thread for", root, e))?;
+        let cache = Cache { inner };
+        cache.recover(fresh)?;
+        cache.load_drafts()?;
+        Ok(cache)
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.store
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.inner.index
+    }
+
+    /// Finishes what runs in the background and writes down the accesses. The store is free for another
+    /// owner when the last clone of the cache and the last [`Entry`](super::Entry) are gone.
+    pub fn close(self) -> Result<()> {
+        self.inner.background.stop();
+        self.inner.background.flush(&self.inner);
+        Ok(())
+    }
+
+    /// Waits until deleted drafts are off the disk and accesses are written down.
+    pub fn settle(&self) {
+        self.inner.background.wait();
+        self.inner.background.flush(&self.inner);
+    }
+}

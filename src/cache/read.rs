@@ -1,0 +1,163 @@
+//! Reading what an entry holds, verified.
+//!
+//! Invariants: no byte is returned that was not checked against the manifest; a blob that has moved
+//! is asked for once in the index; damage becomes an event and goes to quarantine.
+//! What a caller reads through [`Entry::backing`] is verified at ingest and by the scrub only.
+
+use std::fs::File;
+
+use super::{Cache, CacheError, Entry, Result, at};
+use crate::model::{BlobHash, EntryKey, ManifestHash, Metadata, RecordKind};
+use crate::store::{Location, StoreError};
+
+impl Cache {
+    /// Was this blob found damaged while this cache was open?
+    pub(super) fn is_damaged(&self, hash: &BlobHash) -> bool {
+        self.inner.damaged.lock().contains(hash)
+    }
+}
+
+impl Entry {
+    /// Its index row.
+    pub fn row(&self) -> &crate::index::EntryRow {
+        &self.row
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &EntryKey {
+        &self.row.key
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &crate::model::Manifest {
+        &self.manifest
+    }
+
+    /// The manifest it was opened with.
+    pub fn manifest_hash(&self) -> ManifestHash {
+        self.row.manifest
+    }
+
+    fn location(&self, record: u32) -> Option<Location> {
+        self.locations.read().get(record as usize).copied().flatten()
+    }
+
+    /// Asks the index where the blobs lie now.
+    fn relocate(&self) -> Result<()> {
+        let table = self.cache.find_locations(&self.manifest)?;
+        *self.locations.write() = table.into();
+        Ok(())
+    }
+
+    /// A record's path below the entry.
+    fn path(&self, record: u32) -> String {
+        at::show(&self.manifest.paths()[record as usize])
+    }
+
+    /// Hash and size of a file record.
+    fn blob(&self, record: u32) -> Result<(BlobHash, u64)> {
+        let found = self.manifest.get(record).and_then(|r| Some((r.hash()?, r.size())));
+        found
+            .ok_or_else(|| CacheError::NoFile { key: self.row.key.clone(), path: format!("record {record}") })
+    }
+
+    /// Does `work` where the blob lies, once more after asking the index if it has moved.
+    fn at_location<T>(
+        &self,
+        record: u32,
+        hash: &BlobHash,
+        mut work: impl FnMut(Location) -> std::result::Result<T, StoreError>,
+    ) -> Result<T> {
+        let mut asked = false;
+        loop {
+            let missing = match self.location(record).map(&mut work) {
+                Some(Ok(done)) => return Ok(done),
+                Some(Err(StoreError::Missing { what, path })) => StoreError::Missing { what, path },
+                Some(Err(e @ StoreError::Corrupt { .. })) => {
+                    self.damaged(record, hash, &e)?;
+                    return Err(e.into());
+                }
+                Some(Err(e)) => return Err(e.into()),
+                None => StoreError::Missing {
+                    what: format!("blob {hash}"),
+                    path: self.cache.inner.store.root().to_owned(),
+                },
+            };
+            if asked {
+                self.damaged(record, hash, &missing)?;
+                return Err(missing.into());
+            }
+            self.relocate()?;
+            asked = true;
+        }
+    }
+
+    /// Reports a damaged or missing blob once, and sets a damaged file of its own aside. A damaged
+    /// blob in a pack stays where it is: its neighbours are sound.
+    fn damaged(&self, record: u32, hash: &BlobHash, error: &StoreError) -> Result<()> {
+        if !self.cache.inner.damaged.lock().insert(*hash) {
+            return Ok(());
+        }
+        self.cache.report_damage(Some(&self.row.key), &format!("{}: {error}", self.path(record)));
+        if matches!(error, StoreError::Corrupt { .. }) && self.location(record) == Some(Location::Loose) {
+            self.cache.inner.store.quarantine_blob(hash)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
+    /// Survives compaction under its feet (asks the index again).
+    pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let (hash, size) = self.blob(record)?;
+        let groups = self.manifest.groups(record);
+        let store = &self.cache.inner.store;
+        let n =
+            self.at_location(record, &hash, |at| store.read_verified(&hash, size, groups, at, offset, buf))?;
+        self.cache.inner.blob_bytes_read.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
+        Ok(n)
+    }
+
+    /// The loose file behind a large record, for passthrough and reflinks; `None` when packed.
+    pub fn backing(&self, record: u32) -> Result<Option<File>> {
+        let (hash, _) = self.blob(record)?;
+        let store = &self.cache.inner.store;
+        self.at_location(record, &hash, |at| match at {
+            Location::Pack { .. } => Ok(None),
+            Location::Loose => store.blob_file(&hash).map(Some),
+        })
+    }
+
+    /// A whole file record; refuses more than `limit` bytes.
+    pub fn read_all(&self, record: u32, limit: u64) -> Result<Vec<u8>> {
+        let (_, size) = self.blob(record)?;
+        if size > limit {
+            let why = format!("it has {size} bytes, at most {limit} are read at once");
+            return Err(CacheError::BadInput { what: self.path(record), why });
+        }
+        let mut bytes = vec![0; size as usize];
+        let n = self.read(record, 0, &mut bytes)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    }
+
+    /// The record of a file below the entry, by its path.
+    pub fn file(&self, path: &[u8]) -> Result<u32> {
+        let found = self.manifest.find(path);
+        found
+            .filter(|&r| self.manifest.get(r).is_some_and(|r| r.kind() == RecordKind::File))
+            .ok_or_else(|| CacheError::NoFile { key: self.row.key.clone(), path: at::show(path) })
+    }
+
+    /// The parsed `metadata.json`, or why it is none.
+    pub fn metadata(&self) -> Result<std::result::Result<Metadata, String>> {
+        let Ok(record) = self.file(b"metadata.json") else {
+            return Ok(Err("there is no file metadata.json".into()));
+        };
+        let (_, size) = self.blob(record)?;
+        if size > Metadata::MAX_BYTES {
+            return Ok(Err(format!("metadata.json has {size} bytes")));
+        }
+        let bytes = self.read_all(record, Metadata::MAX_BYTES)?;
+        Ok(Metadata::parse(&bytes).map_err(|e| format!("metadata.json: {e}")))
+    }
+}

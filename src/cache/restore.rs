@@ -1,0 +1,310 @@
+//! Giving outputs back: a tree below a directory of the user's.
+//!
+//! Invariants: nothing outside the destination is touched, whatever symlinks stand in it; nothing
+//! that stands there is replaced without `force`; a file appears whole or not at all; no file is
+//! ever a hard link into the store. All ways of restoring give the same tree: types, bytes, link
+//! targets, hard links among the outputs, modes (but always owner-writable), times and user
+//! attributes. A reflink shares the blob's content unread: it was verified at ingest, and is by
+//! the scrub, as with passthrough.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, renameat, renameat2};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
+
+use super::{CacheError, Entry, RestoreAs, Restored, Result, at, ingest};
+use crate::model::RecordKind;
+use crate::model::manifest::Record;
+
+/// Bytes copied at a time.
+const PIECE: usize = 1 << 20;
+
+impl Entry {
+    /// Writes `outputs/` below `dest`: merges, replaces only with `force`, never leaves `dest`.
+    /// An entry without outputs gives nothing.
+    pub fn restore(&self, dest: &Path, how: RestoreAs, force: bool) -> Result<Restored> {
+        std::fs::create_dir_all(dest).map_err(|e| CacheError::io("create", dest, e))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let top = nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
+            .map_err(|e| CacheError::io("open", dest, e.into()))?;
+        self.cache.touch(self);
+        match self.manifest.find(b"outputs") {
+            Some(outputs) => Restorer::new(self, top, dest.to_owned(), how, force).run(outputs),
+            None => Ok(Restored::default()),
+        }
+    }
+
+    /// Writes what is below the directory `record` into an open directory that is ours.
+    pub(super) fn restore_into(&self, top: BorrowedFd<'_>, record: u32, how: RestoreAs) -> Result<Restored> {
+        let own = top.try_clone_to_owned().map_err(|e| CacheError::io("open", "the draft", e))?;
+        Restorer::new(self, own, PathBuf::new(), how, true).run(record)
+    }
+}
+
+/// One restore.
+struct Restorer<'a> {
+    entry: &'a Entry,
+    top: OwnedFd,
+    /// What the top is called in messages.
+    label: PathBuf,
+    how: RestoreAs,
+    force: bool,
+    reflinks_work: bool,
+    done: Restored,
+    /// Directories in the order they were entered: record, position of the parent, made by us.
+    dirs: Vec<(u32, usize, bool)>,
+    /// Canonical record → where the first of its hard links was written.
+    written: HashMap<u32, (usize, Vec<u8>)>,
+}
+
+/// A directory that is being filled.
+struct Place<'d> {
+    index: usize,
+    fd: BorrowedFd<'d>,
+}
+
+impl<'a> Restorer<'a> {
+    fn new(entry: &'a Entry, top: OwnedFd, label: PathBuf, how: RestoreAs, force: bool) -> Self {
+        Restorer {
+            entry,
+            top,
+            label,
+            how,
+            force,
+            reflinks_work: true,
+            done: Restored::default(),
+            dirs: Vec::new(),
+            written: HashMap::new(),
+        }
+    }
+
+    fn run(mut self, from: u32) -> Result<Restored> {
+        self.dirs.push((from, 0, false));
+        let mut next = 0;
+        while next < self.dirs.len() {
+            let fd = self.open_dir(next)?;
+            let place = Place { index: next, fd: fd.as_fd() };
+            for child in self.entry.manifest.children(self.dirs[next].0) {
+                self.child(&place, child)?;
+            }
+            next += 1;
+        }
+        self.finish_dirs()?;
+        Ok(self.done)
+    }
+
+    fn names(&self, mut index: usize) -> Vec<&[u8]> {
+        let mut names = Vec::new();
+        while index != 0 {
+            names.push(self.entry.manifest.name(self.dirs[index].0));
+            index = self.dirs[index].1;
+        }
+        names.reverse();
+        names
+    }
+
+    fn path(&self, index: usize, name: &[u8]) -> PathBuf {
+        let mut path = self.label.clone();
+        path.extend(self.names(index).into_iter().map(OsStr::from_bytes));
+        path.push(OsStr::from_bytes(name));
+        path
+    }
+
+    fn open_dir(&self, index: usize) -> Result<OwnedFd> {
+        at::descend(self.top.as_fd(), self.names(index))
+            .map_err(|e| CacheError::io("open", self.path(index, b""), e))
+    }
+
+    fn record(&self, record: u32) -> &'a Record {
+        self.entry.manifest.get(record).expect("children are records")
+    }
+
+    fn child(&mut self, place: &Place<'_>, record: u32) -> Result<()> {
+        let name = self.entry.manifest.name(record);
+        let there = at::stat_if_any(place.fd, name)
+            .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?;
+        match self.record(record).kind() {
+            RecordKind::Dir => self.dir(place, record, there),
+            _ => match there {
+                Some(stat) if self.alike(place, record, &stat)? => {
+                    self.done.kept += 1;
+                    Ok(())
+                }
+                there => self.write(place, record, there),
+            },
+        }
+    }
+
+    fn in_the_way(&self, place: &Place<'_>, name: &[u8]) -> Result<()> {
+        if self.force { Ok(()) } else { Err(CacheError::InTheWay(self.path(place.index, name))) }
+    }
+
+    fn dir(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
+        let name = self.entry.manifest.name(record);
+        let fail = |e| CacheError::io("create", self.path(place.index, name), e);
+        let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
+        if is_dir == Some(false) {
+            self.in_the_way(place, name)?;
+            unlinkat(place.fd, name, UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?;
+        }
+        let make = is_dir != Some(true);
+        if make {
+            at::mkdir(place.fd, name, 0o700).map_err(fail)?;
+        }
+        self.dirs.push((record, place.index, make));
+        Ok(())
+    }
+
+    /// Is what stands there what we would write?
+    fn alike(&self, place: &Place<'_>, record: u32, stat: &libc::stat) -> Result<bool> {
+        let (manifest, name) = (&self.entry.manifest, self.entry.manifest.name(record));
+        let wanted = self.record(record);
+        let fail = |e| CacheError::io("read", self.path(place.index, name), e);
+        match at::kind(stat) {
+            libc::S_IFLNK if wanted.kind() == RecordKind::Symlink => {
+                let target = nix::fcntl::readlinkat(place.fd, name).map_err(|e| fail(e.into()))?;
+                Ok(target.as_bytes() == manifest.target(record))
+            }
+            libc::S_IFREG if wanted.kind() == RecordKind::File => {
+                let executable = |mode: u32| mode & 0o111 != 0;
+                if executable(stat.st_mode) != executable(wanted.perm())
+                    || stat.st_size as u64 != wanted.size()
+                {
+                    return Ok(false);
+                }
+                let Ok(file) = at::open_read(place.fd, name) else { return Ok(false) };
+                let found = ingest::hash_file(&file, &|| true).map_err(fail)?;
+                Ok(found.map(|c| c.hash) == wanted.hash())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Writes a file or symlink aside and renames it into place.
+    fn write(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
+        let name = self.entry.manifest.name(record);
+        if there.is_some() {
+            self.in_the_way(place, name)?;
+        }
+        let temp = temp_name();
+        let made = self.make(place, record, &temp).and_then(|()| {
+            if there.is_some_and(|s| at::kind(&s) == libc::S_IFDIR) {
+                std::fs::remove_dir_all(at::proc_path(place.fd, name))
+                    .map_err(|e| CacheError::io("replace", self.path(place.index, name), e))?;
+            }
+            self.publish(place, &temp, name)
+        });
+        if made.is_err() {
+            let _ = unlinkat(place.fd, &temp[..], UnlinkatFlags::NoRemoveDir);
+        }
+        made
+    }
+
+    fn publish(&self, place: &Place<'_>, temp: &[u8], name: &[u8]) -> Result<()> {
+        let renamed = if self.force {
+            renameat(place.fd, temp, place.fd, name)
+        } else {
+            match renameat2(place.fd, temp, place.fd, name, RenameFlags::RENAME_NOREPLACE) {
+                // Not on every file system: what was not there a moment ago is not replaced either.
+                Err(nix::errno::Errno::EINVAL) => renameat(place.fd, temp, place.fd, name),
+                other => other,
+            }
+        };
+        renamed.map_err(|e| match e {
+            nix::errno::Errno::EEXIST => CacheError::InTheWay(self.path(place.index, name)),
+            e => CacheError::io("create", self.path(place.index, name), e.into()),
+        })
+    }
+
+    fn make(&mut self, place: &Place<'_>, record: u32, temp: &[u8]) -> Result<()> {
+        let (entry, wanted) = (self.entry, self.record(record));
+        let name = entry.manifest.name(record);
+        if wanted.kind() == RecordKind::Symlink {
+            let made = symlinkat(entry.manifest.target(record), place.fd, temp).map_err(io::Error::from);
+            let made = made.and_then(|()| at::set_mtime(place.fd, temp, wanted.mtime_ns()));
+            return made.map_err(|e| CacheError::io("create", self.path(place.index, name), e));
+        }
+        if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
+            let from = self.open_dir(*dir)?;
+            let linked = linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty());
+            return linked
+                .map(|()| self.done.files += 1)
+                .map_err(|e| CacheError::io("link", self.path(place.index, name), e.into()));
+        }
+        let path = self.path(place.index, name);
+        let fail = |e| CacheError::io("write", &path, e);
+        let file = at::create_new(place.fd, temp, 0o600).map_err(fail)?;
+        self.fill(&file, record, &path)?;
+        at::set_xattrs(place.fd, temp, entry.manifest.xattrs(wanted)).map_err(fail)?;
+        // By the open file: 0o200 is part of the mode, so nothing later needs more rights.
+        let mode = nix::sys::stat::Mode::from_bits_truncate(wanted.perm() | 0o200);
+        nix::sys::stat::fchmod(&file, mode).map_err(|e| fail(e.into()))?;
+        at::set_mtime(place.fd, temp, wanted.mtime_ns()).map_err(fail)?;
+        self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
+        self.done.files += 1;
+        self.done.bytes += wanted.size();
+        Ok(())
+    }
+
+    /// Gives a new file its content.
+    fn fill(&mut self, mut file: &File, record: u32, path: &Path) -> Result<()> {
+        let fail = |e| CacheError::io("write", path, e);
+        if self.how != RestoreAs::Copy
+            && self.reflinks_work
+            && let Some(blob) = self.entry.backing(record)?
+        {
+            match reflink_copy::reflink_file(&blob, file) {
+                Ok(()) => {
+                    self.done.reflinked += 1;
+                    return Ok(());
+                }
+                Err(e) if self.how == RestoreAs::Reflink => return Err(CacheError::io("reflink", path, e)),
+                Err(_) => self.reflinks_work = false,
+            }
+        }
+        let size = self.record(record).size();
+        let mut buf = vec![0; PIECE.min(size as usize)];
+        let mut offset = 0;
+        while offset < size {
+            let n = self.entry.read(record, offset, &mut buf)?;
+            if n == 0 {
+                return Err(fail(io::ErrorKind::UnexpectedEof.into()));
+            }
+            file.write_all(&buf[..n]).map_err(fail)?;
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Modes, attributes and times of the directories we made, innermost first: what is written
+    /// into a directory changes its time, and a read-only one could not be written into.
+    fn finish_dirs(&self) -> Result<()> {
+        let manifest = &self.entry.manifest;
+        for (record, parent, made) in self.dirs.iter().skip(1).rev() {
+            if !made {
+                continue;
+            }
+            let (name, wanted) = (manifest.name(*record), self.record(*record));
+            let fd = self.open_dir(*parent)?;
+            at::set_xattrs(fd.as_fd(), name, manifest.xattrs(wanted))
+                .and_then(|()| at::chmod(fd.as_fd(), name, wanted.perm() | 0o200))
+                .and_then(|()| at::set_mtime(fd.as_fd(), name, wanted.mtime_ns()))
+                .map_err(|e| CacheError::io("finish", self.path(*parent, name), e))?;
+        }
+        Ok(())
+    }
+}
+
+/// A name that nothing in an output tree is likely to have; if it has, creating it fails.
+fn temp_name() -> Vec<u8> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!(".outfs-{}-{n}.tmp", std::process::id()).into_bytes()
+}

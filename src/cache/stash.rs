@@ -1,0 +1,326 @@
+//! What was stored for an entry that is not committed yet.
+//!
+//! Purpose: content becomes durable before the entry that refers to it is committed; this
+//! remembers where, keeps it reserved, and takes it away again when the entry never comes.
+//!
+//! A large file of a draft enters the store as a hard link of the draft's own file, which may be
+//! written again until the draft is sealed. Hence the invariants: a loose blob that the index does
+//! not know is trusted by nobody but the stash that put it there; whoever else needs that content
+//! replaces the file by its own ([`Claims::claim`]); and a commit first makes sure that all
+//! its loose blobs are still its own ([`Claims::claim_own`]).
+//! Must not know: manifests, keys, how content is found.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{Cache, Inner, Result, lease};
+use crate::model::BlobHash;
+use crate::model::manifest::Content;
+use crate::store::{Adopt, Location, PACK_LIMIT, PackId, PackWriter};
+
+/// Who put which uncommitted loose blob into the store.
+#[derive(Default)]
+pub(super) struct Claims {
+    claims: Mutex<HashMap<BlobHash, Claim>>,
+    changed: Condvar,
+}
+
+struct Claim {
+    owner: u64,
+    /// The owner is storing or committing it: others wait.
+    busy: bool,
+}
+
+impl Claims {
+    /// Makes `owner` the one who may put this blob in place, waiting for another who is at it.
+    fn claim(&self, hash: &BlobHash, owner: u64) {
+        let mut claims = self.claims.lock();
+        while claims.get(hash).is_some_and(|c| c.busy && c.owner != owner) {
+            self.changed.wait(&mut claims);
+        }
+        claims.insert(*hash, Claim { owner, busy: true });
+    }
+
+    /// The file is in place; others may replace it.
+    fn settle(&self, hash: &BlobHash, owner: u64) {
+        if let Some(c) = self.claims.lock().get_mut(hash).filter(|c| c.owner == owner) {
+            c.busy = false;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Holds a blob for a commit, if it is still `owner`'s.
+    fn claim_own(&self, hash: &BlobHash, owner: u64) -> bool {
+        let mut claims = self.claims.lock();
+        match claims.get_mut(hash) {
+            Some(c) if c.owner == owner => {
+                c.busy = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn release(&self, hash: &BlobHash, owner: u64) {
+        let mut claims = self.claims.lock();
+        if claims.get(hash).is_some_and(|c| c.owner == owner) {
+            claims.remove(hash);
+        }
+        drop(claims);
+        self.changed.notify_all();
+    }
+}
+
+/// Stored, reserved, not committed.
+pub(super) struct Stash {
+    owner: u64,
+    cache: Weak<Inner>,
+    state: Mutex<Stored>,
+}
+
+#[derive(Default)]
+struct Stored {
+    reservations: Vec<lease::Reservation>,
+    reserved: HashSet<BlobHash>,
+    /// Where the blobs lie, known to the index or put there by us.
+    placed: HashMap<BlobHash, Location>,
+    packs: HashMap<PackId, u64>,
+    loose: HashSet<BlobHash>,
+    /// New bytes, for which there must be room.
+    bytes: u64,
+}
+
+impl Stash {
+    /// An empty one.
+    pub fn new(cache: &Cache) -> Stash {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Stash {
+            owner: NEXT.fetch_add(1, Ordering::Relaxed),
+            cache: Arc::downgrade(&cache.inner),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Where a blob lies, if it is stored.
+    pub fn location(&self, hash: &BlobHash) -> Option<Location> {
+        self.state.lock().placed.get(hash).copied()
+    }
+
+    fn reserve(&self, cache: &Cache, hashes: &[BlobHash]) {
+        let new: Vec<_> = {
+            let mut state = self.state.lock();
+            hashes.iter().filter(|h| state.reserved.insert(**h)).copied().collect()
+        };
+        if !new.is_empty() {
+            let reservation = cache.reserve(&new);
+            self.state.lock().reservations.push(reservation);
+        }
+    }
+
+    /// Makes sure that there is room for `bytes` more than what is stashed already.
+    fn room_for(&self, cache: &Cache, bytes: u64) -> Result<()> {
+        let all = {
+            let mut state = self.state.lock();
+            state.bytes += bytes;
+            state.bytes
+        };
+        cache.make_room(all)
+    }
+
+    /// Takes small contents in order: what the index does not know goes into `pack`.
+    pub fn put_small(&self, cache: &Cache, pack: &mut NewPack, batch: &[(BlobHash, Vec<u8>)]) -> Result<()> {
+        let mut seen = HashSet::new();
+        let wanted: Vec<_> = batch
+            .iter()
+            .filter(|(h, _)| self.location(h).is_none() && !pack.placed.contains_key(h) && seen.insert(*h))
+            .collect();
+        let hashes: Vec<_> = wanted.iter().map(|(h, _)| *h).collect();
+        self.reserve(cache, &hashes);
+        let rows = cache.inner.index.blobs(&hashes)?;
+        let mut new = Vec::new();
+        for (item, row) in wanted.into_iter().zip(rows) {
+            match row.filter(|_| !cache.is_damaged(&item.0)) {
+                Some(row) => drop(self.state.lock().placed.insert(item.0, row.location)),
+                None => new.push(item),
+            }
+        }
+        self.room_for(cache, new.iter().map(|(_, b)| b.len() as u64).sum())?;
+        for (hash, bytes) in new {
+            let writer = match &mut pack.writer {
+                Some(w) => w,
+                none => none.insert(cache.inner.store.new_pack()?),
+            };
+            pack.placed.insert(*hash, writer.append(hash, bytes)?);
+        }
+        Ok(())
+    }
+
+    /// Makes a pack durable; its blobs count as stored from now on.
+    pub fn finish_pack(&self, pack: NewPack) -> Result<()> {
+        if let Some(writer) = pack.writer {
+            let info = writer.finish()?;
+            let mut state = self.state.lock();
+            state.packs.insert(info.id, info.bytes);
+            state.placed.extend(pack.placed);
+        }
+        Ok(())
+    }
+
+    /// Is this large content stored already, by an entry or by us? It is reserved from now on.
+    pub fn has_large(&self, cache: &Cache, content: &Content) -> Result<bool> {
+        if self.location(&content.hash).is_some() {
+            return Ok(true);
+        }
+        self.reserve(cache, &[content.hash]);
+        self.find_large(cache, content)
+    }
+
+    /// Looks a large blob up in the index, and whether its file is really there.
+    fn find_large(&self, cache: &Cache, content: &Content) -> Result<bool> {
+        let Some(row) = cache.inner.index.blob(&content.hash)? else { return Ok(false) };
+        let there = match row.location {
+            Location::Pack { .. } => true,
+            Location::Loose => cache
+                .inner
+                .store
+                .blob_file(&content.hash)
+                .is_ok_and(|f| f.metadata().is_ok_and(|m| m.len() == content.size)),
+        };
+        if there && !cache.is_damaged(&content.hash) {
+            self.state.lock().placed.insert(content.hash, row.location);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Puts a large file into the store. For [`Adopt::Link`] the caller holds a read lease on it,
+    /// or is the only one who has it.
+    pub fn put_large(&self, cache: &Cache, file: &File, content: &Content, how: Adopt) -> Result<()> {
+        debug_assert!(content.size > PACK_LIMIT);
+        if self.has_large(cache, content)? {
+            return Ok(());
+        }
+        self.room_for(cache, content.size)?;
+        let claims = &cache.inner.claims;
+        claims.claim(&content.hash, self.owner);
+        let put = (|| {
+            // Somebody may have committed it while we waited.
+            if self.find_large(cache, content)? {
+                claims.release(&content.hash, self.owner);
+                return Ok(());
+            }
+            // What lies there is nobody's, or another's who may still write to it.
+            cache.inner.store.remove_blob(&content.hash)?;
+            cache.inner.store.adopt(file, &content.hash, how)?;
+            let mut state = self.state.lock();
+            state.loose.insert(content.hash);
+            state.placed.insert(content.hash, Location::Loose);
+            drop(state);
+            claims.settle(&content.hash, self.owner);
+            Ok(())
+        })();
+        if put.is_err() {
+            claims.release(&content.hash, self.owner);
+        }
+        put
+    }
+
+    /// Holds everything among `hashes` that is ours for a commit. False when something was
+    /// replaced by others meanwhile: then it is forgotten, and must be stored again.
+    pub fn hold(&self, cache: &Cache, hashes: &HashSet<BlobHash>) -> Result<bool> {
+        let ours: Vec<_> = self.state.lock().loose.iter().filter(|h| hashes.contains(h)).copied().collect();
+        let mut lost = Vec::new();
+        for hash in &ours {
+            if !cache.inner.claims.claim_own(hash, self.owner) {
+                lost.push(*hash);
+            }
+        }
+        if lost.is_empty() {
+            return Ok(true);
+        }
+        self.let_go(cache);
+        let mut state = self.state.lock();
+        for hash in lost {
+            state.loose.remove(&hash);
+            state.placed.remove(&hash);
+        }
+        Ok(false)
+    }
+
+    /// After a [`hold`](Self::hold) that led to no commit.
+    pub fn let_go(&self, cache: &Cache) {
+        let loose: Vec<_> = self.state.lock().loose.iter().copied().collect();
+        for hash in loose {
+            cache.inner.claims.settle(&hash, self.owner);
+        }
+    }
+
+    /// The packs among `locations` that are ours, with their file sizes.
+    pub fn packs_of(&self, locations: impl Iterator<Item = Location>) -> Vec<(PackId, u64)> {
+        let state = self.state.lock();
+        let used: HashSet<_> = locations
+            .filter_map(|l| match l {
+                Location::Pack { pack, .. } => Some(pack),
+                Location::Loose => None,
+            })
+            .collect();
+        state.packs.iter().filter(|(id, _)| used.contains(id)).map(|(id, n)| (*id, *n)).collect()
+    }
+
+    /// After the commit of an entry with these blobs and packs: they are the index's now. Returns
+    /// the loose blobs that came with it.
+    pub fn committed(
+        &self,
+        cache: &Cache,
+        hashes: &HashSet<BlobHash>,
+        packs: &[(PackId, u64)],
+    ) -> Vec<BlobHash> {
+        let mut state = self.state.lock();
+        for (id, _) in packs {
+            state.packs.remove(id);
+        }
+        let done: Vec<_> = state.loose.extract_if(|h| hashes.contains(h)).collect();
+        drop(state);
+        for hash in &done {
+            cache.inner.claims.release(hash, self.owner);
+        }
+        done
+    }
+
+    /// Takes away what was stored and not committed, and gives the reservations back.
+    pub fn discard(&self) {
+        let Some(inner) = self.cache.upgrade() else { return };
+        let stored = std::mem::take(&mut *self.state.lock());
+        for id in stored.packs.keys() {
+            if let Err(e) = inner.store.remove_pack(*id) {
+                tracing::warn!("cannot delete an unused pack: {e}");
+            }
+        }
+        for hash in stored.loose {
+            if inner.claims.claim_own(&hash, self.owner) {
+                if let Err(e) = inner.store.remove_blob(&hash) {
+                    tracing::warn!("cannot delete an unused blob: {e}");
+                }
+                inner.claims.release(&hash, self.owner);
+            }
+        }
+        drop(stored.reservations);
+    }
+}
+
+impl Drop for Stash {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+/// A pack being filled for a stash.
+#[derive(Default)]
+pub(super) struct NewPack {
+    writer: Option<PackWriter>,
+    placed: HashMap<BlobHash, Location>,
+}
