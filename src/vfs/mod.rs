@@ -162,11 +162,11 @@ impl View {
                 if slot.entry.manifest().get(record).is_none() {
                     return Err(VfsError::Stale);
                 }
-                Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino }))
+                Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino, slot: Some(slot) }))
             }
             ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {
                 nodes::Node::Draft(d) => match d.sealed() {
-                    Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino }),
+                    Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino, slot: None }),
                     None => Target::Draft(d),
                 },
                 nodes::Node::Snapshot(s) => Target::Snapshot(s),

@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
+use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::writers::Writers;
 use super::{Overwrite, Result, VfsError, View, ino};
@@ -15,6 +17,12 @@ pub(super) struct SealedRef {
     pub entry: Entry,
     pub record: u32,
     pub ino: Ino,
+    /// The slot its number is from, if it is no former draft node's.
+    pub slot: Option<Arc<Slot>>,
+}
+
+fn in_slot(slot: Arc<Slot>, record: u32) -> SealedRef {
+    SealedRef { entry: slot.entry.clone(), record, ino: ino::sealed(slot.number, record), slot: Some(slot) }
 }
 
 impl View {
@@ -56,10 +64,22 @@ impl View {
         let record = entry.manifest().get(record).map_or(record, |r| r.canonical());
         let id = entry.row().id;
         if let Some(node) = self.nodes.look_up_converted(id, record) {
-            return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino });
+            return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino, slot: None });
         }
         let slot = self.slots.look_up(entry.clone()).ok_or(VfsError::Stale)?;
-        Ok(SealedRef { entry: slot.entry.clone(), record, ino: ino::sealed(slot.number, record) })
+        Ok(in_slot(slot, record))
+    }
+
+    /// As `sealed_enter`, for a child of a directory the kernel holds: its slot is alive, so that
+    /// counting takes no lock.
+    fn sealed_enter_child(&self, dir: &SealedRef, child: u32) -> Result<SealedRef> {
+        let Some(slot) = &dir.slot else { return self.sealed_enter(&dir.entry, child) };
+        let record = dir.entry.manifest().get(child).map_or(child, |r| r.canonical());
+        if let Some(node) = self.nodes.look_up_converted(dir.entry.row().id, record) {
+            return Ok(SealedRef { entry: dir.entry.clone(), record, ino: node.ino, slot: None });
+        }
+        self.slots.add(slot);
+        Ok(in_slot(slot.clone(), record))
     }
 
     pub(super) fn sealed_lookup(&self, dir: &SealedRef, name: &OsStr) -> Result<Found> {
@@ -68,7 +88,7 @@ impl View {
             return Err(VfsError::NotDir);
         }
         let child = m.lookup(dir.record, name.as_bytes()).ok_or(VfsError::NotFound)?;
-        let found = self.sealed_enter(&dir.entry, child)?;
+        let found = self.sealed_enter_child(dir, child)?;
         Ok(self.sealed_found(&found))
     }
 
@@ -82,7 +102,7 @@ impl View {
         let rec = &r.entry.manifest().records()[r.record as usize];
         if !self.read_only() && rec.size() > PACK_LIMIT {
             if let Some(file) = r.entry.backing(r.record)? {
-                return Ok(Opened { fh: 0, how: How::Backing(std::sync::Arc::new(file.into())) });
+                return Ok(Opened { fh: 0, how: How::Backing(Arc::new(file.into())) });
             }
         }
         Ok(Opened { fh: 0, how: How::Keep })
