@@ -3,12 +3,10 @@
 //! Invariants: it holds the cache only weakly, so it never keeps it open; nothing that was reported
 //! done depends on it (what it has not done is done again by recovery, or lost at no harm).
 
-use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
-use parking_lot::Mutex;
 
 use super::Inner;
 use crate::model::BlobHash;
@@ -32,8 +30,6 @@ pub(super) enum Job {
 /// The thread and its queue.
 pub(super) struct Background {
     queue: Sender<Job>,
-    /// Row id → when it was last used; not written down yet.
-    accessed: Mutex<HashMap<i64, i64>>,
 }
 
 impl Background {
@@ -50,7 +46,7 @@ impl Background {
                 let Some(cache) = cache.upgrade() else { return };
                 match job {
                     Job::RemoveDraft(id, linked) => remove_draft(&cache, &id, &linked),
-                    Job::Flush => cache.background.flush(&cache),
+                    Job::Flush => flush(&cache),
                     Job::Wait(done) => drop(done.send(())),
                     Job::Stop(done) => {
                         drop(cache);
@@ -61,28 +57,12 @@ impl Background {
             }
         };
         let started = std::thread::Builder::new().name("cache-jobs".into()).spawn(work).map(drop);
-        (Background { queue, accessed: Mutex::default() }, started)
+        (Background { queue }, started)
     }
 
     /// Queues a job; after `close` it is left to recovery.
     pub fn send(&self, job: Job) {
         let _ = self.queue.send(job);
-    }
-
-    /// Notes an access.
-    pub fn accessed(&self, entry: i64, at_ns: i64) {
-        self.accessed.lock().insert(entry, at_ns);
-    }
-
-    /// Writes down the noted accesses.
-    pub fn flush(&self, cache: &Inner) {
-        let noted: Vec<_> = std::mem::take(&mut *self.accessed.lock()).into_iter().collect();
-        if noted.is_empty() {
-            return;
-        }
-        if let Err(e) = cache.index.touch(noted) {
-            tracing::warn!("cannot write down accesses: {e}");
-        }
     }
 
     /// Waits until everything queued so far is done.
@@ -100,6 +80,12 @@ impl Background {
         self.send(job(done));
         // An error means that the thread has ended already.
         let _ = wait.recv();
+    }
+}
+
+fn flush(cache: &Inner) {
+    if let Err(e) = cache.flush_accesses() {
+        tracing::warn!("cannot write down accesses: {e}");
     }
 }
 

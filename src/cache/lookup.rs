@@ -10,7 +10,6 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
-use super::draft::now_ns;
 use super::{Cache, Entry, LeaseKind, Result};
 use crate::index::EntryRow;
 use crate::model::{EntryKey, EventKind, Manifest, ManifestHash, Metadata};
@@ -166,7 +165,7 @@ impl Cache {
 
     /// Notes that the entry was used now (batched; persisted in the background).
     pub fn touch(&self, entry: &Entry) {
-        self.inner.background.accessed(entry.row.id, now_ns());
+        self.inner.upkeep.recent.note(entry.row.id);
     }
 
     /// What a client learns about `key`: a hit needs a sealed entry that was not rejected and whose

@@ -11,28 +11,39 @@
 
 mod at;
 mod background;
+mod compact;
 mod compare;
 mod content;
 mod draft;
 mod error;
+mod evict;
 mod ingest;
 mod lease;
 mod lookup;
 mod open;
+mod pin;
+mod pressure;
 mod put;
 mod read;
+mod rebuild;
+mod recent;
+mod recover;
 mod restore;
 mod seal;
 mod stash;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod upkeep;
+mod usage;
 mod walk;
 
 pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
 pub use lease::{Holder, Lease, LeaseKind};
 pub use lookup::{Lookup, Miss};
+pub use pressure::{GcOptions, GcReport};
+pub use usage::{Du, Stats, Usage};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +53,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::{EntryRow, Index};
 use crate::model::manifest::Origin;
 use crate::model::units::Size;
-use crate::model::{EntryKey, Manifest, ManifestHash};
+use crate::model::{EntryKey, Manifest};
 use crate::store::{Location, Store};
 
 /// What every use case returns.
@@ -168,6 +179,7 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) leases: lease::LeaseTable,
     pub(crate) limits: parking_lot::RwLock<Limits>,
+    upkeep: upkeep::Upkeep,
     drafts: draft::DraftTable,
     sealing: seal::Sealing,
     claims: stash::Claims,
@@ -217,87 +229,4 @@ pub struct Restored {
     pub reflinked: u64,
     /// What stood there already, alike, and was left.
     pub kept: u64,
-}
-
-#[allow(unused_variables, clippy::todo)]
-impl Cache {
-    // ---- evict.rs, compact.rs
-    /// Hides an entry at once and frees it when the last holder lets go. `Pinned` while pinned.
-    pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
-        todo!()
-    }
-    /// Makes room for `bytes` more under the limits, evicting least recently used entries;
-    /// `NoSpace` when it cannot. Called before anything is created.
-    pub fn make_room(&self, bytes: u64) -> Result<()> {
-        todo!()
-    }
-    /// After a commit that replaced `old` (see [`crate::index::Commit::Done`]): frees it when its last
-    /// lease goes (at once when there is none), and asks the holders to prune it.
-    pub(crate) fn free_replaced(&self, old: &EntryRow) {
-        todo!()
-    }
-    // ---- usage.rs
-    /// What the store uses and may use; cheap (kept in memory, refreshed in the background).
-    pub fn usage(&self) -> Result<Usage> {
-        todo!()
-    }
-    /// All figures, for `stats`, `stats.json` and `metrics`.
-    pub fn stats(&self) -> Result<Stats> {
-        todo!()
-    }
-    // ---- recover.rs
-    /// Called by `open` before anything else uses the cache: rebuilds the index when `fresh`,
-    /// sweeps packs and blobs that nothing refers to, loads pins and rejections.
-    pub(crate) fn recover(&self, fresh: bool) -> Result<()> {
-        todo!()
-    }
-    // ---- pin.rs
-    /// The rejection of `key` that stands against the entry with manifest `current` (from memory).
-    pub(crate) fn rejection(
-        &self,
-        key: &EntryKey,
-        current: Option<&ManifestHash>,
-    ) -> Option<crate::store::Rejection> {
-        todo!()
-    }
-    /// Forgets a rejection that a new entry has replaced.
-    pub(crate) fn rejection_replaced(&self, key: &EntryKey) -> Result<()> {
-        todo!()
-    }
-}
-
-/// What the store uses of what it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Usage {
-    /// The quota, in bytes.
-    pub limit: u64,
-    /// Bytes used: packs, blobs, manifests, drafts, and what was evicted but is still held.
-    pub used: u64,
-    /// Number of entries.
-    pub entries: u64,
-    /// Bytes of drafts, of `used`.
-    pub drafts: u64,
-    /// Bytes evicted but still held, of `used`.
-    pub held: u64,
-}
-
-/// All figures of a cache.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Stats {
-    /// The process that owns the store.
-    pub pid: u32,
-    /// The store's id.
-    pub store_id: String,
-    /// This program's version.
-    pub version: String,
-    /// What is used.
-    pub usage: Usage,
-    /// What the index holds.
-    pub totals: crate::index::Totals,
-    /// Bytes of outputs read from packs and blobs by this process.
-    pub blob_bytes_read: u64,
-    /// Entries evicted by this process.
-    pub evicted: u64,
-    /// Pins.
-    pub pins: u64,
 }

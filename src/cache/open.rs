@@ -25,6 +25,7 @@ impl Cache {
                 index,
                 leases: lease::LeaseTable::default(),
                 limits: parking_lot::RwLock::new(limits),
+                upkeep: Default::default(),
                 drafts: Default::default(),
                 sealing: Default::default(),
                 claims: Default::default(),
@@ -55,13 +56,17 @@ impl Cache {
     /// owner when the last clone of the cache and the last [`Entry`](super::Entry) are gone.
     pub fn close(self) -> Result<()> {
         self.inner.background.stop();
-        self.inner.background.flush(&self.inner);
+        self.inner.flush_accesses()?;
+        self.reap()?;
+        self.remember_sweep();
         Ok(())
     }
 
     /// Waits until deleted drafts are off the disk and accesses are written down.
     pub fn settle(&self) {
         self.inner.background.wait();
-        self.inner.background.flush(&self.inner);
+        if let Err(e) = self.inner.flush_accesses() {
+            tracing::warn!("cannot write down accesses: {e}");
+        }
     }
 }

@@ -164,6 +164,8 @@ pub struct Totals {
     pub blobs: u64,
     /// Bytes of loose blobs.
     pub loose_bytes: u64,
+    /// Bytes of blobs, loose or packed, that no entry refers to while their rows are kept.
+    pub unreferenced_bytes: u64,
     /// Bytes of pack files.
     pub pack_bytes: u64,
     /// Bytes of pack files that nothing refers to.

@@ -189,6 +189,20 @@ impl Index {
         })
     }
 
+    /// Which of these manifests are no entry's.
+    pub fn unknown_manifests(&self, names: &[ManifestHash]) -> Result<Vec<ManifestHash>> {
+        self.readers.with("look up manifests", |db| {
+            let mut q = db.prepare_cached("SELECT 1 FROM entries WHERE manifest = ?1")?;
+            let mut unknown = Vec::new();
+            for name in names {
+                if !q.exists([&name.0])? {
+                    unknown.push(*name);
+                }
+            }
+            Ok(unknown)
+        })
+    }
+
     /// The blobs of a pack, in the order they lie in it.
     pub fn pack_blobs(&self, id: PackId) -> Result<Vec<BlobRow>> {
         self.readers.with("list a pack's blobs", |db| {
@@ -219,7 +233,7 @@ impl Index {
     pub fn totals(&self) -> Result<Totals> {
         self.readers.with("read its totals", |db| {
             db.prepare_cached(
-                "SELECT entries, blobs, loose_bytes, pack_bytes, live_bytes, logical_bytes FROM totals",
+                "SELECT entries, blobs, loose_bytes, pack_bytes, live_bytes, logical_bytes, unreferenced_bytes FROM totals",
             )?
             .query_row([], |r| {
                 let n = |column| Ok::<u64, rusqlite::Error>(r.get::<_, i64>(column)?.max(0) as u64);
@@ -230,6 +244,7 @@ impl Index {
                     pack_bytes: n(3)?,
                     dead_bytes: n(3)?.saturating_sub(n(4)?),
                     logical_bytes: n(5)?,
+                    unreferenced_bytes: n(6)?,
                 })
             })
         })
@@ -275,8 +290,9 @@ const SUMS: &[(&str, &str)] = &[
     (
         "the totals of blobs differ from the blobs",
         "SELECT count(*) FROM totals t, (SELECT count(*) n,
-            coalesce(sum(CASE WHEN pack = 0 THEN size END), 0) l FROM blobs) b
-         WHERE t.blobs <> b.n OR t.loose_bytes <> b.l",
+            coalesce(sum(CASE WHEN pack = 0 THEN size END), 0) l,
+            coalesce(sum(CASE WHEN refs = 0 THEN size END), 0) u FROM blobs) b
+         WHERE t.blobs <> b.n OR t.loose_bytes <> b.l OR t.unreferenced_bytes <> b.u",
     ),
     (
         "the totals of packs differ from the packs",

@@ -29,6 +29,7 @@ const MIGRATIONS: [&str; VERSION as usize] = ["
         inferred INTEGER NOT NULL,
         readable INTEGER NOT NULL);
     CREATE INDEX entries_accessed ON entries(accessed_at);
+    CREATE INDEX entries_manifest ON entries(manifest);
     CREATE INDEX entries_task ON entries(task_id, sealed_at);
     CREATE TABLE blobs(
         hash BLOB PRIMARY KEY,
@@ -49,6 +50,7 @@ const MIGRATIONS: [&str; VERSION as usize] = ["
         entries INTEGER NOT NULL,
         blobs INTEGER NOT NULL,
         loose_bytes INTEGER NOT NULL,
+        unreferenced_bytes INTEGER NOT NULL,
         pack_bytes INTEGER NOT NULL,
         live_bytes INTEGER NOT NULL,
         logical_bytes INTEGER NOT NULL);
@@ -116,7 +118,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
         tx.execute_batch(step).map_err(sqlite("migrate its tables"))?;
     }
     if found == 0 {
-        tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
+        tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
             .map_err(sqlite("write its first totals"))?;
     }
     if found < VERSION {

@@ -78,6 +78,7 @@ fn an_entry_survives_reopening_and_totals_add_up() {
             entries: 1,
             blobs: 2,
             loose_bytes: 1 << 20,
+            unreferenced_bytes: 0,
             pack_bytes: 200,
             dead_bytes: 100,
             logical_bytes: 10
@@ -180,7 +181,7 @@ fn pages_follow_ids_access_and_tasks() {
 
     // Touched: the first goes last. An older access than is known changes nothing.
     let ids: Vec<i64> = index.keys_after(0, 99).unwrap().into_iter().map(|(id, _)| id).collect();
-    index.touch(vec![(ids[0], 100), (ids[9], 1), (999_999, 5)]).unwrap();
+    index.touch(&[(ids[0], 100), (ids[9], 1), (999_999, 5)]).unwrap();
     let mut order = Vec::new();
     let mut after = None;
     loop {

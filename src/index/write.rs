@@ -109,6 +109,35 @@ impl Index {
         })
     }
 
+    /// Rebuilding: takes up blobs that lie in the store, without references, and packs. What is
+    /// known already stays as it is.
+    pub fn adopt(&self, packs: Vec<(PackId, u64)>, blobs: Vec<(BlobHash, u64, Location)>) -> Result<()> {
+        self.writer.run(move |db| {
+            let mut sums = Sums::default();
+            for (id, bytes) in &packs {
+                add_pack(db, *id, *bytes, &mut sums)?;
+            }
+            for (hash, size, at) in &blobs {
+                if add_blob(db, hash, *size, 0, *at, &mut sums)? {
+                    sums.unreferenced += *size as i64;
+                }
+            }
+            sums.apply(db, &mut Freed::default())
+        })
+    }
+
+    /// Repairing: sets the numbers of references and counts all sums anew.
+    pub fn set_references(&self, refs: Vec<(BlobHash, u64)>) -> Result<()> {
+        self.writer.run(move |db| {
+            for (hash, n) in &refs {
+                db.prepare_cached("UPDATE blobs SET refs = ?2 WHERE hash = ?1")
+                    .and_then(|mut q| q.execute(params![hash.0, *n as i64]))
+                    .map_err(sqlite("correct references"))?;
+            }
+            db.execute_batch(RECOUNT).map_err(sqlite("count its sums anew"))
+        })
+    }
+
     /// Drops those of `hashes` that have a row without references; what that frees. The caller
     /// makes sure that nobody reserves them meanwhile.
     pub fn drop_unreferenced(&self, hashes: Vec<BlobHash>) -> Result<Freed> {
@@ -148,7 +177,8 @@ impl Index {
     }
 
     /// Records accesses (row id, nanoseconds since 1970); an older one than is known changes nothing.
-    pub fn touch(&self, accessed: Vec<(i64, i64)>) -> Result<()> {
+    pub fn touch(&self, accessed: &[(i64, i64)]) -> Result<()> {
+        let accessed = accessed.to_vec();
         self.writer.run(move |db| {
             let mut q = db
                 .prepare_cached("UPDATE entries SET accessed_at = ?2 WHERE id = ?1 AND accessed_at < ?2")
@@ -172,6 +202,7 @@ struct Sums {
     entries: i64,
     blobs: i64,
     loose: i64,
+    unreferenced: i64,
     logical: i64,
     pack_bytes: i64,
     live_bytes: i64,
@@ -221,10 +252,19 @@ impl Sums {
         }
         db.prepare_cached(
             "UPDATE totals SET entries = entries + ?1, blobs = blobs + ?2, loose_bytes = loose_bytes + ?3,
-             logical_bytes = logical_bytes + ?4, pack_bytes = pack_bytes + ?5, live_bytes = live_bytes + ?6",
+             logical_bytes = logical_bytes + ?4, pack_bytes = pack_bytes + ?5, live_bytes = live_bytes + ?6,
+             unreferenced_bytes = unreferenced_bytes + ?7",
         )
         .and_then(|mut q| {
-            q.execute([self.entries, self.blobs, self.loose, self.logical, self.pack_bytes, self.live_bytes])
+            q.execute([
+                self.entries,
+                self.blobs,
+                self.loose,
+                self.logical,
+                self.pack_bytes,
+                self.live_bytes,
+                self.unreferenced,
+            ])
         })
         .map_err(sqlite("write its totals"))?;
         Ok(())
@@ -309,24 +349,61 @@ fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut S
         .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
         .map_err(sqlite("count a reference"))?;
     match known {
-        Some((1, size, pack)) if pack > 0 => sums.live(pack, size),
+        Some((1, size, pack)) => {
+            sums.unreferenced -= size;
+            if pack > 0 {
+                sums.live(pack, size);
+            }
+        }
         Some(_) => {}
         None => {
-            let (pack, off) = to_columns(at);
-            db.prepare_cached("INSERT INTO blobs(hash, size, refs, pack, off) VALUES(?1, ?2, 1, ?3, ?4)")
-                .and_then(|mut q| q.execute(params![hash.0, size as i64, pack, off]))
-                .map_err(sqlite("add a blob"))?;
-            sums.blobs += 1;
-            if pack > 0 {
-                sums.live(pack, size as i64);
-                sums.pack(pack).rows += 1;
-            } else {
-                sums.loose += size as i64;
-            }
+            add_blob(db, hash, size, 1, at, sums)?;
         }
     }
     Ok(())
 }
+
+/// Adds a blob's row; false when there is one.
+fn add_blob(
+    db: &Connection,
+    hash: &BlobHash,
+    size: u64,
+    refs: i64,
+    at: Location,
+    sums: &mut Sums,
+) -> Result<bool> {
+    let (pack, off) = to_columns(at);
+    let added = db
+        .prepare_cached("INSERT OR IGNORE INTO blobs(hash, size, refs, pack, off) VALUES(?1, ?2, ?3, ?4, ?5)")
+        .and_then(|mut q| q.execute(params![hash.0, size as i64, refs, pack, off]))
+        .map_err(sqlite("add a blob"))?;
+    if added == 0 {
+        return Ok(false);
+    }
+    sums.blobs += 1;
+    if pack > 0 {
+        sums.live(pack, if refs > 0 { size as i64 } else { 0 });
+        sums.pack(pack).rows += 1;
+    } else {
+        sums.loose += size as i64;
+    }
+    Ok(true)
+}
+
+/// All sums from the rows themselves.
+const RECOUNT: &str = "
+    UPDATE packs SET live = 0, blobs = 0;
+    UPDATE packs SET blobs = b.n, live = b.l FROM (SELECT pack, count(*) n,
+        sum(CASE WHEN refs > 0 THEN size ELSE 0 END) l FROM blobs WHERE pack > 0 GROUP BY pack) b
+        WHERE b.pack = packs.id;
+    UPDATE totals SET
+        entries = (SELECT count(*) FROM entries),
+        logical_bytes = (SELECT coalesce(sum(logical), 0) FROM entries),
+        blobs = (SELECT count(*) FROM blobs),
+        loose_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE pack = 0),
+        unreferenced_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE refs = 0),
+        pack_bytes = (SELECT coalesce(sum(total), 0) FROM packs),
+        live_bytes = (SELECT coalesce(sum(live), 0) FROM packs)";
 
 /// Counts one reference less; the row stays.
 fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
@@ -336,10 +413,11 @@ fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
         )
         .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
         .map_err(sqlite("drop a reference"))?;
-    if let Some((0, size, pack)) = left
-        && pack > 0
-    {
-        sums.live(pack, -size);
+    if let Some((0, size, pack)) = left {
+        sums.unreferenced += size;
+        if pack > 0 {
+            sums.live(pack, -size);
+        }
     }
     Ok(())
 }
@@ -351,6 +429,7 @@ fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed
         .map_err(sqlite("remove a blob"))?;
     let Some((size, pack)) = gone else { return Ok(()) };
     sums.blobs -= 1;
+    sums.unreferenced -= size;
     if pack > 0 {
         sums.pack(pack).rows -= 1;
         sums.pack(pack).died += size;

@@ -134,8 +134,13 @@ impl Store {
 
     /// All loose blobs with sizes.
     pub fn loose_blobs(&self) -> Result<Vec<(BlobHash, u64)>> {
+        self.loose_blobs_in(None)
+    }
+
+    /// The loose blobs in one of the 256 directories, or in all, with sizes.
+    pub fn loose_blobs_in(&self, shard: Option<u8>) -> Result<Vec<(BlobHash, u64)>> {
         let mut all = Vec::new();
-        each_in_shards(&self.blobs, &mut |shard, name| {
+        each_in_shards(&self.blobs, shard, &mut |shard, name| {
             if let Some(hash) = name.to_str().and_then(|n| n.parse().ok())
                 && let Some(size) = shard.size_of(name)?
             {

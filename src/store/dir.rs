@@ -117,6 +117,13 @@ impl Dir {
         Ok(stat.map(|s| s.st_size as u64))
     }
 
+    /// When a file last changed or got its name (ctime), nanoseconds since 1970; `None` when there is none.
+    pub fn changed_at_ns(&self, name: impl AsRef<OsStr>) -> Result<Option<i64>> {
+        let name = name.as_ref();
+        let stat = port::stat_at(self.fd(), name).map_err(self.err("stat", name))?;
+        Ok(stat.map(|s| s.st_ctime * 1_000_000_000 + s.st_ctime_nsec))
+    }
+
     /// Writes a small file durably under `name`, replacing what is there.
     pub fn write_durably(&self, tmp: &Arc<Dir>, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
         let mut temp = Temp::create(tmp)?;

@@ -56,12 +56,23 @@ impl Store {
 
     /// All manifest names, in no order.
     pub fn manifests(&self) -> Result<Vec<ManifestHash>> {
+        self.manifests_in(None)
+    }
+
+    /// The manifest names in one of the 256 directories, or in all.
+    pub fn manifests_in(&self, shard: Option<u8>) -> Result<Vec<ManifestHash>> {
         let mut all = Vec::new();
-        each_in_shards(&self.manifests, &mut |_, name| {
+        each_in_shards(&self.manifests, shard, &mut |_, name| {
             all.extend(name.to_str().and_then(|n| n.parse::<ManifestHash>().ok()));
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// When a manifest got its name (its ctime), nanoseconds since 1970; `None` when it is not there.
+    pub fn manifest_changed_at_ns(&self, hash: &ManifestHash) -> Result<Option<i64>> {
+        let (shard, name) = self.manifest_place(hash)?;
+        shard.changed_at_ns(name)
     }
 
     /// Writes the location table beside a manifest: one slot per record (`None` for what is no
@@ -89,9 +100,13 @@ pub(super) fn table_name(manifest: &str) -> String {
     format!("{manifest}.loc")
 }
 
-/// Calls `each` for every name in the `ab/` directories of a room.
-pub(super) fn each_in_shards(room: &Dir, each: &mut dyn FnMut(&Dir, &OsStr) -> Result<()>) -> Result<()> {
-    for shard in 0..=255u8 {
+/// Calls `each` for every name in one or all of the `ab/` directories of a room.
+pub(super) fn each_in_shards(
+    room: &Dir,
+    only: Option<u8>,
+    each: &mut dyn FnMut(&Dir, &OsStr) -> Result<()>,
+) -> Result<()> {
+    for shard in only.map_or(0..=255u8, |s| s..=s) {
         let shard = room.sub(format!("{shard:02x}"))?;
         for name in shard.names()? {
             each(&shard, &name)?;

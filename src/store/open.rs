@@ -76,6 +76,11 @@ impl Store {
         &self.id
     }
 
+    /// The owner before this one died without closing the store.
+    pub fn owner_died(&self) -> bool {
+        self.lock.as_ref().is_some_and(|l| l.after_death)
+    }
+
     /// Where it lies.
     pub fn root(&self) -> &Path {
         self.root.path()
@@ -201,21 +206,22 @@ fn create_rooms(root: &Dir) -> Result<()> {
 
 /// Makes the directory (and those above it) when missing; its real path, and whether it is new.
 fn create_root(root: &Path) -> Result<(PathBuf, bool)> {
-    let refused = |e: io::Error| match e.raw_os_error() {
+    let read_only = |e: io::Error| match e.raw_os_error() {
         Some(libc::EROFS) => unsuitable(root, READ_ONLY),
-        Some(libc::ENOTDIR | libc::EEXIST) => {
-            unsuitable(root, "a file stands in its way; choose another directory")
-        }
+        Some(libc::ENOTDIR) => unsuitable(root, "a file stands in its way; choose another directory"),
         _ => StoreError::io("create", root, e),
     };
     if let Some(parent) = root.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(refused)?;
+        std::fs::create_dir_all(parent).map_err(read_only)?;
     }
     let created =
         match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(root) {
             Ok(()) => true,
             Err(_) if root.is_dir() => false,
-            Err(e) => return Err(refused(e)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(unsuitable(root, "it is not a directory; choose another one"));
+            }
+            Err(e) => return Err(read_only(e)),
         };
     Ok((canonical(root)?, created))
 }

@@ -173,6 +173,11 @@ impl Store {
         Ok(all)
     }
 
+    /// When a pack got its name (its ctime), nanoseconds since 1970; `None` when it is not there.
+    pub fn pack_changed_at_ns(&self, id: PackId) -> Result<Option<i64>> {
+        self.packs.changed_at_ns(file_name(id))
+    }
+
     /// Calls `each(hash, content length, location)` for every blob of a pack, in order; stops
     /// with `Corrupt` at the first damaged header. With `verify` it also reads the contents:
     /// damaged ones are left out, and the first of them is the `Corrupt` at the end.

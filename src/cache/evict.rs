@@ -1,0 +1,166 @@
+//! Taking entries out: hide at once, free when the last holder lets go.
+//!
+//! Invariants: an entry is out of the index before its manifest is unlinked, and its manifest
+//! (with the directory synced) before its data; blobs of an entry that somebody still reads
+//! stay reserved; only claimed blobs are deleted, so a seal never relies on one that goes.
+//! An eviction that is cut short leaves only what the sweep after the next start removes.
+
+use std::sync::atomic::Ordering;
+
+use super::lease::{Choice, Reservation};
+use super::{Cache, CacheError, Result};
+use crate::index::{EntryRow, Freed};
+use crate::model::{BlobHash, EntryKey, EventKind, ManifestHash};
+
+/// A hidden entry that somebody still holds.
+pub(crate) struct Condemned {
+    pub(super) manifest: ManifestHash,
+    /// Keeps its blobs for those who read it.
+    pub(super) blobs: Reservation,
+}
+
+/// What one eviction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Outcome {
+    /// Bytes of files that are gone.
+    pub freed: u64,
+    /// Bytes that died inside packs: compaction gives them back.
+    pub dead: u64,
+}
+
+impl Cache {
+    /// Hides an entry at once and frees it when the last holder lets go. `Pinned` while pinned;
+    /// false when there is no such entry.
+    pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
+        let Some(row) = self.inner.index.entry(key)? else { return Ok(false) };
+        let Some(choice) = self.inner.leases.choose(row.id, true) else { return Ok(false) };
+        // After the choice: a pin set before it is seen here, one set later sees the choice.
+        if let Some(pin) = self.inner.upkeep.verdicts.pinned_by(key) {
+            return Err(CacheError::Pinned { key: key.clone(), pin });
+        }
+        Ok(self.remove_chosen(&row, choice, why)?.is_some())
+    }
+
+    /// Removes an entry that was chosen; `None` when it was not there any more.
+    pub(super) fn remove_chosen(&self, row: &EntryRow, choice: Choice, why: &str) -> Result<Option<Outcome>> {
+        let counts = self.inner.leases.counts(row.id);
+        let blobs = self.blobs_of(row);
+        let outcome = if counts.view + counts.hold == 0 {
+            self.remove_free(row, choice, &blobs)?
+        } else {
+            self.remove_held(row, choice, &blobs)?
+        };
+        let Some(outcome) = outcome else { return Ok(None) };
+        self.inner.upkeep.suspects.lock().remove(&row.id);
+        self.inner.upkeep.evicted.fetch_add(1, Ordering::Relaxed);
+        self.note(EventKind::Evicted { why: why.into(), freed: outcome.freed }, Some(&row.key), false);
+        for holder in self.holders() {
+            holder.changed(&row.key);
+            if counts.view > 0 {
+                holder.prune(row.id);
+            }
+        }
+        Ok(Some(outcome))
+    }
+
+    /// Nobody holds it: all goes at once.
+    fn remove_free(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
+        let claim = self.inner.leases.claim(blobs.iter().copied());
+        let keep = |h: &BlobHash| !claim.has(h);
+        let Some(freed) = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &keep)? else {
+            return Ok(None);
+        };
+        choice.condemn();
+        self.inner.store.remove_manifest(&row.manifest)?;
+        Ok(Some(self.delete_freed(&freed)))
+    }
+
+    /// Somebody holds it: it goes when they let go.
+    fn remove_held(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
+        let blobs_held = self.inner.leases.reserve(blobs.iter().copied());
+        let condemned = Condemned { manifest: row.manifest, blobs: blobs_held };
+        self.inner.upkeep.condemned.lock().insert(row.id, condemned);
+        let removed = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true);
+        if !matches!(removed, Ok(Some(_))) {
+            self.inner.upkeep.condemned.lock().remove(&row.id);
+            return removed.map(|_| None).map_err(Into::into);
+        }
+        if choice.condemn() { self.free_condemned(row.id).map(Some) } else { Ok(Some(Outcome::default())) }
+    }
+
+    /// After a commit that replaced `old` (see [`crate::index::Commit::Done`]): frees it when its
+    /// last lease goes (at once when there is none), and asks the holders to prune it. The caller has
+    /// reserved its blobs since before the commit.
+    pub(super) fn free_replaced(&self, old: &EntryRow) {
+        let held = self.inner.leases.reserve(self.blobs_of(old));
+        let condemned = Condemned { manifest: old.manifest, blobs: held };
+        self.inner.upkeep.condemned.lock().insert(old.id, condemned);
+        let viewed = self.inner.leases.counts(old.id).view > 0;
+        self.note(EventKind::Evicted { why: "replaced".into(), freed: 0 }, Some(&old.key), false);
+        if self.inner.leases.condemn(old.id) {
+            if let Err(e) = self.free_condemned(old.id) {
+                tracing::warn!(key = %old.key, error = %e, "a replaced entry could not be freed");
+                self.inner.upkeep.sweep.lock().left_something();
+            }
+        } else if viewed {
+            self.holders().iter().for_each(|h| h.prune(old.id));
+        }
+    }
+
+    /// The distinct blobs of an entry. Where its manifest cannot be read they are unknown: the
+    /// references stay counted until fsck repairs that.
+    pub(super) fn blobs_of(&self, row: &EntryRow) -> Vec<BlobHash> {
+        match self.inner.store.read_manifest(&row.manifest) {
+            Ok(m) => m.blobs().into_iter().map(|(h, _, _)| h).collect(),
+            Err(e) => {
+                let what = format!("its manifest, noticed when it was evicted: {e}");
+                self.note(EventKind::Damaged { what }, Some(&row.key), false);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Frees hidden entries whose last lease is gone.
+    pub(super) fn reap(&self) -> Result<()> {
+        while let Some(id) = self.inner.leases.next_condemned() {
+            self.free_condemned(id)?;
+        }
+        Ok(())
+    }
+
+    fn free_condemned(&self, id: i64) -> Result<Outcome> {
+        let Some(Condemned { manifest, blobs }) = self.inner.upkeep.condemned.lock().remove(&id) else {
+            return Ok(Outcome::default());
+        };
+        self.inner.store.remove_manifest(&manifest)?;
+        let hashes = blobs.hashes().to_vec();
+        drop(blobs);
+        self.free_blobs(hashes)
+    }
+
+    /// Deletes those of `hashes` that no entry refers to and nobody reserves.
+    pub(super) fn free_blobs(&self, hashes: Vec<BlobHash>) -> Result<Outcome> {
+        let claim = self.inner.leases.claim(hashes);
+        let freed = self.inner.index.drop_unreferenced(claim.hashes().copied().collect())?;
+        Ok(self.delete_freed(&freed))
+    }
+
+    /// Deletes the files of what the index has dropped (under the claim on it). What cannot be deleted
+    /// is left to the sweep.
+    pub(super) fn delete_freed(&self, freed: &Freed) -> Outcome {
+        let mut outcome = Outcome { freed: 0, dead: freed.dead_in_packs };
+        let store = &self.inner.store;
+        let loose = freed.loose.iter().map(|(h, size)| (store.remove_blob(h), *size));
+        let packs = freed.packs.iter().map(|(id, size)| (store.remove_pack(*id), *size));
+        for (result, size) in loose.chain(packs) {
+            match result {
+                Ok(()) => outcome.freed += size,
+                Err(e) => {
+                    tracing::warn!(error = %e, "something evicted could not be deleted yet");
+                    self.inner.upkeep.sweep.lock().left_something();
+                }
+            }
+        }
+        outcome
+    }
+}

@@ -1,0 +1,155 @@
+//! Pins and rejections: files of the store, mirrored in memory while the cache is open.
+//!
+//! Invariants: a pin that was reported set holds its entry from then on: it stands in memory
+//! before the entry is leased for the check, and eviction looks at the pins after it has chosen
+//! an entry, so one of the two sees the other. A rejection stands against the manifest that
+//! was current when it was given, and against no other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use parking_lot::Mutex;
+
+use super::draft::now_ns;
+use super::{Cache, CacheError, LeaseKind, Result};
+use crate::model::{EntryKey, EventKind, ManifestHash};
+use crate::store::{Pin, Rejection, Store};
+
+/// What users hold and reject, in memory.
+#[derive(Default)]
+pub(crate) struct Verdicts {
+    pins: Mutex<BTreeMap<EntryKey, BTreeSet<String>>>,
+    rejections: Mutex<HashMap<EntryKey, Rejection>>,
+}
+
+impl Verdicts {
+    /// Reads what the store has.
+    pub(super) fn load(&self, store: &Store) -> Result<()> {
+        let mut pins = BTreeMap::<EntryKey, BTreeSet<String>>::new();
+        for pin in store.pins()? {
+            pins.entry(pin.key).or_default().insert(pin.name);
+        }
+        *self.pins.lock() = pins;
+        *self.rejections.lock() = store.rejections()?.into_iter().map(|r| (r.key.clone(), r)).collect();
+        Ok(())
+    }
+
+    /// One of the pins that hold this key.
+    pub(super) fn pinned_by(&self, key: &EntryKey) -> Option<String> {
+        self.pins.lock().get(key).and_then(|names| names.first().cloned())
+    }
+
+    fn add(&self, name: &str, key: &EntryKey) -> bool {
+        self.pins.lock().entry(key.clone()).or_default().insert(name.to_owned())
+    }
+
+    fn remove(&self, name: &str, key: &EntryKey) {
+        let mut pins = self.pins.lock();
+        if let Some(names) = pins.get_mut(key) {
+            names.remove(name);
+            if names.is_empty() {
+                pins.remove(key);
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// Pins an entry under a name: it is not evicted until unpinned. False when it was already.
+    pub fn pin(&self, name: &str, key: &EntryKey) -> Result<bool> {
+        if name.is_empty() || name.len() > 200 || name.contains(['/', '\0', '\n']) {
+            return Err(CacheError::BadInput {
+                what: format!("the pin name {name:?}"),
+                why: "it has 1 to 200 bytes, without slashes and newlines".into(),
+            });
+        }
+        let new = self.inner.upkeep.verdicts.add(name, key);
+        let result = self.pin_held(name, key, new);
+        if result.is_err() && new {
+            self.inner.upkeep.verdicts.remove(name, key);
+        }
+        result
+    }
+
+    fn pin_held(&self, name: &str, key: &EntryKey, new: bool) -> Result<bool> {
+        // A pin that holds an entry already is good however the entry fares; it is asked again all the same.
+        let Some(_lease) = self.lease_for_pin(key)? else {
+            return Err(CacheError::NoEntry { key: key.clone(), why: None });
+        };
+        if !new {
+            return Ok(false);
+        }
+        self.inner.store.write_pin(&Pin { name: name.into(), key: key.clone(), at_ns: now_ns() })?;
+        self.note(EventKind::Pinned { name: name.into(), on: true }, Some(key), true);
+        Ok(true)
+    }
+
+    /// Waits out an eviction that is under way: it sees the pin, or it removes the entry.
+    fn lease_for_pin(&self, key: &EntryKey) -> Result<Option<super::Lease>> {
+        for _ in 0..500 {
+            let Some(row) = self.inner.index.entry(key)? else { return Ok(None) };
+            if let Some(lease) = self.take_lease(row.id, LeaseKind::Hold) {
+                return Ok(Some(lease));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        Ok(None)
+    }
+
+    /// Lifts a pin. False when there was none.
+    pub fn unpin(&self, name: &str, key: &EntryKey) -> Result<bool> {
+        let was = self.inner.store.remove_pin(name, key)?;
+        self.inner.upkeep.verdicts.remove(name, key);
+        if was {
+            self.note(EventKind::Pinned { name: name.into(), on: false }, Some(key), true);
+        }
+        Ok(was)
+    }
+
+    /// All pins: key and names, by key.
+    pub fn pins(&self) -> Vec<(EntryKey, Vec<String>)> {
+        let pins = self.inner.upkeep.verdicts.pins.lock();
+        pins.iter().map(|(k, names)| (k.clone(), names.iter().cloned().collect())).collect()
+    }
+
+    /// Rejects a key: lookups miss until another entry replaces the current one or the rejection
+    /// is lifted.
+    pub fn reject(&self, key: &EntryKey, reason: &str) -> Result<()> {
+        let manifest = self.inner.index.entry(key)?.map(|row| row.manifest);
+        let r = Rejection { key: key.clone(), reason: reason.into(), at_ns: now_ns(), manifest };
+        self.inner.store.write_rejection(&r)?;
+        self.inner.upkeep.verdicts.rejections.lock().insert(key.clone(), r);
+        self.note(EventKind::Rejected { reason: Some(reason.into()) }, Some(key), true);
+        Ok(())
+    }
+
+    /// Lifts a rejection. False when there was none.
+    pub fn lift(&self, key: &EntryKey) -> Result<bool> {
+        let was = self.inner.store.remove_rejection(key)?;
+        self.inner.upkeep.verdicts.rejections.lock().remove(key);
+        if was {
+            self.note(EventKind::Rejected { reason: None }, Some(key), true);
+        }
+        Ok(was)
+    }
+
+    /// All rejections, by key.
+    pub fn rejections(&self) -> Vec<Rejection> {
+        let mut all: Vec<_> = self.inner.upkeep.verdicts.rejections.lock().values().cloned().collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+
+    /// The rejection of `key` that stands against the entry with manifest `current` (from memory).
+    pub(crate) fn rejection(&self, key: &EntryKey, current: Option<&ManifestHash>) -> Option<Rejection> {
+        let rejections = self.inner.upkeep.verdicts.rejections.lock();
+        rejections.get(key).filter(|r| r.manifest.as_ref() == current).cloned()
+    }
+
+    /// Forgets a rejection that a new entry has replaced.
+    pub(crate) fn rejection_replaced(&self, key: &EntryKey) -> Result<()> {
+        if self.inner.upkeep.verdicts.rejections.lock().remove(key).is_some() {
+            self.inner.store.remove_rejection(key)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! Making room: which entries go, and when.
+//!
+//! Invariants: least recently used first; never a pinned one, one that somebody holds, or one younger
+//! than the minimum age. An entry that a kernel knows is not evicted in the round that finds
+//! it: the kernel is asked to forget it, and it goes in a later round if nobody has come back
+//! to it (warm reads are invisible, so only a look-up tells). One round at a time.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::draft::now_ns;
+use super::evict::Outcome;
+use super::{Cache, CacheError, Result, Usage};
+use crate::index::EntryRow;
+use crate::model::EntryKey;
+
+/// Entries read from the index at a time.
+const PAGE: usize = 128;
+/// The most entries one round looks at.
+const ROUND: usize = 20_000;
+/// How long a kernel has to come back to an entry it was asked to forget, before it may go.
+const SECOND_CHANCE: Duration = Duration::from_millis(100);
+/// How long somebody who needs room waits for kernels to let go.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// What `gc` is to do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GcOptions {
+    /// Only say what would go.
+    pub dry_run: bool,
+    /// Evict entries that were not used for this long, beyond what the limits ask for.
+    pub older_than: Option<Duration>,
+}
+
+/// What `gc` did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcReport {
+    /// Evicted entries, least recently used first.
+    pub evicted: Vec<EntryKey>,
+    /// Bytes given back; an estimate for a dry run.
+    pub freed: u64,
+    /// Entries that would go but are pinned, held, or known to a kernel.
+    pub held: u64,
+    /// Bytes used afterwards.
+    pub used: u64,
+}
+
+/// How much has to go.
+#[derive(Debug, Clone, Copy)]
+struct Goal {
+    bytes: u64,
+    entries: u64,
+    /// Everything that was last used before (nanoseconds since 1970).
+    before: Option<i64>,
+}
+
+/// What a round did.
+#[derive(Debug, Default)]
+struct Round {
+    evicted: Vec<(EntryKey, Outcome)>,
+    /// Entries and bytes that a kernel was asked to forget.
+    asked: u64,
+    asked_bytes: u64,
+    held: u64,
+}
+
+impl Round {
+    fn bytes(&self) -> u64 {
+        self.evicted.iter().map(|(_, o)| o.freed + o.dead).sum()
+    }
+    /// The goal is reached before `next`, if all that were asked let go.
+    fn reached(&self, goal: &Goal, next: &EntryRow) -> bool {
+        goal.before.is_none_or(|b| next.accessed_at_ns >= b)
+            && self.bytes() + self.asked_bytes >= goal.bytes
+            && self.evicted.len() as u64 + self.asked >= goal.entries
+    }
+}
+
+impl Cache {
+    /// Makes room for `bytes` more under the limits, evicting least recently used entries;
+    /// `NoSpace` when it cannot. Called before anything is created.
+    pub fn make_room(&self, bytes: u64) -> Result<()> {
+        let Some(mut goal) = self.lacking(bytes)? else { return Ok(()) };
+        let begun = Instant::now();
+        let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
+            return self.no_room_unless_enough(bytes);
+        };
+        loop {
+            self.reap()?;
+            match self.lacking(bytes)? {
+                None => return Ok(()),
+                Some(lacking) => goal = Goal { before: goal.before, ..lacking },
+            }
+            let round = self.evict_round(&goal, false, "lru")?;
+            if round.evicted.iter().any(|(_, o)| o.dead > 0) && round.bytes() >= goal.bytes {
+                self.compact()?;
+            }
+            let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
+            if round.evicted.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {
+                return self.no_room_unless_enough(bytes);
+            }
+            if round.evicted.is_empty() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    fn no_room_unless_enough(&self, bytes: u64) -> Result<()> {
+        if self.lacking(bytes)?.is_none() {
+            return Ok(());
+        }
+        let u = self.usage()?;
+        let gib = |n: u64| format!("{:.2} GiB", n as f64 / f64::from(1 << 30));
+        Err(CacheError::NoSpace(if u.used + bytes > u.limit {
+            format!(
+                "{} of {} are used and no entry can be evicted (pinned, in use or too young); raise --size or evict entries",
+                gib(u.used),
+                gib(u.limit)
+            )
+        } else if u.disk_available < u.reserve.saturating_add(bytes) {
+            format!(
+                "the disk has {} free and {} are to stay free; free some space or lower --reserve",
+                gib(u.disk_available),
+                gib(u.reserve)
+            )
+        } else {
+            "the limit of entries is reached and none can be evicted; raise it or evict entries".into()
+        }))
+    }
+
+    /// What has to go so that `bytes` more fit; `None` when they do.
+    fn lacking(&self, bytes: u64) -> Result<Option<Goal>> {
+        let u = self.usage()?;
+        let most = self.inner.limits.read().entries.unwrap_or(u64::MAX);
+        let over = u.used.saturating_add(bytes).saturating_sub(u.limit);
+        let disk = u.reserve.saturating_add(bytes).saturating_sub(u.disk_available);
+        let entries = (u.entries + 1).saturating_sub(most);
+        let goal = Goal { bytes: over.max(disk), entries, before: None };
+        Ok((goal.bytes > 0 || goal.entries > 0).then_some(goal))
+    }
+
+    /// One round down to the low-water mark, when the high-water mark is passed.
+    pub(super) fn evict_above_high_water(&self) -> Result<()> {
+        let Some(goal) = self.above_high_water(&self.usage()?) else { return Ok(()) };
+        let Some(_round) = self.inner.upkeep.round.try_lock() else { return Ok(()) };
+        let round = self.evict_round(&goal, false, "lru")?;
+        tracing::debug!(
+            evicted = round.evicted.len(),
+            asked = round.asked,
+            "evicted above the high-water mark"
+        );
+        Ok(())
+    }
+
+    fn above_high_water(&self, u: &Usage) -> Option<Goal> {
+        let limits = self.inner.limits.read();
+        let share = |n: u64, percent: u8| (u128::from(n) * u128::from(percent.min(100)) / 100) as u64;
+        let low = limits.low_water.min(limits.high_water);
+        let mut goal = Goal { bytes: 0, entries: 0, before: None };
+        if u.used > share(u.limit, limits.high_water) {
+            goal.bytes = u.used - share(u.limit, low);
+        }
+        goal.bytes = goal.bytes.max(u.reserve.saturating_sub(u.disk_available));
+        if let Some(most) = limits.entries.filter(|m| u.entries > share(*m, limits.high_water)) {
+            goal.entries = u.entries - share(most, low);
+        }
+        (goal.bytes > 0 || goal.entries > 0).then_some(goal)
+    }
+
+    /// Collects garbage: what the limits ask for, what is older than asked, what nothing refers to.
+    pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
+        let before = options.older_than.map(|age| now_ns().saturating_sub(age.as_nanos() as i64));
+        let usage = self.usage()?;
+        let goal = self.above_high_water(&usage).unwrap_or(Goal { bytes: 0, entries: 0, before });
+        let goal = Goal { before, ..goal };
+        let _round = self.inner.upkeep.round.lock();
+        let mut report = GcReport::default();
+        if !options.dry_run {
+            self.reap()?;
+        }
+        if goal.bytes > 0 || goal.entries > 0 || goal.before.is_some() {
+            let round = self.evict_round(&goal, options.dry_run, "gc")?;
+            report.held = round.held + round.asked;
+            report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
+            report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
+        }
+        if !options.dry_run {
+            let unreferenced = self.inner.index.unreferenced(1_000_000)?;
+            self.free_blobs(unreferenced)?;
+            self.compact()?;
+            report.freed = report.freed.max(usage.used.saturating_sub(self.usage()?.used));
+        }
+        report.used = self.usage()?.used;
+        Ok(report)
+    }
+
+    /// Goes through the entries, least recently used first, until the goal is reached.
+    fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str) -> Result<Round> {
+        self.inner.flush_accesses()?;
+        let now = now_ns();
+        let young = now.saturating_sub(self.inner.limits.read().min_age.as_nanos() as i64);
+        let mut round = Round::default();
+        let mut planned = Plan::default();
+        let mut after = None;
+        let mut seen = 0;
+        while seen < ROUND {
+            let page = self.inner.index.oldest(after, PAGE)?;
+            let Some(last) = page.last() else { break };
+            after = Some((last.accessed_at_ns, last.id));
+            seen += page.len();
+            for row in page {
+                if round.reached(goal, &row) {
+                    return Ok(round);
+                }
+                if row.sealed_at_ns > young {
+                    continue;
+                }
+                if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
+                    round.held += 1;
+                } else if dry_run {
+                    let freed = planned.add(self, &row)?;
+                    round.evicted.push((row.key, Outcome { freed, dead: 0 }));
+                } else {
+                    self.try_evict(&row, now, why, &mut round)?;
+                }
+            }
+        }
+        Ok(round)
+    }
+
+    /// Evicts one candidate, or asks the kernel to let go of it.
+    fn try_evict(&self, row: &EntryRow, now: i64, why: &str, round: &mut Round) -> Result<()> {
+        let counts = self.inner.leases.counts(row.id);
+        if counts.hold > 0 {
+            round.held += 1;
+            return Ok(());
+        }
+        let asked_at = self.inner.upkeep.suspects.lock().get(&row.id).copied();
+        if counts.view > 0 {
+            if asked_at.is_none_or(|at| now - at > PATIENCE.as_nanos() as i64) {
+                self.inner.upkeep.suspects.lock().insert(row.id, now);
+                self.holders().iter().for_each(|h| h.prune(row.id));
+                round.asked += 1;
+                round.asked_bytes += row.logical_bytes;
+            } else {
+                // Asked a moment ago and still in use: the next candidates have to do.
+                round.held += 1;
+            }
+            return Ok(());
+        }
+        if let Some(at) = asked_at {
+            if row.accessed_at_ns > at {
+                self.inner.upkeep.suspects.lock().remove(&row.id);
+                return Ok(());
+            }
+            if now - at < SECOND_CHANCE.as_nanos() as i64 {
+                round.asked += 1;
+                round.asked_bytes += row.logical_bytes;
+                return Ok(());
+            }
+        }
+        let Some(choice) = self.inner.leases.choose(row.id, false) else { return Ok(()) };
+        if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
+            return Ok(());
+        }
+        if let Some(outcome) = self.remove_chosen(row, choice, why)? {
+            round.evicted.push((row.key.clone(), outcome));
+        }
+        Ok(())
+    }
+}
+
+/// What a dry run has counted off so far.
+#[derive(Default)]
+struct Plan {
+    dropped: std::collections::HashMap<crate::model::BlobHash, u64>,
+}
+
+impl Plan {
+    /// Bytes that nothing would refer to once this entry went too.
+    fn add(&mut self, cache: &Cache, row: &EntryRow) -> Result<u64> {
+        let blobs = cache.inner.store.read_manifest(&row.manifest)?.blobs();
+        let hashes: Vec<_> = blobs.iter().map(|(h, _, _)| *h).collect();
+        let mut freed = 0;
+        for blob in cache.inner.index.blobs(&hashes)?.into_iter().flatten() {
+            let dropped = self.dropped.entry(blob.hash).or_default();
+            *dropped += 1;
+            if *dropped >= blob.refs {
+                freed += blob.size;
+            }
+        }
+        Ok(freed)
+    }
+}

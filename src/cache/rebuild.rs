@@ -1,0 +1,147 @@
+//! Making the index anew from the store alone.
+//!
+//! Invariants: an entry comes back only when its manifest verifies and the store has all its
+//! blobs; of several manifests of one key the newest stands (the others were replaced, or
+//! evicted before). Pins, rejections and events are the store's own and are not touched.
+//! What is lost: the order of access.
+
+use super::{Cache, CacheError, Result};
+use crate::index::{Commit, EntryRow, NewEntry, Replaced};
+use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
+use crate::store::{Location, StoreError};
+
+/// Rows written at a time.
+const BATCH: usize = 2000;
+
+/// What a rebuild found.
+#[derive(Debug, Default)]
+pub(super) struct Rebuilt {
+    pub entries: u64,
+    /// Manifests that cannot be read, and why.
+    pub unreadable: Vec<(ManifestHash, StoreError)>,
+    /// Packs that cannot be read to their end, and why.
+    pub bad_packs: Vec<StoreError>,
+    /// Entries of which blobs are missing: key, manifest, how many.
+    pub incomplete: Vec<(EntryKey, ManifestHash, usize)>,
+    /// Manifests that another one of the same key outlives.
+    pub outlived: Vec<ManifestHash>,
+}
+
+impl Cache {
+    /// Throws the index away and makes it anew from the store. Nobody may use the cache meanwhile.
+    pub(super) fn rebuild_index(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Rebuilt> {
+        let mut rebuilt = Rebuilt::default();
+        self.inner.index.reset()?;
+        self.adopt_content(&mut rebuilt)?;
+        let names = self.inner.store.manifests()?;
+        let mut batch = Vec::new();
+        for (done, name) in (0..).zip(&names) {
+            progress(done, names.len() as u64);
+            match self.inner.store.read_manifest(name) {
+                Ok(manifest) => batch.extend(self.entry_of(manifest, &mut rebuilt)?),
+                Err(e) => rebuilt.unreadable.push((*name, e)),
+            }
+            if batch.len() >= BATCH {
+                self.commit_batch(std::mem::take(&mut batch), &mut rebuilt)?;
+            }
+        }
+        self.commit_batch(batch, &mut rebuilt)?;
+        rebuilt.entries = self.inner.index.totals()?.entries;
+        self.note(EventKind::IndexRebuilt { entries: rebuilt.entries }, None, true);
+        tracing::info!(entries = rebuilt.entries, "the index was made anew from the store");
+        Ok(rebuilt)
+    }
+
+    /// Takes up all packs and loose blobs, without references.
+    fn adopt_content(&self, rebuilt: &mut Rebuilt) -> Result<()> {
+        let (store, index) = (&self.inner.store, &self.inner.index);
+        let mut packs = Vec::new();
+        let mut blobs = Vec::new();
+        for pack in store.packs()? {
+            let scan = store.scan_pack(pack.id, false, &mut |hash, size, at| blobs.push((hash, size, at)));
+            // What stands before the damage is as good as ever.
+            rebuilt.bad_packs.extend(scan.err());
+            packs.push((pack.id, pack.bytes));
+            if blobs.len() >= BATCH {
+                index.adopt(std::mem::take(&mut packs), std::mem::take(&mut blobs))?;
+            }
+        }
+        for shard in 0..=255 {
+            let found = store.loose_blobs_in(Some(shard))?;
+            blobs.extend(found.into_iter().map(|(hash, size)| (hash, size, Location::Loose)));
+            if blobs.len() >= BATCH {
+                index.adopt(std::mem::take(&mut packs), std::mem::take(&mut blobs))?;
+            }
+        }
+        Ok(index.adopt(packs, blobs)?)
+    }
+
+    fn entry_of(&self, manifest: Manifest, rebuilt: &mut Rebuilt) -> Result<Option<NewEntry>> {
+        let blobs = manifest.blobs();
+        let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
+        let rows = self.inner.index.blobs(&hashes)?;
+        let known: Vec<_> = blobs
+            .iter()
+            .zip(rows)
+            .filter_map(|((hash, size, _), row)| {
+                Some((*hash, *size, row.filter(|r| r.size == *size)?.location))
+            })
+            .collect();
+        if known.len() < blobs.len() {
+            let missing = blobs.len() - known.len();
+            rebuilt.incomplete.push((manifest.seal().key.clone(), manifest.hash(), missing));
+            return Ok(None);
+        }
+        let metadata = self.metadata_of(&manifest, &known);
+        Ok(Some(NewEntry {
+            row: EntryRow {
+                id: 0,
+                key: manifest.seal().key.clone(),
+                manifest: manifest.hash(),
+                task_id: metadata.as_ref().map(|m| m.task_id.clone()).unwrap_or_default(),
+                sealed_at_ns: manifest.seal().sealed_at_ns,
+                accessed_at_ns: manifest.seal().sealed_at_ns,
+                logical_bytes: manifest.logical_bytes(),
+                files: manifest.files(),
+                inferred: manifest.seal().inferred,
+                readable: metadata.is_some(),
+            },
+            blobs: known,
+            packs: Vec::new(),
+            replaces: None,
+        }))
+    }
+
+    /// The entry's metadata, if it parses.
+    fn metadata_of(&self, manifest: &Manifest, known: &[(BlobHash, u64, Location)]) -> Option<Metadata> {
+        let record = manifest.find(b"metadata.json")?;
+        let file = manifest.get(record)?;
+        let hash = file.hash()?;
+        let (_, size, at) = known.iter().find(|(h, _, _)| *h == hash)?;
+        if *size > Metadata::MAX_BYTES {
+            return None;
+        }
+        let mut bytes = vec![0; *size as usize];
+        self.inner.store.read_verified(&hash, *size, manifest.groups(record), *at, 0, &mut bytes).ok()?;
+        Metadata::parse(&bytes).ok()
+    }
+
+    fn commit_batch(&self, batch: Vec<NewEntry>, rebuilt: &mut Rebuilt) -> Result<()> {
+        for (new, done) in batch.clone().into_iter().zip(self.inner.index.commit_all(batch)?) {
+            let Commit::Taken(other) = done else { continue };
+            if (other.sealed_at_ns, other.manifest) > (new.row.sealed_at_ns, new.row.manifest) {
+                rebuilt.outlived.push(new.row.manifest);
+                continue;
+            }
+            rebuilt.outlived.push(other.manifest);
+            let blobs = self.inner.store.read_manifest(&other.manifest)?.blobs();
+            let blobs = blobs.into_iter().map(|(h, _, _)| h).collect();
+            let replaces = Some(Replaced { manifest: other.manifest, blobs });
+            if let Commit::Taken(row) = self.inner.index.commit(NewEntry { replaces, ..new })? {
+                let what = format!("the key {}", row.key);
+                return Err(CacheError::BadInput { what, why: "it changed while the index was made".into() });
+            }
+        }
+        Ok(())
+    }
+}

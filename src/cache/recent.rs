@@ -1,0 +1,66 @@
+//! Accesses that are not written down yet, in memory.
+//!
+//! Invariants: bounded; what falls out is written down with the rest, never lost while the
+//! process lives; after a flush the index knows the order of all accesses noted before.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::draft::now_ns;
+use super::{Inner, Result};
+
+/// Entries whose last access is kept in memory.
+const KEPT: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
+
+/// The most recently used entries: row id and nanoseconds since 1970.
+pub(crate) struct Recent {
+    noted: Mutex<(LruCache<i64, i64>, Vec<(i64, i64)>)>,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Recent { noted: Mutex::new((LruCache::new(KEPT), Vec::new())) }
+    }
+}
+
+impl Recent {
+    /// Notes that an entry was used now.
+    pub(crate) fn note(&self, row: i64) {
+        let mut noted = self.noted.lock();
+        if let Some((old, at)) = noted.0.push(row, now_ns())
+            && old != row
+        {
+            noted.1.push((old, at));
+        }
+    }
+
+    fn take(&self) -> Vec<(i64, i64)> {
+        let mut noted = self.noted.lock();
+        let mut all = std::mem::take(&mut noted.1);
+        while let Some(oldest) = noted.0.pop_lru() {
+            all.push(oldest);
+        }
+        all
+    }
+
+    fn put_back(&self, all: Vec<(i64, i64)>) {
+        self.noted.lock().1.extend(all);
+    }
+}
+
+impl Inner {
+    /// Writes down all accesses that were noted.
+    pub(crate) fn flush_accesses(&self) -> Result<()> {
+        let noted = self.upkeep.recent.take();
+        if noted.is_empty() {
+            return Ok(());
+        }
+        let result = self.index.touch(&noted);
+        if result.is_err() {
+            self.upkeep.recent.put_back(noted);
+        }
+        Ok(result?)
+    }
+}

@@ -1,0 +1,190 @@
+//! After a start: what a death may have left, found without reading a million names first.
+//!
+//! The index is trusted as it is: an entry is committed to it (durably) only after all its
+//! bytes are durable, and removed from it before they go, so a death leaves things that the index
+//! does not know, never the reverse. Such orphans cost space and nothing else, so they are swept in
+//! the background, a few directories per tick (`docs/decisions/0004-recovery.md`). A draft that
+//! was being sealed is still whole; the manifest it left is an orphan, too.
+//!
+//! Invariants: an orphan is deleted only if it is older than this process, so nothing that is
+//! being sealed is; a blob only under a claim; a sweep that was not finished goes on after the
+//! next start.
+
+use std::time::{Duration, Instant};
+
+use super::draft::now_ns;
+use super::{Cache, Result};
+use crate::model::{BlobHash, ManifestHash};
+use crate::store::{Location, StoreError};
+
+/// Its presence says that a sweep is due or not finished.
+const MARKER: &str = "index.sweep";
+/// How long one tick sweeps.
+const SLICE: Duration = Duration::from_millis(100);
+/// File times are those of the last clock tick.
+const CLOCK_TICK_NS: i64 = 20_000_000;
+/// Unreferenced rows freed at a time.
+const PAGE: usize = 1000;
+
+/// Where the sweep is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    /// Rows without references: of entries that were hidden but held when the process died.
+    Rows,
+    Manifests(u8),
+    Blobs(u8),
+    Packs,
+    #[default]
+    Done,
+}
+
+/// The sweep after an unclean stop.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    stage: Stage,
+    /// Files older than this (nanoseconds since 1970) are not of this process.
+    since_ns: i64,
+    /// Something could not be deleted: the next start looks again.
+    left: bool,
+}
+
+impl Sweep {
+    /// Something that is out of the index could not be deleted.
+    pub(super) fn left_something(&mut self) {
+        self.left = true;
+    }
+}
+
+impl Cache {
+    /// Called by `open` before anything else uses the cache: loads pins and rejections,
+    /// rebuilds the index when it is `fresh` and the store is not, plans a sweep after a death.
+    pub(crate) fn recover(&self, fresh: bool) -> Result<()> {
+        let store = &self.inner.store;
+        self.inner.upkeep.verdicts.load(store)?;
+        if fresh && !(store.manifests_in(None)?.is_empty() && store.packs()?.is_empty()) {
+            self.rebuild_index(&mut |_, _| {})?;
+        }
+        let marker = store.path(MARKER);
+        if store.owner_died() {
+            std::fs::write(&marker, b"").map_err(|e| StoreError::io("write", &marker, e))?;
+        }
+        let mut sweep = self.inner.upkeep.sweep.lock();
+        sweep.since_ns = now_ns() - CLOCK_TICK_NS;
+        sweep.stage = if marker.exists() { Stage::Rows } else { Stage::Done };
+        Ok(())
+    }
+
+    /// At an orderly close: what could not be deleted is looked for at the next start.
+    pub(crate) fn remember_sweep(&self) {
+        let held = !self.inner.upkeep.condemned.lock().is_empty();
+        if held || self.inner.upkeep.sweep.lock().left {
+            let marker = self.inner.store.path(MARKER);
+            if let Err(e) = std::fs::write(&marker, b"") {
+                tracing::warn!(error = %e, "orphans will be found by 'outfs fsck' only");
+            }
+        }
+    }
+
+    /// A little of the sweep.
+    pub(super) fn sweep_step(&self) -> Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < SLICE {
+            let (stage, since) = {
+                let sweep = self.inner.upkeep.sweep.lock();
+                (sweep.stage, sweep.since_ns)
+            };
+            let next_shard = |shard: u8| shard.checked_add(1);
+            let next = match stage {
+                Stage::Done => return Ok(()),
+                Stage::Rows => {
+                    let rows = self.inner.index.unreferenced(PAGE)?;
+                    let freed = !rows.is_empty() && self.free_blobs(rows)?.freed > 0;
+                    if freed { Stage::Rows } else { Stage::Manifests(0) }
+                }
+                Stage::Manifests(shard) => {
+                    self.sweep_manifests(shard, since)?;
+                    next_shard(shard).map_or(Stage::Blobs(0), Stage::Manifests)
+                }
+                Stage::Blobs(shard) => {
+                    self.sweep_blobs(shard)?;
+                    next_shard(shard).map_or(Stage::Packs, Stage::Blobs)
+                }
+                Stage::Packs => {
+                    self.sweep_packs(since)?;
+                    let marker = self.inner.store.path(MARKER);
+                    std::fs::remove_file(&marker).map_err(|e| StoreError::io("remove", &marker, e))?;
+                    Stage::Done
+                }
+            };
+            self.inner.upkeep.sweep.lock().stage = next;
+        }
+        Ok(())
+    }
+
+    /// The whole sweep, at once.
+    pub fn finish_sweep(&self) -> Result<()> {
+        while self.inner.upkeep.sweep.lock().stage != Stage::Done {
+            self.sweep_step()?;
+        }
+        Ok(())
+    }
+
+    fn sweep_manifests(&self, shard: u8, since: i64) -> Result<()> {
+        let store = &self.inner.store;
+        let names = store.manifests_in(Some(shard))?;
+        for name in self.inner.index.unknown_manifests(&names)? {
+            if store.manifest_changed_at_ns(&name)?.is_some_and(|at| at < since) && !self.is_used(&name) {
+                tracing::info!(manifest = %name, "a manifest that no entry has is removed");
+                store.remove_manifest(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A manifest out of the index is still used while its entry is held: its blobs are reserved.
+    pub(super) fn is_used(&self, name: &ManifestHash) -> bool {
+        if self.inner.upkeep.condemned.lock().values().any(|c| c.manifest == *name) {
+            return true;
+        }
+        let blobs = self.inner.store.read_manifest(name).map(|m| m.blobs()).unwrap_or_default();
+        blobs.iter().any(|(h, _, _)| self.inner.leases.is_reserved(h))
+    }
+
+    fn sweep_blobs(&self, shard: u8) -> Result<()> {
+        let names: Vec<BlobHash> =
+            self.inner.store.loose_blobs_in(Some(shard))?.into_iter().map(|(h, _)| h).collect();
+        let rows = self.inner.index.blobs(&names)?;
+        let orphans =
+            names.iter().zip(rows).filter(|(_, row)| row.is_none_or(|r| r.location != Location::Loose));
+        let orphans: Vec<BlobHash> = orphans.map(|(h, _)| *h).collect();
+        self.remove_orphan_blobs(&orphans).map(drop)
+    }
+
+    /// Deletes loose blobs that the index does not know as such, and nobody reserves. Returns those.
+    pub(super) fn remove_orphan_blobs(&self, orphans: &[BlobHash]) -> Result<Vec<BlobHash>> {
+        let claim = self.inner.leases.claim(orphans.iter().copied());
+        let claimed: Vec<BlobHash> = claim.hashes().copied().collect();
+        let mut removed = Vec::new();
+        // Asked again under the claim: a seal may have committed one meanwhile.
+        for (hash, row) in claimed.iter().zip(self.inner.index.blobs(&claimed)?) {
+            if row.is_none_or(|r| r.location != Location::Loose) {
+                tracing::info!(blob = %hash, "a blob that no entry has is removed");
+                self.inner.store.remove_blob(hash)?;
+                removed.push(*hash);
+            }
+        }
+        Ok(removed)
+    }
+
+    fn sweep_packs(&self, since: i64) -> Result<()> {
+        for pack in self.inner.store.packs()? {
+            if self.inner.index.pack(pack.id)?.is_none()
+                && self.inner.store.pack_changed_at_ns(pack.id)?.is_some_and(|at| at < since)
+            {
+                tracing::info!(pack = pack.id.0, "a pack that no entry has is removed");
+                self.inner.store.remove_pack(pack.id)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! What a cache does beside its work: the state of eviction, accounting and sweeping, and the
+//! tick that a worker calls about once a second.
+//!
+//! Invariants: nothing that was reported done depends on a tick; each part fails for itself
+//! and is tried again next time.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::draft::now_ns;
+use super::evict::Condemned;
+use super::pin::Verdicts;
+use super::recent::Recent;
+use super::recover::Sweep;
+use super::usage::Accounts;
+use super::{Cache, Result};
+use crate::model::{EntryKey, EventKind};
+use crate::store::PackId;
+
+/// Events are kept for this long …
+const KEEP_EVENTS: Duration = Duration::from_secs(90 * 86400);
+/// … and at most so many.
+const KEEP_EVENT_COUNT: u64 = 1_000_000;
+
+/// State of the use cases that keep a cache in order.
+#[derive(Default)]
+pub(crate) struct Upkeep {
+    pub(super) verdicts: Verdicts,
+    pub(super) accounts: Accounts,
+    /// Hidden entries whose bytes are still there, by row id.
+    pub(super) condemned: Mutex<HashMap<i64, Condemned>>,
+    /// Entries the kernel was asked to forget, by row id, and when: their second chance.
+    pub(super) suspects: Mutex<HashMap<i64, i64>>,
+    /// One round of eviction at a time.
+    pub(super) round: Mutex<()>,
+    /// One compaction at a time; where the search for sparse packs goes on.
+    pub(super) compacting: Mutex<Option<PackId>>,
+    /// What an unclean stop left to look for.
+    pub(super) sweep: Mutex<Sweep>,
+    pub(super) recent: Recent,
+    /// Entries evicted by this process.
+    pub(super) evicted: AtomicU64,
+}
+
+impl Cache {
+    /// One round of everything that is done in the background: frees what was let go, evicts
+    /// above the high-water mark, compacts packs, drops abandoned drafts, trims the event log,
+    /// sweeps what a death left. A worker calls it about once a second.
+    pub fn tick(&self) {
+        let part = |what: &str, result: Result<()>| {
+            if let Err(e) = result {
+                tracing::warn!(error = %e, "upkeep could not {what}");
+            }
+        };
+        part("write down accesses", self.inner.flush_accesses());
+        part("free evicted entries", self.reap());
+        part("measure the store", self.refresh_usage());
+        part("evict", self.evict_above_high_water());
+        part("compact packs", self.compact_if_worth_it());
+        part("sweep", self.sweep_step());
+        part("trim the event log", self.trim_events());
+    }
+
+    fn trim_events(&self) -> Result<()> {
+        let keep = now_ns().saturating_sub(KEEP_EVENTS.as_nanos() as i64);
+        Ok(self.inner.store.trim_events(keep, KEEP_EVENT_COUNT)?)
+    }
+
+    /// Writes an event; one that cannot be written never fails what it tells of.
+    pub(crate) fn note(&self, event: EventKind, key: Option<&EntryKey>, durable: bool) {
+        if let Err(e) = self.inner.store.append_event(event, key, durable) {
+            tracing::warn!(error = %e, "an event could not be written");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Accounting: what the store uses, what it may use, and what each entry costs.
+//!
+//! Invariants: a shared blob counts once; bytes that were evicted but are still held count
+//! until they are gone; drafts count as what they occupy, measured at most every few seconds;
+//! asking is cheap enough for every statfs and every create.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::{Cache, CacheError, Result};
+use crate::model::{BlobHash, EntryKey};
+
+/// The smallest default quota.
+const LEAST: u64 = 5 << 30;
+/// A manifest and its location table occupy about a block each.
+const METADATA_PER_ENTRY: u64 = 8192;
+/// Drafts are measured no more often than this.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
+
+/// What the store uses of what it may, in bytes where not said otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// The quota.
+    pub limit: u64,
+    /// Bytes used: packs, blobs, manifests, drafts, and what was evicted but is still held.
+    pub used: u64,
+    /// What may still be written: within the quota and above the reserve.
+    pub available: u64,
+    /// Number of entries.
+    pub entries: u64,
+    /// Bytes of drafts, of `used`.
+    pub drafts: u64,
+    /// Bytes evicted but still held, of `used`.
+    pub held: u64,
+    /// Bytes in packs that nothing refers to, of `used`.
+    pub dead: u64,
+    /// Manifests and their tables (estimated), of `used`.
+    pub metadata: u64,
+    /// Free on the file system that holds the store.
+    pub disk_available: u64,
+    /// To be left free there.
+    pub reserve: u64,
+}
+
+/// All figures of a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// The process that owns the store.
+    pub pid: u32,
+    /// The store's id.
+    pub store_id: String,
+    /// This program's version.
+    pub version: String,
+    /// What is used.
+    pub usage: Usage,
+    /// What the index holds.
+    pub totals: crate::index::Totals,
+    /// Bytes of outputs read from packs and blobs by this process.
+    pub blob_bytes_read: u64,
+    /// Entries evicted by this process.
+    pub evicted: u64,
+    /// Pins.
+    pub pins: u64,
+}
+
+/// What one entry costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Du {
+    /// The entry.
+    pub key: EntryKey,
+    /// Bytes of its files.
+    pub logical: u64,
+    /// Bytes of its distinct blobs.
+    pub stored: u64,
+    /// Of these, what no other entry has: what evicting it would free.
+    pub exclusive: u64,
+    /// Of these, what other entries have too.
+    pub shared: u64,
+}
+
+/// What was measured last.
+#[derive(Default)]
+pub(crate) struct Accounts {
+    drafts: Mutex<Measured>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Measured {
+    bytes: u64,
+    at: Option<Instant>,
+    took: Duration,
+}
+
+impl Cache {
+    /// What the store uses and may use.
+    pub fn usage(&self) -> Result<Usage> {
+        let totals = self.inner.index.totals()?;
+        let (disk, disk_available) = self.inner.store.file_system_bytes()?;
+        let drafts = self.draft_bytes();
+        let limits = self.inner.limits.read();
+        let quota = limits.size.map_or((disk / 10).max(LEAST), |s| s.of(disk)).min(disk);
+        let reserve = limits.reserve.map_or(disk / 100, |s| s.of(disk)).min(disk);
+        drop(limits);
+        let content = totals.loose_bytes + totals.pack_bytes;
+        let metadata = totals.entries * METADATA_PER_ENTRY;
+        let used = content + drafts + metadata;
+        Ok(Usage {
+            limit: quota,
+            used,
+            available: quota.saturating_sub(used).min(disk_available.saturating_sub(reserve)),
+            entries: totals.entries,
+            drafts,
+            held: totals.unreferenced_bytes,
+            dead: totals.dead_bytes.saturating_sub(totals.unreferenced_bytes),
+            metadata,
+            disk_available,
+            reserve,
+        })
+    }
+
+    /// All figures, for `stats`, `stats.json` and `metrics`.
+    pub fn stats(&self) -> Result<Stats> {
+        let pins = self.pins().iter().map(|(_, names)| names.len() as u64).sum();
+        Ok(Stats {
+            pid: std::process::id(),
+            store_id: self.inner.store.id().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            usage: self.usage()?,
+            totals: self.inner.index.totals()?,
+            blob_bytes_read: self.inner.blob_bytes_read.load(Ordering::Relaxed),
+            evicted: self.inner.upkeep.evicted.load(Ordering::Relaxed),
+            pins,
+        })
+    }
+
+    /// Measures the drafts anew when that is due.
+    pub(super) fn refresh_usage(&self) -> Result<()> {
+        self.draft_bytes();
+        Ok(())
+    }
+
+    /// Measured now and then; large drafts, which take long to measure, more rarely. While one
+    /// thread measures, others get the last result.
+    fn draft_bytes(&self) -> u64 {
+        let mut last = self.inner.upkeep.accounts.drafts.lock();
+        let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
+        if last.at.is_some_and(fresh) {
+            return last.bytes;
+        }
+        last.at = Some(Instant::now());
+        drop(last);
+        let begun = Instant::now();
+        let bytes = tree_bytes(&self.inner.store.root().join("drafts"));
+        *self.inner.upkeep.accounts.drafts.lock() =
+            Measured { bytes, at: Some(Instant::now()), took: begun.elapsed() };
+        bytes
+    }
+
+    /// What one entry costs.
+    pub fn du(&self, key: &EntryKey) -> Result<Du> {
+        let no_entry = || CacheError::NoEntry { key: key.clone(), why: None };
+        let row = self.inner.index.entry(key)?.ok_or_else(no_entry)?;
+        let blobs = self.inner.store.read_manifest(&row.manifest)?.blobs();
+        let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
+        let rows = self.inner.index.blobs(&hashes)?;
+        let mut du = Du { key: row.key, logical: row.logical_bytes, stored: 0, exclusive: 0, shared: 0 };
+        for ((_, size, _), row) in blobs.iter().zip(rows) {
+            du.stored += size;
+            match row.is_some_and(|r| r.refs > 1) {
+                true => du.shared += size,
+                false => du.exclusive += size,
+            }
+        }
+        Ok(du)
+    }
+}
+
+/// Bytes that a tree occupies, hard links once. What vanishes meanwhile counts nothing.
+fn tree_bytes(top: &Path) -> u64 {
+    let mut seen = HashSet::new();
+    let mut todo: Vec<PathBuf> = vec![top.to_owned()];
+    let mut bytes = 0;
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                todo.push(entry.path());
+            } else if meta.nlink() > 1 && !seen.insert(meta.ino()) {
+                continue;
+            }
+            bytes += meta.blocks() * 512;
+        }
+    }
+    bytes
+}
