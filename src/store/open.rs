@@ -4,6 +4,7 @@
 //! the disk; what is not a store is never written into, and never deleted. All `ab/`
 //! directories exist from the start. Must not know: what the files in the rooms mean.
 
+use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,11 @@ const ROOMS: [&str; 9] =
 const SHARDED: usize = 2;
 
 /// How files of other rooms at the store's top begin (see [`Store::path`]).
-const FOREIGN: [&str; 4] = ["index.", "control.", "daemon.", "views."];
+const FOREIGN: [&str; 5] = ["index.", "control.", "daemon.", "views.", "limits."];
+
+fn is_foreign(name: &OsStr) -> bool {
+    FOREIGN.iter().any(|f| name.as_encoded_bytes().starts_with(f.as_bytes()))
+}
 
 /// Descriptors of packs and loose blobs that are kept open.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
@@ -49,10 +54,7 @@ impl Store {
         for room in ROOMS {
             remove::tree(&dir, room.as_ref())?;
         }
-        let names = dir.names()?;
-        let ours =
-            |n: &&std::ffi::OsString| FOREIGN.iter().any(|f| n.as_encoded_bytes().starts_with(f.as_bytes()));
-        for name in names.iter().filter(ours) {
+        for name in dir.names()?.iter().filter(|n| is_foreign(n)) {
             dir.unlink(name)?;
         }
         // Last, so that a destruction that was interrupted can be repeated.
@@ -87,9 +89,10 @@ impl Store {
     }
 
     /// The path for a file of another room at the store's top. Its name begins with `index.`,
-    /// `control.`, `daemon.` or `views.`: `destroy` deletes these and nothing it does not know.
+    /// `control.`, `daemon.`, `limits.` or `views.`: `destroy` deletes these and nothing it does not know.
+    /// `tmp` is the directory for scratch files; what stays in it is swept by the next owner.
     pub fn path(&self, name: &str) -> PathBuf {
-        debug_assert!(FOREIGN.iter().any(|f| name.starts_with(f)), "{name}");
+        debug_assert!(name == "tmp" || is_foreign(name.as_ref()), "{name}");
         self.root().join(name)
     }
 
@@ -206,22 +209,21 @@ fn create_rooms(root: &Dir) -> Result<()> {
 
 /// Makes the directory (and those above it) when missing; its real path, and whether it is new.
 fn create_root(root: &Path) -> Result<(PathBuf, bool)> {
-    let read_only = |e: io::Error| match e.raw_os_error() {
+    let refused = |e: io::Error| match e.raw_os_error() {
         Some(libc::EROFS) => unsuitable(root, READ_ONLY),
-        Some(libc::ENOTDIR) => unsuitable(root, "a file stands in its way; choose another directory"),
+        Some(libc::ENOTDIR | libc::EEXIST) => {
+            unsuitable(root, "a file stands in its way; choose another directory")
+        }
         _ => StoreError::io("create", root, e),
     };
     if let Some(parent) = root.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(read_only)?;
+        std::fs::create_dir_all(parent).map_err(refused)?;
     }
     let created =
         match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(root) {
             Ok(()) => true,
             Err(_) if root.is_dir() => false,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(unsuitable(root, "it is not a directory; choose another one"));
-            }
-            Err(e) => return Err(read_only(e)),
+            Err(e) => return Err(refused(e)),
         };
     Ok((canonical(root)?, created))
 }
@@ -253,20 +255,17 @@ fn refuse_file_system(root: &Dir) -> Result<()> {
     if read_only { Err(unsuitable(root.path(), READ_ONLY)) } else { Ok(()) }
 }
 
-/// A directory without `format` is taken only when it is empty, or when a store was being
-/// created in it: there is a `lock` and nothing but rooms.
+/// A directory without `format` is taken only when it is empty (but for what other rooms put at a
+/// store's top, such as the daemon's log), or when a store was being created in it: there is a
+/// `lock` and nothing else but rooms.
 fn refuse_strangers(root: &Dir) -> Result<()> {
     let names = root.names()?;
-    if names.is_empty() {
+    let room = |n: &OsStr| ROOMS.iter().any(|r| n == *r);
+    let begun = names.iter().any(|n| n == LOCK);
+    if names.iter().all(|n| is_foreign(n) || n == LOCK || begun && room(n)) {
         return Ok(());
     }
-    let known = |n: &std::ffi::OsStr| n == LOCK || ROOMS.iter().any(|r| n == *r);
-    match names.iter().find(|n| !known(n)) {
-        None if names.iter().any(|n| n == LOCK) => Ok(()),
-        _ => {
-            Err(unsuitable(root.path(), "it is not empty and not an outfs store; choose an empty directory"))
-        }
-    }
+    Err(unsuitable(root.path(), "it is not empty and not an outfs store; choose an empty directory"))
 }
 
 fn not_a_store(root: &Path) -> StoreError {
