@@ -25,7 +25,7 @@ impl Du {
         let reply = session.call(Request::Du { keys: self.keys })?;
         let Reply::Du { entries } = reply else { return Err(unexpected(reply)) };
         if self.output.json {
-            entries.iter().try_for_each(out::json)?;
+            out::json(&serde_json::json!({ "entries": entries }))?;
             return session.close();
         }
         let mut table = Table::new(&["EXCLUSIVE", "SHARED", "LOGICAL", "KEY"], &[0, 1, 2]);

@@ -82,7 +82,7 @@ impl Events {
 fn pause(session: Session) -> Result<Option<Session>, Failure> {
     let kept = match session {
         Session::Daemon(_) => Some(session),
-        Session::Own(_) => {
+        Session::Own(..) => {
             session.close()?;
             None
         }

@@ -11,7 +11,7 @@ use crate::cache::{Cache, Limits};
 use crate::control::{
     Caller, Channel, Client, ConnectError, Failure, Kind, LimitFlags, Reply, Request, dispatch,
 };
-use crate::daemon::{Config, stored_limits};
+use crate::daemon::{Config, Links, stored_limits};
 
 /// How long to wait for another owner without a daemon's socket.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Session {
     /// Its daemon answers.
     Daemon(Client),
-    /// This process owns it.
-    Own(Cache),
+    /// This process owns it, and what its links point to is held.
+    Own(Cache, Links),
 }
 
 impl Session {
@@ -52,7 +52,12 @@ impl Session {
                     }
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                other => return other.map(Session::Own),
+                other => {
+                    return other.map(|cache| {
+                        let links = Links::hold(&cache);
+                        Session::Own(cache, links)
+                    });
+                }
             }
         }
     }
@@ -70,7 +75,7 @@ impl Session {
     ) -> Result<Reply, Failure> {
         match self {
             Session::Daemon(client) => client.call(request, channel),
-            Session::Own(cache) => dispatch(cache, &Caller::this(), request, channel),
+            Session::Own(cache, _) => dispatch(cache, &Caller::this(), request, channel),
         }
     }
 
@@ -78,7 +83,10 @@ impl Session {
     pub(super) fn close(self) -> Result<(), Failure> {
         match self {
             Session::Daemon(_) => Ok(()),
-            Session::Own(cache) => Ok(cache.close()?),
+            Session::Own(cache, links) => {
+                drop(links);
+                Ok(cache.close()?)
+            }
         }
     }
 }

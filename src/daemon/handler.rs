@@ -6,11 +6,12 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use jiff::Timestamp;
 
+use super::links::Links;
 use super::views::Views;
 use super::{Wake, mountpoint, record};
-use crate::cache::Cache;
+use crate::cache::{Cache, LeaseKind};
 use crate::control::{
-    Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch,
+    Caller, Channel, DaemonFacts, Failure, Handler, Kind, LimitFlags, Reply, Request, ViewFacts, dispatch,
 };
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
@@ -20,6 +21,7 @@ use crate::vfs::{VfsError, View, ViewOptions};
 pub(super) struct Daemon {
     cache: Cache,
     views: Arc<Views>,
+    links: Links,
     started_at: Timestamp,
     log: String,
     wake: Sender<Wake>,
@@ -27,7 +29,8 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) fn new(cache: Cache, log: String, wake: Sender<Wake>) -> Self {
-        Self { cache, views: Arc::default(), started_at: Timestamp::now(), log, wake }
+        let links = Links::hold(&cache);
+        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, wake }
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -38,8 +41,19 @@ impl Daemon {
         &self.views
     }
 
+    pub(super) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Called often by the upkeep thread: views look for what has become quiet.
+    pub(super) fn tick_views(&self) {
+        self.views.each(View::tick);
+    }
+
     /// Called every second by the upkeep thread.
-    pub(super) fn tick(&self) {}
+    pub(super) fn tick(&self) {
+        self.links.tick(&self.cache);
+    }
 
     pub(super) fn record_views(&self) {
         record::remember_views(self.cache.store().root(), &self.views.mount_points());
@@ -122,9 +136,18 @@ impl Daemon {
         Ok(Reply::Unmounted { ends: true })
     }
 
-    /// A symlink into a view, and a pin that lasts as long as the symlink.
-    fn link(&self, _key: &EntryKey, _dest: &Path) -> Result<Reply, Failure> {
-        Err(Failure::failed("linking is not there yet"))
+    /// A symlink into a view, and a lease that lasts as long as the symlink.
+    fn link(&self, key: &EntryKey, dest: &Path) -> Result<Reply, Failure> {
+        let entry = self.cache.entry(key, LeaseKind::Hold)?.ok_or_else(|| {
+            Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))
+        })?;
+        let shows = |v: &ViewFacts| v.view.scope.as_ref().is_none_or(|keys| keys.contains(key));
+        let view = self.views.facts().into_iter().find(shows).ok_or_else(|| {
+            Failure::failed(format!("no view of this store shows {key}, so there is nothing to link to"))
+        })?;
+        let target = view.at.0.join(key).join("outputs");
+        self.links.make(&self.cache, entry, dest, target.clone())?;
+        Ok(Reply::Linked { target: target.into() })
     }
 }
 

@@ -10,6 +10,7 @@ mod doctor;
 mod handler;
 mod holders;
 mod journal;
+mod links;
 mod log;
 mod mountpoint;
 mod mounts;
@@ -19,6 +20,7 @@ mod views;
 
 pub use config::{Config, ConfigError, MountConfig};
 pub use doctor::{Check, Health, examine};
+pub use links::Links;
 pub use log::{LogSpec, LogTarget};
 pub use mountpoint::canonical;
 pub use mounts::{MountInfo, mount_table, mounted_at};
@@ -28,7 +30,7 @@ pub use unmount::unmount;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,8 @@ use handler::Daemon;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the workers look.
 const TICK: Duration = Duration::from_secs(1);
+/// How often views look for drafts that have become quiet.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a daemon starts with; passed to the background process as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,9 +119,14 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let worker = std::thread::Builder::new()
         .name("upkeep".into())
         .spawn(move || {
+            let mut last = Instant::now();
             while !until.load(Ordering::Relaxed) {
-                cared.tick();
-                std::thread::park_timeout(TICK);
+                cared.tick_views();
+                if last.elapsed() >= TICK {
+                    last = Instant::now();
+                    cared.tick();
+                }
+                std::thread::park_timeout(LOOK);
             }
         })
         .map_err(io)?;
@@ -188,6 +197,7 @@ impl Running {
             tracing::error!("the upkeep thread has failed");
         }
         self.daemon.record_views();
+        self.daemon.links().let_go();
         if let Err(e) = self.daemon.cache().clone().close() {
             tracing::error!("the cache did not close cleanly: {e}");
         }

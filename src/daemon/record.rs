@@ -11,14 +11,14 @@ use crate::control::{LimitFlags, RawPath};
 const VIEWS: &str = "views.json";
 const LIMITS: &str = "limits.json";
 
-fn read<T: serde::de::DeserializeOwned>(store: &Path, name: &str) -> Option<T> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(store: &Path, name: &str) -> Option<T> {
     let bytes = std::fs::read(store.join(name)).ok()?;
     serde_json::from_slice(&bytes)
         .inspect_err(|e| tracing::warn!("{} is ignored: {e}", store.join(name).display()))
         .ok()
 }
 
-fn write(store: &Path, name: &str, what: &impl serde::Serialize) {
+pub(super) fn write(store: &Path, name: &str, what: &impl serde::Serialize) {
     let path = store.join(name);
     let written = serde_json::to_vec(what).map_err(std::io::Error::other).and_then(|bytes| {
         let aside = store.join(format!("{name}.new"));
