@@ -73,6 +73,7 @@ impl From<CacheError> for Failure {
             CacheError::Exists { .. } | CacheError::DraftExists(_) | CacheError::InTheWay(_) => Kind::Exists,
             CacheError::Busy { .. } | CacheError::Pinned { .. } => Kind::Busy,
             CacheError::Store(s) => kind_of_store(s),
+            CacheError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => Kind::Hangup,
             _ => Kind::Failed,
         };
         Self::new(kind, e.to_string())

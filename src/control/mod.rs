@@ -21,7 +21,7 @@ mod tests;
 mod wire;
 
 pub use client::{Client, ConnectError};
-pub use dispatch::{Caller, dispatch};
+pub use dispatch::{Caller, dispatch, hit};
 pub use failure::{Failure, Kind};
 pub use limits::{LimitFlags, Span};
 pub use raw::RawPath;

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use super::links::Links;
 use super::views::Views;
 use super::{Wake, mountpoint, record};
-use crate::cache::{Cache, LeaseKind};
+use crate::cache::Cache;
 use crate::control::{
-    Caller, Channel, DaemonFacts, Failure, Handler, Kind, LimitFlags, Reply, Request, ViewFacts, dispatch,
+    Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch, hit,
 };
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
@@ -138,14 +138,15 @@ impl Daemon {
 
     /// A symlink into a view, and a lease that lasts as long as the symlink.
     fn link(&self, key: &EntryKey, dest: &Path) -> Result<Reply, Failure> {
-        let entry = self.cache.entry(key, LeaseKind::Hold)?.ok_or_else(|| {
-            Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))
-        })?;
+        let entry = hit(&self.cache, key)?;
+        if entry.manifest().find(b"outputs").is_none() {
+            return Err(Failure::failed(format!("the entry {key} has no outputs to link to")));
+        }
         let shows = |v: &ViewFacts| v.view.scope.as_ref().is_none_or(|keys| keys.contains(key));
         let view = self.views.facts().into_iter().find(shows).ok_or_else(|| {
             Failure::failed(format!("no view of this store shows {key}, so there is nothing to link to"))
         })?;
-        let target = view.at.0.join(key).join("outputs");
+        let target = view.at.0.join(key.as_str()).join("outputs");
         self.links.make(&self.cache, entry, dest, target.clone())?;
         Ok(Reply::Linked { target: target.into() })
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, PutRequest, Reply};
-use super::{Caller, entries, held};
+use super::{Caller, entries, held, hit};
 use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
 use crate::model::{EntryKey, RecordKind};
 use crate::store::DraftPlace;
@@ -88,10 +88,7 @@ pub(super) fn restore(
     how: RestoreAs,
     force: bool,
 ) -> Result<Reply, Failure> {
-    let entry = held(cache, key)?;
-    let restored = entry.restore(dest, how, force)?;
-    cache.touch(&entry);
-    Ok(Reply::Restored(restored))
+    Ok(Reply::Restored(hit(cache, key)?.restore(dest, how, force)?))
 }
 
 pub(super) fn restore_tar(
@@ -99,9 +96,10 @@ pub(super) fn restore_tar(
     key: &EntryKey,
     channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
-    let entry = held(cache, key)?;
-    entry.write_tar(&mut DataWriter(channel))?;
-    cache.touch(&entry);
+    // Small writes become large frames.
+    let mut out = std::io::BufWriter::with_capacity(1 << 18, DataWriter(channel));
+    hit(cache, key)?.write_tar(&mut out)?;
+    std::io::Write::flush(&mut out).map_err(unwritable)?;
     Ok(Reply::Done)
 }
 
@@ -156,11 +154,15 @@ fn stream(entry: &Entry, record: u32, channel: &mut dyn Channel) -> Result<(), F
         if n == 0 {
             return Ok(());
         }
-        channel.data(&buffer[..n]).map_err(|e| match e.kind() {
-            std::io::ErrorKind::BrokenPipe => Failure::new(Kind::Hangup, "the output was closed"),
-            _ => Failure::failed(format!("cannot write the output: {e}")),
-        })?;
+        channel.data(&buffer[..n]).map_err(unwritable)?;
         offset += n as u64;
+    }
+}
+
+fn unwritable(e: std::io::Error) -> Failure {
+    match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::new(Kind::Hangup, "the output was closed"),
+        _ => Failure::failed(format!("cannot write the output: {e}")),
     }
 }
 

@@ -10,7 +10,7 @@ mod upkeep;
 use std::sync::OnceLock;
 
 use super::{Channel, Failure, Kind, Reply, Request};
-use crate::cache::{Cache, Entry, LeaseKind};
+use crate::cache::{Cache, Entry, LeaseKind, Lookup, Miss};
 use crate::model::EntryKey;
 use crate::model::manifest::Origin;
 
@@ -80,10 +80,22 @@ pub fn dispatch(
     }
 }
 
-/// The entry, held while it is used.
-fn held(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
-    match cache.entry(key, LeaseKind::Hold)? {
-        Some(entry) => Ok(entry),
-        None => Err(Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))),
+/// The entry as a client's lookup finds it, held: a broken or rejected one is a miss.
+pub fn hit(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
+    match cache.lookup(key)? {
+        Lookup::Hit { entry, .. } => Ok(entry),
+        Lookup::Miss(Miss::NoEntry) => Err(no_entry(key)),
+        Lookup::Miss(miss) => {
+            Err(Failure::new(Kind::NotFound, format!("the entry {key} counts as a miss: {miss}")))
+        }
     }
+}
+
+fn no_entry(key: &EntryKey) -> Failure {
+    Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))
+}
+
+/// The entry as it is, held while it is looked at.
+fn held(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
+    cache.entry(key, LeaseKind::Hold)?.ok_or_else(|| no_entry(key))
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::{Channel, Failure, Kind, PinFacts, Reply};
+use super::super::{Channel, Failure, PinFacts, Reply};
 use super::entries::time;
+use super::no_entry;
 use crate::cache::Cache;
 use crate::model::EntryKey;
 use crate::store::Pin;
@@ -32,7 +33,7 @@ pub(super) fn reject(_cache: &Cache, _key: &EntryKey, _reason: Option<&str>) -> 
 pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     match cache.evict(key, "request")? {
         true => Ok(Reply::Done),
-        false => Err(Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))),
+        false => Err(no_entry(key)),
     }
 }
 
