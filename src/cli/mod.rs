@@ -45,7 +45,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry
 
 /// A build cache as a mounted file system.
 #[derive(Parser)]
-#[command(name = "outfs", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(name = "outfs", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// The store [default: $XDG_CACHE_HOME/outfs, else ~/.cache/outfs]
     #[arg(long, global = true, value_name = "DIR", env = "OUTFS_STORE", hide_env_values = true)]

@@ -39,6 +39,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::cache::{Cache, Limits};
 use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
 use crate::fuse::MountOptions;
+use crate::store::{Access, Store};
 use crate::vfs::ViewOptions;
 use handler::Daemon;
 
@@ -100,11 +101,15 @@ struct Running {
 }
 
 fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
+    let store = &start.store.0;
+    if !store.join("format").exists() {
+        // Made first, because the log may be in it.
+        drop(Store::open(store, Access::Own)?);
+    }
     start.log.install("info")?;
     prepare_process();
     let mut limits = Limits::default();
     start.limits.apply(&mut limits);
-    let store = &start.store.0;
     let cache = Cache::open(store, limits.clone())?;
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
