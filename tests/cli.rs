@@ -268,7 +268,7 @@ fn pins_hold_and_eviction_frees() {
     p.ok(&["unpin", "--name", "release"]);
     p.ok(&["evict", "key1"]);
     p.fails(3, "no entry", &["show", "key1"]);
-    assert_eq!(p.json(&["stats"])[0]["entries"], 0);
+    assert_eq!(p.json(&["stats"])[0]["totals"]["entries"], 0);
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn sizes_are_told_apart() {
     assert!(row("key2")["exclusive"].as_u64() >= Some(50_000));
     assert!(row("key1")["shared"].as_u64() >= Some(1_000_000));
     let stats = &p.json(&["stats"])[0];
-    assert_eq!((&stats["entries"], &stats["pid"]), (&2.into(), &Value::Null));
+    assert_eq!((&stats["totals"]["entries"], &stats["pid"]), (&2.into(), &Value::Null));
 }
 
 #[test]

@@ -47,6 +47,11 @@ impl Cache {
         &self.inner.store
     }
 
+    /// The limits it runs with.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits.read().clone()
+    }
+
     /// The index.
     pub fn index(&self) -> &Index {
         &self.inner.index

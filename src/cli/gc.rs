@@ -35,16 +35,20 @@ impl Gc {
             return session.close();
         }
         let would = if facts.dry_run { "would evict" } else { "evicted" };
-        for key in &facts.entries {
+        for key in &facts.report.evicted {
             out::line(&format!("{would} {key}"))?;
         }
-        for draft in &facts.drafts {
-            out::line(&format!("{would} the draft {}", out::clean(draft)))?;
+        if facts.drafts > 0 {
+            out::line(&format!("dropped {} abandoned drafts", facts.drafts))?;
         }
+        if facts.report.held > 0 {
+            out::line(&format!("{} more are pinned or in use", facts.report.held))?;
+        }
+        let free = if facts.dry_run { "would be free" } else { "freed" };
         out::line(&format!(
-            "{} {}",
-            human_bytes(facts.freed),
-            if facts.dry_run { "would be free" } else { "freed" }
+            "{} {free}, {} used",
+            human_bytes(facts.report.freed),
+            human_bytes(facts.report.used)
         ))?;
         session.close()
     }

@@ -28,14 +28,16 @@ impl Stats {
         let field = |name: &str, value: String| out::line(&format!("{name:<10} {value}"));
         field("store", format!("{} ({})", out::clean_path(&s.store), s.id))?;
         field("daemon", s.pid.map_or("none".into(), |pid| format!("process {pid}")))?;
-        field("entries", s.entries.to_string())?;
-        field("blobs", s.blobs.to_string())?;
+        field("entries", s.totals.entries.to_string())?;
+        field("blobs", s.totals.blobs.to_string())?;
         field("drafts", s.drafts.to_string())?;
         field("pins", s.pins.to_string())?;
-        field("logical", human_bytes(s.logical_bytes))?;
-        field("stored", format!("{} of {}", human_bytes(s.stored_bytes), human_bytes(s.quota_bytes)))?;
-        field("dead", human_bytes(s.dead_bytes))?;
-        field("disk free", human_bytes(s.disk_free_bytes))?;
+        field("logical", human_bytes(s.totals.logical_bytes))?;
+        field("used", format!("{} of {}", human_bytes(s.usage.used), human_bytes(s.usage.limit)))?;
+        field("available", human_bytes(s.usage.available))?;
+        field("dead", human_bytes(s.usage.dead))?;
+        field("held", human_bytes(s.usage.held))?;
+        field("disk free", human_bytes(s.usage.disk_available))?;
         session.close()
     }
 }

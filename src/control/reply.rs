@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::Restored;
+use crate::cache::{Du, GcReport, Restored, Usage};
 use crate::fuse::MountOptions;
+use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
 use crate::vfs::ViewOptions;
@@ -78,19 +79,6 @@ pub struct ShowFacts {
     pub metadata_error: Option<String>,
 }
 
-/// What an entry takes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DuFacts {
-    /// The entry.
-    pub key: EntryKey,
-    /// Bytes on disk that only it uses.
-    pub exclusive: u64,
-    /// Bytes on disk that other entries use too.
-    pub shared: u64,
-    /// Bytes of all its files.
-    pub logical: u64,
-}
-
 /// A draft.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DraftFacts {
@@ -158,24 +146,20 @@ pub struct StatsFacts {
     pub pid: Option<u32>,
     /// The daemon.
     pub daemon: Option<DaemonFacts>,
-    /// Number of entries.
-    pub entries: u64,
-    /// Number of distinct blobs.
-    pub blobs: u64,
+    /// The program's version.
+    pub version: String,
+    /// What is used of what may be.
+    pub usage: Usage,
+    /// What the index holds.
+    pub totals: Totals,
     /// Number of drafts.
     pub drafts: u64,
     /// Number of pins.
     pub pins: u64,
-    /// Sum of the entries' sizes.
-    pub logical_bytes: u64,
-    /// Bytes on disk.
-    pub stored_bytes: u64,
-    /// Of these, bytes that nothing refers to any more.
-    pub dead_bytes: u64,
-    /// Bytes the store may use.
-    pub quota_bytes: u64,
-    /// Bytes free on its file system.
-    pub disk_free_bytes: u64,
+    /// Entries the daemon has evicted since it started.
+    pub evicted: u64,
+    /// Bytes of outputs it has read since then.
+    pub blob_bytes_read: u64,
     /// What limits hold.
     pub limits: LimitFlags,
 }
@@ -193,15 +177,14 @@ pub struct EventsFacts {
     pub gap: bool,
 }
 
-/// What was collected.
+/// What was collected, or would be.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GcFacts {
-    /// Evicted entries, or those that would go.
-    pub entries: Vec<EntryKey>,
-    /// Dropped drafts, or those that would go.
-    pub drafts: Vec<String>,
-    /// Bytes that are free now, or would be.
-    pub freed: u64,
+    /// Entries and bytes.
+    #[serde(flatten)]
+    pub report: GcReport,
+    /// Abandoned drafts that were dropped.
+    pub drafts: usize,
     /// Only asked.
     pub dry_run: bool,
 }
@@ -289,7 +272,7 @@ pub enum Reply {
     /// To `Du`.
     Du {
         /// Per entry.
-        entries: Vec<DuFacts>,
+        entries: Vec<Du>,
     },
     /// To `Drafts`.
     Drafts {

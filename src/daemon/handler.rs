@@ -53,6 +53,10 @@ impl Daemon {
     /// Called every second by the upkeep thread.
     pub(super) fn tick(&self) {
         self.links.tick(&self.cache);
+        self.cache.tick();
+        if let Err(e) = self.cache.drop_idle_drafts() {
+            tracing::warn!("cannot drop abandoned drafts: {e}");
+        }
     }
 
     pub(super) fn record_views(&self) {
@@ -108,7 +112,7 @@ impl Daemon {
         mount: &MountOptions,
         limits: &LimitFlags,
     ) -> Result<Reply, Failure> {
-        let conflicts = limits.conflicts(&self.cache.inner.limits.read());
+        let conflicts = limits.conflicts(&self.cache.limits());
         if !conflicts.is_empty() {
             return Err(Failure::failed(format!(
                 "the daemon (process {}) that owns the store {} runs with other limits: {}; leave these options \

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 
 use super::super::{
-    DraftFacts, DuFacts, EntryFacts, EventsFacts, Failure, Kind, LimitFlags, NodeFacts, RawPath, Reply,
-    ShowFacts, StatsFacts,
+    DraftFacts, EntryFacts, EventsFacts, Failure, Kind, LimitFlags, NodeFacts, RawPath, Reply, ShowFacts,
+    StatsFacts,
 };
 use super::held;
-use crate::cache::{Cache, CacheError, Draft, Entry};
+use crate::cache::{Cache, CacheError, Draft};
 use crate::index::EntryRow;
 use crate::model::{Cursor, EntryKey, Manifest, RecordKind};
 use crate::store::DraftPlace;
@@ -85,7 +85,7 @@ pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
     let seal = entry.manifest().seal();
     let pins = cache.store().pins()?.into_iter().filter(|p| p.key == *key).map(|p| p.name).collect();
-    let rejected = cache.store().rejections()?.into_iter().find(|r| r.key == *key).map(|r| r.reason);
+    let rejected = cache.rejection(key, Some(&entry.row().manifest)).map(|r| r.reason);
     let (metadata, metadata_error) = match entry.metadata()? {
         Ok(metadata) => (Some(metadata), None),
         Err(why) => (None, Some(why)),
@@ -104,37 +104,22 @@ pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
 pub(super) fn du(cache: &Cache, keys: &[EntryKey]) -> Result<Reply, Failure> {
     let mut entries = Vec::new();
     for key in keys {
-        entries.push(du_of(cache, &held(cache, key)?)?);
-    }
-    if !keys.is_empty() {
-        return Ok(Reply::Du { entries });
+        entries.push(cache.du(key)?);
     }
     let mut after = 0;
-    loop {
-        let keys = cache.index().keys_after(after, MAX_PAGE)?;
-        let Some((last, _)) = keys.last() else { return Ok(Reply::Du { entries }) };
+    while keys.is_empty() {
+        let page = cache.index().keys_after(after, MAX_PAGE)?;
+        let Some((last, _)) = page.last() else { break };
         after = *last;
-        for (_, key) in keys {
-            // One that was evicted meanwhile takes nothing.
-            if let Some(entry) = cache.entry(&key, crate::cache::LeaseKind::Hold)? {
-                entries.push(du_of(cache, &entry)?);
+        for (_, key) in page {
+            match cache.du(&key) {
+                Ok(du) => entries.push(du),
+                // It was evicted meanwhile, or its manifest is damaged: fsck's business.
+                Err(e) => tracing::warn!("left out: {e}"),
             }
         }
     }
-}
-
-fn du_of(cache: &Cache, entry: &Entry) -> Result<DuFacts, Failure> {
-    let blobs = entry.manifest().blobs();
-    let hashes: Vec<_> = blobs.iter().map(|b| b.0).collect();
-    let mut facts =
-        DuFacts { key: entry.key().clone(), exclusive: 0, shared: 0, logical: entry.row().logical_bytes };
-    for row in cache.index().blobs(&hashes)?.into_iter().flatten() {
-        match row.refs {
-            0 | 1 => facts.exclusive += row.size,
-            _ => facts.shared += row.size,
-        }
-    }
-    Ok(facts)
+    Ok(Reply::Du { entries })
 }
 
 pub(super) fn drafts(cache: &Cache) -> Reply {
@@ -160,24 +145,20 @@ fn draft_facts(cache: &Cache, draft: &Draft) -> DraftFacts {
 }
 
 pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
-    let totals = cache.index().totals()?;
-    let (total, free) = cache.store().file_system_bytes()?;
-    let limits = cache.inner.limits.read().clone();
+    let stats = cache.stats()?;
     Ok(Reply::Stats(Box::new(StatsFacts {
         store: cache.store().root().into(),
-        id: cache.store().id().to_owned(),
+        id: stats.store_id,
         pid: None,
         daemon: None,
-        entries: totals.entries,
-        blobs: totals.blobs,
+        version: stats.version,
+        usage: stats.usage,
+        totals: stats.totals,
         drafts: cache.drafts().len() as u64,
-        pins: cache.store().pins()?.len() as u64,
-        logical_bytes: totals.logical_bytes,
-        stored_bytes: totals.loose_bytes + totals.pack_bytes,
-        dead_bytes: totals.dead_bytes,
-        quota_bytes: limits.size.map_or((total / 10).max(5 << 30), |s| s.of(total)),
-        disk_free_bytes: free,
-        limits: LimitFlags::of(&limits),
+        pins: stats.pins,
+        evicted: stats.evicted,
+        blob_bytes_read: stats.blob_bytes_read,
+        limits: LimitFlags::of(&cache.limits()),
     })))
 }
 

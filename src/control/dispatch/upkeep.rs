@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::{Channel, Failure, PinFacts, Reply};
+use super::super::{Channel, Failure, GcFacts, Kind, PinFacts, Reply};
 use super::entries::time;
 use super::no_entry;
-use crate::cache::Cache;
+use crate::cache::{Cache, GcOptions};
 use crate::model::EntryKey;
 use crate::store::Pin;
 
@@ -18,16 +18,32 @@ pub(super) fn pins(cache: &Cache) -> Result<Reply, Failure> {
     Ok(pin_facts(cache.store().pins()?))
 }
 
-pub(super) fn pin(_cache: &Cache, _name: &str, _key: &EntryKey) -> Result<Reply, Failure> {
-    Err(Failure::failed("pinning is not there yet"))
+pub(super) fn pin(cache: &Cache, name: &str, key: &EntryKey) -> Result<Reply, Failure> {
+    cache.pin(name, key)?;
+    Ok(Reply::Done)
 }
 
-pub(super) fn unpin(_cache: &Cache, _name: Option<&str>, _key: Option<&EntryKey>) -> Result<Reply, Failure> {
-    Err(Failure::failed("pinning is not there yet"))
+/// Lifts what matches, and says what that was.
+pub(super) fn unpin(cache: &Cache, name: Option<&str>, key: Option<&EntryKey>) -> Result<Reply, Failure> {
+    let matches = |p: &Pin| name.is_none_or(|n| n == p.name) && key.is_none_or(|k| *k == p.key);
+    let mut lifted: Vec<Pin> = cache.store().pins()?.into_iter().filter(matches).collect();
+    if lifted.is_empty() {
+        return Err(Failure::new(Kind::NotFound, "there is no such pin; 'outfs pin' lists them"));
+    }
+    for pin in &lifted {
+        cache.unpin(&pin.name, &pin.key)?;
+    }
+    lifted.sort_by(|a, b| (&a.name, &a.key).cmp(&(&b.name, &b.key)));
+    Ok(pin_facts(lifted))
 }
 
-pub(super) fn reject(_cache: &Cache, _key: &EntryKey, _reason: Option<&str>) -> Result<Reply, Failure> {
-    Err(Failure::failed("rejecting is not there yet"))
+pub(super) fn reject(cache: &Cache, key: &EntryKey, reason: Option<&str>) -> Result<Reply, Failure> {
+    match reason {
+        Some(reason) => cache.reject(key, reason)?,
+        None if cache.lift(key)? => {}
+        None => return Err(Failure::new(Kind::NotFound, format!("the key {key} is not rejected"))),
+    }
+    Ok(Reply::Done)
 }
 
 pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
@@ -37,8 +53,10 @@ pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     }
 }
 
-pub(super) fn gc(_cache: &Cache, _dry_run: bool, _older_than: Option<Duration>) -> Result<Reply, Failure> {
-    Err(Failure::failed("collecting is not there yet"))
+pub(super) fn gc(cache: &Cache, dry_run: bool, older_than: Option<Duration>) -> Result<Reply, Failure> {
+    let drafts = if dry_run { 0 } else { cache.drop_idle_drafts()? };
+    let report = cache.gc(&GcOptions { dry_run, older_than })?;
+    Ok(Reply::Gc(GcFacts { report, drafts, dry_run }))
 }
 
 pub(super) fn fsck(
