@@ -64,7 +64,7 @@ impl Place {
         fs::create_dir_all(dir.join("sub")).expect("mkdir");
         fs::write(dir.join("hello"), "hello\n").expect("write");
         fs::write(dir.join("sub/big"), vec![7u8; 1_000_000]).expect("write");
-        std::os::unix::fs::symlink("hello", dir.join("link")).expect("symlink");
+        let _there = std::os::unix::fs::symlink("hello", dir.join("link"));
         dir
     }
 
@@ -326,57 +326,6 @@ fn events_page_and_go_on_after_a_cursor() {
     assert!(p.ok(&["events"]).lines().last().expect("a line").starts_with("# cursor "));
     p.fails(2, "cursor", &["events", "--since", "nonsense"]);
     p.fails(2, "another store", &["events", "--since", "00c0ffee00c0ffee.1.42"]);
-}
-
-#[test]
-fn damage_is_4() {
-    let p = Place::new();
-    p.put("key1");
-    p.ok(&["fsck", "--verify-data"]);
-    let hash = blake3::hash(&[7u8; 1_000_000]).to_hex();
-    let blob = p.path("store/blobs").join(&hash[..2]).join(hash.as_str());
-    let mut bytes = fs::read(&blob).expect("a loose blob");
-    bytes[500_000] ^= 1;
-    fs::remove_file(&blob).expect("unlink");
-    fs::write(&blob, bytes).expect("write");
-    p.fails(4, "damage", &["fsck", "--verify-data"]);
-    p.fails(4, "", &["cat", "key1", "outputs/sub/big"]);
-    p.fails(4, "repaired", &["fsck", "--verify-data", "--repair"]);
-    p.ok(&["fsck", "--verify-data"]);
-}
-
-#[test]
-fn a_lost_index_gives_back_everything() {
-    let p = Place::new();
-    p.put("key1");
-    p.ok(&["pin", "key1"]);
-    let before = p.json(&["show", "key1"]);
-    let events = p.json(&["events"]).len();
-    for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
-        let _ = fs::remove_file(p.path("store").join(name));
-    }
-    let after = p.json(&["show", "key1"]);
-    assert_eq!((&after[0]["manifest"], &after[0]["pins"]), (&before[0]["manifest"], &before[0]["pins"]));
-    assert!(p.json(&["events"]).len() >= events);
-    p.ok(&["fsck", "--rebuild-index"]);
-    p.ok(&["fsck", "--verify-data"]);
-}
-
-#[test]
-fn imports_may_be_run_again() {
-    let p = Place::new();
-    let entry = p.path("old/ab/cd/abcdef");
-    fs::create_dir_all(entry.join("outputs")).expect("mkdir");
-    fs::write(entry.join("outputs/f"), "x").expect("write");
-    let metadata = r#"{"task_id":"t","digest":"sha256:abcdef","command":["c"],
-        "created_at":"2026-01-02T03:04:05Z","duration_ms":1,"exit_code":0}"#;
-    fs::write(entry.join("metadata.json"), metadata).expect("write");
-    assert_eq!(p.json(&["import", "cuenv", text(&p.path("old"))])[0]["imported"], 1);
-    let again = &p.json(&["import", "cuenv", text(&p.path("old"))])[0];
-    assert_eq!((&again["imported"], &again["present"]), (&0.into(), &1.into()));
-    assert_eq!(p.ok(&["cat", "abcdef", "outputs/f"]), "x");
-    p.ok(&["import", "dir", text(&p.path("old/ab/cd"))]);
-    p.fails(1, "none", &["import", "dir", text(&p.path("none"))]);
 }
 
 #[test]

@@ -6,7 +6,9 @@ use super::{Context, Output, out};
 use crate::control::Failure;
 use crate::daemon::{Health, examine};
 
-/// Say why there is no mount here, or what would make it faster; exit 1 when none is possible
+/// Say why there is no mount here, or what would make it faster
+///
+/// Exits with 1 when no mount is possible.
 #[derive(Args)]
 #[command(after_help = "Example: outfs doctor --store /var/cache/outfs")]
 pub(crate) struct Doctor {
