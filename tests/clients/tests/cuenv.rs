@@ -1,6 +1,6 @@
 //! cuenv's `LocalCacheBackend`, unmodified, with `cache_root` = a mount (and a plain directory beside it).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 
 use cuenv_ci::executor::{BackendResult, CacheBackend, CacheEntry, LocalCacheBackend};
@@ -13,6 +13,12 @@ const ALL: [CachePolicy; 4] =
 
 fn store(root: &Path, digest: &str, entry: &CacheEntry, policy: CachePolicy) -> BackendResult<()> {
     block_on(LocalCacheBackend::new(root).store(&task("t"), digest, entry, policy))
+}
+
+/// Where cuenv keeps a digest.
+fn sharded(root: &Path, digest: &str) -> PathBuf {
+    let key = key(digest);
+    root.join(&key[..2]).join(&key[2..4]).join(key)
 }
 
 /// Everything cuenv can read of `digest` is `entry`.
@@ -65,8 +71,7 @@ fn promises(root: &Path) {
     }
 
     // Metadata that does not parse is a miss, and storing again mends it.
-    let metadata = root.join(key(&digest(10))[..2].to_owned()).join(&key(&digest(10))[2..4]);
-    std::fs::write(metadata.join(key(&digest(10))).join("metadata.json"), "{").expect("write");
+    std::fs::write(sharded(root, &digest(10)).join("metadata.json"), "{").expect("write");
     assert_miss(root, &digest(10), CachePolicy::Normal);
     store(root, &digest(10), &result(3), CachePolicy::Normal).expect("store");
     assert_served(root, &digest(10), &result(3));
@@ -96,7 +101,7 @@ fn crowd(root: &Path, first: u64) {
 fn directories(root: &Path) {
     for n in 200..220 {
         let own = digest(n);
-        let path = root.join(&key(&own)[..2]).join(&key(&own)[2..4]).join(key(&own)).join("outputs/deep");
+        let path = sharded(root, &own).join("outputs/deep");
         let all = Barrier::new(8);
         std::thread::scope(|scope| {
             for _ in 0..8 {
