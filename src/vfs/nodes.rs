@@ -161,6 +161,16 @@ struct Held {
     lookups: u64,
 }
 
+impl Table {
+    /// The node is not found by its backing inode any more; another that is stays.
+    fn drop_backing(&mut self, node: &DraftNode) {
+        let key = Key::Backing(node.backing.0, node.backing.1);
+        if self.keys.get(&key) == Some(&node.ino) {
+            self.keys.remove(&key);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Table {
     held: HashMap<Ino, Held>,
@@ -221,6 +231,7 @@ impl Nodes {
         at: DraftAt,
     ) -> Arc<DraftNode> {
         let key = Key::Backing(backing.0, backing.1);
+        self.drop_stale(&key, draft);
         let (_, node) = self.intern(Some(key), |ino| {
             let (top, fd) = match &at {
                 DraftAt::Top(fd) => (true, Some(fd.clone())),
@@ -234,6 +245,21 @@ impl Nodes {
             node.add_name(parent, name);
         }
         node
+    }
+
+    /// An inode belongs to one draft for life: a key that names another draft's node is left from
+    /// an inode that was freed when that draft was sealed, and its number is in use again.
+    fn drop_stale(&self, key: &Key, draft: &Arc<Draft>) {
+        let stale = |t: &Table| {
+            let node = t.keys.get(key).and_then(|ino| t.held.get(ino)).map(|h| &h.node);
+            matches!(node, Some(Node::Draft(d)) if !Arc::ptr_eq(&d.draft, draft))
+        };
+        if stale(&self.table.read()) {
+            let mut t = self.table.write();
+            if stale(&t) {
+                t.keys.remove(key);
+            }
+        }
     }
 
     /// Makes a node that nothing finds again.
@@ -281,7 +307,7 @@ impl Nodes {
         let held = t.held.remove(&ino).expect("it was there under the same lock");
         match &held.node {
             Node::Draft(d) => {
-                t.keys.remove(&Key::Backing(d.backing.0, d.backing.1));
+                t.drop_backing(d);
                 if let Some((entry, record)) = d.sealed() {
                     if t.converted.get(&(entry.row().id, record)) == Some(&ino) {
                         t.converted.remove(&(entry.row().id, record));
@@ -330,6 +356,7 @@ impl Nodes {
             let Some(found) = node.path().and_then(|p| entry.manifest().find(&p)) else { continue };
             let record = entry.manifest().get(found).map_or(found, |r| r.canonical());
             node.seal(entry.clone(), record);
+            t.drop_backing(&node);
             t.converted.insert((entry.row().id, record), node.ino);
             self.converted.fetch_add(1, Ordering::Relaxed);
         }
