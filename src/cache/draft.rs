@@ -334,6 +334,7 @@ impl Cache {
             tables.by_id.remove(&draft.id);
         }
         draft.stash.discard();
+        self.inner.upkeep.accounts.draft_gone(&draft.id);
         self.inner.background.send(Job::RemoveDraft(draft.id.clone(), linked));
     }
 

@@ -192,6 +192,11 @@ impl LeaseTable {
         Some(Lease { entry, kind, shared: self.shared.clone() })
     }
 
+    /// Nobody holds, evicts or reserves anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.table.lock().held.is_empty() && self.shared.blobs.lock().reserved.is_empty()
+    }
+
     /// Who holds the entry.
     pub(crate) fn counts(&self, entry: i64) -> Counts {
         let table = self.shared.table.lock();

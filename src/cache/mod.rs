@@ -35,6 +35,8 @@ mod tar;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+#[cfg(test)]
+mod upkeep_tests;
 mod usage;
 mod walk;
 

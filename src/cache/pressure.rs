@@ -5,6 +5,7 @@
 //! it: the kernel is asked to forget it, and it goes in a later round if nobody has come back
 //! to it (warm reads are invisible, so only a look-up tells). One round at a time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct GcReport {
     pub evicted: Vec<EntryKey>,
     /// Bytes given back; an estimate for a dry run.
     pub freed: u64,
+    /// Drafts that were abandoned.
+    pub drafts: Vec<String>,
     /// Entries that would go but are pinned, held, or known to a kernel.
     pub held: u64,
     /// Bytes used afterwards.
@@ -82,6 +85,9 @@ impl Cache {
     /// Makes room for `bytes` more under the limits, evicting least recently used entries;
     /// `NoSpace` when it cannot. Called before anything is created.
     pub fn make_room(&self, bytes: u64) -> Result<()> {
+        if self.inner.upkeep.accounts.is_roomy(bytes) {
+            return Ok(());
+        }
         let Some(mut goal) = self.lacking(bytes)? else { return Ok(()) };
         let begun = Instant::now();
         let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
@@ -186,7 +192,11 @@ impl Cache {
             report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
             report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
         }
+        let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
+        let idle = |d: &Arc<super::Draft>| d.writers() == 0 && now_ns() - d.changed_at_ns() > ttl;
+        report.drafts = self.drafts().iter().filter(|d| idle(d)).map(|d| d.name()).collect();
         if !options.dry_run {
+            self.drop_idle_drafts()?;
             let unreferenced = self.inner.index.unreferenced(1_000_000)?;
             self.free_blobs(unreferenced)?;
             self.compact()?;

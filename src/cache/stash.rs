@@ -204,7 +204,8 @@ impl Stash {
         if self.has_large(cache, content)? {
             return Ok(());
         }
-        self.room_for(cache, content.size)?;
+        // A link takes no room: its bytes count as the draft's already.
+        self.room_for(cache, if how == Adopt::Link { 0 } else { content.size })?;
         let claims = &cache.inner.claims;
         claims.claim(&content.hash, self.owner);
         let put = (|| {

@@ -60,6 +60,7 @@ impl Cache {
         part("measure the store", self.refresh_usage());
         part("evict", self.evict_above_high_water());
         part("compact packs", self.compact_if_worth_it());
+        part("drop abandoned drafts", self.drop_idle_drafts().map(drop));
         part("sweep", self.sweep_step());
         part("trim the event log", self.trim_events());
     }

@@ -4,7 +4,7 @@
 //! until they are gone; drafts count as what they occupy, measured at most every few seconds;
 //! asking is cheap enough for every statfs and every create.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -22,6 +22,10 @@ const LEAST: u64 = 5 << 30;
 const METADATA_PER_ENTRY: u64 = 8192;
 /// Drafts are measured no more often than this.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
+
+/// With so much room, the next [`ROOMY_FOR`] are not asked about.
+const PLENTY: u64 = 512 << 20;
+const ROOMY_FOR: Duration = Duration::from_millis(200);
 
 /// What the store uses of what it may, in bytes where not said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -88,13 +92,28 @@ pub struct Du {
 #[derive(Default)]
 pub(crate) struct Accounts {
     drafts: Mutex<Measured>,
+    /// Until when there is so much room that nobody needs to ask.
+    roomy: Mutex<Option<Instant>>,
 }
 
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 struct Measured {
-    bytes: u64,
+    /// Bytes by draft.
+    of: HashMap<String, u64>,
     at: Option<Instant>,
     took: Duration,
+}
+
+impl Accounts {
+    /// A draft is gone: sealed, so that its files count as the entry's, or dropped.
+    pub(super) fn draft_gone(&self, id: &str) {
+        self.drafts.lock().of.remove(id);
+    }
+
+    /// A moment ago there was plenty of room, for `bytes` too.
+    pub(super) fn is_roomy(&self, bytes: u64) -> bool {
+        bytes < PLENTY / 2 && self.roomy.lock().is_some_and(|until| Instant::now() < until)
+    }
 }
 
 impl Cache {
@@ -110,10 +129,14 @@ impl Cache {
         let content = totals.loose_bytes + totals.pack_bytes;
         let metadata = totals.entries * METADATA_PER_ENTRY;
         let used = content + drafts + metadata;
+        let available = quota.saturating_sub(used).min(disk_available.saturating_sub(reserve));
+        let unlimited = self.inner.limits.read().entries.is_none();
+        *self.inner.upkeep.accounts.roomy.lock() =
+            (available > PLENTY && unlimited).then(|| Instant::now() + ROOMY_FOR);
         Ok(Usage {
             limit: quota,
             used,
-            available: quota.saturating_sub(used).min(disk_available.saturating_sub(reserve)),
+            available,
             entries: totals.entries,
             drafts,
             held: totals.unreferenced_bytes,
@@ -148,18 +171,24 @@ impl Cache {
     /// Measured now and then; large drafts, which take long to measure, more rarely. While one
     /// thread measures, others get the last result.
     fn draft_bytes(&self) -> u64 {
-        let mut last = self.inner.upkeep.accounts.drafts.lock();
-        let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
-        if last.at.is_some_and(fresh) {
-            return last.bytes;
+        let accounts = &self.inner.upkeep.accounts;
+        {
+            let mut last = accounts.drafts.lock();
+            let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
+            if last.at.is_some_and(fresh) {
+                return last.of.values().sum();
+            }
+            last.at = Some(Instant::now());
         }
-        last.at = Some(Instant::now());
-        drop(last);
         let begun = Instant::now();
-        let bytes = tree_bytes(&self.inner.store.root().join("drafts"));
-        *self.inner.upkeep.accounts.drafts.lock() =
-            Measured { bytes, at: Some(Instant::now()), took: begun.elapsed() };
-        bytes
+        let measure = |id: &str| tree_bytes(&self.inner.store.draft_path(id));
+        let measured: Vec<_> = self.drafts().iter().map(|d| (d.id().to_owned(), measure(d.id()))).collect();
+        let live: HashSet<String> = self.drafts().iter().map(|d| d.id().to_owned()).collect();
+        let mut last = accounts.drafts.lock();
+        last.of = measured.into_iter().filter(|(id, _)| live.contains(id)).collect();
+        last.at = Some(Instant::now());
+        last.took = begun.elapsed();
+        last.of.values().sum()
     }
 
     /// What one entry costs.

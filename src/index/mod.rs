@@ -14,7 +14,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::{Location, PackId};
@@ -182,6 +182,8 @@ pub struct Index {
     readers: Arc<read::Readers>,
     /// The highest row id handed out, so that ids go on growing when the index is made anew.
     last_id: Arc<AtomicI64>,
+    /// Changes of entries since it was opened.
+    changes: AtomicU64,
 }
 
 impl std::fmt::Debug for Index {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -38,6 +38,7 @@ impl Index {
             writer,
             readers,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or(0))),
+            changes: AtomicU64::new(0),
         };
         Ok((index, new))
     }
@@ -45,6 +46,21 @@ impl Index {
     /// Grows each time the index was created anew; part of event cursors.
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Grows when a change of entries begins and ends: what was read while it stood still agrees.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    fn changing<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let result = self.writer.run(job);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        result
     }
 
     /// Throws everything away and begins anew with a greater epoch; the file is set aside as
@@ -67,13 +83,13 @@ impl Index {
     /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
     pub fn commit(&self, new: NewEntry) -> Result<Commit> {
         let last_id = self.last_id.clone();
-        self.writer.run(move |db| commit(db, &new, &last_id))
+        self.changing(move |db| commit(db, &new, &last_id))
     }
 
     /// Adds many entries in one transaction: all or, on an error, none.
     pub fn commit_all(&self, new: Vec<NewEntry>) -> Result<Vec<Commit>> {
         let last_id = self.last_id.clone();
-        self.writer.run(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect())
+        self.changing(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect())
     }
 
     /// Removes an entry whose distinct blobs are `blobs`, if `manifest` is still its manifest;
@@ -88,7 +104,7 @@ impl Index {
     ) -> Result<Option<Freed>> {
         let (key, manifest) = (key.clone(), *manifest);
         let blobs: Vec<_> = blobs.iter().map(|h| (*h, keep(h))).collect();
-        self.writer.run(move |db| {
+        self.changing(move |db| {
             let Some(row) = entry_by_key(db, &key).map_err(sqlite("look up an entry"))? else {
                 return Ok(None);
             };

@@ -1,0 +1,440 @@
+//! Eviction, pins, accounting, compaction and recovery on real stores.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::index::EntryRow;
+use crate::model::EventKind;
+use crate::model::manifest::Origin;
+use crate::model::units::Size;
+
+pub(super) struct Fixture {
+    pub dir: tempfile::TempDir,
+    pub cache: Option<Cache>,
+    limits: Limits,
+}
+
+impl Fixture {
+    pub fn new() -> Fixture {
+        Fixture::with(Limits::default())
+    }
+
+    pub fn with(limits: Limits) -> Fixture {
+        let limits = Limits { min_age: Duration::ZERO, reserve: Some(Size::Bytes(0)), ..limits };
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), limits.clone()).unwrap();
+        Fixture { dir, cache: Some(cache), limits }
+    }
+
+    pub fn cache(&self) -> &Cache {
+        self.cache.as_ref().unwrap()
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Closes the cache, lets `change` do something to the store, and opens it again.
+    pub fn reopen(&mut self, change: impl FnOnce(&Path)) {
+        self.cache.take().unwrap().close().unwrap();
+        change(&self.store());
+        self.cache = Some(Cache::open(&self.store(), self.limits.clone()).unwrap());
+    }
+
+    pub fn put(&self, name: &str, files: &[(&str, Vec<u8>)]) -> EntryRow {
+        let src = self.dir.path().join(format!("src-{name}"));
+        for (path, content) in files {
+            let path = src.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        let facts = TaskFacts { task_id: "t".into(), ..TaskFacts::default() };
+        let origin = Origin { how: "put".into(), ..Origin::default() };
+        let request = SealRequest { key: key(name), origin, inferred: false, replace: true };
+        let sealed = self.cache().put_dir(&src, &facts, [None, None], request).unwrap();
+        sealed.into_entry().row().clone()
+    }
+
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<_> = self
+            .cache()
+            .index()
+            .keys_after(0, 999)
+            .unwrap()
+            .into_iter()
+            .map(|(_, k)| k.to_string())
+            .collect();
+        keys.sort();
+        keys
+    }
+
+    pub fn files(&self, room: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut todo = vec![self.store().join(room)];
+        while let Some(dir) = todo.pop() {
+            for e in std::fs::read_dir(dir).unwrap().flatten() {
+                if e.file_type().unwrap().is_dir() {
+                    todo.push(e.path());
+                } else if e.file_name() != "next" && e.path().extension().is_none_or(|x| x != "loc") {
+                    found.push(e.path());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    pub fn events(&self) -> Vec<crate::model::Event> {
+        self.cache().store().read_events(0, 9999).unwrap().events
+    }
+
+    pub fn sound(&self) {
+        assert_eq!(self.cache().index().integrity().unwrap(), Vec::<String>::new());
+    }
+}
+
+pub(super) fn key(name: &str) -> EntryKey {
+    EntryKey::parse(name).unwrap()
+}
+
+/// Bytes that no other seed gives.
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+const MIB: usize = 1 << 20;
+
+fn limited(mib: u64) -> Limits {
+    Limits { size: Some(Size::Bytes(mib << 20)), ..Limits::default() }
+}
+
+#[test]
+fn evicting_frees_what_nothing_else_refers_to() {
+    let f = Fixture::new();
+    let (own, shared) = (noise(1, MIB), noise(2, MIB));
+    f.put("key1", &[("own", own), ("shared", shared.clone()), ("small", noise(3, 100))]);
+    f.put("key2", &[("shared", shared), ("small", noise(3, 100))]);
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len()), (2, 2));
+    let du = f.cache().du(&key("key1")).unwrap();
+    // Its own metadata names the key, so that is exclusive too.
+    assert!((MIB as u64..MIB as u64 + 4096).contains(&du.exclusive) && du.logical == du.stored, "{du:?}");
+    assert!(f.cache().evict(&key("key1"), "request").unwrap());
+    assert!(!f.cache().evict(&key("key1"), "request").unwrap());
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len()), (1, 1));
+    let entry = f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(entry.read_all(entry.file(b"outputs/small").unwrap(), 1000).unwrap(), noise(3, 100));
+    drop(entry);
+    assert!(f.cache().evict(&key("key2"), "request").unwrap());
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len(), f.files("packs").len()), (0, 0, 0));
+    assert_eq!(f.cache().index().totals().unwrap(), crate::index::Totals::default());
+    f.sound();
+}
+
+#[test]
+fn a_held_entry_is_hidden_at_once_and_freed_when_it_is_let_go() {
+    let f = Fixture::new();
+    let content = noise(1, MIB);
+    f.put("key1", &[("big", content.clone()), ("small", noise(3, 100))]);
+    let entry = f.cache().entry(&key("key1"), LeaseKind::View).unwrap().unwrap();
+    assert!(f.cache().evict(&key("key1"), "request").unwrap());
+    assert!(f.cache().entry(&key("key1"), LeaseKind::View).unwrap().is_none());
+    f.cache().tick();
+    let big = entry.file(b"outputs/big").unwrap();
+    assert_eq!(entry.read_all(big, u64::MAX).unwrap(), content);
+    assert!(f.cache().usage().unwrap().held > MIB as u64);
+    // The same content again, while the old entry is held: it is reused.
+    f.put("key2", &[("big", content.clone())]);
+    drop(entry);
+    f.cache().tick();
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len()), (1, 1));
+    assert_eq!(f.cache().usage().unwrap().held, 0);
+    let entry = f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(entry.read_all(entry.file(b"outputs/big").unwrap(), u64::MAX).unwrap(), content);
+    f.sound();
+}
+
+#[test]
+fn a_replaced_entry_lives_until_its_reader_has_gone() {
+    let f = Fixture::new();
+    f.put("key1", &[("big", noise(1, MIB))]);
+    let old = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap();
+    std::fs::write(f.dir.path().join("src-key1/big"), noise(2, MIB)).unwrap();
+    f.put("key1", &[]);
+    assert_eq!(old.read_all(old.file(b"outputs/big").unwrap(), u64::MAX).unwrap(), noise(1, MIB));
+    assert_eq!(f.files("blobs").len(), 2);
+    drop(old);
+    f.cache().tick();
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len()), (1, 1));
+    f.sound();
+}
+
+#[test]
+fn room_is_made_least_recently_used_first_and_pins_and_holds_stay() {
+    let f = Fixture::with(limited(10));
+    for i in 0..4u64 {
+        f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
+    }
+    f.cache().pin("p", &key("key0")).unwrap();
+    let held = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap();
+    f.cache().touch(&f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap());
+    f.put("key4", &[("f", noise(4, 2 * MIB))]);
+    assert_eq!(f.keys(), ["key0", "key1", "key2", "key4"]);
+    assert!(f.cache().usage().unwrap().used <= 10 * MIB as u64);
+    assert!(matches!(f.cache().evict(&key("key0"), "request"), Err(CacheError::Pinned { .. })));
+    assert!(matches!(f.cache().make_room(9 * MIB as u64), Err(CacheError::NoSpace(_))));
+    assert_eq!(f.keys(), ["key0", "key1"]);
+    drop(held);
+    assert!(f.cache().unpin("p", &key("key0")).unwrap());
+    f.cache().make_room(9 * MIB as u64).unwrap();
+    assert_eq!(f.keys(), Vec::<String>::new());
+    f.sound();
+}
+
+#[test]
+fn nothing_younger_than_the_minimum_age_goes() {
+    let f = Fixture::with(limited(4));
+    f.put("key1", &[("f", noise(1, 3 * MIB))]);
+    f.cache().inner.limits.write().min_age = Duration::from_secs(600);
+    assert!(matches!(f.cache().make_room(2 * MIB as u64), Err(CacheError::NoSpace(_))));
+    f.cache().inner.limits.write().min_age = Duration::ZERO;
+    f.cache().make_room(2 * MIB as u64).unwrap();
+    assert_eq!(f.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn the_number_of_entries_is_limited() {
+    let f = Fixture::with(Limits { entries: Some(3), ..Limits::default() });
+    for i in 0..6u64 {
+        f.put(&format!("key{i}"), &[("f", noise(i, 10))]);
+        f.cache().make_room(0).unwrap();
+    }
+    assert_eq!(f.keys(), ["key4", "key5"]);
+}
+
+/// A view: asked to prune, it lets go of what is not in use.
+struct Kernel {
+    held: Mutex<Vec<(Entry, bool)>>,
+    asked: Mutex<Vec<i64>>,
+    changed: Mutex<Vec<EntryKey>>,
+}
+
+impl Holder for Kernel {
+    fn prune(&self, entry: i64) {
+        self.asked.lock().push(entry);
+        self.held.lock().retain(|(e, in_use)| *in_use || e.row().id != entry);
+    }
+    fn changed(&self, key: &EntryKey) {
+        self.changed.lock().push(key.clone());
+    }
+    fn sealed(&self, _: &Draft, _: &Entry) {}
+}
+
+#[test]
+fn what_a_kernel_knows_gets_a_second_chance() {
+    let f = Fixture::with(Limits { low_water: 45, ..limited(10) });
+    let kernel =
+        Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
+    let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
+    f.cache().register_holder(weak);
+    for i in 0..4u64 {
+        let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
+        let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
+        kernel.held.lock().push((entry, i == 0));
+    }
+    f.cache().inner.limits.write().high_water = 50;
+    f.cache().tick();
+    assert_eq!(f.keys().len(), 4, "the first round only asks");
+    let asked = kernel.asked.lock().clone();
+    assert!(!asked.is_empty());
+    // The second one is looked up again, and used.
+    let again = f.cache().entry(&key("key1"), LeaseKind::View).unwrap().unwrap();
+    f.cache().touch(&again);
+    drop(again);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while f.keys().len() > 2 && Instant::now() < deadline {
+        f.cache().tick();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(f.keys(), ["key0", "key1"], "in use, and used again");
+    assert!(kernel.changed.lock().contains(&key("key2")));
+    drop(kernel);
+}
+
+#[test]
+fn making_room_waits_a_moment_for_kernels() {
+    let f = Fixture::with(limited(10));
+    let kernel =
+        Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
+    let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
+    f.cache().register_holder(weak);
+    for i in 0..4u64 {
+        let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
+        let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
+        kernel.held.lock().push((entry, false));
+    }
+    f.cache().make_room(4 * MIB as u64).unwrap();
+    assert_eq!(f.keys(), ["key2", "key3"].map(String::from).to_vec().as_slice());
+    drop(kernel);
+}
+
+#[test]
+fn pins_and_rejections_outlive_the_process() {
+    let mut f = Fixture::new();
+    f.put("key1", &[("f", noise(1, 10))]);
+    f.put("key2", &[("f", noise(2, 10))]);
+    assert!(f.cache().pin("release", &key("key1")).unwrap());
+    assert!(!f.cache().pin("release", &key("key1")).unwrap());
+    assert!(matches!(f.cache().pin("x", &key("nokey")), Err(CacheError::NoEntry { .. })));
+    f.cache().reject(&key("key2"), "flaky").unwrap();
+    f.reopen(|_| {});
+    assert_eq!(f.cache().pins(), [(key("key1"), vec!["release".to_owned()])]);
+    assert!(
+        matches!(f.cache().lookup(&key("key2")).unwrap(), Lookup::Miss(Miss::Rejected(r)) if r == "flaky")
+    );
+    assert!(f.cache().lift(&key("key2")).unwrap());
+    assert!(matches!(f.cache().lookup(&key("key2")).unwrap(), Lookup::Hit { .. }));
+    assert!(f.cache().unpin("release", &key("key1")).unwrap());
+    assert!(!f.cache().unpin("release", &key("key1")).unwrap());
+    let kinds: Vec<_> = f.events().into_iter().map(|e| e.kind).collect();
+    assert!(kinds.contains(&EventKind::Pinned { name: "release".into(), on: false }));
+    assert!(kinds.contains(&EventKind::Rejected { reason: None }));
+}
+
+#[test]
+fn a_mostly_dead_pack_is_compacted_under_its_readers() {
+    let f = Fixture::new();
+    let small = |i: u64| noise(100 + i, 50_000);
+    let names: Vec<String> = (0..20).map(|i| format!("f{i:02}")).collect();
+    let files: Vec<(&str, Vec<u8>)> = (0..20).map(|i| (names[i as usize].as_str(), small(i))).collect();
+    f.put("key1", &files);
+    f.put("key2", &files[3..5]);
+    let reader = f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap();
+    f.cache().evict(&key("key1"), "request").unwrap();
+    let before = f.cache().index().totals().unwrap();
+    assert!(before.dead_bytes > 800_000);
+    f.cache().compact().unwrap();
+    let after = f.cache().index().totals().unwrap();
+    assert!(after.pack_bytes < 120_000 + 10_000, "{after:?}");
+    let record = reader.file(b"outputs/f03").unwrap();
+    assert_eq!(reader.read_all(record, 100_000).unwrap(), small(3));
+    let again = f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(again.read_all(again.file(b"outputs/f04").unwrap(), 100_000).unwrap(), small(4));
+    f.cache().compact().unwrap();
+    assert_eq!(f.cache().index().totals().unwrap(), after, "nothing is gained a second time");
+    f.sound();
+}
+
+#[test]
+fn gc_takes_what_is_older_than_asked_and_a_dry_run_takes_nothing() {
+    let f = Fixture::new();
+    f.put("key1", &[("f", noise(1, MIB)), ("shared", noise(9, MIB))]);
+    f.put("key2", &[("shared", noise(9, MIB))]);
+    let old = GcOptions { dry_run: true, older_than: Some(Duration::ZERO) };
+    let report = f.cache().gc(&old).unwrap();
+    assert_eq!(report.evicted, [key("key1"), key("key2")]);
+    assert!(report.freed >= 2 * MIB as u64 && report.freed < 2 * MIB as u64 + 10_000, "{report:?}");
+    assert_eq!(f.keys(), ["key1", "key2"]);
+    let young = GcOptions { dry_run: false, older_than: Some(Duration::from_secs(3600)) };
+    assert_eq!(f.cache().gc(&young).unwrap().evicted, []);
+    f.cache().pin("p", &key("key2")).unwrap();
+    let report = f.cache().gc(&GcOptions { dry_run: false, ..old }).unwrap();
+    assert_eq!((report.evicted, report.held), (vec![key("key1")], 1));
+    assert_eq!(f.files("blobs").len(), 1);
+}
+
+#[test]
+fn drafts_count_once_and_what_is_sealed_counts_as_an_entry() {
+    let f = Fixture::with(limited(100));
+    let draft = f.cache().create_draft(crate::store::DraftPlace::Work { name: b"w".to_vec() }).unwrap();
+    let tree = f.cache().store().draft_path(draft.id());
+    std::fs::write(tree.join("f"), noise(1, 3 * MIB)).unwrap();
+    std::fs::hard_link(tree.join("f"), tree.join("g")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut usage = f.cache().usage().unwrap();
+    while usage.drafts == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+        usage = f.cache().usage().unwrap();
+    }
+    assert!((3 * MIB as u64..4 * MIB as u64).contains(&usage.drafts), "{usage:?}");
+    let origin = Origin { how: "seal".into(), ..Origin::default() };
+    let request = SealRequest { key: key("key1"), origin, inferred: false, replace: false };
+    f.cache().seal(&draft, request).unwrap();
+    let usage = f.cache().usage().unwrap();
+    assert_eq!(usage.drafts, 0);
+    assert!((3 * MIB as u64..4 * MIB as u64).contains(&usage.used), "{usage:?}");
+}
+
+#[test]
+fn the_order_of_access_outlives_the_process() {
+    let mut f = Fixture::new();
+    for name in ["key1", "key2", "key3"] {
+        f.put(name, &[("f", name.into())]);
+    }
+    f.cache().touch(&f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap());
+    f.reopen(|_| {});
+    let order: Vec<_> = f.cache().index().oldest(None, 9).unwrap().into_iter().map(|r| r.key).collect();
+    assert_eq!(order, [key("key2"), key("key3"), key("key1")]);
+}
+
+#[test]
+fn a_lost_index_is_made_anew() {
+    let mut f = Fixture::new();
+    f.put("key1", &[("big", noise(1, MIB)), ("small", noise(2, 100))]);
+    f.put("key2", &[("big", noise(1, MIB)), ("small", noise(3, 100))]);
+    f.put("key3", &[("other", noise(4, MIB))]);
+    std::fs::write(f.dir.path().join("src-key3/other"), noise(5, MIB)).unwrap();
+    f.put("key3", &[]);
+    f.cache().pin("p", &key("key1")).unwrap();
+    let rows: Vec<EntryRow> = f.cache().index().entries_after(0, 9).unwrap();
+    let totals = f.cache().index().totals().unwrap();
+    let epoch = f.cache().index().epoch();
+    let events = f.events().len();
+    f.reopen(|store| {
+        for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+            let _ = std::fs::remove_file(store.join(name));
+        }
+    });
+    assert_eq!(f.cache().index().totals().unwrap(), totals);
+    for old in rows {
+        let new = f.cache().index().entry(&old.key).unwrap().unwrap();
+        assert_eq!((new.manifest, &new.task_id, new.readable), (old.manifest, &old.task_id, true));
+        let entry = f.cache().entry(&old.key, LeaseKind::Hold).unwrap().unwrap();
+        assert!(entry.metadata().unwrap().is_ok());
+    }
+    assert!(f.cache().index().epoch() > epoch && f.events().len() > events);
+    assert_eq!(f.cache().pins().len(), 1);
+    f.sound();
+}
+
+#[test]
+fn orphans_of_a_death_are_swept_and_the_rest_stays() {
+    let mut f = Fixture::new();
+    f.put("key1", &[("big", noise(1, MIB)), ("small", noise(2, 100))]);
+    f.put("key2", &[("big", noise(6, MIB)), ("small", noise(7, 100))]);
+    // As if the process had died between the index and the files: an entry the index forgot, one
+    // that was hidden while held, and a death noted in the lock.
+    let row = f.cache().index().entry(&key("key2")).unwrap().unwrap();
+    let blobs = f.cache().blobs_of(&row);
+    f.cache().index().remove_entry(&row.key, &row.manifest, &blobs, &|_| true).unwrap().unwrap();
+    let stray = crate::model::BlobHash::of(b"stray").to_hex();
+    f.reopen(|store| {
+        std::fs::write(store.join("blobs").join(&stray[..2]).join(&stray), b"x").unwrap();
+        std::fs::write(store.join("packs/00000000deadbeef.pack"), b"x").unwrap();
+        std::fs::write(store.join("lock"), "1\n").unwrap();
+        // What is older than the process is told by the clock of the file system.
+        std::thread::sleep(Duration::from_millis(40));
+    });
+    assert_eq!(f.files("blobs").len(), 3);
+    f.cache().finish_sweep().unwrap();
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len(), f.files("packs").len()), (1, 1, 1));
+    assert!(!f.store().join("index.sweep").exists());
+    let entry = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(entry.read_all(entry.file(b"outputs/big").unwrap(), u64::MAX).unwrap(), noise(1, MIB));
+    f.sound();
+}
