@@ -2,6 +2,7 @@
 
 mod drafts;
 mod events;
+mod layout;
 mod objects;
 mod opening;
 
