@@ -111,7 +111,14 @@ impl View {
                 m.xattrs(rec).for_each(|(n, _)| add(n));
             }
             Target::Draft(node) => {
-                let (fd, _) = self.reach.pin(&node)?;
+                let (fd, st) = self.reach.pin(&node)?;
+                [STATE, RESIDENCY].into_iter().for_each(&mut add);
+                if draft_key(&node.draft).is_some() {
+                    add(KEY);
+                }
+                if node.draft.known_hash(&st).is_some() {
+                    add(BLAKE3);
+                }
                 // Only what can be read back: not security.*, not ACLs.
                 let names = sys::list_xattr(&proc_path(&fd))?;
                 names.split(|&b| b == 0).filter(|n| n.starts_with(b"user.")).for_each(&mut add);
@@ -122,9 +129,13 @@ impl View {
         Ok(out)
     }
 
-    /// Sets an attribute of a draft's file.
+    /// Sets an attribute of a draft's file; outfs's own are accepted and ignored.
     pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.changing_xattr(ino, name)?;
+        if name.as_bytes().starts_with(OWN) {
+            // Programs that copy attributes copy these too; what they say follows from the content.
+            return Ok(());
+        }
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
         Ok(sys::set_xattr(&proc_path(&fd), name, value, flags)?)
@@ -133,6 +144,9 @@ impl View {
     /// Removes an attribute of a draft's file.
     pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         let node = self.changing_xattr(ino, name)?;
+        if name.as_bytes().starts_with(OWN) {
+            return Err(VfsError::NotPermitted);
+        }
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
         Ok(sys::remove_xattr(&proc_path(&fd), name)?)
@@ -142,7 +156,6 @@ impl View {
         match self.target(ino)? {
             _ if self.read_only() => Err(VfsError::ReadOnly),
             Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
-            Target::Draft(_) if name.as_bytes().starts_with(OWN) => Err(VfsError::NotPermitted),
             Target::Draft(node) if name.as_bytes().starts_with(b"user.") => Ok(node),
             _ => Err(VfsError::Unsupported),
         }
