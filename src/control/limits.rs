@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Limits;
-use crate::model::units::{Size, UnitError, parse_duration};
+use crate::model::units::{Size, UnitError, human_bytes, parse_duration};
 
 /// A duration written like `10s` or `24h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,11 @@ impl LimitFlags {
                 found.push(format!("{flag} {wanted} (it runs with {runs})"));
             }
         };
-        let size = |s: Option<Size>| s.map_or("the default".to_owned(), |s| s.to_string());
+        let size = |s: Option<Size>| match s {
+            None => "the default".to_owned(),
+            Some(Size::Bytes(bytes)) => human_bytes(bytes),
+            Some(percent) => percent.to_string(),
+        };
         let count = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
         compare("--size", size(wanted.size), size(limits.size));
         compare("--reserve", size(wanted.reserve), size(limits.reserve));

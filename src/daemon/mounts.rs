@@ -13,14 +13,14 @@ pub struct MountInfo {
     pub dev: String,
     /// `fuse.outfs`, `ext4`, …
     pub fs_type: String,
-    /// What was mounted; for an outfs view its store.
+    /// What was mounted.
     pub source: PathBuf,
 }
 
 impl MountInfo {
-    /// A view of outfs.
+    /// A view of outfs. (A mount made by root itself has no subtype.)
     pub fn is_outfs(&self) -> bool {
-        self.fs_type == "fuse.outfs"
+        self.fs_type == "fuse.outfs" || (self.fs_type == "fuse" && self.source == Path::new("outfs"))
     }
 }
 

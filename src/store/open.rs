@@ -25,7 +25,7 @@ const ROOMS: [&str; 9] =
 const SHARDED: usize = 2;
 
 /// How files of other rooms at the store's top begin (see [`Store::path`]).
-const FOREIGN: [&str; 5] = ["index.", "control.", "daemon.", "views.", "limits."];
+const FOREIGN: [&str; 6] = ["index.", "control.", "daemon.", "views.", "limits.", "links."];
 
 fn is_foreign(name: &OsStr) -> bool {
     FOREIGN.iter().any(|f| name.as_encoded_bytes().starts_with(f.as_bytes()))
