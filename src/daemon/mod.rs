@@ -106,7 +106,7 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
         // Made first, because the log may be in it.
         drop(Store::open(store, Access::Own)?);
     }
-    start.log.install("info")?;
+    start.log.install("info,fuser=error")?;
     prepare_process();
     let mut limits = Limits::default();
     start.limits.apply(&mut limits);

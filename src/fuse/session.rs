@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -31,6 +31,8 @@ pub struct Mounted {
     at: PathBuf,
     end: Arc<End>,
     handshake: Arc<Handshake>,
+    /// Unmounted by us: what is mounted there now is somebody else's, even while the session still ends.
+    unmounted: AtomicBool,
 }
 
 impl Mounted {
@@ -51,10 +53,12 @@ impl Mounted {
 
     /// Unmounts: `lazy` detaches even when busy. On `Err` the mount stands as before.
     pub fn unmount(&self, lazy: bool) -> std::io::Result<()> {
-        if !self.alive() {
+        if self.unmounted.load(Ordering::SeqCst) || !self.alive() {
             return Ok(());
         }
-        unmount(&self.at, lazy)
+        unmount(&self.at, lazy)?;
+        self.unmounted.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Calls `then` from another thread when the session has ended, for whatever reason.
@@ -76,10 +80,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.alive() {
-            if let Err(e) = unmount(&self.at, true) {
-                tracing::warn!(at = %self.at.display(), error = %e, "cannot unmount");
-            }
+        if let Err(e) = self.unmount(true) {
+            tracing::warn!(at = %self.at.display(), error = %e, "cannot unmount");
         }
     }
 }
@@ -162,7 +164,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         over.changed.notify_all();
     };
     std::thread::Builder::new().name("mount".into()).spawn(serve).map_err(io)?;
-    Ok(Mounted { at, end, handshake })
+    Ok(Mounted { at, end, handshake, unmounted: AtomicBool::new(false) })
 }
 
 fn config(view: &View, options: &MountOptions) -> Config {
