@@ -144,8 +144,9 @@ fn open_owned(root: &Path) -> Result<Store> {
             id
         }
     };
-    if let (true, Some(parent)) = (created, root.parent()) {
-        Dir::open_root(parent)?.sync()?;
+    // A parent that we may not list cannot be synced.
+    if let Some(Ok(parent)) = root.parent().filter(|_| created).map(Dir::open_root) {
+        parent.sync()?;
     }
     let after_death = lock.after_death;
     let store = assemble(dir, id, Some(lock))?;

@@ -40,8 +40,11 @@ impl PackIds {
     fn take(&mut self, packs: &Dir, tmp: &Arc<Dir>) -> Result<PackId> {
         if self.next == self.end {
             let noted = packs.read_all(NEXT)?.and_then(|b| String::from_utf8(b).ok()?.trim().parse().ok());
-            let highest = list(packs)?.into_iter().map(|(id, _)| id.0).max().unwrap_or(0);
-            let start = noted.unwrap_or(1).max(highest + 1).max(self.end);
+            let start = match noted {
+                Some(next) => self.end.max(next),
+                // Lost: at least beyond all packs there are.
+                None => list(packs)?.into_iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1,
+            };
             packs.write_durably(tmp, NEXT, format!("{}\n", start + BLOCK).as_bytes())?;
             (self.next, self.end) = (start, start + BLOCK);
         }

@@ -139,7 +139,15 @@ pub(super) fn rename_new(
     new: &OsStr,
 ) -> io::Result<()> {
     step()?;
-    Ok(nix::fcntl::renameat2(from, old, to, new, RenameFlags::RENAME_NOREPLACE)?)
+    match nix::fcntl::renameat2(from, old, to, new, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system knows the flag. Nobody but us makes names in a store.
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) => {}
+        other => return Ok(other?),
+    }
+    if stat_at(to, new)?.is_some() {
+        return Err(io::Error::from_raw_os_error(libc::EEXIST));
+    }
+    rename(from, old, to, new)
 }
 
 /// Makes a hard link of an open file. Through /proc, because the direct way needs a capability;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use super::{key, store};
+use super::{as_ordinary_user, is_root, key, store};
 use crate::model::groups::{GROUP, GroupHasher};
 use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind};
@@ -243,6 +243,72 @@ fn a_link_is_the_drafts_own_inode_until_it_is_settled() {
     assert_eq!(xattr::list(&path).unwrap().filter(|n| n.as_encoded_bytes().starts_with(b"user.")).count(), 0);
     assert_eq!(s.blob_file(&hash).unwrap().metadata().unwrap().ino(), a.ino());
     drop(dir);
+}
+
+#[test]
+fn a_linked_blob_is_readable_whatever_mode_and_owner_its_draft_had() {
+    let dir = tempfile::tempdir().unwrap();
+    if is_root() {
+        nix::unistd::chown(dir.path(), Some(65534.into()), Some(65534.into())).unwrap();
+    }
+    as_ordinary_user(|| {
+        let s = Store::open(&dir.path().join("s"), Access::Own).unwrap();
+        let bytes = data(GROUP + 1, 8);
+        let hash = BlobHash::of(&bytes);
+        let file = file_with(&s.root().join("drafts"), &bytes);
+        file.set_permissions(std::fs::Permissions::from_mode(0o000)).unwrap();
+        s.adopt(&file, &hash, Adopt::Link).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0, "the draft may go on");
+        let reader = Store::open(s.root(), Access::Read).unwrap();
+        assert!(reader.blob_file(&hash).is_err(), "a mere reader changes nothing");
+        assert_eq!(s.blob_file(&hash).unwrap().metadata().unwrap().len(), bytes.len() as u64);
+        s.settle(&hash).unwrap();
+        s.remove_blob(&hash).unwrap();
+    });
+    if is_root() {
+        let (_dir, s) = store();
+        let bytes = data(GROUP + 1, 9);
+        let hash = BlobHash::of(&bytes);
+        let file = file_with(&s.root().join("drafts"), &bytes);
+        nix::unistd::fchown(&file, Some(65534.into()), Some(65534.into())).unwrap();
+        s.adopt(&file, &hash, Adopt::Link).unwrap();
+        s.settle(&hash).unwrap();
+        assert_eq!((file.metadata().unwrap().uid(), file.metadata().unwrap().mode() & 0o7777), (0, 0o400));
+    }
+}
+
+#[test]
+fn threads_do_not_get_into_each_others_way() {
+    let (dir, s) = store();
+    let large = data(GROUP + 5, 1);
+    let hash = BlobHash::of(&large);
+    std::fs::write(dir.path().join("large"), &large).unwrap();
+    let one = |thread: u8| {
+        let mut ids = Vec::new();
+        for i in 0..20u8 {
+            let mut w = s.new_pack().unwrap();
+            let small = [thread, i];
+            let at = w.append(&BlobHash::of(&small), &small).unwrap();
+            ids.push(w.finish().unwrap().id);
+            let mut buf = [0; 2];
+            s.read_verified(&BlobHash::of(&small), 2, &[], at, 0, &mut buf).unwrap();
+            assert_eq!(buf, small);
+            let how = if i % 2 == 0 { Adopt::Link } else { Adopt::Clone };
+            s.adopt(&std::fs::File::open(dir.path().join("large")).unwrap(), &hash, how).unwrap();
+            s.append_event(EventKind::IndexRebuilt { entries: u64::from(i) }, None, false).unwrap();
+        }
+        ids
+    };
+    let ids: BTreeSet<PackId> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|t| scope.spawn(move || one(t))).collect();
+        threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(ids.len(), 160);
+    assert_eq!(s.packs().unwrap().len(), 160);
+    let seqs: Vec<u64> = s.read_events(0, 999).unwrap().events.iter().map(|e| e.seq).collect();
+    assert_eq!(seqs, (1..=160).collect::<Vec<_>>());
+    assert_eq!(s.loose_blobs().unwrap(), [(hash, large.len() as u64)]);
+    assert!(files_below(&s.root().join("tmp")).is_empty());
 }
 
 #[test]
