@@ -5,8 +5,9 @@
 //! What a caller reads through [`Entry::backing`] is verified at ingest and by the scrub only.
 
 use std::fs::File;
+use std::sync::Arc;
 
-use super::{Cache, CacheError, Entry, Result, at};
+use super::{Cache, CacheError, Entry, LeaseKind, Result, at};
 use crate::model::{BlobHash, EntryKey, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
 
@@ -18,6 +19,11 @@ impl Cache {
 }
 
 impl Entry {
+    /// The same entry, held by another lease of this kind.
+    pub fn held_as(&self, kind: LeaseKind) -> Entry {
+        Entry { lease: Arc::new(self.lease.another(kind)), ..self.clone() }
+    }
+
     /// Its index row.
     pub fn row(&self) -> &crate::index::EntryRow {
         &self.row

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use super::View;
 use super::ino;
 use super::types::Ino;
-use crate::cache::{Draft, Entry, Holder};
+use crate::cache::{Draft, Entry, Holder, LeaseKind};
 use crate::model::EntryKey;
 
 /// The kernel behind a view, as far as it can be told things. Must not block the caller.
@@ -60,7 +60,8 @@ impl Holder for View {
     }
 
     fn sealed(&self, draft: &Draft, entry: &Entry) {
-        self.nodes.convert(draft, entry);
+        // What the kernel knows must not hold the entry more than other look-ups do.
+        self.nodes.convert(draft, &entry.held_as(LeaseKind::View));
         self.reach.clear();
         self.note_root_change();
     }
