@@ -17,6 +17,9 @@ mod content;
 mod draft;
 mod error;
 mod evict;
+mod fsck;
+#[cfg(test)]
+mod fsck_tests;
 mod ingest;
 mod lease;
 mod lookup;
@@ -28,6 +31,7 @@ mod read;
 mod rebuild;
 mod recent;
 mod recover;
+mod repair;
 mod restore;
 mod seal;
 mod stash;
@@ -42,6 +46,7 @@ mod walk;
 
 pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
+pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub use lease::{Holder, Lease, LeaseKind};
 pub use lookup::{Lookup, Miss};
 pub use pressure::{GcOptions, GcReport};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::draft::now_ns;
 use super::{Cache, Result};
-use crate::model::{BlobHash, ManifestHash};
+use crate::model::{BlobHash, EventKind, ManifestHash};
 use crate::store::{Location, StoreError};
 
 /// Its presence says that a sweep is due or not finished.
@@ -49,6 +49,11 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
+    /// Files older than this (nanoseconds since 1970) are not of this process.
+    pub(super) fn since_ns(&self) -> i64 {
+        self.since_ns
+    }
+
     /// Something that is out of the index could not be deleted.
     pub(super) fn left_something(&mut self) {
         self.left = true;
@@ -61,11 +66,19 @@ impl Cache {
     pub(crate) fn recover(&self, fresh: bool) -> Result<()> {
         let store = &self.inner.store;
         self.inner.upkeep.verdicts.load(store)?;
-        if fresh && !(store.manifests_in(None)?.is_empty() && store.packs()?.is_empty()) {
-            self.rebuild_index(&mut |_, _| {})?;
+        let rebuild = fresh && !(store.manifests_in(None)?.is_empty() && store.packs()?.is_empty());
+        if rebuild {
+            let rebuilt = self.rebuild_index(&mut |_, _| {})?;
+            for (key, _, missing) in rebuilt.incomplete {
+                let what = format!("{missing} of its blobs are lost, noticed when the index was made anew");
+                self.note(EventKind::Damaged { what }, Some(&key), true);
+            }
+            for e in rebuilt.unreadable.into_iter().map(|(_, e)| e).chain(rebuilt.bad_packs) {
+                self.note(EventKind::Damaged { what: e.to_string() }, None, true);
+            }
         }
         let marker = store.path(MARKER);
-        if store.owner_died() {
+        if store.owner_died() || rebuild {
             std::fs::write(&marker, b"").map_err(|e| StoreError::io("write", &marker, e))?;
         }
         let mut sweep = self.inner.upkeep.sweep.lock();

@@ -8,7 +8,7 @@
 mod read;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 mod writer;
 

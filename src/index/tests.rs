@@ -7,6 +7,13 @@ use rusqlite::Connection;
 
 use super::*;
 
+/// Does to an index what nobody should.
+pub(crate) fn run_sql(file: &std::path::Path, text: &str) {
+    let db = Connection::open(file).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    db.execute_batch(text).unwrap();
+}
+
 fn open() -> (tempfile::TempDir, Index) {
     let dir = tempfile::tempdir().unwrap();
     let (index, new) = Index::open(&dir.path().join("index.sqlite")).unwrap();

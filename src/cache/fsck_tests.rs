@@ -1,0 +1,228 @@
+//! Checks and repairs on real stores that were damaged on purpose.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use super::upkeep_tests::{Fixture, key, noise};
+use super::*;
+
+const MIB: usize = 1 << 20;
+
+fn filled() -> Fixture {
+    let f = Fixture::new();
+    f.put("key1", &[("big", noise(1, MIB)), ("small", noise(2, 5000)), ("other", noise(3, 5000))]);
+    f.put("key2", &[("big", noise(4, MIB)), ("small", noise(5, 5000))]);
+    f.put("key3", &[("big", noise(1, MIB)), ("own", noise(6, 5000))]);
+    f
+}
+
+fn check(f: &Fixture, verify_data: bool, repair: bool) -> FsckReport {
+    let options = FsckOptions { verify_data, repair, rebuild_index: false };
+    f.cache().fsck(options, &mut |_| {}).unwrap()
+}
+
+/// Flips one bit where `content` lies in a file below `dir`.
+fn flip(dir: &Path, content: &[u8], at: usize) {
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                todo.push(path);
+                continue;
+            }
+            let bytes = fs::read(&path).unwrap();
+            if let Some(i) = bytes.windows(content.len()).position(|w| w == content) {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.write_all_at(&[bytes[i + at] ^ 1], (i + at) as u64).unwrap();
+                return;
+            }
+        }
+    }
+    panic!("no such content");
+}
+
+/// After a repair: sound, and these entries are whole.
+fn whole(f: &Fixture, keys: &[&str]) {
+    let report = check(f, true, false);
+    assert_eq!(report.damage, [], "after the repair");
+    assert_eq!(f.keys(), keys);
+    for k in keys {
+        let entry = f.cache().entry(&key(k), LeaseKind::Hold).unwrap().unwrap();
+        for (i, r) in (0..).zip(entry.manifest().records()) {
+            if r.hash().is_some() {
+                entry.read_all(i, u64::MAX).unwrap();
+            }
+        }
+    }
+    f.sound();
+}
+
+#[test]
+fn a_sound_store_is_sound() {
+    let f = filled();
+    f.cache().pin("p", &key("key1")).unwrap();
+    let mut stages = Vec::new();
+    let options = FsckOptions { verify_data: true, ..FsckOptions::default() };
+    let report = f.cache().fsck(options, &mut |p| stages.push(p.stage)).unwrap();
+    assert_eq!((report.damage.as_slice(), report.entries, report.orphans), (&[][..], 3, 0));
+    assert!(report.verified_bytes > 2 * MIB as u64 && stages.contains(&"packs"));
+}
+
+#[test]
+fn a_flipped_bit_in_a_pack_costs_the_entries_that_need_it_and_no_other() {
+    let mut f = filled();
+    f.reopen(|store| flip(&store.join("packs"), &noise(2, 5000)[..64], 40));
+    assert_eq!(check(&f, false, false).damage, [], "headers are sound");
+    let report = check(&f, true, false);
+    assert_eq!(report.damage.len(), 1, "{report:?}");
+    assert_eq!((report.damage[0].kind.as_str(), &report.damage[0].entries[..]), ("blob", &[key("key1")][..]));
+    assert_eq!(f.keys().len(), 3, "a check changes nothing");
+    let report = check(&f, true, true);
+    assert_eq!(report.lost, [key("key1")]);
+    assert!(report.damage.iter().all(|d| d.repaired.is_some()), "{report:?}");
+    assert_eq!(f.files("quarantine").len(), 2, "the pack and the manifest");
+    whole(&f, &["key2", "key3"]);
+}
+
+#[test]
+fn a_damaged_or_missing_loose_blob() {
+    let mut f = filled();
+    f.reopen(|store| flip(&store.join("blobs"), &noise(1, MIB)[..64], 0));
+    assert_eq!(check(&f, false, false).damage, []);
+    let report = check(&f, true, true);
+    assert_eq!(report.damage[0].entries, [key("key1"), key("key3")]);
+    assert_eq!(report.lost.len(), 2);
+    whole(&f, &["key2"]);
+
+    let gone = f.files("blobs");
+    f.reopen(|_| gone.iter().for_each(|p| fs::remove_file(p).unwrap()));
+    let report = check(&f, false, true);
+    assert_eq!(report.lost, [key("key2")], "{report:?}");
+    whole(&f, &[]);
+    assert_eq!(f.cache().index().totals().unwrap(), crate::index::Totals::default());
+}
+
+#[test]
+fn a_damaged_manifest_and_one_that_is_gone() {
+    let mut f = filled();
+    let manifest = |f: &Fixture, k: &str| {
+        let name = f.cache().index().entry(&key(k)).unwrap().unwrap().manifest;
+        f.store().join("manifests").join(name.shard()).join(name.to_hex())
+    };
+    let (one, two) = (manifest(&f, "key1"), manifest(&f, "key2"));
+    f.reopen(|_| {
+        let mut bytes = fs::read(&one).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&one, bytes).unwrap();
+        fs::remove_file(&two).unwrap();
+    });
+    let report = check(&f, false, false);
+    assert_eq!(report.damage.iter().filter(|d| d.kind == "manifest").count(), 2, "{report:?}");
+    let report = check(&f, false, true);
+    assert_eq!(report.lost, [key("key1"), key("key2")]);
+    assert!(report.damage.iter().all(|d| d.repaired.is_some()), "{report:?}");
+    whole(&f, &["key3"]);
+    assert_eq!(f.files("blobs").len(), 1);
+}
+
+#[test]
+fn a_truncated_pack_and_a_damaged_header() {
+    let mut f = filled();
+    let pack = f.files("packs")[1].clone();
+    f.reopen(|_| fs::File::options().write(true).open(&pack).unwrap().set_len(5100).unwrap());
+    let report = check(&f, false, true);
+    assert!(!report.damage.is_empty() && report.lost == [key("key2")], "{report:?}");
+    whole(&f, &["key1", "key3"]);
+
+    // A header alone: every content is still there.
+    f.reopen(|store| flip(&store.join("packs"), b"BLB1", 1));
+    let report = check(&f, false, true);
+    assert_eq!((report.lost.as_slice(), report.damage.len()), (&[][..], 1), "{report:?}");
+    whole(&f, &["key1", "key3"]);
+}
+
+#[test]
+fn a_wrong_index_is_corrected_or_made_anew() {
+    let mut f = filled();
+    let sql = |f: &Fixture, text: &str| crate::index::tests::run_sql(&f.store().join("index.sqlite"), text);
+    sql(&f, "UPDATE blobs SET refs = refs + 1; UPDATE totals SET blobs = 77");
+    assert!(check(&f, false, false).damage.iter().all(|d| d.kind == "index"));
+    let report = check(&f, false, true);
+    assert!(report.lost.is_empty() && report.damage.iter().all(|d| d.repaired.is_some()), "{report:?}");
+    whole(&f, &["key1", "key2", "key3"]);
+
+    sql(&f, "DELETE FROM blobs WHERE pack = 0; UPDATE entries SET files = 99 WHERE key = 'key2'");
+    let report = check(&f, false, true);
+    assert!(report.rebuilt && report.lost.is_empty(), "{report:?}");
+    whole(&f, &["key1", "key2", "key3"]);
+
+    // Pages in the middle of the file.
+    f.reopen(|store| {
+        let file = fs::File::options().write(true).open(store.join("index.sqlite")).unwrap();
+        let len = file.metadata().unwrap().len();
+        file.write_all_at(&vec![0xaa; (len - 4096) as usize], 4096).unwrap();
+    });
+    // Noticed when it was opened, or by the check: either way it is made anew.
+    assert!(check(&f, false, true).lost.is_empty());
+    let rebuilt = |e: &crate::model::Event| matches!(e.kind, crate::model::EventKind::IndexRebuilt { .. });
+    assert_eq!(f.events().iter().filter(|e| rebuilt(e)).count(), 2);
+    whole(&f, &["key1", "key2", "key3"]);
+}
+
+#[test]
+fn rebuilding_gives_back_every_entry_pin_and_event() {
+    let f = filled();
+    f.cache().pin("p", &key("key1")).unwrap();
+    let (before, events) = (f.cache().index().totals().unwrap(), f.events());
+    let epoch = f.cache().index().epoch();
+    let options = FsckOptions { rebuild_index: true, ..FsckOptions::default() };
+    let held = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap();
+    assert!(f.cache().fsck(options, &mut |_| {}).is_err(), "in use");
+    drop(held);
+    let report = f.cache().fsck(options, &mut |_| {}).unwrap();
+    assert!(report.rebuilt && report.damage.is_empty(), "{report:?}");
+    assert_eq!(f.cache().index().totals().unwrap(), before);
+    assert_eq!(f.events()[..events.len()], events);
+    assert_eq!(f.cache().pins().len(), 1);
+    assert!(f.cache().index().epoch() > epoch);
+    whole(&f, &["key1", "key2", "key3"]);
+}
+
+#[test]
+fn damaged_pins_and_events_are_set_aside() {
+    let mut f = filled();
+    f.cache().pin("p", &key("key1")).unwrap();
+    let (pins, events) = (f.files("pins"), f.files("events"));
+    // The log is cut at its end when it is opened, so the damage is in the middle.
+    f.reopen(|_| {
+        let text = fs::read_to_string(&events[0]).unwrap();
+        fs::write(&events[0], text.replacen("\"seq\"", "\"sXq\"", 1)).unwrap();
+    });
+    fs::write(&pins[0], "{").unwrap();
+    let report = check(&f, false, false);
+    let mut kinds: Vec<_> = report.damage.iter().map(|d| d.kind.as_str()).collect();
+    kinds.sort();
+    assert_eq!(kinds, ["events", "note"], "{report:?}");
+    let report = check(&f, false, true);
+    assert!(report.damage.iter().all(|d| d.repaired.is_some()) && report.lost.is_empty(), "{report:?}");
+    assert_eq!(f.cache().pins(), []);
+    whole(&f, &["key1", "key2", "key3"]);
+}
+
+#[test]
+fn orphans_are_counted_and_a_repair_removes_them() {
+    let mut f = filled();
+    f.reopen(|store| {
+        let stray = crate::model::BlobHash::of(b"stray").to_hex();
+        fs::write(store.join("blobs").join(&stray[..2]).join(&stray), b"x").unwrap();
+        fs::write(store.join("packs/00000000deadbeef.pack"), b"x").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(40));
+    });
+    let report = check(&f, true, false);
+    assert_eq!((report.damage.as_slice(), report.orphans), (&[][..], 2));
+    check(&f, false, true);
+    assert_eq!(check(&f, true, false).orphans, 0);
+    whole(&f, &["key1", "key2", "key3"]);
+}

@@ -1,0 +1,266 @@
+//! Repairing what a check found: set aside what is bad, drop what depends on it, save the rest.
+//!
+//! Invariants: nothing damaged is deleted, it goes to quarantine; an entry that is dropped is
+//! listed and its manifest is quarantined, too; sound blobs of a damaged pack are moved out
+//! of it first; orphans go last, so that they can still be of use to a rebuild.
+
+use super::evict::Condemned;
+use super::fsck::{Check, path_of};
+use super::{Cache, CacheError, Result};
+use crate::index::EntryRow;
+use crate::model::{BlobHash, EventKind};
+use crate::store::{Location, PackId, StoreError};
+
+impl Check<'_> {
+    /// Makes the index anew. Row ids change, so nobody may hold an entry meanwhile.
+    pub(super) fn rebuild(&mut self) -> Result<()> {
+        if !self.cache.inner.leases.is_idle() {
+            return Err(CacheError::BadInput {
+                what: "the index".into(),
+                why: "it cannot be made anew while entries are in use: unmount all views first".into(),
+            });
+        }
+        let progress = &mut *self.progress;
+        let rebuilt = self.cache.rebuild_index(&mut |done, total| {
+            progress(super::FsckProgress { stage: "rebuilding the index", done, total });
+        })?;
+        self.report.rebuilt = true;
+        for (_, e) in rebuilt.unreadable {
+            self.damage("manifest", path_of(&e), e.to_string(), Vec::new());
+        }
+        for e in rebuilt.bad_packs {
+            self.damage("pack", path_of(&e), e.to_string(), Vec::new());
+        }
+        for (key, manifest, missing) in rebuilt.incomplete {
+            let path = self.cache.inner.store.root().join("manifests").join(manifest.shard());
+            let what = format!("{missing} blobs of the entry {key} are lost");
+            self.damage("manifest", path.join(manifest.to_hex()), what, vec![key.clone()]);
+            self.report.lost.push(key);
+        }
+        Ok(())
+    }
+
+    /// Repairs all that was found.
+    pub(super) fn repair(&mut self) -> Result<()> {
+        if self.report.damage.is_empty() {
+            return self.remove_orphans();
+        }
+        if self.bad_index && self.wrong_refs.is_empty() && !self.report.rebuilt {
+            return self.repair_index();
+        }
+        self.drop_bad_entries()?;
+        if !self.wrong_refs.is_empty() || self.bad_index {
+            self.recount()?;
+        }
+        self.drop_bad_blobs()?;
+        self.set_notes_aside()?;
+        self.mark("events", |cache| {
+            let n = cache.inner.store.repair_events()?;
+            Ok(format!("{n} damaged lines were taken out of the log"))
+        })?;
+        self.quarantine_unreadable()?;
+        self.mark_all();
+        self.remove_orphans()
+    }
+
+    /// An index that is wrong in more than its counts is made anew, and everything checked again.
+    fn repair_index(&mut self) -> Result<()> {
+        if !self.cache.inner.leases.is_idle() {
+            tracing::warn!("the index is damaged and in use: unmount all views and repair again");
+            return Ok(());
+        }
+        let options = super::FsckOptions { rebuild_index: true, ..self.options };
+        let mut first = std::mem::take(&mut self.report.damage);
+        for damage in first.iter_mut().filter(|d| d.kind == "index") {
+            damage.repaired = Some("the index was made anew from the store".into());
+        }
+        first.retain(|d| d.kind == "index");
+        self.note_repair("the index was made anew from the store");
+        let mut report = self.cache.fsck(options, self.progress)?;
+        report.damage.splice(0..0, first);
+        self.report = report;
+        Ok(())
+    }
+
+    fn note_repair(&self, what: &str) {
+        self.cache.note(EventKind::Repaired { what: what.to_owned() }, None, true);
+    }
+
+    /// Entries without a manifest, and entries with bad blobs.
+    fn drop_bad_entries(&mut self) -> Result<()> {
+        let mut dropped = Vec::new();
+        for row in std::mem::take(&mut self.bad_entries) {
+            if self.drop_entry(&row, &[])? {
+                dropped.push(row.key);
+            }
+        }
+        let suffering = if self.bad_blobs.is_empty() { Vec::new() } else { self.suffering()? };
+        for (row, manifest) in suffering {
+            let blobs: Vec<BlobHash> = manifest.blobs().into_iter().map(|(h, _, _)| h).collect();
+            if self.drop_entry(&row, &blobs)? {
+                dropped.push(row.key);
+            }
+        }
+        for damage in &mut self.report.damage {
+            if !damage.entries.is_empty() && damage.entries.iter().all(|k| dropped.contains(k)) {
+                damage.repaired = Some("set aside; the entries that need it were dropped".into());
+            }
+        }
+        self.report.lost.extend(dropped);
+        Ok(())
+    }
+
+    fn drop_entry(&self, row: &EntryRow, blobs: &[BlobHash]) -> Result<bool> {
+        let inner = &self.cache.inner;
+        let Some(choice) = inner.leases.choose(row.id, true) else { return Ok(false) };
+        let held = inner.leases.reserve(blobs.iter().copied());
+        inner.upkeep.condemned.lock().insert(row.id, Condemned { manifest: row.manifest, blobs: held });
+        if inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true)?.is_none() {
+            inner.upkeep.condemned.lock().remove(&row.id);
+            return Ok(false);
+        }
+        match inner.store.quarantine_manifest(&row.manifest) {
+            Ok(()) | Err(StoreError::Missing { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let what = "the entry was dropped: its manifest or content is damaged".to_owned();
+        self.cache.note(EventKind::Repaired { what }, Some(&row.key), true);
+        if choice.condemn() {
+            // Not by the reaper: what is bad goes to quarantine before its row goes.
+            inner.upkeep.condemned.lock().remove(&row.id);
+        }
+        for holder in self.cache.holders() {
+            holder.changed(&row.key);
+        }
+        Ok(true)
+    }
+
+    /// Counts all references again (the dropped entries' are gone) and corrects them.
+    fn recount(&mut self) -> Result<()> {
+        for _ in 0..3 {
+            let before = self.cache.inner.index.changes();
+            let wrong = {
+                let mut again = Check::new(self.cache, Default::default(), self.progress);
+                again.references()?
+            };
+            if self.cache.inner.index.changes() == before {
+                self.cache.inner.index.set_references(wrong)?;
+                for damage in self.report.damage.iter_mut().filter(|d| d.kind == "index") {
+                    damage.repaired = Some("the references and sums were counted anew".into());
+                }
+                return Ok(());
+            }
+        }
+        tracing::warn!("the references could not be corrected while entries come and go; repair again");
+        Ok(())
+    }
+
+    /// Bad loose blobs go to quarantine, and packs after their sound blobs have moved out.
+    fn drop_bad_blobs(&mut self) -> Result<()> {
+        let inner = &self.cache.inner;
+        let bad: Vec<BlobHash> = self.bad_blobs.keys().copied().collect();
+        for (hash, row) in bad.iter().zip(inner.index.blobs(&bad)?) {
+            if row.is_some_and(|r| r.location == Location::Loose) {
+                match inner.store.quarantine_blob(hash) {
+                    Ok(()) | Err(StoreError::Missing { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        for pack in std::mem::take(&mut self.bad_packs) {
+            self.cache.salvage_pack(pack)?;
+            for damage in self.report.damage.iter_mut().filter(|d| d.kind == "pack") {
+                damage.repaired = Some("set aside; its sound blobs were moved to a new pack".into());
+            }
+        }
+        // The dropped entries' other blobs too, where nothing else refers to them.
+        let unreferenced = inner.index.unreferenced(usize::MAX >> 1)?;
+        self.cache.free_blobs(unreferenced)?;
+        Ok(())
+    }
+
+    /// Damaged pins and rejections go to quarantine, one by one.
+    fn set_notes_aside(&mut self) -> Result<()> {
+        self.mark("note", |cache| {
+            let store = &cache.inner.store;
+            loop {
+                match store.pins().map(drop).and_then(|()| store.rejections().map(drop)) {
+                    Ok(()) => break,
+                    Err(StoreError::Corrupt { path, .. }) => store.quarantine(&path)?,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            cache.inner.upkeep.verdicts.load(store)?;
+            Ok("set aside".into())
+        })
+    }
+
+    /// Does `work` when there is damage of this kind, and notes what it did.
+    fn mark(&mut self, kind: &str, work: impl FnOnce(&Cache) -> Result<String>) -> Result<()> {
+        if self.report.damage.iter().any(|d| d.kind == kind) {
+            let done = work(self.cache)?;
+            for damage in self.report.damage.iter_mut().filter(|d| d.kind == kind) {
+                damage.repaired = Some(done.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Manifests that no entry has and that cannot be read (found by a rebuild).
+    fn quarantine_unreadable(&mut self) -> Result<()> {
+        let store = &self.cache.inner.store;
+        for damage in self.report.damage.iter_mut().filter(|d| d.kind == "manifest" && d.repaired.is_none()) {
+            let name = damage.path.file_name().and_then(|n| n.to_str()?.parse().ok());
+            let Some(name) = name else { continue };
+            match store.quarantine_manifest(&name) {
+                Ok(()) => damage.repaired = Some("set aside".into()),
+                Err(StoreError::Missing { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_all(&mut self) {
+        let done = self.report.damage.iter().filter(|d| d.repaired.is_some()).count();
+        self.note_repair(&format!("{done} of {} damages were repaired", self.report.damage.len()));
+    }
+
+    fn remove_orphans(&mut self) -> Result<()> {
+        let orphans = self.orphans()?;
+        let store = &self.cache.inner.store;
+        for name in &orphans.manifests {
+            store.remove_manifest(name)?;
+        }
+        self.cache.remove_orphan_blobs(&orphans.blobs)?;
+        for pack in &orphans.packs {
+            store.remove_pack(*pack)?;
+        }
+        Ok(())
+    }
+}
+
+impl Cache {
+    /// Moves the sound blobs of a damaged pack to a new one, and the pack to quarantine. Rows of
+    /// its bad blobs stay until they are dropped.
+    fn salvage_pack(&self, pack: PackId) -> Result<()> {
+        let inner = &self.inner;
+        let mut moved = Vec::new();
+        let mut writer = inner.store.new_pack()?;
+        for row in inner.index.pack_blobs(pack)? {
+            let mut content = vec![0; row.size as usize];
+            if inner.store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content).is_ok() {
+                moved.push((row.hash, writer.append(&row.hash, &content)?));
+            }
+        }
+        let added = match moved.is_empty() {
+            true => None,
+            false => Some(writer.finish()?).map(|p| (p.id, p.bytes)),
+        };
+        inner.index.relocate(moved, added, vec![pack])?;
+        match inner.store.quarantine_pack(pack) {
+            Ok(()) | Err(StoreError::Missing { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
