@@ -346,13 +346,23 @@ impl Mount {
         self.run(args).status.code().expect("it was not killed")
     }
 
-    /// Runs it with `--json` and parses what it says.
+    /// Runs it with `--json` and parses the one object it prints.
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = self.json_lines(args);
+        assert_eq!(all.len(), 1, "outfs {args:?} --json prints one object");
+        all.remove(0)
+    }
+
+    /// Runs it with `--json` and parses every line.
+    #[track_caller]
+    pub fn json_lines(&self, args: &[&str]) -> Vec<Value> {
         let mut c = self.command(args);
         c.arg("--json");
         let text = ok(c);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("outfs {args:?} --json: {e} in {text}"))
+        let parse =
+            |l| serde_json::from_str(l).unwrap_or_else(|e| panic!("outfs {args:?} --json: {e} in {l}"));
+        text.lines().map(parse).collect()
     }
 
     /// All events so far, oldest first, from the mount's own file.

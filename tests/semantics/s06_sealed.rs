@@ -133,14 +133,14 @@ fn s6_3_trash_takes_entries_only() {
 #[test]
 fn s6_4_pinned_entries_stay() {
     let mut m = sealed();
-    m.ok(&["pin", "release", "key1"]);
+    m.ok(&["pin", "--name", "release", "key1"]);
     assert_errno!(fs::rename(m.path("key1"), m.path(".outfs/trash/key1")), EBUSY);
     let out = m.run(&["evict", "key1"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("release"), "the message names the pin");
     m.restart();
     assert_errno!(fs::rename(m.path("key1"), m.path(".outfs/trash/key1")), EBUSY);
-    m.ok(&["unpin", "release", "key1"]);
+    m.ok(&["unpin", "--name", "release", "key1"]);
     fs::rename(m.path("key1"), m.path(".outfs/trash/key1")).expect("after unpin");
     assert_errno!(fs::symlink_metadata(m.path("key1")), ENOENT);
 }

@@ -66,7 +66,7 @@ fn s9_2_leased_and_pinned_entries_stay() {
     let m = small();
     put(&m, "pinned", 1);
     put(&m, "opened", 2);
-    m.ok(&["pin", "p", "pinned"]);
+    m.ok(&["pin", "--name", "p", "pinned"]);
     let held = File::open(m.path("opened/outputs/f")).expect("open");
     for i in 3..=7 {
         put(&m, &format!("key{i}"), i);
