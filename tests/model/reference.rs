@@ -198,7 +198,8 @@ impl Model {
     fn changes_nothing(&self, op: &Op) -> bool {
         let node = |a: &At| self.follow(a).ok().map(|i| &self.inodes[i]);
         match op {
-            Op::Chmod(a, mode) => node(a).is_some_and(|n| masked(n.mode) == *mode),
+            // The mode that is shown, or the one that the manifest keeps.
+            Op::Chmod(a, mode) => node(a).is_some_and(|n| masked(n.mode) == *mode || n.mode == *mode),
             Op::SetTime(a, s, n) => node(a).is_some_and(|i| i.mtime == Some((*s, *n))),
             Op::Truncate(a, len) => {
                 node(a).is_some_and(|n| matches!(&n.kind, Kind::File(b) if b.len() as u64 == *len))

@@ -44,7 +44,7 @@ fn s6_1_every_change_is_erofs() {
         EROFS
     );
     assert_errno!(chmod(&f, 0o777), EROFS);
-    assert_errno!(chmod(m.path("key1"), 0o755), EROFS);
+    assert_errno!(chmod(m.path("key1"), 0o700), EROFS);
     assert_errno!(chown(&f, Some(12345), None), EROFS);
     assert_errno!(File::open(&f).expect("open").set_modified(UNIX_EPOCH), EROFS);
     assert_errno!(xattr::set(&f, "user.x", b"y"), EROFS);
