@@ -24,16 +24,14 @@ fn system_time(t: Time) -> SystemTime {
     base.and_then(|b| b.checked_add(Duration::from_nanos(t.nsec.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-/// Seconds and nanoseconds of a system time.
+/// The time of a request, as the kernel sent it. fuser 0.18 takes the nanoseconds of a time before 1970
+/// away from its seconds instead of adding them; this takes that back.
 pub(super) fn time_of(t: SystemTime) -> Time {
     match t.duration_since(UNIX_EPOCH) {
         Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
         Err(before) => {
             let d = before.duration();
-            match d.subsec_nanos() {
-                0 => Time { sec: -(d.as_secs() as i64), nsec: 0 },
-                n => Time { sec: -(d.as_secs() as i64) - 1, nsec: 1_000_000_000 - n },
-            }
+            Time { sec: -(d.as_secs() as i64), nsec: d.subsec_nanos() }
         }
     }
 }
@@ -62,12 +60,33 @@ pub(super) fn file_attr(a: &Attr) -> FileAttr {
 mod tests {
     use super::*;
 
+    const TIMES: [(i64, u32); 6] =
+        [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-5, 500_000_000), (u32::MAX as i64 * 2, 7)];
+
+    /// What fuser makes of a request's time.
+    fn as_fuser_gives_it(t: Time) -> SystemTime {
+        match u64::try_from(t.sec) {
+            Ok(sec) => UNIX_EPOCH + Duration::new(sec, t.nsec),
+            Err(_) => UNIX_EPOCH - Duration::new(t.sec.unsigned_abs(), t.nsec),
+        }
+    }
+
     #[test]
-    fn times_come_back() {
-        for t in [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-5, 500_000_000), (i64::from(u32::MAX) * 2, 7)]
-        {
-            let t = Time { sec: t.0, nsec: t.1 };
-            assert_eq!(time_of(system_time(t)), t);
+    fn times_of_requests() {
+        for (sec, nsec) in TIMES {
+            let t = Time { sec, nsec };
+            assert_eq!(time_of(as_fuser_gives_it(t)), t);
+        }
+    }
+
+    #[test]
+    fn times_of_answers() {
+        for (sec, nsec) in TIMES {
+            let ns = match system_time(Time { sec, nsec }).duration_since(UNIX_EPOCH) {
+                Ok(d) => d.as_nanos() as i128,
+                Err(before) => -(before.duration().as_nanos() as i128),
+            };
+            assert_eq!(ns, i128::from(sec) * 1_000_000_000 + i128::from(nsec));
         }
     }
 }
