@@ -150,7 +150,7 @@ fn s5_5_every_kind_of_first_change() {
         ("link", |d| fs::hard_link(d.join("g"), d.join("g2")).expect("link")),
         ("symlink", |d| symlink("g", d.join("s")).expect("symlink")),
         ("chmod", |d| chmod(d.join("f"), 0o755).expect("chmod")),
-        ("truncate", |d| nix::unistd::truncate(&d.join("f"), 1).expect("truncate")),
+        ("truncate", |d| nix::unistd::truncate(&d.join("f"), 0).expect("truncate")),
     ];
     let m = Mount::with(&["--size", "4G", "--overwrite", "replace"]);
     for (i, (what, change)) in changes.iter().enumerate() {
