@@ -84,9 +84,26 @@ impl EventLog {
             log.last = Some((first, file, len as u64));
         }
         if after_death {
-            log.newest += UNSYNCED;
+            log.go_on_further(events)?;
         }
         Ok(log)
+    }
+
+    /// Skips the numbers that may have been given to records which are lost. The new segment's name
+    /// remembers it; an empty one before it has nothing to say any more.
+    fn go_on_further(&mut self, events: &Dir) -> Result<()> {
+        let before = self.last.take();
+        self.newest += UNSYNCED;
+        self.rotate(events)?;
+        match before {
+            Some((first, _, 0)) => events.unlink(segment_name(first)).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing is left of a failed append that could not be undone.
+    pub fn is_sound(&self) -> bool {
+        !self.torn
     }
 
     /// Waits until all records are on the disk.
@@ -121,7 +138,7 @@ impl EventLog {
         let name = segment_name(*first);
         if let Err(e) = port::write_all(file, &line) {
             self.torn = port::truncate(file, *len).is_err();
-            // A torn record keeps its number, so that the next segment's name is free.
+            // A torn record keeps its number; the next one begins a segment.
             self.newest += u64::from(self.torn);
             return Err(events.err("append to", name.as_ref())(e));
         }

@@ -115,9 +115,9 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Some(lock) = &self.lock
-            && self.log.lock().sync(&self.events).is_ok()
-        {
+        let Some(lock) = &self.lock else { return };
+        let mut log = self.log.lock();
+        if log.sync(&self.events).is_ok() && log.is_sound() {
             lock.closed_in_order();
         }
     }

@@ -110,6 +110,29 @@ fn a_torn_line_is_cut_and_the_log_goes_on_further() {
 }
 
 #[test]
+fn what_was_skipped_stays_skipped() {
+    let (_dir, s) = store();
+    note(&s, "one");
+    let root = s.root().to_owned();
+    drop(s);
+    let mut newest = 1;
+    for _ in 0..3 {
+        fs::write(root.join("lock"), "4711\n").unwrap();
+        let s = Store::open(&root, Access::Own).unwrap();
+        let page = s.read_events(0, 9).unwrap();
+        assert!(page.newest > newest, "a cursor may have been handed out");
+        newest = page.newest;
+        assert_eq!((page.events.len(), page.oldest), (1, 1));
+        assert!(segments(&s).len() <= 2);
+    }
+    let s = Store::open(&root, Access::Own).unwrap();
+    assert_eq!(s.read_events(0, 9).unwrap().newest, newest);
+    assert_eq!(note(&s, "two"), newest + 1);
+    assert_eq!(seqs(&s, 1, 9), (vec![newest + 1], false));
+    assert_eq!(seqs(&s, newest, 9), (vec![newest + 1], false));
+}
+
+#[test]
 fn a_full_disk_leaves_a_log_that_reads_and_goes_on() {
     let (_dir, s) = store();
     note(&s, "one");

@@ -12,7 +12,7 @@ use crate::model::EntryKey;
 fn store() -> (tempfile::TempDir, Store) {
     // What these tests prove does not depend on the disk; its calls are counted all the same.
     super::skip_syncs(true);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = quick_dir();
     let store = Store::open(&dir.path().join("s"), Access::Own).unwrap();
     (dir, store)
 }

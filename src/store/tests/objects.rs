@@ -419,6 +419,34 @@ fn whatever_call_fails_a_blob_is_there_whole_or_not_at_all() {
 }
 
 #[test]
+fn whatever_call_fails_a_pin_and_a_draft_are_there_whole_or_not_at_all() {
+    let (_dir, s) = store();
+    let pin = Pin { name: "p".into(), key: key("abcd"), at_ns: 1 };
+    fail_everywhere(
+        || s.write_pin(&pin),
+        |n, ok| {
+            let pins = s.pins().unwrap();
+            assert!(pins.iter().all(|p| *p == pin) && (!ok || pins.len() == 1), "call {n}");
+            s.remove_pin("p", &pin.key).unwrap();
+        },
+    );
+    let place = DraftPlace::InPlace { key: key("abcd") };
+    fail_everywhere(
+        || s.create_draft(&place),
+        |n, ok| {
+            let drafts = s.drafts().unwrap();
+            assert!(drafts.len() <= 1 && (!ok || drafts.len() == 1), "call {n}");
+            for (id, got, _) in drafts {
+                assert_eq!(got, place, "call {n}");
+                s.draft_tree(&id).unwrap();
+                s.remove_draft(&id).unwrap();
+            }
+        },
+    );
+    assert!(files_below(&s.root().join("drafts")).is_empty());
+}
+
+#[test]
 fn pins_and_rejections() {
     let (_dir, s) = store();
     let pin = |name: &str, k: &str| Pin { name: name.into(), key: key(k), at_ns: 5 };
@@ -436,7 +464,7 @@ fn pins_and_rejections() {
 
     let r = Rejection { key: key(&"k".repeat(255)), reason: "wrong".into(), at_ns: 1, manifest: None };
     s.write_rejection(&r).unwrap();
-    assert_eq!(s.rejections().unwrap(), [r.clone()]);
+    assert_eq!(s.rejections().unwrap(), std::slice::from_ref(&r));
     let path = s.root().join("rejections").join(r.key.as_str());
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "{\n!").unwrap();
