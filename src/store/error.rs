@@ -52,8 +52,8 @@ pub enum StoreError {
         /// The newest known.
         known: u32,
     },
-    /// The directory exists and is something else, or cannot hold a store.
-    #[error("{path} cannot hold a store: {why}", path = path.display())]
+    /// The directory is missing, is something else, or cannot hold a store.
+    #[error("{path} cannot be used as a store: {why}", path = path.display())]
     Unsuitable {
         /// The directory.
         path: PathBuf,

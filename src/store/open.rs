@@ -234,7 +234,7 @@ fn canonical(root: &Path) -> Result<PathBuf> {
         Ok(p) if p.is_dir() => Ok(p),
         Ok(_) => Err(unsuitable(root, "it is not a directory; choose another one")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            Err(StoreError::Missing { what: "the directory".into(), path: root.to_owned() })
+            Err(unsuitable(root, "there is no such directory; check --store"))
         }
         Err(e) => Err(StoreError::io("open", root, e)),
     }

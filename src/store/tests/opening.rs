@@ -65,7 +65,7 @@ fn what_is_not_a_store_is_left_alone() {
     fs::write(logged.join("daemon.log"), "starting").unwrap();
     drop(Store::open(&logged, Access::Own).unwrap());
     let missing = dir.path().join("missing");
-    assert!(matches!(Store::open(&missing, Access::Read), Err(StoreError::Missing { .. })));
+    assert!(matches!(Store::open(&missing, Access::Read), Err(StoreError::Unsuitable { .. })));
     assert!(!missing.exists());
     Store::open(&missing.join("deep/er"), Access::Own).unwrap();
 }
