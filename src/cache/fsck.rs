@@ -492,10 +492,9 @@ impl<'a> Check<'a> {
             }
         }
         let known = self.known_packs()?;
-        for pack in store.packs()? {
-            let old = store.pack_changed_at_ns(pack.id)?.is_some_and(|at| at < since);
-            if old && !known.contains(&pack.id) {
-                orphans.packs.push(pack.id);
+        for pack in store.pack_ids()?.into_iter().filter(|id| !known.contains(id)) {
+            if store.pack_changed_at_ns(pack)?.is_some_and(|at| at < since) {
+                orphans.packs.push(pack);
             }
         }
         Ok(orphans)

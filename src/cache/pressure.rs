@@ -151,6 +151,9 @@ impl Cache {
     pub(super) fn evict_above_high_water(&self) -> Result<()> {
         let Some(goal) = self.above_high_water(&self.usage()?) else { return Ok(()) };
         let Some(_round) = self.inner.upkeep.round.try_lock() else { return Ok(()) };
+        // Old requests are worth nothing: the kernel has had all the time to look up again.
+        let stale = now_ns() - 600_000_000_000;
+        self.inner.upkeep.suspects.lock().retain(|_, at| *at > stale);
         let round = self.evict_round(&goal, false, "lru")?;
         tracing::debug!(
             evicted = round.evicted.len(),

@@ -3,7 +3,7 @@
 //! The index is trusted as it is: an entry is committed to it (durably) only after all its
 //! bytes are durable, and removed from it before they go, so a death leaves things that the index
 //! does not know, never the reverse. Such orphans cost space and nothing else, so they are swept in
-//! the background, a few directories per tick (`docs/decisions/0004-recovery.md`). A draft that
+//! the background, a few directories per tick (`docs/decisions/0030-recovery-trusts-the-index.md`). A draft that
 //! was being sealed is still whole; the manifest it left is an orphan, too.
 //!
 //! Invariants: an orphan is deleted only if it is older than this process, so nothing that is
@@ -66,7 +66,7 @@ impl Cache {
     pub(crate) fn recover(&self, fresh: bool) -> Result<()> {
         let store = &self.inner.store;
         self.inner.upkeep.verdicts.load(store)?;
-        let rebuild = fresh && !(store.manifests_in(None)?.is_empty() && store.packs()?.is_empty());
+        let rebuild = fresh && !(store.manifests_in(None)?.is_empty() && store.pack_ids()?.is_empty());
         if rebuild {
             let rebuilt = self.rebuild_index(&mut |_, _| {})?;
             for (key, _, missing) in rebuilt.incomplete {
@@ -190,12 +190,12 @@ impl Cache {
     }
 
     fn sweep_packs(&self, since: i64) -> Result<()> {
-        for pack in self.inner.store.packs()? {
-            if self.inner.index.pack(pack.id)?.is_none()
-                && self.inner.store.pack_changed_at_ns(pack.id)?.is_some_and(|at| at < since)
+        for pack in self.inner.store.pack_ids()? {
+            if self.inner.index.pack(pack)?.is_none()
+                && self.inner.store.pack_changed_at_ns(pack)?.is_some_and(|at| at < since)
             {
-                tracing::info!(pack = pack.id.0, "a pack that no entry has is removed");
-                self.inner.store.remove_pack(pack.id)?;
+                tracing::info!(pack = pack.0, "a pack that no entry has is removed");
+                self.inner.store.remove_pack(pack)?;
             }
         }
         Ok(())

@@ -128,7 +128,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     tx.query_row("SELECT epoch FROM totals WHERE one = 1", [], |r| r.get::<_, u32>(0))
         .map_err(sqlite("read its totals"))?;
     for probe in [
-        "SELECT max(id), key, accessed_at FROM entries",
+        "SELECT id, key, manifest, accessed_at FROM entries LIMIT 1",
         "SELECT size, refs, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
     ] {

@@ -102,12 +102,17 @@ impl Dir {
     /// All names.
     pub fn names(&self) -> Result<Vec<OsString>> {
         let mut names = Vec::new();
+        self.each_name(&mut |name| names.push(name.to_owned()))?;
+        Ok(names)
+    }
+
+    /// Calls `each` for every name.
+    pub fn each_name(&self, each: &mut dyn FnMut(&OsStr)) -> Result<()> {
         port::list(self.fd(), &mut |name, _| {
-            names.push(name.to_owned());
+            each(name);
             Ok(())
         })
-        .map_err(|e| StoreError::io("list", &self.path, e))?;
-        Ok(names)
+        .map_err(|e| StoreError::io("list", &self.path, e))
     }
 
     /// A file's size; `None` when there is none.

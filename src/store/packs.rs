@@ -43,7 +43,7 @@ impl PackIds {
             let start = match noted {
                 Some(next) => self.end.max(next),
                 // Lost: at least beyond all packs there are.
-                None => list(packs)?.into_iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1,
+                None => list(packs)?.into_iter().map(|id| id.0).max().unwrap_or(0) + 1,
             };
             packs.write_durably(tmp, NEXT, format!("{}\n", start + BLOCK).as_bytes())?;
             (self.next, self.end) = (start, start + BLOCK);
@@ -62,8 +62,11 @@ fn parse_name(name: &OsStr) -> Option<PackId> {
     (file_name(id) == name).then_some(id)
 }
 
-fn list(packs: &Dir) -> Result<Vec<(PackId, OsString)>> {
-    Ok(packs.names()?.into_iter().filter_map(|n| Some((parse_name(&n)?, n))).collect())
+fn list(packs: &Dir) -> Result<Vec<PackId>> {
+    // There may be a million: only the numbers are kept.
+    let mut all = Vec::new();
+    packs.each_name(&mut |name| all.extend(parse_name(name)))?;
+    Ok(all)
 }
 
 /// A pack being written aside; dropped unfinished, it leaves nothing behind.
@@ -167,13 +170,18 @@ impl Store {
     /// All packs with their file sizes.
     pub fn packs(&self) -> Result<Vec<PackInfo>> {
         let mut all = Vec::new();
-        for (id, name) in list(&self.packs)? {
-            if let Some(bytes) = self.packs.size_of(&name)? {
+        for id in list(&self.packs)? {
+            if let Some(bytes) = self.packs.size_of(file_name(id))? {
                 all.push(PackInfo { id, bytes });
             }
         }
         all.sort_unstable_by_key(|p| p.id);
         Ok(all)
+    }
+
+    /// The names of all packs, in no order.
+    pub fn pack_ids(&self) -> Result<Vec<PackId>> {
+        list(&self.packs)
     }
 
     /// When a pack got its name (its ctime), nanoseconds since 1970; `None` when it is not there.
