@@ -31,7 +31,7 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Runs `work` on a thread without root's power over files, as its tests' user `nobody`; as the
+/// Runs `work` on a thread without root's power over files, as the user `nobody`; as the
 /// ordinary user we are, when we are one.
 fn as_ordinary_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let other = || {
