@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 
 use super::adapter::{Adapter, Handshake};
 use super::backing::Backings;
@@ -33,6 +33,8 @@ pub struct Mounted {
     handshake: Arc<Handshake>,
     /// Unmounted by us: what is mounted there now is somebody else's, even while the session still ends.
     unmounted: AtomicBool,
+    /// fuser unmounts the path by itself when the session ends, unless it was told to before.
+    fusers_own: Mutex<SessionUnmounter>,
 }
 
 impl Mounted {
@@ -58,6 +60,8 @@ impl Mounted {
         }
         unmount(&self.at, lazy)?;
         self.unmounted.store(true, Ordering::SeqCst);
+        // There is nothing left to unmount: this is for fuser to forget the path.
+        let _ = self.fusers_own.lock().unwrap_or_else(|e| e.into_inner()).unmount();
         Ok(())
     }
 
@@ -154,6 +158,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let device = std::os::fd::AsFd::as_fd(&session).try_clone_to_owned().map_err(io)?;
     let kernel = KernelEnd::start(Arc::downgrade(&view), session.notifier(), device).map_err(io)?;
     view.attach(Box::new(kernel));
+    let fusers_own = Mutex::new(session.unmount_callable());
     let end = Arc::new(End::default());
     let over = end.clone();
     let serve = move || {
@@ -164,7 +169,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         over.changed.notify_all();
     };
     std::thread::Builder::new().name("mount".into()).spawn(serve).map_err(io)?;
-    Ok(Mounted { at, end, handshake, unmounted: AtomicBool::new(false) })
+    Ok(Mounted { at, end, handshake, unmounted: AtomicBool::new(false), fusers_own })
 }
 
 fn config(view: &View, options: &MountOptions) -> Config {
