@@ -34,12 +34,15 @@ impl Gc {
             out::json(&facts)?;
             return session.close();
         }
-        let would = if facts.dry_run { "would evict" } else { "evicted" };
+        let (evicted, dropped) = match facts.dry_run {
+            true => ("would evict", "would drop"),
+            false => ("evicted", "dropped"),
+        };
         for key in &facts.report.evicted {
-            out::line(&format!("{would} {key}"))?;
+            out::line(&format!("{evicted} {key}"))?;
         }
-        if facts.drafts > 0 {
-            out::line(&format!("dropped {} abandoned drafts", facts.drafts))?;
+        for draft in &facts.report.drafts {
+            out::line(&format!("{dropped} the draft {}", out::clean(draft)))?;
         }
         if facts.report.held > 0 {
             out::line(&format!("{} more are pinned or in use", facts.report.held))?;

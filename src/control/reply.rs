@@ -180,11 +180,9 @@ pub struct EventsFacts {
 /// What was collected, or would be.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GcFacts {
-    /// Entries and bytes.
+    /// Entries, drafts and bytes.
     #[serde(flatten)]
     pub report: GcReport,
-    /// Abandoned drafts that were dropped.
-    pub drafts: usize,
     /// Only asked.
     pub dry_run: bool,
 }

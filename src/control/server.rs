@@ -53,8 +53,7 @@ impl Server {
     pub fn close(&self, patience: Duration) {
         self.shared.closed.store(true, Ordering::SeqCst);
         let _ = std::fs::remove_file(self.address.join(super::SOCKET));
-        // Wakes the accepting thread; it sees `closed`.
-        // SAFETY-free: shutdown works on a listening socket on Linux.
+        // Wakes the accepting thread (on Linux a listening socket can be shut down); it sees `closed`.
         let _ = nix::sys::socket::shutdown(
             std::os::fd::AsRawFd::as_raw_fd(&self.listener),
             nix::sys::socket::Shutdown::Both,

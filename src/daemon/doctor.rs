@@ -251,8 +251,8 @@ fn space(store: &Path) -> Check {
     let what = "space";
     match nix::sys::statvfs::statvfs(&existing(store)) {
         Ok(s) => {
-            let unit = s.fragment_size() as u64;
-            let (total, free) = (s.blocks() as u64 * unit, s.blocks_available() as u64 * unit);
+            let unit = s.fragment_size();
+            let (total, free) = (s.blocks() * unit, s.blocks_available() * unit);
             let found = format!("{} free of {}", human_bytes(free), human_bytes(total));
             match free < 1 << 30 {
                 true => check(what, Health::Limited, found, "make room, or put the store elsewhere"),

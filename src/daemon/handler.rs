@@ -45,18 +45,10 @@ impl Daemon {
         &self.links
     }
 
-    /// Called often by the upkeep thread: views look for what has become quiet.
-    pub(super) fn tick_views(&self) {
-        self.views.each(View::tick);
-    }
-
     /// Called every second by the upkeep thread.
     pub(super) fn tick(&self) {
         self.links.tick(&self.cache);
         self.cache.tick();
-        if let Err(e) = self.cache.drop_idle_drafts() {
-            tracing::warn!("cannot drop abandoned drafts: {e}");
-        }
     }
 
     pub(super) fn record_views(&self) {

@@ -75,8 +75,13 @@ impl From<LogSpec> for String {
 
 impl LogSpec {
     /// Sends this process's log there from now on, `level` of it unless `OUTFS_LOG` says otherwise;
-    /// once per process.
+    /// what was installed first stays.
     pub fn install(&self, level: &str) -> Result<(), Failure> {
+        static INSTALLED: Mutex<bool> = Mutex::new(false);
+        let mut installed = INSTALLED.lock().unwrap_or_else(|e| e.into_inner());
+        if *installed {
+            return Ok(());
+        }
         let filter = match std::env::var("OUTFS_LOG") {
             Ok(text) => EnvFilter::try_new(&text)
                 .map_err(|e| Failure::new(Kind::Usage, format!("OUTFS_LOG={text} cannot be used: {e}")))?,
@@ -91,7 +96,9 @@ impl LogSpec {
             (LogTarget::File(path), false) => builder.with_writer(Mutex::new(open(path)?)).try_init(),
             (LogTarget::File(path), true) => builder.json().with_writer(Mutex::new(open(path)?)).try_init(),
         };
-        done.map_err(|e| Failure::failed(format!("cannot log to {self}: {e}")))
+        done.map_err(|e| Failure::failed(format!("cannot log to {self}: {e}")))?;
+        *installed = true;
+        Ok(())
     }
 }
 

@@ -103,7 +103,8 @@ struct Running {
 fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let store = &start.store.0;
     if !store.join("format").exists() {
-        // Made first, because the log may be in it.
+        // A mount that cannot be makes no store; the store is made first, because the log may be in it.
+        mountpoint::prepare(&start.at.0, store)?;
         drop(Store::open(store, Access::Own)?);
     }
     start.log.install("info,fuser=error")?;
@@ -126,12 +127,12 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
         .spawn(move || {
             let mut last = Instant::now();
             while !until.load(Ordering::Relaxed) {
-                cared.tick_views();
+                let wait = if cared.views().tick() { LOOK } else { TICK };
                 if last.elapsed() >= TICK {
                     last = Instant::now();
                     cared.tick();
                 }
-                std::thread::park_timeout(LOOK);
+                std::thread::park_timeout(wait);
             }
         })
         .map_err(io)?;

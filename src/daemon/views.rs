@@ -90,9 +90,11 @@ impl Views {
         self.state.lock().list.clone()
     }
 
-    /// Each view, for upkeep.
-    pub(super) fn each(&self, mut then: impl FnMut(&View)) {
-        self.all().iter().for_each(|a| then(&a.view));
+    /// Lets the views look for drafts that have become quiet; false when none ever will.
+    pub(super) fn tick(&self) -> bool {
+        let quiet: Vec<_> = self.all().into_iter().filter(|a| a.facts.view.seal_quiet.is_some()).collect();
+        quiet.iter().for_each(|a| a.view.tick());
+        !quiet.is_empty()
     }
 
     pub(super) fn facts(&self) -> Vec<ViewFacts> {

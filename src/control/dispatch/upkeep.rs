@@ -54,9 +54,8 @@ pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
 }
 
 pub(super) fn gc(cache: &Cache, dry_run: bool, older_than: Option<Duration>) -> Result<Reply, Failure> {
-    let drafts = if dry_run { 0 } else { cache.drop_idle_drafts()? };
     let report = cache.gc(&GcOptions { dry_run, older_than })?;
-    Ok(Reply::Gc(GcFacts { report, drafts, dry_run }))
+    Ok(Reply::Gc(GcFacts { report, dry_run }))
 }
 
 pub(super) fn fsck(

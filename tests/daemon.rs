@@ -1,0 +1,294 @@
+//! The daemon's life: start, views, who may end what, deaths, links. Mounts for real.
+//!
+//! Must not know: the crate's inside.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use common::{eventually, is_mounted, need, need_fuse, outfs, read, write};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// A store and directories to mount on; what runs there is ended when it is dropped.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        need_fuse();
+        let p = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        fs::create_dir(p.at("m1")).expect("mkdir");
+        fs::create_dir(p.at("m2")).expect("mkdir");
+        p
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().canonicalize().expect("it exists").join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut c = outfs();
+        c.args(args).env("OUTFS_STORE", self.at("store")).current_dir(self.dir.path());
+        c
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("outfs starts")
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "outfs {args:?}: {}", said(&out));
+        String::from_utf8(out.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn fails(&self, part: &str, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert_eq!(out.status.code(), Some(1), "outfs {args:?}: {}", said(&out));
+        assert!(said(&out).contains(part), "outfs {args:?} says {part:?}: {}", said(&out));
+        said(&out)
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&[args, &["--json"]].concat())).expect("JSON")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.json(&["stats"])["pid"].as_i64().expect("a daemon runs") as i32)
+    }
+
+    fn running(&self) -> bool {
+        self.json(&["status"])["running"] == true
+    }
+
+    /// An entry with one output, made through the mount.
+    fn entry(&self, key: &str) {
+        let work = self.at("m1/.outfs/work").join(key);
+        fs::create_dir_all(work.join("outputs")).expect("a draft");
+        write(work.join("outputs/f"), key);
+        fs::rename(work, self.at("m1").join(key)).expect("published");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.run(&["stop", "--lazy"]).status.success() {
+            eprintln!("{}", fs::read_to_string(self.at("store/daemon.log")).unwrap_or_default());
+        }
+        for at in ["m1", "m2"] {
+            common::detach(&self.at(at));
+        }
+    }
+}
+
+fn said(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// A process that keeps a file open until it is dropped.
+struct Reader(Child);
+
+impl Reader {
+    fn of(path: &Path) -> Self {
+        let file = fs::File::open(path).expect("it opens");
+        Self(Command::new("sleep").arg("600").stdin(Stdio::from(file)).spawn().expect("sleep starts"))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn mount_returns_when_ready_and_the_last_unmount_ends_the_daemon() {
+    let p = Place::new();
+    assert_eq!(p.ok(&["mount", "m1"]), format!("mounted {}\n", p.at("m1").display()));
+    assert!(is_mounted(&p.at("m1")));
+    let socket = fs::metadata(p.at("store/control.sock")).expect("the socket");
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    p.ok(&["mount", "m2", "--read-only"]);
+    let status = p.json(&["status"]);
+    assert_eq!(status["views"].as_array().map(Vec::len), Some(2));
+    p.ok(&["unmount", "m1"]);
+    assert!(p.running() && !is_mounted(&p.at("m1")));
+    p.ok(&["umount", "m2"]);
+    assert!(!p.running(), "unmount returns when the daemon has let go");
+    p.ok(&["store", "destroy", "--yes"]);
+}
+
+#[test]
+fn a_second_mount_with_other_limits_says_so() {
+    let p = Place::new();
+    p.ok(&["mount", "m1", "--size", "6G"]);
+    p.ok(&["mount", "m2", "--size", "6G"]);
+    p.ok(&["unmount", "m2"]);
+    let said = p.fails("--size 7.0 GiB", &["mount", "m2", "--size", "7G"]);
+    assert!(said.contains(&p.pid().to_string()) && said.contains("6.0 GiB"), "{said}");
+    p.fails("--foreground", &["mount", "m2", "--foreground"]);
+    assert!(!is_mounted(&p.at("m2")));
+    p.ok(&["stop"]);
+    assert_eq!(p.json(&["stats"])["limits"]["size"], (6u64 << 30).to_string(), "commands keep the limits");
+}
+
+#[test]
+fn mounts_started_at_once_share_one_daemon() {
+    let p = Place::new();
+    std::thread::scope(|s| {
+        for at in ["m1", "m2"] {
+            let p = &p;
+            s.spawn(move || p.ok(&["mount", at]));
+        }
+    });
+    assert_eq!(p.json(&["status"])["views"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn bad_mount_points() {
+    let p = Place::new();
+    fs::create_dir(p.at("full")).expect("mkdir");
+    write(p.at("full/file"), "x");
+    p.fails("mkdir -p", &["mount", "missing"]);
+    p.fails("not empty", &["mount", "full"]);
+    p.fails("not a directory", &["mount", "full/file"]);
+    assert!(!p.at("store").exists(), "a mount that cannot be makes no store");
+    p.ok(&["mount", "m1"]);
+    p.fails("mount already", &["mount", "m1"]);
+    fs::create_dir(p.at("store/drafts/m")).expect("mkdir");
+    p.fails("overlaps", &["mount", "store/drafts/m"]);
+    p.fails("nothing is mounted", &["unmount", "m2"]);
+    p.fails("not of outfs", &["unmount", "/proc"]);
+}
+
+#[test]
+fn a_busy_view_names_its_users_and_may_be_detached() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let reader = Reader::of(&p.at("m1/key1/outputs/f"));
+    let name = format!("process {} (sleep, open file)", reader.0.id());
+    p.fails(&name, &["unmount", "m1"]);
+    p.fails(&name, &["stop"]);
+    assert!(p.running() && is_mounted(&p.at("m1")));
+    p.ok(&["unmount", "--lazy", "m1"]);
+    assert!(!is_mounted(&p.at("m1")) && !p.running());
+}
+
+#[test]
+fn signals_and_strangers_end_it_cleanly() {
+    let p = Place::new();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        p.ok(&["mount", "m1"]);
+        kill(p.pid(), signal).expect("our daemon");
+        eventually("the daemon to end", || !p.running());
+        assert!(!is_mounted(&p.at("m1")));
+    }
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let _reader = Reader::of(&p.at("m1/key1/outputs/f"));
+    kill(p.pid(), Signal::SIGTERM).expect("our daemon");
+    eventually("a busy mount to be detached", || !p.running() && !is_mounted(&p.at("m1")));
+    p.ok(&["mount", "m1"]);
+    need("umount");
+    assert!(Command::new("umount").arg(p.at("m1")).status().expect("umount starts").success());
+    eventually("the daemon to notice", || !p.running());
+}
+
+#[test]
+fn a_killed_daemon_is_succeeded() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.ok(&["mount", "m2", "--read-only"]);
+    p.entry("key1");
+    fs::create_dir_all(p.at("m1/key2/outputs")).expect("a draft in place");
+    write(p.at("m1/key2/outputs/f"), "written before the death");
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the mount to die", || fs::metadata(p.at("m1")).is_err());
+    assert!(is_mounted(&p.at("m2")));
+    assert_eq!(p.ok(&["ls"]), "key1\n", "the store answers without it");
+    p.ok(&["mount", "m1"]);
+    assert!(!is_mounted(&p.at("m2")), "the other stale mount is gone too");
+    assert_eq!(read(p.at("m1/key1/outputs/f")), b"key1");
+    assert_eq!(read(p.at("m1/key2/outputs/f")), b"written before the death");
+    p.ok(&["seal", "key2"]);
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the mount to die", || fs::metadata(p.at("m1")).is_err());
+    p.ok(&["unmount", "m1"]);
+    assert!(!is_mounted(&p.at("m1")), "a dead mount is unmounted without a daemon");
+}
+
+#[test]
+fn a_link_holds_its_entry_while_it_stands() {
+    let p = Place::new();
+    p.ok(&["mount", "m1", "--min-age", "0s"]);
+    for key in ["key1", "key2"] {
+        p.entry(key);
+    }
+    let link = p.at("link");
+    p.ok(&["restore", "key1", "link", "--as", "link"]);
+    assert_eq!(read(link.join("f")), b"key1");
+    p.fails("exists", &["restore", "key2", "link", "--as", "link"]);
+    let sealed = |key: &str| p.run(&["show", key]).status.success();
+    eventually("gc to take what is free", || {
+        p.ok(&["gc", "--older-than", "0s"]);
+        !sealed("key2")
+    });
+    assert!(sealed("key1"), "the link holds it");
+    p.ok(&["stop"]);
+    p.ok(&["gc", "--older-than", "0s"]);
+    assert!(sealed("key1"), "also while no daemon runs");
+    p.ok(&["mount", "m1", "--min-age", "0s"]);
+    p.ok(&["gc", "--older-than", "0s"]);
+    assert_eq!(read(link.join("f")), b"key1", "and with the next one");
+    fs::remove_file(&link).expect("unlink");
+    symlink("elsewhere", &link).expect("another one");
+    eventually("gc to take it when the link is gone", || {
+        p.ok(&["gc", "--older-than", "0s"]);
+        !sealed("key1")
+    });
+}
+
+#[test]
+fn logs_go_where_they_are_sent() {
+    let p = Place::new();
+    let log = p.at("log");
+    p.ok(&["mount", "m1", "--log", &format!("json:{}", log.display())]);
+    p.ok(&["stop"]);
+    let text = String::from_utf8(read(&log)).expect("text");
+    let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    assert!(lines.iter().any(|l| l["fields"]["message"] == "the daemon runs"), "{text}");
+    p.fails("cannot open the log file", &["mount", "m1", "--log", "/nonexistent/log"]);
+    assert_eq!(p.command(&["mount", "m1"]).env("OUTFS_LOG", "=x=").status().expect("outfs").code(), Some(2));
+}
+
+#[test]
+fn streams_go_through_the_daemon() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    assert_eq!(p.ok(&["cat", "key1", "outputs/f"]), "key1");
+    let tar = p.run(&["restore", "key1", "--tar", "-"]).stdout;
+    write(p.at("tar"), &tar);
+    p.ok(&["put", "key2", "--tar", "tar"]);
+    assert_eq!(read(p.at("m1/key2/outputs/f")), b"key1", "what was put is in the mount at once");
+    p.ok(&["restore", "key2", "dest"]);
+    assert_eq!(read(p.at("dest/f")), b"key1");
+    write(p.at("cut"), &tar[..100]);
+    p.fails("tar", &["put", "key3", "--tar", "cut"]);
+    let mut follow = p.command(&["events", "--follow", "--limit", "3", "--json"]);
+    let follow = follow.stdout(Stdio::piped()).spawn().expect("outfs starts");
+    p.entry("key4");
+    let out = follow.wait_with_output().expect("our own child").stdout;
+    assert!(String::from_utf8_lossy(&out).lines().last().expect("lines").contains("key4"));
+}
