@@ -1,8 +1,9 @@
 //! Listing directories: in pages, each item saying where to go on.
 //!
 //! Only drafts need a handle (their names as of the last rewind); everything else is listed
-//! from its position alone. The top directory lists drafts first and then entries by row id, in
-//! pages from the index: a draft that is sealed meanwhile appears again rather than not at all.
+//! from its position alone, which stays the same while other names come and go. The top directory lists
+//! drafts first and then entries by row id, in pages from the index: a draft that is sealed meanwhile
+//! appears again rather than not at all.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +19,7 @@ use super::reach::identity;
 use super::sealed::SealedRef;
 use super::types::{DirItem, Found, Ino, Kind};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
+use crate::cache::Draft;
 use crate::model::RecordKind;
 use crate::store::DraftPlace;
 
@@ -25,6 +27,26 @@ use crate::store::DraftPlace;
 const PAGE: usize = 512;
 /// Positions of the top directory's entries start here: row id + this.
 const ENTRIES: u64 = 1 << 61;
+
+/// A draft's place in a listing: stays the same while others come and go.
+fn draft_position(draft: &Draft) -> u64 {
+    let hash = blake3::hash(draft.id().as_bytes());
+    let first: [u8; 8] = hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes");
+    (u64::from_le_bytes(first) >> 4) + 1
+}
+
+/// Those of `drafts` that have a name and come after `offset`, in order.
+fn list_drafts(
+    drafts: &[Arc<Draft>],
+    offset: u64,
+    name: impl Fn(&DraftPlace) -> Option<Vec<u8>>,
+) -> Vec<DirItem> {
+    let after = drafts.iter().map(|d| (draft_position(d), d)).filter(|(at, _)| *at > offset);
+    let mut items: Vec<_> =
+        after.filter_map(|(at, d)| Some(item(&name(&d.place())?, Kind::Dir, 0, at))).collect();
+    items.sort_unstable_by_key(|i| i.next);
+    items
+}
 
 fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
     DirItem { name: name.to_vec(), kind, ino, next }
@@ -51,7 +73,7 @@ impl View {
             Target::Fixed(ino::WORK) => Ok(self.list_work(offset)),
             Target::Fixed(ino::BY_TASK) => self.list_tasks(offset),
             Target::Task(task) => self.list_task(&task, offset),
-            Target::Fixed(_) | Target::Shard(_) => Ok(Vec::new()),
+            Target::Fixed(_) | Target::Shard(_) | Target::Made => Ok(Vec::new()),
             _ => Err(VfsError::NotDir),
         }
     }
@@ -123,11 +145,7 @@ impl View {
         }
         let mut out = Vec::new();
         if offset < ENTRIES && !self.read_only() {
-            let mut keys: Vec<_> =
-                self.cache.drafts().iter().filter_map(|d| self.shown_key(&d.place())).collect();
-            keys.sort_unstable();
-            let items = (1u64..).zip(keys).skip(offset as usize);
-            out.extend(items.map(|(n, k)| item(k.as_bytes(), Kind::Dir, 0, n)));
+            out = list_drafts(&self.cache.drafts(), offset, |place| self.shown_key(place));
         }
         if out.is_empty() {
             let after = offset.saturating_sub(ENTRIES) as i64;
@@ -139,13 +157,13 @@ impl View {
     }
 
     /// The name under which the top directory lists a draft.
-    fn shown_key(&self, place: &DraftPlace) -> Option<String> {
+    fn shown_key(&self, place: &DraftPlace) -> Option<Vec<u8>> {
         match place {
-            DraftPlace::InPlace { key } => Some(key.as_str().to_owned()),
+            DraftPlace::InPlace { key } => Some(key.as_str().into()),
             // Listed as the entry it will replace, unless that was evicted meanwhile.
             DraftPlace::Replace { key } if self.options.overwrite == Overwrite::Replace => {
                 let sealed = self.cache.index().entry(key).ok().flatten();
-                sealed.is_none().then(|| key.as_str().to_owned())
+                sealed.is_none().then(|| key.as_str().into())
             }
             _ => None,
         }
@@ -155,16 +173,9 @@ impl View {
         if self.read_only() {
             return Vec::new();
         }
-        let mut names: Vec<_> = self
-            .cache
-            .drafts()
-            .iter()
-            .filter_map(|d| match d.place() {
-                DraftPlace::Work { name } => Some(name),
-                _ => None,
-            })
-            .collect();
-        names.sort_unstable();
-        (1u64..).zip(names).skip(offset as usize).map(|(n, name)| item(&name, Kind::Dir, 0, n)).collect()
+        list_drafts(&self.cache.drafts(), offset, |place| match place {
+            DraftPlace::Work { name } => Some(name.clone()),
+            _ => None,
+        })
     }
 }

@@ -104,6 +104,7 @@ enum Target {
     Draft(Arc<DraftNode>),
     Snapshot(Arc<[u8]>),
     Task(Arc<str>),
+    Made,
     Link(Arc<[u8]>),
     Blob(Arc<nodes::BlobNode>),
 }
@@ -171,6 +172,7 @@ impl View {
                 },
                 nodes::Node::Snapshot(s) => Target::Snapshot(s),
                 nodes::Node::Task(t) => Target::Task(t),
+                nodes::Node::Made => Target::Made,
                 nodes::Node::Link(l) => Target::Link(l),
                 nodes::Node::Blob(b) => Target::Blob(b),
             }),

@@ -141,6 +141,8 @@ pub enum Node {
     Snapshot(Arc<[u8]>),
     /// A directory below `by-task`.
     Task(Arc<str>),
+    /// What making an entry through a shard directory answers with: the next look-up finds the link.
+    Made,
     /// A symlink below `by-task` or a shard directory.
     Link(Arc<[u8]>),
     /// A file below `blobs`.
@@ -318,7 +320,7 @@ impl Nodes {
             Node::Task(task) => drop(t.keys.remove(&Key::Task(task.clone()))),
             Node::Blob(b) => drop(t.keys.remove(&Key::Blob(b.hash))),
             Node::Link(link) => drop(t.keys.remove(&Key::Link(link.clone()))),
-            Node::Snapshot(_) => {}
+            Node::Snapshot(_) | Node::Made => {}
         }
         // Dropped outside the lock: a node can hold the last lease of an entry.
         drop(t);

@@ -93,7 +93,8 @@ impl View {
         node.draft.known_hash(&st).map(|h| h.to_hex().into_bytes()).ok_or(VfsError::NoAttribute)
     }
 
-    /// All names, each followed by NUL.
+    /// All names, each followed by NUL. outfs's own are answered but not listed: programs that
+    /// copy attributes (`rsync -X`, `cp -a`, `tar --xattrs`) would carry them along, and remove them here.
     pub fn list_xattr(&self, ino: Ino) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let mut add = |name: &[u8]| {
@@ -103,39 +104,22 @@ impl View {
         match self.target(ino)? {
             Target::Sealed(r) => {
                 let m = r.entry.manifest();
-                let rec = &m.records()[r.record as usize];
-                [KEY, STATE, RESIDENCY].into_iter().for_each(&mut add);
-                if rec.hash().is_some() {
-                    add(BLAKE3);
-                }
-                m.xattrs(rec).for_each(|(n, _)| add(n));
+                m.xattrs(&m.records()[r.record as usize]).for_each(|(n, _)| add(n));
             }
             Target::Draft(node) => {
-                let (fd, st) = self.reach.pin(&node)?;
-                [STATE, RESIDENCY].into_iter().for_each(&mut add);
-                if draft_key(&node.draft).is_some() {
-                    add(KEY);
-                }
-                if node.draft.known_hash(&st).is_some() {
-                    add(BLAKE3);
-                }
+                let (fd, _) = self.reach.pin(&node)?;
                 // Only what can be read back: not security.*, not ACLs.
                 let names = sys::list_xattr(&proc_path(&fd))?;
                 names.split(|&b| b == 0).filter(|n| n.starts_with(b"user.")).for_each(&mut add);
             }
-            Target::Blob(_) => add(BLAKE3),
             _ => {}
         }
         Ok(out)
     }
 
-    /// Sets an attribute of a draft's file; outfs's own are accepted and ignored.
+    /// Sets an attribute of a draft's file.
     pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.changing_xattr(ino, name)?;
-        if name.as_bytes().starts_with(OWN) {
-            // Programs that copy attributes copy these too; what they say follows from the content.
-            return Ok(());
-        }
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
         Ok(sys::set_xattr(&proc_path(&fd), name, value, flags)?)
@@ -144,9 +128,6 @@ impl View {
     /// Removes an attribute of a draft's file.
     pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         let node = self.changing_xattr(ino, name)?;
-        if name.as_bytes().starts_with(OWN) {
-            return Err(VfsError::NotPermitted);
-        }
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
         Ok(sys::remove_xattr(&proc_path(&fd), name)?)
@@ -156,6 +137,7 @@ impl View {
         match self.target(ino)? {
             _ if self.read_only() => Err(VfsError::ReadOnly),
             Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            Target::Draft(_) if name.as_bytes().starts_with(OWN) => Err(VfsError::NotPermitted),
             Target::Draft(node) if name.as_bytes().starts_with(b"user.") => Ok(node),
             _ => Err(VfsError::Unsupported),
         }
