@@ -329,6 +329,40 @@ fn events_page_and_go_on_after_a_cursor() {
 }
 
 #[test]
+fn damage_is_4() {
+    let p = Place::new();
+    p.put("key1");
+    p.ok(&["fsck", "--verify-data"]);
+    let hash = blake3::hash(&[7u8; 1_000_000]).to_hex();
+    let blob = p.path("store/blobs").join(&hash[..2]).join(hash.as_str());
+    let mut bytes = fs::read(&blob).expect("a loose blob");
+    bytes[500_000] ^= 1;
+    fs::remove_file(&blob).expect("unlink");
+    fs::write(&blob, bytes).expect("write");
+    p.fails(4, "damage", &["fsck", "--verify-data"]);
+    p.fails(4, "", &["cat", "key1", "outputs/sub/big"]);
+    p.fails(4, "repaired", &["fsck", "--verify-data", "--repair"]);
+    p.ok(&["fsck", "--verify-data"]);
+}
+
+#[test]
+fn a_lost_index_gives_back_everything() {
+    let p = Place::new();
+    p.put("key1");
+    p.ok(&["pin", "key1"]);
+    let before = p.json(&["show", "key1"]);
+    let events = p.json(&["events"]).len();
+    for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        let _ = fs::remove_file(p.path("store").join(name));
+    }
+    let after = p.json(&["show", "key1"]);
+    assert_eq!((&after[0]["manifest"], &after[0]["pins"]), (&before[0]["manifest"], &before[0]["pins"]));
+    assert!(p.json(&["events"]).len() >= events);
+    p.ok(&["fsck", "--rebuild-index"]);
+    p.ok(&["fsck", "--verify-data"]);
+}
+
+#[test]
 fn eight_at_once_take_turns() {
     let p = Place::new();
     p.outputs();

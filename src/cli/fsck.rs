@@ -5,7 +5,8 @@ use clap::Args;
 use super::out::{self, Streams};
 use super::session::Session;
 use super::{Context, Output, unexpected};
-use crate::control::{DamageFacts, Failure, Kind, Reply, Request};
+use crate::cache::{Damage, FsckOptions, FsckReport};
+use crate::control::{Failure, Kind, Reply, Request};
 use crate::model::units::human_bytes;
 
 /// Check the store; exit 4 when something is damaged
@@ -28,11 +29,11 @@ pub(crate) struct Fsck {
 impl Fsck {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
-        let request = Request::Fsck {
+        let request = Request::Fsck(FsckOptions {
             verify_data: self.verify_data,
             repair: self.repair,
             rebuild_index: self.rebuild_index,
-        };
+        });
         let mut streams = Streams::metered("checking");
         let reply = session.call_with(request, &mut streams)?;
         drop(streams);
@@ -41,12 +42,7 @@ impl Fsck {
         if self.output.json {
             out::json(&facts)?;
         } else {
-            facts.damage.iter().try_for_each(print)?;
-            let verified = match self.verify_data {
-                true => format!(", {} re-hashed", human_bytes(facts.verified_bytes)),
-                false => String::new(),
-            };
-            out::line(&format!("checked {} entries and {} blobs{verified}", facts.entries, facts.blobs))?;
+            self.print(&facts)?;
         }
         let left = facts.damage.iter().filter(|d| d.repaired.is_none()).count();
         match (facts.damage.len(), left) {
@@ -58,10 +54,32 @@ impl Fsck {
             )),
         }
     }
+
+    fn print(&self, report: &FsckReport) -> Result<(), Failure> {
+        report.damage.iter().try_for_each(print)?;
+        for key in &report.lost {
+            out::line(&format!("dropped the entry {key}"))?;
+        }
+        if report.rebuilt {
+            out::line("made the index anew")?;
+        }
+        let verified = match self.verify_data {
+            true => format!(", {} re-hashed", human_bytes(report.verified_bytes)),
+            false => String::new(),
+        };
+        out::line(&format!("checked {} entries and {} blobs{verified}", report.entries, report.blobs))?;
+        match report.orphans {
+            0 => Ok(()),
+            n => out::line(&format!(
+                "{n} files belong to no entry (harmless; upkeep or --repair removes them)"
+            )),
+        }
+    }
 }
 
-fn print(damage: &DamageFacts) -> Result<(), Failure> {
-    let mut text = out::clean(&damage.what);
+fn print(damage: &Damage) -> Result<(), Failure> {
+    let path = out::clean(&damage.path.to_string_lossy());
+    let mut text = format!("{} {path}: {}", damage.kind, out::clean(&damage.what));
     if !damage.entries.is_empty() {
         let keys: Vec<&str> = damage.entries.iter().map(|k| k.as_str()).collect();
         text.push_str(&format!("; entries: {}", keys.join(" ")));

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{Du, GcReport, Restored, Usage};
+use crate::cache::{Du, FsckReport, GcReport, Restored, Usage};
 use crate::fuse::MountOptions;
 use crate::index::Totals;
 use crate::model::manifest::Origin;
@@ -187,30 +187,6 @@ pub struct GcFacts {
     pub dry_run: bool,
 }
 
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DamageFacts {
-    /// What is damaged.
-    pub what: String,
-    /// The entries that suffer.
-    pub entries: Vec<EntryKey>,
-    /// What was done about it; absent without `--repair`.
-    pub repaired: Option<String>,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct FsckFacts {
-    /// Checked entries.
-    pub entries: u64,
-    /// Checked blobs.
-    pub blobs: u64,
-    /// Bytes that were re-hashed.
-    pub verified_bytes: u64,
-    /// What is wrong.
-    pub damage: Vec<DamageFacts>,
-}
-
 /// What was imported.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ImportFacts {
@@ -289,5 +265,5 @@ pub enum Reply {
     /// To `Gc`.
     Gc(GcFacts),
     /// To `Fsck`.
-    Fsck(FsckFacts),
+    Fsck(FsckReport),
 }

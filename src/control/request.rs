@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{RestoreAs, TaskFacts};
+use crate::cache::{FsckOptions, RestoreAs, TaskFacts};
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::vfs::ViewOptions;
@@ -215,14 +215,7 @@ pub enum Request {
         older_than: Option<Duration>,
     },
     /// Checks everything against everything.
-    Fsck {
-        /// Re-hash all content.
-        verify_data: bool,
-        /// Quarantine what is bad, drop what depends on it.
-        repair: bool,
-        /// Make the index anew from the store.
-        rebuild_index: bool,
-    },
+    Fsck(FsckOptions),
 }
 
 impl Request {

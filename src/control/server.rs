@@ -125,7 +125,14 @@ fn answer(
         Ok(reply) => ServerFrame::Done { reply: Box::new(reply) },
         Err(failure) => ServerFrame::Failed { failure },
     };
-    wire::send(channel.output, &frame)
+    match wire::send(channel.output, &frame) {
+        // Nothing was sent: a fact that JSON cannot say.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+            let failure = Failure::failed(format!("the answer cannot be sent: {e}"));
+            wire::send(channel.output, &ServerFrame::Failed { failure })
+        }
+        other => other,
+    }
 }
 
 fn parse(line: &[u8]) -> Result<Request, Failure> {

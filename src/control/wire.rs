@@ -42,9 +42,11 @@ pub(super) enum ServerFrame {
     Failed { failure: Failure },
 }
 
-/// Writes one line.
+/// Writes one line; `InvalidInput` (and nothing sent) when JSON cannot say it.
 pub(super) fn send(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
+    let mut line = serde_json::to_vec(message).map_err(|e| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("cannot be written as JSON: {e}"))
+    })?;
     line.push(b'\n');
     out.write_all(&line)
 }

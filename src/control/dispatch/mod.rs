@@ -68,9 +68,7 @@ pub fn dispatch(
         Request::Reject { key, reason } => upkeep::reject(cache, &key, reason.as_deref()),
         Request::Evict { key } => upkeep::evict(cache, &key),
         Request::Gc { dry_run, older_than } => upkeep::gc(cache, dry_run, older_than),
-        Request::Fsck { verify_data, repair, rebuild_index } => {
-            upkeep::fsck(cache, verify_data, repair, rebuild_index, channel)
-        }
+        Request::Fsck(options) => upkeep::fsck(cache, options, channel),
         Request::Status | Request::Mount { .. } | Request::Unmount { .. } | Request::Stop { .. } => {
             Err(Failure::failed("no daemon runs for this store; 'outfs mount' starts one"))
         }

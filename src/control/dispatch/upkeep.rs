@@ -1,13 +1,16 @@
 //! What becomes of entries: pins, rejections, eviction, collection, checks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::super::{Channel, Failure, GcFacts, Kind, PinFacts, Reply};
+use super::super::{Channel, Failure, GcFacts, Kind, PinFacts, Progress, Reply};
 use super::entries::time;
 use super::no_entry;
-use crate::cache::{Cache, GcOptions};
+use crate::cache::{Cache, FsckOptions, FsckProgress, GcOptions};
 use crate::model::EntryKey;
 use crate::store::Pin;
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
 fn pin_facts(pins: Vec<Pin>) -> Reply {
     let facts = |p: Pin| PinFacts { name: p.name, key: p.key, since: time(p.at_ns) };
@@ -58,12 +61,15 @@ pub(super) fn gc(cache: &Cache, dry_run: bool, older_than: Option<Duration>) -> 
     Ok(Reply::Gc(GcFacts { report, dry_run }))
 }
 
-pub(super) fn fsck(
-    _cache: &Cache,
-    _verify_data: bool,
-    _repair: bool,
-    _rebuild_index: bool,
-    _channel: &mut dyn Channel,
-) -> Result<Reply, Failure> {
-    Err(Failure::failed("checking is not there yet"))
+pub(super) fn fsck(cache: &Cache, options: FsckOptions, channel: &mut dyn Channel) -> Result<Reply, Failure> {
+    let mut told: Option<(Instant, &str)> = None;
+    let report = cache.fsck(options, &mut |p: FsckProgress| {
+        // Often enough for people, rarely enough for the connection.
+        if told.is_none_or(|(at, stage)| stage != p.stage || at.elapsed() > TELL_EVERY) {
+            told = Some((Instant::now(), p.stage));
+            let total = (p.total > 0).then_some(p.total);
+            channel.progress(Progress { what: format!("checking {}", p.stage), done: p.done, total });
+        }
+    })?;
+    Ok(Reply::Fsck(report))
 }
