@@ -121,9 +121,14 @@ impl Cache {
             }
             Err(e) => return Err(e),
         };
-        let lease = Arc::new(lease);
         let (manifest, locations) = (one.manifest, one.locations);
-        Ok(Some(Entry { row: Arc::new(row), manifest, locations, lease, cache: self.clone() }))
+        Ok(Some(Entry {
+            row: Arc::new(row),
+            manifest,
+            locations,
+            lease: Arc::new(lease),
+            cache: self.clone(),
+        }))
     }
 
     fn load(&self, row: &EntryRow) -> Result<One> {

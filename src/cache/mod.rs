@@ -10,6 +10,7 @@
 //! disk I/O except the draft gate, which exists to be held while one draft's tree changes.
 
 mod at;
+mod backend;
 mod background;
 mod compact;
 mod compare;
@@ -20,6 +21,7 @@ mod evict;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;
+mod import;
 mod ingest;
 mod lease;
 mod lookup;
@@ -38,15 +40,18 @@ mod stash;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod untar;
 mod upkeep;
 #[cfg(test)]
 mod upkeep_tests;
 mod usage;
 mod walk;
 
+pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
 pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
+pub use import::{ImportReport, Skipped};
 pub use lease::{Holder, Lease, LeaseKind};
 pub use lookup::{Lookup, Miss};
 pub use pressure::{GcOptions, GcReport};

@@ -14,7 +14,7 @@ use super::draft::now_ns;
 use super::ingest::Memory;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
-use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, tar};
+use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, untar};
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
 
@@ -121,7 +121,7 @@ impl Cache {
         logs: [Option<&Path>; 2],
         request: &SealRequest,
     ) -> Result<Sealed> {
-        tar::unpack(tar, draft.tree())?;
+        untar::unpack(tar, draft.tree())?;
         let metadata = metadata(&request.key, facts);
         let logs = logs.map(|l| l.map(Log::File));
         let memory = Memory::default();

@@ -80,6 +80,15 @@ impl Entry {
                 Some(Ok(done)) => return Ok(done),
                 Some(Err(StoreError::Missing { what, path })) => StoreError::Missing { what, path },
                 Some(Err(e @ StoreError::Corrupt { .. })) => {
+                    // It may have been stored anew elsewhere since our locations were written.
+                    let before = self.location(record);
+                    if !asked {
+                        asked = true;
+                        self.relocate()?;
+                        if self.location(record) != before {
+                            continue;
+                        }
+                    }
                     self.damaged(record, hash, &e)?;
                     return Err(e.into());
                 }

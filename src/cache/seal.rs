@@ -156,6 +156,7 @@ impl Cache {
     pub fn seal(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
         let _turn = self.inner.sealing.enter(&request.key);
         let deadline = Instant::now() + PATIENCE;
+        let mut insisting = None;
         loop {
             while draft.writers() > 0 {
                 if Instant::now() >= deadline {
@@ -191,8 +192,11 @@ impl Cache {
             if !matches!(outcome, Outcome::Stale) {
                 *stage = Stage::Gone;
                 drop(stage);
+                drop(insisting);
                 return Ok(self.sealed(draft, outcome));
             }
+            drop(stage);
+            insisting.get_or_insert_with(|| draft.stash.insist(self));
         }
     }
 
@@ -239,12 +243,16 @@ impl Cache {
         mut plan: impl FnMut() -> Result<Plan>,
     ) -> Result<Sealed> {
         let _turn = self.inner.sealing.enter(&request.key);
+        let mut insisting = None;
         loop {
             let prepared = self.store_plan(storer, plan()?)?;
             let sealed = match self.commit(storer.stash, prepared, request)? {
                 Outcome::New(entry, _) => Sealed::New(entry),
                 Outcome::Same(entry) => Sealed::Same(entry),
-                Outcome::Stale => continue,
+                Outcome::Stale => {
+                    insisting.get_or_insert_with(|| storer.stash.insist(self));
+                    continue;
+                }
             };
             if let Sealed::New(entry) = &sealed {
                 self.holders().iter().for_each(|h| h.changed(entry.key()));
@@ -256,7 +264,7 @@ impl Cache {
     /// Makes an entry of what was prepared. Its blobs are held against others meanwhile.
     fn commit(&self, stash: &Stash, prepared: Prepared, request: &SealRequest) -> Result<Outcome> {
         let mut hashes: HashSet<_> = prepared.blobs.iter().map(|(h, _)| *h).collect();
-        if !stash.hold(self, &hashes)? {
+        if !stash.hold(self, &hashes) {
             return Ok(Outcome::Stale);
         }
         let outcome = self.commit_held(stash, prepared, request, &mut hashes);
@@ -442,7 +450,9 @@ impl Cache {
             self.inner.store.remove_pack(pack)?;
         }
         let mut damaged = self.inner.damaged.lock();
-        healed.iter().for_each(|(h, _)| drop(damaged.remove(h)));
+        healed.iter().for_each(|(h, _)| {
+            damaged.remove(h);
+        });
         Ok(())
     }
 

@@ -12,10 +12,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Cache, Inner, Result, lease};
 use crate::model::BlobHash;
@@ -27,6 +27,7 @@ use crate::store::{Adopt, Location, PACK_LIMIT, PackId, PackWriter};
 pub(super) struct Claims {
     claims: Mutex<HashMap<BlobHash, Claim>>,
     changed: Condvar,
+    insisting: Mutex<()>,
 }
 
 struct Claim {
@@ -75,9 +76,26 @@ impl Claims {
     }
 }
 
+/// A stash that lost blobs to others once keeps what it claims until it has committed, so that
+/// those who store the same content at once do not take it from each other for ever. Only one
+/// at a time does so, hence it can wait for others, who never keep a claim while they wait.
+pub(super) struct Insisting<'a> {
+    stash: &'a Stash,
+    cache: &'a Cache,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl Drop for Insisting<'_> {
+    fn drop(&mut self) {
+        self.stash.insisting.store(false, Ordering::Release);
+        self.stash.let_go(self.cache);
+    }
+}
+
 /// Stored, reserved, not committed.
 pub(super) struct Stash {
     owner: u64,
+    insisting: AtomicBool,
     cache: Weak<Inner>,
     state: Mutex<Stored>,
 }
@@ -100,6 +118,7 @@ impl Stash {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Stash {
             owner: NEXT.fetch_add(1, Ordering::Relaxed),
+            insisting: AtomicBool::new(false),
             cache: Arc::downgrade(&cache.inner),
             state: Mutex::default(),
         }
@@ -221,7 +240,9 @@ impl Stash {
             state.loose.insert(content.hash);
             state.placed.insert(content.hash, Location::Loose);
             drop(state);
-            claims.settle(&content.hash, self.owner);
+            if !self.insisting.load(Ordering::Acquire) {
+                claims.settle(&content.hash, self.owner);
+            }
             Ok(())
         })();
         if put.is_err() {
@@ -230,9 +251,28 @@ impl Stash {
         put
     }
 
+    /// From now on, until the guard is dropped, nothing that is ours is taken by others.
+    pub fn insist<'a>(&'a self, cache: &'a Cache) -> Insisting<'a> {
+        let alone = cache.inner.claims.insisting.lock();
+        self.insisting.store(true, Ordering::Release);
+        let all: Vec<_> = self.state.lock().loose.iter().copied().collect();
+        for hash in all {
+            if !cache.inner.claims.claim_own(&hash, self.owner) {
+                self.forget_loose(&hash);
+            }
+        }
+        Insisting { stash: self, cache, _alone: alone }
+    }
+
+    fn forget_loose(&self, hash: &BlobHash) {
+        let mut state = self.state.lock();
+        state.loose.remove(hash);
+        state.placed.remove(hash);
+    }
+
     /// Holds everything among `hashes` that is ours for a commit. False when something was
     /// replaced by others meanwhile: then it is forgotten, and must be stored again.
-    pub fn hold(&self, cache: &Cache, hashes: &HashSet<BlobHash>) -> Result<bool> {
+    pub fn hold(&self, cache: &Cache, hashes: &HashSet<BlobHash>) -> bool {
         let ours: Vec<_> = self.state.lock().loose.iter().filter(|h| hashes.contains(h)).copied().collect();
         let mut lost = Vec::new();
         for hash in &ours {
@@ -241,19 +281,18 @@ impl Stash {
             }
         }
         if lost.is_empty() {
-            return Ok(true);
+            return true;
         }
         self.let_go(cache);
-        let mut state = self.state.lock();
-        for hash in lost {
-            state.loose.remove(&hash);
-            state.placed.remove(&hash);
-        }
-        Ok(false)
+        lost.iter().for_each(|hash| self.forget_loose(hash));
+        false
     }
 
     /// After a [`hold`](Self::hold) that led to no commit.
     pub fn let_go(&self, cache: &Cache) {
+        if self.insisting.load(Ordering::Acquire) {
+            return;
+        }
         let loose: Vec<_> = self.state.lock().loose.iter().copied().collect();
         for hash in loose {
             cache.inner.claims.settle(&hash, self.owner);

@@ -103,11 +103,6 @@ impl Tree {
         Ok(Tree { top, label: label.to_owned(), dirs, owned, relaxed: Vec::new() })
     }
 
-    /// Is it a draft's?
-    pub fn is_owned(&self) -> bool {
-        self.owned
-    }
-
     fn names_of(&self, mut dir: u32) -> Vec<&[u8]> {
         let mut names = Vec::new();
         while dir != 0 {

@@ -1,0 +1,96 @@
+//! Drafts: their places, and what outlives the owner.
+
+use super::*;
+
+#[test]
+fn one_draft_for_a_place() {
+    let f = Fixture::new();
+    let (draft, _) = f.in_place("abcd");
+    let again = f.cache.create_draft(DraftPlace::InPlace { key: key("abcd") });
+    assert!(matches!(again, Err(CacheError::DraftExists(_))));
+    let work = f.cache.create_draft(DraftPlace::Work { name: b"w\xff".to_vec() }).unwrap();
+    assert_eq!(f.cache.work_draft(b"w\xff").unwrap().id(), work.id());
+    assert!(matches!(
+        f.cache.move_draft(&work, DraftPlace::InPlace { key: key("abcd") }),
+        Err(CacheError::DraftExists(_))
+    ));
+    f.cache.move_draft(&work, DraftPlace::Work { name: b"v".to_vec() }).unwrap();
+    assert!(f.cache.work_draft(b"w\xff").is_none());
+    assert_eq!(f.cache.drafts().len(), 2);
+    f.cache.drop_draft(&draft, "test").unwrap();
+    assert!(f.cache.draft_for(&key("abcd")).is_none());
+    f.in_place("abcd");
+    assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::DraftDropped { .. })));
+}
+
+#[test]
+fn drafts_survive_the_owner_and_unfinished_puts_do_not() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    std::fs::write(path.join("x"), "y").unwrap();
+    let put = f.cache.create_draft(DraftPlace::Native { label: "put dead".into() }).unwrap();
+    let put_path = f.cache.store().draft_path(put.id());
+    assert!(!draft.recovered());
+    drop((draft, put));
+    let f = f.reopen();
+    let draft = f.cache.draft_for(&key("abcd")).unwrap();
+    assert!(draft.recovered());
+    assert_eq!(f.cache.drafts().len(), 1);
+    let entry = f.cache.seal(&draft, request("abcd")).unwrap().into_entry();
+    assert_eq!(entry.read_all(entry.file(b"x").unwrap(), 10).unwrap(), b"y");
+    f.cache.settle();
+    assert!(!put_path.exists());
+}
+
+#[test]
+fn a_replacement_begins_as_a_copy_and_replaces() {
+    let f = Fixture::new();
+    let old = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry();
+    let draft = f.cache.create_replacement(&old).unwrap();
+    let path = f.cache.store().draft_path(draft.id());
+    assert_eq!(look(&path.join("outputs")), look(&f.beside("tree")));
+    assert!(path.join("metadata.json").exists());
+    let replace = SealRequest { replace: true, ..request("abcd") };
+    std::fs::write(path.join("outputs/zz"), "new").unwrap();
+    let Sealed::New(new) = f.cache.seal(&draft, replace).unwrap() else { panic!("not replaced") };
+    assert_eq!(new.read_all(new.file(b"outputs/a/b/private").unwrap(), 10).unwrap(), b"new");
+    assert_eq!(old.read_all(old.file(b"outputs/zz").unwrap(), 10).unwrap(), b"mine");
+}
+
+#[test]
+fn idle_drafts_go() {
+    let f = Fixture::new();
+    let (_draft, _) = f.in_place("abcd");
+    assert_eq!(f.cache.drop_idle_drafts().unwrap(), 0);
+    f.cache.inner.limits.write().draft_ttl = std::time::Duration::ZERO;
+    eventually("dropping", || f.cache.drop_idle_drafts().unwrap() == 1);
+    assert!(f.cache.drafts().is_empty());
+}
+
+#[test]
+fn a_cancelled_hash_does_not_keep_a_writer_waiting() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    let big = path.join("big");
+    std::fs::File::create(&big).unwrap().set_len(1 << 30).unwrap();
+    let file = std::fs::File::open(&big).unwrap();
+    let stat = super::super::at::stat_of(&file).unwrap();
+    std::thread::scope(|scope| {
+        let hash = scope.spawn(|| f.cache.ingest(&draft, &file).unwrap());
+        // Somewhere in the middle: the lease is there, and a writer comes.
+        eventually("hashing", || {
+            use std::os::fd::AsRawFd;
+            // SAFETY: this fcntl command touches no memory.
+            let probe = std::fs::File::open(&big).unwrap();
+            let _ = probe.as_raw_fd();
+            let leases = std::fs::read_to_string("/proc/locks").unwrap();
+            leases.lines().any(|l| l.contains("LEASE") && l.contains(&format!(":{} ", stat.st_ino)))
+        });
+        draft.cancel_ingest(stat.st_dev, stat.st_ino);
+        let asked = std::time::Instant::now();
+        std::fs::File::options().write(true).open(&big).unwrap();
+        assert!(asked.elapsed() < std::time::Duration::from_millis(500), "{:?}", asked.elapsed());
+        assert!(!hash.join().unwrap(), "the hash was cancelled");
+    });
+    assert_eq!(draft.known_hash(&stat), None);
+}

@@ -1,0 +1,152 @@
+//! Opening and reading entries, whole and damaged.
+
+use super::*;
+
+#[test]
+fn opening_an_entry_reads_no_content() {
+    let f = Fixture::new();
+    f.put("abcd", &f.odd_tree("tree")).unwrap();
+    let f = f.reopen();
+    let read = || f.cache.inner.blob_bytes_read.load(std::sync::atomic::Ordering::Relaxed);
+    let entry = f.cache.entry(&key("abcd"), LeaseKind::View).unwrap().unwrap();
+    assert_eq!((entry.manifest().files(), read()), (10, 0));
+    let record = entry.file(b"outputs/a/b/private").unwrap();
+    assert_eq!(entry.read_all(record, 100).unwrap(), b"mine");
+    assert_eq!(read(), 4);
+}
+
+#[test]
+fn reads_at_every_offset_and_length() {
+    let f = Fixture::new();
+    let entry = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry();
+    let large = bytes(3_000_000, 3);
+    let record = entry.file(b"outputs/large").unwrap();
+    for (offset, len) in
+        [(0, 1), (262_143, 2), (262_144, 262_144), (2_999_999, 5), (3_000_000, 5), (9_000_000, 1)]
+    {
+        let mut buf = vec![0; len];
+        let n = entry.read(record, offset as u64, &mut buf).unwrap();
+        let end = (offset + len).min(large.len());
+        assert_eq!(&buf[..n], large.get(offset..end).unwrap_or_default(), "{offset}+{len}");
+    }
+    assert!(entry.backing(record).unwrap().is_some());
+    assert!(entry.backing(entry.file(b"outputs/zero").unwrap()).unwrap().is_none());
+    assert!(matches!(entry.read_all(record, 10), Err(CacheError::BadInput { .. })));
+    assert!(matches!(entry.file(b"outputs/a"), Err(CacheError::NoFile { .. })));
+    assert!(matches!(entry.file(b"outputs/none"), Err(CacheError::NoFile { .. })));
+}
+
+#[test]
+fn lost_location_tables_are_made_anew() {
+    let f = Fixture::new();
+    let name = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry().manifest_hash();
+    let store = f.cache.store();
+    let table = store.read_locations(&name).unwrap().unwrap();
+    store.write_locations(&name, &[]).unwrap();
+    let f = f.reopen();
+    let entry = f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(entry.read_all(entry.file(b"outputs/zz").unwrap(), 10).unwrap(), b"mine");
+    assert_eq!(f.cache.store().read_locations(&name).unwrap().unwrap(), table);
+}
+
+#[test]
+fn a_blob_that_moved_is_found_again() {
+    let f = Fixture::new();
+    let entry = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry();
+    // As compaction does: a new pack, the new locations, the old pack gone.
+    let (store, index) = (f.cache.store(), f.cache.index());
+    let old = store.packs().unwrap();
+    let mut pack = store.new_pack().unwrap();
+    let mut moved = Vec::new();
+    for (hash, size, record) in entry.manifest().blobs() {
+        if size <= PACK_LIMIT {
+            let content = entry.read_all(record, PACK_LIMIT).unwrap();
+            moved.push((hash, pack.append(&hash, &content).unwrap()));
+        }
+    }
+    let info = pack.finish().unwrap();
+    let from = old.iter().map(|p| p.id).collect();
+    for (id, _) in index.relocate(moved, Some((info.id, info.bytes)), from).unwrap() {
+        store.remove_pack(id).unwrap();
+    }
+    assert_eq!(store.packs().unwrap().len(), 1);
+    assert_eq!(entry.read_all(entry.file(b"outputs/zz").unwrap(), 10).unwrap(), b"mine");
+}
+
+/// Overwrites one byte of a file.
+fn damage(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[test]
+fn damage_is_an_error_an_event_and_goes_to_quarantine() {
+    let f = Fixture::new();
+    let tree = f.odd_tree("tree");
+    let entry = f.put("abcd", &tree).unwrap().into_entry();
+    let record = entry.file(b"outputs/large").unwrap();
+    let hash = entry.manifest().get(record).unwrap().hash().unwrap();
+    let file = f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()));
+    damage(&file, 1_000_000);
+    let mut buf = [0; 100];
+    assert_eq!(entry.read(record, 0, &mut buf).unwrap(), 100, "other groups are sound");
+    assert!(entry.read(record, 1_000_000, &mut buf).is_err());
+    assert!(entry.read(record, 1_000_000, &mut buf).is_err());
+    let damaged: Vec<_> = events(&f.cache)
+        .into_iter()
+        .filter_map(|e| match e {
+            EventKind::Damaged { what } => Some(what),
+            _ => None,
+        })
+        .collect();
+    // The name that comes first in tree order is the hard-linked file's.
+    assert!(damaged.len() == 1 && damaged[0].contains("large"), "{damaged:?}");
+    assert!(!file.exists(), "it is in quarantine");
+    // The same content stored again heals it.
+    f.put("again", &tree).unwrap();
+    assert_eq!(entry.read_all(record, 1 << 24).unwrap(), bytes(3_000_000, 3));
+}
+
+#[test]
+fn a_damaged_packed_blob_is_healed_by_storing_it_again() {
+    let f = Fixture::new();
+    let tree = f.odd_tree("tree");
+    let entry = f.put("abcd", &tree).unwrap().into_entry();
+    let record = entry.file(b"outputs/a/b/private").unwrap();
+    let pack = f.cache.store().root().join("packs");
+    let pack = std::fs::read_dir(pack).unwrap().map(|p| p.unwrap().path()).next().unwrap();
+    let content = std::fs::read(&pack).unwrap();
+    let at = content.windows(4).position(|w| w == b"mine").unwrap();
+    damage(&pack, at as u64);
+    assert!(entry.read_all(record, 100).is_err());
+    assert!(entry.read_all(entry.file(b"outputs/a/b/c/program").unwrap(), 100).is_ok());
+    f.put("again", &tree).unwrap();
+    let healed = f.cache.entry(&key("again"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(healed.read_all(healed.file(b"outputs/a/b/private").unwrap(), 100).unwrap(), b"mine");
+    let f = {
+        drop((entry, healed));
+        f.reopen()
+    };
+    for name in ["abcd", "again"] {
+        let entry = f.cache.entry(&key(name), LeaseKind::Hold).unwrap().unwrap();
+        let read = entry.read_all(entry.file(b"outputs/a/b/private").unwrap(), 100);
+        assert_eq!(read.ok().as_deref(), Some(&b"mine"[..]), "{name}");
+    }
+}
+
+#[test]
+fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
+    let f = Fixture::new();
+    let tree = f.odd_tree("tree");
+    let name = f.put("abcd", &tree).unwrap().into_entry().manifest_hash();
+    damage(&f.cache.store().root().join(format!("manifests/{}/{name}", name.shard())), 200);
+    let f = f.reopen();
+    assert!(f.cache.entry(&key("abcd"), LeaseKind::Hold).is_err());
+    assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
+    assert!(matches!(f.put("abcd", &tree).unwrap(), Sealed::New(_)));
+    assert!(matches!(f.cache.lookup(&key("abcd")).unwrap(), Lookup::Hit { .. }));
+}
