@@ -11,8 +11,7 @@ use super::views::Views;
 use super::{Wake, mountpoint, record};
 use crate::cache::Cache;
 use crate::control::{
-    Caller, Channel, DaemonFacts, Failure, Handler, Kind, LimitFlags, Reply, Request, ViewFacts, dispatch,
-    hit,
+    Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch, hit,
 };
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
@@ -75,12 +74,6 @@ impl Daemon {
     ) -> Result<ViewFacts, Failure> {
         let _one_at_a_time = self.views.mounting();
         let at = mountpoint::prepare(at, self.cache.store().root())?;
-        for key in view.scope.iter().flatten() {
-            if self.cache.index().entry(key)?.is_none() {
-                let message = format!("there is no entry {key} to limit the view to; 'outfs ls' lists them");
-                return Err(Failure::new(Kind::NotFound, message));
-            }
-        }
         let made = View::new(self.cache.clone(), view.clone()).map_err(|e| match e {
             VfsError::Cache(e) => Failure::from(e),
             e => Failure::failed(format!("cannot make the view: {e}")),
