@@ -92,7 +92,7 @@ impl View {
                     "by-task" => self.own_found(ino::BY_TASK),
                     "trash" => self.own_found(ino::TRASH),
                     "work" => {
-                        self.prepare_publishing(caller);
+                        self.seal_publishing(caller);
                         self.own_found(ino::WORK)
                     }
                     "metrics" => self.found_snapshot(self.metrics()?.into_bytes()),
@@ -101,6 +101,9 @@ impl View {
                 }
             }
             ino::WORK => {
+                if let Some(entry) = self.publishing.sealed_as(caller.pid, name.as_bytes()) {
+                    return Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?));
+                }
                 let draft = self.cache.work_draft(name.as_bytes()).ok_or(VfsError::NotFound)?;
                 self.enter_top(&draft)
             }

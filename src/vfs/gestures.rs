@@ -3,16 +3,19 @@
 //! A rename in the kernel holds the lock of the top directory, under which no new name can be
 //! looked up there. So the first RENAME that would publish a draft is answered with `Stale`: the
 //! kernel lets go of its locks and looks the path up again, and that look-up of `work` is what
-//! waits while the draft is prepared. The second RENAME then has only the commit left to do.
+//! waits while the draft is sealed. Until the second RENAME comes, which has nothing left to do, the
+//! thread that renames is shown the names as they were.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
+use parking_lot::Mutex;
 
 use super::nodes::DraftNode;
 use super::types::{Caller, Ino, SetAttr};
@@ -25,10 +28,56 @@ use crate::store::DraftPlace;
 
 /// Publishing renames between their first and second RENAME, by the thread that renames.
 #[derive(Default)]
-pub(super) struct Publishing(HashMap<u32, (Arc<Draft>, Instant)>);
+pub(super) struct Publishing {
+    by_thread: Mutex<HashMap<u32, Publication>>,
+    /// How many there are: look-ups need not lock when there are none.
+    count: AtomicUsize,
+}
 
-/// A second RENAME that did not come within this time never will.
-const RETRY: Duration = Duration::from_secs(600);
+struct Publication {
+    draft: Arc<Draft>,
+    key: EntryKey,
+    name: Vec<u8>,
+    since: Instant,
+    /// How sealing ended, once it has.
+    done: Option<Result<Entry>>,
+}
+
+/// A second RENAME follows at once; one that did not come within this time never will.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A thread that was killed before its draft was sealed is forgotten after this.
+const SEALING: Duration = Duration::from_secs(3600);
+
+impl Publishing {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<u32, Publication>) -> T) -> T {
+        let mut all = self.by_thread.lock();
+        all.retain(|_, p| p.since.elapsed() < if p.done.is_some() { RETRY } else { SEALING });
+        let result = work(&mut all);
+        self.count.store(all.len(), Ordering::Release);
+        result
+    }
+
+    fn none(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Is this entry sealed by a rename that has not returned yet?
+    pub fn hides(&self, key: &EntryKey) -> bool {
+        !self.none() && self.with(|all| all.values().any(|p| matches!(&p.done, Some(Ok(_))) && p.key == *key))
+    }
+
+    /// What a renaming thread still finds under its draft's old name.
+    pub fn sealed_as(&self, thread: u32, name: &[u8]) -> Option<Entry> {
+        if self.none() {
+            return None;
+        }
+        self.with(|all| match all.get(&thread) {
+            Some(Publication { name: n, done: Some(Ok(entry)), .. }) if n == name => Some(entry.clone()),
+            _ => None,
+        })
+    }
+}
 
 /// What stands at a name of the top directory or of `work`.
 pub(super) enum TopLevel {
@@ -68,6 +117,11 @@ impl View {
         let (source, target) = (self.target(from)?, self.target(to)?);
         if self.read_only() {
             return Err(VfsError::ReadOnly);
+        }
+        if (from, to) == (ino::WORK, ino::ROOT) {
+            if let Some(done) = self.finish_publication(caller, name, new) {
+                return done;
+            }
         }
         match (source, target) {
             (Target::Draft(a), Target::Draft(b)) => self.draft_rename(&a, name, &b, new, flags),
@@ -122,36 +176,67 @@ impl View {
         Ok(())
     }
 
+    /// The first RENAME of a publication; the kernel comes back after the look-ups between.
     fn publish(&self, caller: Caller, draft: &Arc<Draft>, key: EntryKey, name: &[u8]) -> Result<()> {
-        {
-            let mut p = self.publishing.lock();
-            p.0.retain(|_, (_, since)| since.elapsed() < RETRY);
-            let second = p.0.remove(&caller.pid).is_some_and(|(d, _)| Arc::ptr_eq(&d, draft));
-            if !second {
-                p.0.insert(caller.pid, (draft.clone(), Instant::now()));
-                return Err(VfsError::Stale);
-            }
+        let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());
+        self.publishing
+            .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, done: None }));
+        Err(VfsError::Stale)
+    }
+
+    /// The second RENAME of a publication. `None` when this is no second one.
+    fn finish_publication(&self, caller: Caller, name: &OsStr, new: &OsStr) -> Option<Result<()>> {
+        let found = self.publishing.with(|all| all.remove(&caller.pid))?;
+        if found.name != name.as_bytes() || new != found.key.as_str() {
+            return None;
         }
+        let done = match found.done {
+            Some(done) => done,
+            // Nothing was looked up between: the thread named both directories by descriptors.
+            None => self.seal_publication(caller, &found.draft, found.key, &found.name),
+        };
+        self.note_root_change();
+        Some(done.map(drop))
+    }
+
+    fn seal_publication(
+        &self,
+        caller: Caller,
+        draft: &Arc<Draft>,
+        key: EntryKey,
+        name: &[u8],
+    ) -> Result<Entry> {
         let source = String::from_utf8_lossy(name).into_owned();
         let origin = Origin { how: "rename".into(), uid: caller.uid, host: host_name(), source };
-        self.cache.seal(draft, SealRequest { key, origin, inferred: false, replace: false })?;
-        Ok(())
+        let request = SealRequest { key, origin, inferred: false, replace: false };
+        Ok(self.cache.seal(draft, request)?.into_entry())
     }
 
     /// Whether this look-up is the one between a publishing rename's two attempts: it will wait
-    /// for the draft to be prepared, so it must not be answered by a thread that others need.
+    /// for the draft to be sealed, so it must not be answered by a thread that others need.
     pub fn look_up_waits(&self, caller: Caller, parent: Ino) -> bool {
-        parent == ino::CONTROL && self.publishing.lock().0.contains_key(&caller.pid)
+        parent == ino::CONTROL
+            && !self.publishing.none()
+            && self.publishing.with(|all| all.get(&caller.pid).is_some_and(|p| p.done.is_none()))
     }
 
-    /// Prepares the draft that `caller` is publishing; a failure shows at its second RENAME.
-    pub(super) fn prepare_publishing(&self, caller: Caller) {
-        let draft = self.publishing.lock().0.get(&caller.pid).map(|(d, _)| d.clone());
-        if let Some(draft) = draft {
-            if let Err(e) = self.cache.prepare(&draft) {
-                tracing::debug!(draft = draft.id(), error = %e, "cannot prepare ahead of a rename");
-            }
+    /// Seals the draft that `caller` is publishing; a failure shows at its second RENAME.
+    pub(super) fn seal_publishing(&self, caller: Caller) {
+        if self.publishing.none() {
+            return;
         }
+        let waiting = self.publishing.with(|all| {
+            let p = all.get(&caller.pid).filter(|p| p.done.is_none())?;
+            Some((p.draft.clone(), p.key.clone(), p.name.clone()))
+        });
+        let Some((draft, key, name)) = waiting else { return };
+        let done = self.seal_publication(caller, &draft, key, &name);
+        self.publishing.with(|all| {
+            if let Some(p) = all.get_mut(&caller.pid).filter(|p| Arc::ptr_eq(&p.draft, &draft)) {
+                p.done = Some(done);
+                p.since = Instant::now();
+            }
+        });
     }
 
     /// Whether a change of attributes is the sealing gesture: the write bits of an in-place draft's

@@ -92,7 +92,7 @@ pub struct View {
     born_here: Mutex<HashMap<String, Writers>>,
     /// One replacement draft is made at a time.
     replacing: Mutex<()>,
-    publishing: Mutex<gestures::Publishing>,
+    publishing: gestures::Publishing,
     ingest: files::IngestQueue,
 }
 
@@ -136,7 +136,7 @@ impl View {
             root_changed: AtomicI64::new(now_ns()),
             born_here: Mutex::default(),
             replacing: Mutex::default(),
-            publishing: Mutex::default(),
+            publishing: gestures::Publishing::default(),
             ingest,
         });
         let holder: Arc<dyn crate::cache::Holder> = view.clone();

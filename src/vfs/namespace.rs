@@ -92,6 +92,9 @@ impl View {
         if let Some(draft) = self.shown_draft(key) {
             return self.enter_top(&draft);
         }
+        if self.publishing.hides(key) {
+            return Err(VfsError::NotFound);
+        }
         let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
         self.cache.touch(&entry);
         Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?))
