@@ -45,8 +45,10 @@ struct DraftState {
     fd: Option<Arc<OwnedFd>>,
     /// Open handles, also a way to reach it.
     handles: Vec<std::sync::Weak<OwnedFd>>,
-    /// Set when the draft was sealed.
+    /// Set when the draft was sealed, for those that have a place in the entry.
     sealed: Option<(Entry, u32)>,
+    /// The draft was sealed.
+    settled: bool,
 }
 
 impl DraftNode {
@@ -115,10 +117,24 @@ impl DraftNode {
         Some(parts.iter().map(|p| p.as_encoded_bytes()).collect::<Vec<_>>().join(&b'/'))
     }
 
-    fn seal(&self, entry: Entry, record: u32) {
+    /// The record it is in the entry its draft became; `None` without a name in it.
+    fn record_in(&self, entry: &Entry) -> Option<u32> {
+        let found = entry.manifest().find(&self.path()?)?;
+        Some(entry.manifest().get(found).map_or(found, |r| r.canonical()))
+    }
+
+    /// Its draft was sealed: it is this record now, or lives on through its descriptors.
+    fn settle(&self, sealed: Option<(Entry, u32)>) {
         let mut s = self.state.lock();
-        s.sealed = Some((entry, record));
-        s.fd = None;
+        s.settled = true;
+        if sealed.is_some() {
+            s.sealed = sealed;
+            s.fd = None;
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.state.lock().settled
     }
 }
 
@@ -332,6 +348,9 @@ impl Nodes {
         if self.converted.load(Ordering::Relaxed) == 0 {
             return None;
         }
+        if !self.is_converted(entry, record) {
+            return None;
+        }
         let mut t = self.table.write();
         let ino = *t.converted.get(&(entry, record))?;
         let held = t.held.get_mut(&ino)?;
@@ -345,22 +364,34 @@ impl Nodes {
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
     /// it stay as they are: they live on through their descriptors.
     pub fn convert(&self, draft: &Draft, entry: &Entry) {
-        let mut t = self.table.write();
-        let nodes: Vec<_> = t
-            .held
-            .values()
-            .filter_map(|h| match &h.node {
-                Node::Draft(d) if std::ptr::eq(&*d.draft, draft) => Some(d.clone()),
-                _ => None,
-            })
-            .collect();
-        for node in nodes {
-            let Some(found) = node.path().and_then(|p| entry.manifest().find(&p)) else { continue };
-            let record = entry.manifest().get(found).map_or(found, |r| r.canonical());
-            node.seal(entry.clone(), record);
-            t.drop_backing(&node);
-            t.converted.insert((entry.row().id, record), node.ino);
-            self.converted.fetch_add(1, Ordering::Relaxed);
+        // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
+        // that are looked up between are found by another round.
+        loop {
+            let nodes: Vec<_> = self
+                .table
+                .read()
+                .held
+                .values()
+                .filter_map(|h| match &h.node {
+                    Node::Draft(d) if std::ptr::eq(&*d.draft, draft) && !d.is_settled() => Some(d.clone()),
+                    _ => None,
+                })
+                .collect();
+            if nodes.is_empty() {
+                return;
+            }
+            for batch in nodes.chunks(256) {
+                let records: Vec<_> = batch.iter().map(|n| n.record_in(entry)).collect();
+                let mut t = self.table.write();
+                for (node, record) in batch.iter().zip(records) {
+                    t.drop_backing(node);
+                    node.settle(record.map(|r| (entry.clone(), r)));
+                    if let Some(record) = record.filter(|_| t.held.contains_key(&node.ino)) {
+                        t.converted.insert((entry.row().id, record), node.ino);
+                        self.converted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
         }
     }
 
