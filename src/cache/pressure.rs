@@ -22,6 +22,10 @@ const PAGE: usize = 128;
 const ROUND: usize = 20_000;
 /// How long a kernel has to come back to an entry it was asked to forget, before it may go.
 const SECOND_CHANCE: Duration = Duration::from_millis(100);
+/// How long a kernel takes to let go of what nobody uses.
+const MOMENT: Duration = Duration::from_millis(20);
+/// How long what turned out to be in use is left alone.
+const BUSY_FOR: Duration = Duration::from_secs(3);
 /// How long somebody who needs room waits for kernels to let go.
 const PATIENCE: Duration = Duration::from_millis(700);
 
@@ -70,6 +74,11 @@ struct Round {
 }
 
 impl Round {
+    fn ask(&mut self, row: &EntryRow) -> Result<()> {
+        self.asked += 1;
+        self.asked_bytes += row.logical_bytes;
+        Ok(())
+    }
     fn bytes(&self) -> u64 {
         self.evicted.iter().map(|(_, o)| o.freed + o.dead).sum()
     }
@@ -153,7 +162,7 @@ impl Cache {
         let Some(_round) = self.inner.upkeep.round.try_lock() else { return Ok(()) };
         // Old requests are worth nothing: the kernel has had all the time to look up again.
         let stale = now_ns() - 600_000_000_000;
-        self.inner.upkeep.suspects.lock().retain(|_, at| *at > stale);
+        self.inner.upkeep.suspects.lock().retain(|_, s| s.asked_at > stale);
         let round = self.evict_round(&goal, false, "lru")?;
         tracing::debug!(
             evicted = round.evicted.len(),
@@ -246,33 +255,29 @@ impl Cache {
     /// Evicts one candidate, or asks the kernel to let go of it.
     fn try_evict(&self, row: &EntryRow, now: i64, why: &str, round: &mut Round) -> Result<()> {
         let counts = self.inner.leases.counts(row.id);
-        if counts.hold > 0 {
-            round.held += 1;
-            return Ok(());
-        }
-        let asked_at = self.inner.upkeep.suspects.lock().get(&row.id).copied();
-        if counts.view > 0 {
-            if asked_at.is_none_or(|at| now - at > PATIENCE.as_nanos() as i64) {
-                self.inner.upkeep.suspects.lock().insert(row.id, now);
+        let suspect = self.inner.upkeep.suspects.lock().get(&row.id).copied();
+        let free = match suspect {
+            _ if counts.hold > 0 => false,
+            None if counts.view == 0 => true,
+            None => {
+                let suspect = Suspect { asked_at: now, busy_until: 0 };
+                self.inner.upkeep.suspects.lock().insert(row.id, suspect);
                 self.holders().iter().for_each(|h| h.prune(row.id));
-                round.asked += 1;
-                round.asked_bytes += row.logical_bytes;
-            } else {
-                // Asked a moment ago and still in use: the next candidates have to do.
-                round.held += 1;
+                return round.ask(row);
             }
-            return Ok(());
-        }
-        if let Some(at) = asked_at {
-            if row.accessed_at_ns > at {
+            // Somebody came back to it.
+            Some(s) if row.accessed_at_ns > s.asked_at => {
                 self.inner.upkeep.suspects.lock().remove(&row.id);
                 return Ok(());
             }
-            if now - at < SECOND_CHANCE.as_nanos() as i64 {
-                round.asked += 1;
-                round.asked_bytes += row.logical_bytes;
-                return Ok(());
-            }
+            Some(s) if now < s.busy_until => false,
+            Some(s) if now - s.asked_at < SECOND_CHANCE.as_nanos() as i64 => return round.ask(row),
+            // A listing makes the kernel know it again, which is no use of it: so it is asked once more.
+            Some(s) => counts.view == 0 || self.lets_go(row.id, s, now),
+        };
+        if !free {
+            round.held += 1;
+            return Ok(());
         }
         let Some(choice) = self.inner.leases.choose(row.id, false) else { return Ok(()) };
         if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
@@ -283,6 +288,30 @@ impl Cache {
         }
         Ok(())
     }
+
+    /// Asks the kernels again, and waits the moment that takes when nothing in it is in use.
+    fn lets_go(&self, id: i64, suspect: Suspect, now: i64) -> bool {
+        self.holders().iter().for_each(|h| h.prune(id));
+        let begun = Instant::now();
+        while self.inner.leases.counts(id).view > 0 {
+            if begun.elapsed() > MOMENT {
+                let busy_until = now + BUSY_FOR.as_nanos() as i64;
+                self.inner.upkeep.suspects.lock().insert(id, Suspect { busy_until, ..suspect });
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+/// An entry that a kernel was asked to forget.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Suspect {
+    /// When (nanoseconds since 1970).
+    asked_at: i64,
+    /// It was in use: it is not asked for again before this.
+    busy_until: i64,
 }
 
 /// What a dry run has counted off so far.

@@ -108,7 +108,7 @@ struct Stored {
     placed: HashMap<BlobHash, Location>,
     packs: HashMap<PackId, u64>,
     loose: HashSet<BlobHash>,
-    /// New bytes, for which there must be room.
+    /// Bytes that it takes on the disk and nobody else counts.
     bytes: u64,
 }
 
@@ -142,12 +142,8 @@ impl Stash {
 
     /// Makes sure that there is room for `bytes` more than what is stashed already.
     fn room_for(&self, cache: &Cache, bytes: u64) -> Result<()> {
-        let all = {
-            let mut state = self.state.lock();
-            state.bytes += bytes;
-            state.bytes
-        };
-        cache.make_room(all)
+        let stashed = self.state.lock().bytes;
+        cache.make_room(stashed + bytes)
     }
 
     /// Takes small contents in order: what the index does not know goes into `pack`.
@@ -167,7 +163,9 @@ impl Stash {
                 None => new.push(item),
             }
         }
-        self.room_for(cache, new.iter().map(|(_, b)| b.len() as u64).sum())?;
+        let more = new.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+        self.room_for(cache, pack.bytes + more)?;
+        pack.bytes += more;
         for (hash, bytes) in new {
             let writer = match &mut pack.writer {
                 Some(w) => w,
@@ -183,6 +181,7 @@ impl Stash {
         if let Some(writer) = pack.writer {
             let info = writer.finish()?;
             let mut state = self.state.lock();
+            state.bytes += info.bytes;
             state.packs.insert(info.id, info.bytes);
             state.placed.extend(pack.placed);
         }
@@ -239,6 +238,7 @@ impl Stash {
             let mut state = self.state.lock();
             state.loose.insert(content.hash);
             state.placed.insert(content.hash, Location::Loose);
+            state.bytes += if how == Adopt::Link { 0 } else { content.size };
             drop(state);
             if !self.insisting.load(Ordering::Acquire) {
                 claims.settle(&content.hash, self.owner);
@@ -323,6 +323,7 @@ impl Stash {
         for (id, _) in packs {
             state.packs.remove(id);
         }
+        state.bytes = state.packs.values().sum();
         let done: Vec<_> = state.loose.extract_if(|h| hashes.contains(h)).collect();
         drop(state);
         for hash in &done {
@@ -363,4 +364,6 @@ impl Drop for Stash {
 pub(super) struct NewPack {
     writer: Option<PackWriter>,
     placed: HashMap<BlobHash, Location>,
+    /// Content so far.
+    bytes: u64,
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::draft::now_ns;
 use super::evict::Condemned;
 use super::pin::Verdicts;
+use super::pressure::Suspect;
 use super::recent::Recent;
 use super::recover::Sweep;
 use super::usage::Accounts;
@@ -32,8 +33,8 @@ pub(crate) struct Upkeep {
     pub(super) accounts: Accounts,
     /// Hidden entries whose bytes are still there, by row id.
     pub(super) condemned: Mutex<HashMap<i64, Condemned>>,
-    /// Entries the kernel was asked to forget, by row id, and when: their second chance.
-    pub(super) suspects: Mutex<HashMap<i64, i64>>,
+    /// Entries that a kernel was asked to forget, by row id: their second chance.
+    pub(super) suspects: Mutex<HashMap<i64, Suspect>>,
     /// One round of eviction at a time.
     pub(super) round: Mutex<()>,
     /// One compaction at a time; where the search for sparse packs goes on.

@@ -20,7 +20,7 @@ use super::sealed::SealedRef;
 use super::types::{DirItem, Found, Ino, Kind};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::Draft;
-use crate::model::RecordKind;
+use crate::model::{EntryKey, RecordKind};
 use crate::store::DraftPlace;
 
 /// Items read from the index at a time.
@@ -80,7 +80,11 @@ impl View {
 
     /// Looks an item up that a listing gave, for listings with attributes.
     pub fn look_up_item(&self, caller: super::Caller, dir: Ino, found: &DirItem) -> Result<Found> {
-        self.lookup(caller, dir, OsStr::from_bytes(&found.name))
+        let name = OsStr::from_bytes(&found.name);
+        match EntryKey::parse_os(name) {
+            Ok(key) if dir == ino::ROOT => self.lookup_key(&key, false),
+            _ => self.lookup(caller, dir, name),
+        }
     }
 
     fn list_sealed(&self, r: &SealedRef, offset: u64) -> Vec<DirItem> {

@@ -68,7 +68,7 @@ impl View {
         }
         // A name outside the grammar costs no I/O.
         let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
-        self.lookup_key(&key)
+        self.lookup_key(&key, true)
     }
 
     /// The draft this view shows under a key, if it shows one rather than a sealed entry.
@@ -84,7 +84,8 @@ impl View {
         shown.then_some(draft)
     }
 
-    fn lookup_key(&self, key: &EntryKey) -> Result<Found> {
+    /// `used`: somebody asked for it by its name; being listed is no use of an entry.
+    pub(super) fn lookup_key(&self, key: &EntryKey, used: bool) -> Result<Found> {
         if let Some(scope) = &self.scope {
             let entry = scope.get(key).and_then(Option::as_ref).ok_or(VfsError::NotFound)?;
             return Ok(self.sealed_found(&self.sealed_enter(entry, 0)?));
@@ -96,7 +97,9 @@ impl View {
             return Err(VfsError::NotFound);
         }
         let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
-        self.cache.touch(&entry);
+        if used {
+            self.cache.touch(&entry);
+        }
         Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?))
     }
 
