@@ -363,6 +363,23 @@ fn a_lost_index_gives_back_everything() {
 }
 
 #[test]
+fn imports_may_be_run_again() {
+    let p = Place::new();
+    let entry = p.path("old/ab/cd/abcdef");
+    fs::create_dir_all(entry.join("outputs")).expect("mkdir");
+    fs::write(entry.join("outputs/f"), "x").expect("write");
+    let metadata = r#"{"task_id":"t","digest":"sha256:abcdef","command":["c"],
+        "created_at":"2026-01-02T03:04:05Z","duration_ms":1,"exit_code":0}"#;
+    fs::write(entry.join("metadata.json"), metadata).expect("write");
+    assert_eq!(p.json(&["import", "cuenv", text(&p.path("old"))])[0]["imported"], 1);
+    let again = &p.json(&["import", "cuenv", text(&p.path("old"))])[0];
+    assert_eq!((&again["imported"], &again["same"]), (&0.into(), &1.into()));
+    assert_eq!(p.ok(&["cat", "abcdef", "outputs/f"]), "x");
+    p.ok(&["import", "dir", text(&p.path("old/ab/cd"))]);
+    p.fails(1, "none", &["import", "dir", text(&p.path("none"))]);
+}
+
+#[test]
 fn eight_at_once_take_turns() {
     let p = Place::new();
     p.outputs();

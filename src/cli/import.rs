@@ -49,13 +49,17 @@ impl Import {
         if output.json {
             return out::json(&facts);
         }
-        for (path, why) in &facts.skipped {
-            out::note(&format!("left out {}: {}", out::clean_path(path), out::clean(why)));
+        for one in &facts.skipped {
+            out::note(&format!(
+                "left out {}: {}",
+                out::clean(&one.path.to_string_lossy()),
+                out::clean(&one.why)
+            ));
         }
         out::line(&format!(
             "imported {} entries, {} were here already, {} left out",
             facts.imported,
-            facts.present,
+            facts.same,
             facts.skipped.len()
         ))
     }

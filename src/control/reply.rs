@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{Du, FsckReport, GcReport, Restored, Usage};
+use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, Usage};
 use crate::fuse::MountOptions;
 use crate::index::Totals;
 use crate::model::manifest::Origin;
@@ -187,17 +187,6 @@ pub struct GcFacts {
     pub dry_run: bool,
 }
 
-/// What was imported.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct ImportFacts {
-    /// New entries.
-    pub imported: u64,
-    /// Entries that were here already.
-    pub present: u64,
-    /// What was left out, and why.
-    pub skipped: Vec<(RawPath, String)>,
-}
-
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "facts", rename_all = "snake_case")]
@@ -228,7 +217,7 @@ pub enum Reply {
         target: RawPath,
     },
     /// To `Import`.
-    Imported(ImportFacts),
+    Imported(ImportReport),
     /// To `Entries`.
     Entries {
         /// The page.

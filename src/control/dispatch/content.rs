@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, PutRequest, Reply};
+use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, Progress, PutRequest, Reply};
 use super::{Caller, entries, held, hit};
 use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
 use crate::model::{EntryKey, RecordKind};
@@ -167,11 +167,19 @@ fn unwritable(e: std::io::Error) -> Failure {
 }
 
 pub(super) fn import(
-    _cache: &Cache,
-    _caller: &Caller,
-    _kind: ImportKind,
-    _source: &Path,
-    _channel: &mut dyn Channel,
+    cache: &Cache,
+    kind: ImportKind,
+    source: &Path,
+    channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
-    Err(Failure::failed("importing is not there yet"))
+    let mut done = 0;
+    let mut each = |key: &EntryKey| {
+        done += 1;
+        channel.progress(Progress { what: format!("imported {key}"), done, total: None });
+    };
+    let report = match kind {
+        ImportKind::Cuenv => cache.import_cuenv(source, &mut each)?,
+        ImportKind::Dir => cache.import_dir(source, &mut each)?,
+    };
+    Ok(Reply::Imported(report))
 }

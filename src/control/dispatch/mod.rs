@@ -54,7 +54,7 @@ pub fn dispatch(
         Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
         Request::Log { key, stream } => content::log(cache, &key, stream, channel),
         Request::Seal { name, key } => content::seal(cache, caller, name.as_bytes(), key),
-        Request::Import { kind, source } => content::import(cache, caller, kind, &source.0, channel),
+        Request::Import { kind, source } => content::import(cache, kind, &source.0, channel),
         Request::Entries { after, limit } => entries::page(cache, after, limit),
         Request::Tree { key, path } => entries::tree(cache, &key, path.as_bytes()),
         Request::Show { key } => entries::show(cache, &key),
