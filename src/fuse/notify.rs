@@ -36,7 +36,7 @@ impl KernelEnd {
                 let Some(view) = view.upgrade() else { return };
                 match message {
                     Message::Name(parent, name) => {
-                        if !view.name_is_current(&name) {
+                        if !view.name_is_current(parent, &name) {
                             log_failure(notifier.inval_entry(INodeNo(parent), &name));
                         }
                     }

@@ -67,6 +67,11 @@ impl Publishing {
         !self.none() && self.with(|all| all.values().any(|p| matches!(&p.done, Some(Ok(_))) && p.key == *key))
     }
 
+    /// Is this draft being sealed by a rename?
+    pub fn has(&self, draft: &Draft) -> bool {
+        !self.none() && self.with(|all| all.values().any(|p| std::ptr::eq(&*p.draft, draft)))
+    }
+
     /// What a renaming thread still finds under its draft's old name.
     pub fn sealed_as(&self, thread: u32, name: &[u8]) -> Option<Entry> {
         if self.none() {

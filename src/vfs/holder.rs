@@ -3,12 +3,14 @@
 //! Nothing here waits: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 use super::View;
 use super::ino;
 use super::types::Ino;
 use crate::cache::{Draft, Entry, Holder, LeaseKind};
 use crate::model::EntryKey;
+use crate::store::DraftPlace;
 
 /// The kernel behind a view, as far as it can be told things. Must not block the caller.
 pub trait Kernel: Send + Sync {
@@ -27,9 +29,12 @@ impl View {
         }
     }
 
-    /// Whether the kernel's idea of a top-level name is what the view would answer now. The
-    /// draft it knew may have become the entry, under the same number.
-    pub fn name_is_current(&self, name: &OsStr) -> bool {
+    /// Whether the kernel's idea of a name in the top directory or in `work` is what the view would
+    /// answer now. The draft it knew may have become the entry, under the same number.
+    pub fn name_is_current(&self, parent: Ino, name: &OsStr) -> bool {
+        if parent == ino::WORK {
+            return self.cache.work_draft(name.as_bytes()).is_some();
+        }
         let Ok(key) = EntryKey::parse_os(name) else { return true };
         match self.cache.index().entry(&key) {
             Ok(Some(row)) => self.nodes.is_converted(row.id, 0),
@@ -63,6 +68,12 @@ impl Holder for View {
         // What the kernel knows must not hold the entry more than other look-ups do.
         self.nodes.convert(draft, &entry.held_as(LeaseKind::View));
         self.reach.clear();
+        if let (DraftPlace::Work { name }, Some(kernel)) = (draft.place(), self.kernel.get()) {
+            // A rename takes the name along by itself.
+            if !self.publishing.has(draft) {
+                kernel.forget_name(ino::WORK, OsStr::from_bytes(&name));
+            }
+        }
         self.note_root_change();
     }
 }
