@@ -19,7 +19,7 @@ fn store(mount: &Mount, digest: &str) {
 }
 
 fn wait_sealed(mount: &Mount, digest: &str) {
-    mount.wait("sealed by quiet", || mount.state(key(digest)).as_deref() == Some("sealed"));
+    mount.wait("sealed by quiet", || mount.state(key(digest)).as_deref() == Some("inferred"));
 }
 
 #[test]
@@ -47,7 +47,9 @@ fn quiet_never_seals_half_an_entry() {
     store(&mount, &digest(1000));
     wait_sealed(&mount, &digest(1000));
     for n in 1..=changes {
+        // Killed before its first change it left nothing.
+        let left = (n > 1).then_some("draft");
         let state = mount.state(key(&digest(n)));
-        assert_ne!(state.as_deref(), Some("sealed"), "killed before change {n} of {changes}");
+        assert_eq!(state.as_deref(), left, "killed before change {n} of {changes}");
     }
 }
