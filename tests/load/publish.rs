@@ -30,6 +30,7 @@ fn write_big(work: &Path, files: u64, mib: u64) {
 }
 
 /// Looks up keys until `done`: known ones (with a read) and, each a look-up the daemon must answer, absent ones.
+/// Pauses between: a reader that never sleeps measures how the processor is shared.
 fn look_up(mnt: &Path, seed: u64, done: &AtomicBool) -> Vec<Duration> {
     let mut random = Random::new(seed);
     let mut times = vec![];
@@ -42,8 +43,25 @@ fn look_up(mnt: &Path, seed: u64, done: &AtomicBool) -> Vec<Duration> {
         let started = Instant::now();
         fs::read(&known).unwrap_or_else(|e| panic!("{}: {e}", known.display()));
         times.push(started.elapsed());
+        std::thread::sleep(Duration::from_micros(500));
     }
     times
+}
+
+/// Does something while two threads look up keys; how long it took, and their times, sorted.
+fn while_looking_up(mnt: &Path, work: impl FnOnce()) -> (Duration, Vec<Duration>) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let done = &done;
+        let readers = [1, 2].map(|seed| scope.spawn(move || look_up(mnt, seed, done)));
+        let started = Instant::now();
+        work();
+        let took = started.elapsed();
+        done.store(true, Ordering::Relaxed);
+        let mut times: Vec<_> = readers.into_iter().flat_map(|r| r.join().expect("a reader")).collect();
+        times.sort();
+        (took, times)
+    })
 }
 
 fn main() {
@@ -66,29 +84,17 @@ fn main() {
     let started = Instant::now();
     write_big(&work, files, mib);
     let wrote = started.elapsed();
-    let done = AtomicBool::new(false);
-    let (published, mut times) = std::thread::scope(|scope| {
-        let readers = [1, 2].map(|seed| {
-            scope.spawn({
-                let (mnt, done) = (&mnt, &done);
-                move || look_up(mnt, seed, done)
-            })
-        });
-        let started = Instant::now();
-        let renamed = fs::rename(&work, mnt.join("big.entry"));
-        let took = started.elapsed();
-        done.store(true, Ordering::Relaxed);
-        renamed.expect("publish the big entry");
-        (took, readers.into_iter().flat_map(|r| r.join().expect("a reader")).collect::<Vec<_>>())
-    });
-    times.sort();
+    let quiet = while_looking_up(&mnt, || std::thread::sleep(Duration::from_secs(2))).1;
+    let rename = || fs::rename(&work, mnt.join("big.entry")).expect("publish the big entry");
+    let (published, times) = while_looking_up(&mnt, rename);
     let longest = times.last().copied().unwrap_or_default();
     println!(
         "{files} files, {mib} MiB: written in {wrote:.1?}, published in {published:.2?}; {} look-ups meanwhile: median \
-         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?})",
+         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?}; just before, with nothing to publish, {:.1?})",
         times.len(),
         percentile(&times, 50.0),
         percentile(&times, 99.0),
+        quiet.last().copied().unwrap_or_default(),
     );
     let read = fs::read(mnt.join("big.entry/outputs/d00/d00/f0")).expect("a file of the published entry");
     assert!(!read.is_empty());
