@@ -128,6 +128,16 @@ impl Cache {
         Ok(())
     }
 
+    /// Asks kernels for hidden entries that they still know: what was in use when it was hidden may
+    /// not be any more.
+    pub(super) fn ask_for_hidden(&self) {
+        let mut hidden: Vec<i64> = self.inner.upkeep.condemned.lock().keys().copied().collect();
+        hidden.retain(|id| self.inner.leases.counts(*id).view > 0);
+        for holder in self.holders() {
+            hidden.iter().for_each(|id| holder.prune(*id));
+        }
+    }
+
     fn free_condemned(&self, id: i64) -> Result<Outcome> {
         let Some(Condemned { manifest, blobs }) = self.inner.upkeep.condemned.lock().remove(&id) else {
             return Ok(Outcome::default());

@@ -25,7 +25,9 @@ const SECOND_CHANCE: Duration = Duration::from_millis(100);
 /// How long a kernel takes to let go of what nobody uses.
 const MOMENT: Duration = Duration::from_millis(20);
 /// How long what turned out to be in use is left alone.
-const BUSY_FOR: Duration = Duration::from_secs(3);
+const BUSY_FOR: Duration = Duration::from_millis(150);
+/// How many entries are asked for again at once.
+const AT_ONCE: usize = 32;
 /// How long somebody who needs room waits for kernels to let go.
 const PATIENCE: Duration = Duration::from_millis(700);
 
@@ -232,6 +234,9 @@ impl Cache {
             let Some(last) = page.last() else { break };
             after = Some((last.accessed_at_ns, last.id));
             seen += page.len();
+            if !dry_run {
+                self.ask_again(&page, now);
+            }
             for row in page {
                 if round.reached(goal, &row) {
                     return Ok(round);
@@ -270,10 +275,8 @@ impl Cache {
                 self.inner.upkeep.suspects.lock().remove(&row.id);
                 return Ok(());
             }
-            Some(s) if now < s.busy_until => false,
-            Some(s) if now - s.asked_at < SECOND_CHANCE.as_nanos() as i64 => return round.ask(row),
-            // A listing makes the kernel know it again, which is no use of it: so it is asked once more.
-            Some(s) => counts.view == 0 || self.lets_go(row.id, s, now),
+            Some(s) if !s.is_due(now) && s.busy_until == 0 => return round.ask(row),
+            Some(_) => counts.view == 0,
         };
         if !free {
             round.held += 1;
@@ -289,19 +292,33 @@ impl Cache {
         Ok(())
     }
 
-    /// Asks the kernels again, and waits the moment that takes when nothing in it is in use.
-    fn lets_go(&self, id: i64, suspect: Suspect, now: i64) -> bool {
-        self.holders().iter().for_each(|h| h.prune(id));
-        let begun = Instant::now();
-        while self.inner.leases.counts(id).view > 0 {
-            if begun.elapsed() > MOMENT {
-                let busy_until = now + BUSY_FOR.as_nanos() as i64;
-                self.inner.upkeep.suspects.lock().insert(id, Suspect { busy_until, ..suspect });
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+    /// Asks the kernels again for what had its second chance: a listing makes a kernel know an entry
+    /// again, which is no use of it. Waits the moment it takes them to let go of what is not in use.
+    fn ask_again(&self, page: &[EntryRow], now: i64) {
+        let view = |id| self.inner.leases.counts(id).view;
+        let mut due: Vec<i64> = {
+            let suspects = self.inner.upkeep.suspects.lock();
+            let due = |r: &&EntryRow| {
+                suspects.get(&r.id).is_some_and(|s| s.is_due(now) && r.accessed_at_ns <= s.asked_at)
+            };
+            page.iter().filter(due).map(|r| r.id).collect()
+        };
+        due.retain(|id| view(*id) > 0);
+        due.truncate(AT_ONCE);
+        for holder in self.holders() {
+            due.iter().for_each(|id| holder.prune(*id));
         }
-        true
+        let begun = Instant::now();
+        while !due.is_empty() && begun.elapsed() < MOMENT {
+            std::thread::sleep(Duration::from_millis(1));
+            due.retain(|id| view(*id) > 0);
+        }
+        let mut suspects = self.inner.upkeep.suspects.lock();
+        for id in due {
+            if let Some(suspect) = suspects.get_mut(&id) {
+                suspect.busy_until = now + BUSY_FOR.as_nanos() as i64;
+            }
+        }
     }
 }
 
@@ -310,8 +327,15 @@ impl Cache {
 pub(super) struct Suspect {
     /// When (nanoseconds since 1970).
     asked_at: i64,
-    /// It was in use: it is not asked for again before this.
+    /// It was in use then: it is not asked for again before this. 0 when it was not.
     busy_until: i64,
+}
+
+impl Suspect {
+    /// It had its second chance.
+    fn is_due(&self, now: i64) -> bool {
+        now >= self.busy_until && now - self.asked_at >= SECOND_CHANCE.as_nanos() as i64
+    }
 }
 
 /// What a dry run has counted off so far.

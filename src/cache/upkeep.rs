@@ -57,6 +57,7 @@ impl Cache {
             }
         };
         part("write down accesses", self.inner.flush_accesses());
+        self.ask_for_hidden();
         part("free evicted entries", self.reap());
         part("measure the store", self.refresh_usage());
         part("evict", self.evict_above_high_water());
