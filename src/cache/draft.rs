@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::background::Job;
 use super::ingest::{FileId, Memory};
@@ -19,6 +20,9 @@ use super::stash::Stash;
 use super::{Cache, CacheError, Entry, RestoreAs, Result};
 use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::DraftPlace;
+
+/// How long those inside a draft are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An entry that is still being written.
 pub struct Draft {
@@ -79,14 +83,23 @@ impl Draft {
     pub fn recovered(&self) -> bool {
         self.recovered
     }
-    /// Enters the draft to change something (counts as a change); `None` when it is gone.
+    /// Enters the draft to change something (counts as a change); `None` when it is gone. Whoever
+    /// is inside may enter again, and enter other drafts: only a commit in progress is waited for.
     pub fn change(&self) -> Option<Gate<'_>> {
-        let shared = self.gate.read();
+        let shared = self.gate.read_recursive();
         if *shared == Stage::Gone {
             return None;
         }
         self.changed();
         Some(Gate { _shared: shared })
+    }
+    /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
+    pub(super) fn alone(&self, deadline: Instant) -> Result<RwLockWriteGuard<'_, Stage>> {
+        match self.gate.try_write_until(deadline) {
+            Some(stage) if *stage == Stage::Open => Ok(stage),
+            Some(_) => Err(CacheError::Gone(self.name())),
+            None => Err(CacheError::Busy { path: format!("the draft {}", self.name()) }),
+        }
     }
     /// A handle for writing was opened (call inside `change`).
     pub fn writer_opened(&self) {
@@ -277,10 +290,7 @@ impl Cache {
 
     /// Gives a draft another place (rename among drafts).
     pub fn move_draft(&self, draft: &Arc<Draft>, to: DraftPlace) -> Result<()> {
-        let stage = draft.gate.write();
-        if *stage == Stage::Gone {
-            return Err(CacheError::Gone(draft.name()));
-        }
+        let _alone = draft.alone(Instant::now() + PATIENCE)?;
         let from = draft.place();
         if from == to {
             return Ok(());
@@ -305,13 +315,7 @@ impl Cache {
 
     /// Drops a draft and deletes its tree in the background.
     pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
-        {
-            let mut stage = draft.gate.write();
-            if *stage == Stage::Gone {
-                return Err(CacheError::Gone(draft.name()));
-            }
-            *stage = Stage::Gone;
-        }
+        *draft.alone(Instant::now() + PATIENCE)? = Stage::Gone;
         let key = match draft.place() {
             DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
             _ => None,

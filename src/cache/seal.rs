@@ -85,10 +85,7 @@ impl Cache {
         let mut kept = draft.prepared.lock();
         let generation = {
             // Exclusively: no change is half done when the generation is read.
-            let stage = draft.gate.write();
-            if *stage == Stage::Gone {
-                return Err(CacheError::Gone(draft.name()));
-            }
+            let _alone = draft.alone(deadline)?;
             draft.generation.load(std::sync::atomic::Ordering::Acquire)
         };
         if kept.as_ref().is_some_and(|p| p.generation == generation) {
@@ -174,10 +171,8 @@ impl Cache {
                 other => other?,
             }
             let Some(prepared) = draft.prepared.lock().take() else { continue };
-            let mut stage = draft.gate.write();
-            if *stage == Stage::Gone {
-                return Err(CacheError::Gone(draft.name()));
-            }
+            // Preparing may have taken longer than our patience with writers.
+            let mut stage = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
             let generation = draft.generation.load(std::sync::atomic::Ordering::Acquire);
             if generation != prepared.generation || draft.writers() > 0 {
                 if Instant::now() >= deadline {

@@ -94,3 +94,31 @@ fn a_cancelled_hash_does_not_keep_a_writer_waiting() {
     });
     assert_eq!(draft.known_hash(&stat), None);
 }
+
+#[test]
+fn closed_parts_of_a_draft_are_sealed_as_they_are() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    std::fs::create_dir_all(path.join("outer/inner")).unwrap();
+    std::fs::write(path.join("outer/inner/small"), "s").unwrap();
+    std::fs::write(path.join("outer/inner/large"), bytes(300_000, 1)).unwrap();
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(path.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("outer/inner/small", 0o000);
+    mode("outer/inner/large", 0o200);
+    mode("outer/inner", 0o000);
+    mode("outer", 0o111);
+    f.cache.prepare(&draft).unwrap();
+    assert_eq!(path.join("outer").metadata().unwrap().mode() & 0o7777, 0o111, "put back after looking");
+    let entry = f.cache.seal(&draft, request("abcd")).unwrap().into_entry();
+    let manifest = entry.manifest();
+    let perm = |name: &[u8]| manifest.get(manifest.find(name).unwrap()).unwrap().perm();
+    assert_eq!((perm(b"outer"), perm(b"outer/inner")), (0o111, 0));
+    assert_eq!((perm(b"outer/inner/small"), perm(b"outer/inner/large")), (0, 0o200));
+    let large = entry.file(b"outer/inner/large").unwrap();
+    assert_eq!(entry.read_all(large, 1 << 20).unwrap(), bytes(300_000, 1));
+    f.cache.settle();
+    assert!(!path.exists());
+    assert_eq!(entry.read_all(large, 1 << 20).unwrap(), bytes(300_000, 1));
+}
