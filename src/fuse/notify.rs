@@ -20,7 +20,7 @@ const PRUNE_BATCH: usize = 4096;
 
 enum Message {
     Name(Ino, OsString),
-    Prune(OsString, Vec<Ino>),
+    Prune(Option<OsString>, Vec<Ino>),
 }
 
 /// The kernel's end of a session.
@@ -42,7 +42,7 @@ impl KernelEnd {
                     }
                     Message::Prune(name, inos) => {
                         prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
-                        if !prunes {
+                        if let (false, Some(name)) = (prunes, name) {
                             log_failure(notifier.inval_entry(INodeNo(crate::vfs::ino::ROOT), &name));
                         }
                     }
@@ -58,8 +58,8 @@ impl Kernel for KernelEnd {
         let _ = self.0.send(Message::Name(parent, name.to_owned()));
     }
 
-    fn prune(&self, name: &OsStr, inos: Vec<Ino>) {
-        let _ = self.0.send(Message::Prune(name.to_owned(), inos));
+    fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>) {
+        let _ = self.0.send(Message::Prune(name.map(OsStr::to_owned), inos));
     }
 }
 

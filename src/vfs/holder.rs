@@ -16,9 +16,9 @@ use crate::store::DraftPlace;
 pub trait Kernel: Send + Sync {
     /// The name may mean something else now: look it up again.
     fn forget_name(&self, parent: Ino, name: &OsStr);
-    /// Let go of these inodes of the entry called `name`, as far as they are unused; children come
-    /// before parents.
-    fn prune(&self, name: &OsStr, inos: Vec<Ino>);
+    /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
+    /// `name` is the entry's, unless it was hidden: something else may stand there now.
+    fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>);
 }
 
 impl View {
@@ -43,6 +43,14 @@ impl View {
     }
 }
 
+impl View {
+    /// The name of the entry with this row id, if it is still this entry's.
+    fn shown_as<'a>(&self, entry: i64, key: &'a EntryKey) -> Option<&'a OsStr> {
+        let row = self.cache.index().entry(key).ok().flatten();
+        row.is_some_and(|r| r.id == entry).then_some(key.as_ref())
+    }
+}
+
 impl Holder for View {
     fn prune(&self, entry: i64) {
         let Some(kernel) = self.kernel.get() else { return };
@@ -51,9 +59,9 @@ impl Holder for View {
             // Breadth-first order backwards: children before parents.
             let records = slot.entry.manifest().records().len() as u32;
             inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
-            kernel.prune(slot.entry.key().as_ref(), inos);
+            kernel.prune(self.shown_as(entry, slot.entry.key()), inos);
         } else if let Some(key) = self.nodes.converted_key(entry) {
-            kernel.prune(key.as_ref(), inos);
+            kernel.prune(self.shown_as(entry, &key), inos);
         }
     }
 
