@@ -42,6 +42,9 @@ impl View {
             name_ttl: DRAFT_NAMES,
             attr_ttl: ttl,
         };
+        if let Some(found) = self.publishing.top(ino) {
+            return Ok(found);
+        }
         Ok(match self.target(ino)? {
             Target::Fixed(_) => own(Kind::Dir, 0, Duration::ZERO),
             Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, DRAFT_NAMES),

@@ -101,8 +101,9 @@ impl View {
                 }
             }
             ino::WORK => {
-                if let Some(entry) = self.publishing.sealed_as(caller.pid, name.as_bytes()) {
-                    return Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?));
+                let top = self.publishing.top_as(caller.pid, name.as_bytes());
+                if let Some(top) = top.filter(|top| self.nodes.add(top.attr.ino)) {
+                    return Ok(top);
                 }
                 let draft = self.cache.work_draft(name.as_bytes()).ok_or(VfsError::NotFound)?;
                 self.enter_top(&draft)

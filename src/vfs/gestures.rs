@@ -17,8 +17,10 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use parking_lot::Mutex;
 
+use super::draft::draft_found;
 use super::nodes::DraftNode;
-use super::types::{Caller, Ino, SetAttr};
+use super::reach::identity;
+use super::types::{Caller, Found, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
 use crate::cache::{Draft, Entry, LeaseKind, SealRequest};
@@ -39,6 +41,9 @@ struct Publication {
     key: EntryKey,
     name: Vec<u8>,
     since: Instant,
+    /// The draft's top directory as the kernel knows it. Whoever moves a directory must be allowed
+    /// to write it, which nobody but root may in a sealed entry.
+    top: Found,
     /// How sealing ended, once it has.
     done: Option<Result<Entry>>,
 }
@@ -73,13 +78,23 @@ impl Publishing {
     }
 
     /// What a renaming thread still finds under its draft's old name.
-    pub fn sealed_as(&self, thread: u32, name: &[u8]) -> Option<Entry> {
+    pub fn top_as(&self, thread: u32, name: &[u8]) -> Option<Found> {
         if self.none() {
             return None;
         }
         self.with(|all| match all.get(&thread) {
-            Some(Publication { name: n, done: Some(Ok(entry)), .. }) if n == name => Some(entry.clone()),
+            Some(Publication { name: n, top, done: Some(Ok(_)), .. }) if n == name => Some(*top),
             _ => None,
+        })
+    }
+
+    /// The attributes that a renaming thread still finds there.
+    pub fn top(&self, ino: Ino) -> Option<Found> {
+        if self.none() {
+            return None;
+        }
+        self.with(|all| {
+            all.values().find(|p| p.top.attr.ino == ino && matches!(p.done, Some(Ok(_)))).map(|p| p.top)
         })
     }
 }
@@ -183,9 +198,12 @@ impl View {
 
     /// The first RENAME of a publication; the kernel comes back after the look-ups between.
     fn publish(&self, caller: Caller, draft: &Arc<Draft>, key: EntryKey, name: &[u8]) -> Result<()> {
+        let st = fstat(draft.tree())?;
+        let node = self.nodes.draft(identity(&st)).ok_or(VfsError::Stale)?;
+        let top = draft_found(node.ino, &st);
         let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());
         self.publishing
-            .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, done: None }));
+            .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, top, done: None }));
         Err(VfsError::Stale)
     }
 
