@@ -292,3 +292,36 @@ fn streams_go_through_the_daemon() {
     let out = follow.wait_with_output().expect("our own child").stdout;
     assert!(String::from_utf8_lossy(&out).lines().last().expect("lines").contains("key4"));
 }
+
+#[test]
+fn what_the_daemon_makes_for_a_command_is_as_the_command_would_make_it() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let mut restore = Command::new("sh");
+    restore.args(["-c", "umask 027 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_outfs")]);
+    restore.args(["restore", "key1", "a/b"]).env("OUTFS_STORE", p.at("store")).current_dir(p.dir.path());
+    assert!(restore.status().expect("sh starts").success());
+    for dir in ["a", "a/b"] {
+        let mode = fs::metadata(p.at(dir)).expect("it was made").permissions().mode();
+        assert_eq!(mode & 0o777, 0o750, "{dir}");
+    }
+}
+
+#[test]
+fn paths_from_another_mount_namespace_are_refused() {
+    let p = Place::new();
+    common::need_root();
+    need("unshare");
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let inside = |args: &[&str]| {
+        let mut c = Command::new("unshare");
+        c.args(["--mount", env!("CARGO_BIN_EXE_outfs")]).args(args);
+        c.env("OUTFS_STORE", p.at("store")).current_dir(p.dir.path()).output().expect("unshare starts")
+    };
+    let out = inside(&["restore", "key1", "dest"]);
+    assert!(out.status.code() == Some(1) && said(&out).contains("--tar"), "{}", said(&out));
+    assert!(!p.at("dest").exists());
+    assert_eq!(inside(&["cat", "key1", "outputs/f"]).stdout, b"key1", "what needs no path goes on");
+}

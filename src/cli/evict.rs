@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::Context;
 use super::session::Session;
+use super::{Context, out};
 use crate::control::{Failure, Request};
 use crate::model::EntryKey;
 
@@ -19,9 +19,16 @@ pub(crate) struct Evict {
 impl Evict {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
+        // One that cannot go keeps none of the others.
+        let mut result: Result<(), Failure> = Ok(());
         for key in self.keys {
-            session.call(Request::Evict { key })?;
+            if let Err(failure) = session.call(Request::Evict { key })
+                && let Err(earlier) = std::mem::replace(&mut result, Err(failure))
+            {
+                out::note(&out::clean(&earlier.message));
+            }
         }
-        session.close()
+        session.close()?;
+        result
     }
 }

@@ -112,16 +112,25 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let store = match cli.store.filter(|s| !s.as_os_str().is_empty()) {
+    match cli.command {
+        Command::Completions(c) => c.run(),
+        Command::Man(c) => c.run(),
+        Command::Daemon(c) => c.run(),
+        command => run_on_store(cli.store, command),
+    }
+}
+
+fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    let store = match store.filter(|s| !s.as_os_str().is_empty()) {
         Some(store) => store,
         None => session::default_store()?,
     };
     let cx = Context { store: absolute(&store)? };
-    if !matches!(cli.command, Command::Mount(_) | Command::Daemon(_)) {
+    if !matches!(command, Command::Mount(_)) {
         // The daemon has a log of its own; a command warns where it stands.
         LogSpec { target: LogTarget::Stderr, json: false }.install("warn")?;
     }
-    match cli.command {
+    match command {
         Command::Mount(c) => c.run(&cx),
         Command::Unmount(c) => c.run(&cx),
         Command::Stop(c) => c.run(&cx),
@@ -146,9 +155,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Import(c) => c.run(&cx),
         Command::Store(c) => c.run(&cx),
         Command::Doctor(c) => c.run(&cx),
-        Command::Completions(c) => c.run(),
-        Command::Man(c) => c.run(),
-        Command::Daemon(c) => c.run(),
+        Command::Completions(_) | Command::Man(_) | Command::Daemon(_) => Ok(()),
     }
 }
 

@@ -65,8 +65,9 @@ impl Restore {
                     As::Copy => RestoreAs::Copy,
                     As::Link => return self.print(session.call(Request::Link { key, dest })?),
                 };
-                let reply = session
-                    .call_with(Request::Restore { key, dest, how, force: self.force }, &mut streams)?;
+                let (force, dir_mode) = (self.force, dir_mode());
+                let request = Request::Restore { key, dest, how, force, dir_mode };
+                let reply = session.call_with(request, &mut streams)?;
                 drop(streams);
                 self.print(reply)?;
             }
@@ -95,6 +96,15 @@ impl Restore {
             other => Err(unexpected(other)),
         }
     }
+}
+
+/// What this process's umask leaves of a directory's mode.
+fn dir_mode() -> u32 {
+    use nix::sys::stat::{Mode, umask};
+    // It can only be read by setting it; nothing else makes files here yet.
+    let mask = umask(Mode::empty());
+    umask(mask);
+    0o777 & !mask.bits()
 }
 
 fn restore_tar(session: &mut Session, key: EntryKey, to: &Path) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use crate::cache::{Cache, Limits};
 use crate::control::{
     Caller, Channel, Client, ConnectError, Failure, Kind, LimitFlags, Reply, Request, dispatch,
 };
-use crate::daemon::{Config, Links, stored_limits};
+use crate::daemon::{Config, Links, owned_by_us, stored_limits};
 
 /// How long to wait for another owner without a daemon's socket.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +44,7 @@ impl Session {
             if let Some(client) = connect(store)? {
                 return Ok(Session::Daemon(client));
             }
+            owned_by_us(store)?;
             match Cache::open(store, limits(store)?).map_err(Failure::from) {
                 Err(failure) if failure.kind == Kind::Locked && Instant::now() < deadline => {
                     if !said && deadline - Instant::now() < PATIENCE - Duration::from_secs(1) {

@@ -40,7 +40,7 @@ impl Client {
     /// Asks, and waits for the answer; what is streamed goes through `channel`.
     pub fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
         let wants_input = request.wants_input();
-        let asked = Asked { outfs: VERSION, request };
+        let asked = Asked { outfs: VERSION, place: socket::place(), request };
         wire::send(self.stream.get_mut(), &asked).map_err(lost)?;
         if wants_input {
             self.stream_input(channel)?;

@@ -99,6 +99,8 @@ pub enum Request {
         how: RestoreAs,
         /// Replace what differs.
         force: bool,
+        /// The mode of directories that are made for it: the asker's umask decides, not the daemon's.
+        dir_mode: u32,
     },
     /// Makes `dest` a symlink into a mount and holds the entry while the symlink stands.
     Link {
@@ -224,15 +226,16 @@ impl Request {
         matches!(self, Request::Put(put) if put.dir.is_none())
     }
 
-    /// Only a running daemon can answer.
-    pub fn needs_daemon(&self) -> bool {
-        matches!(
-            self,
-            Request::Status
-                | Request::Mount { .. }
-                | Request::Unmount { .. }
-                | Request::Stop { .. }
-                | Request::Link { .. }
-        )
+    /// It names paths outside the store, which must mean the same for client and server.
+    pub fn names_paths(&self) -> bool {
+        match self {
+            Request::Put(put) => put.dir.is_some() || put.stdout.is_some() || put.stderr.is_some(),
+            Request::Mount { .. }
+            | Request::Unmount { .. }
+            | Request::Restore { .. }
+            | Request::Link { .. }
+            | Request::Import { .. } => true,
+            _ => false,
+        }
     }
 }

@@ -152,6 +152,12 @@ fn parse(line: &[u8]) -> Result<Request, Failure> {
     }
     let asked: Asked =
         serde_json::from_slice(line).map_err(|e| protocol(format!("the request is not understood: {e}")))?;
+    if asked.request.names_paths() && asked.place != socket::place() {
+        return Err(Failure::failed(
+            "the daemon sees other files than this command does (it runs in another mount namespace or root \
+             directory, as in a container); use 'put --tar -' and 'restore --tar -' from here",
+        ));
+    }
     Ok(asked.request)
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,14 @@ pub(super) fn bind(store: &Path) -> io::Result<UnixListener> {
     let bound = UnixListener::bind(&path);
     umask(before);
     bound
+}
+
+/// What paths mean to this process: its mount namespace and its root directory. Processes with
+/// different ones must not exchange paths.
+pub(super) fn place() -> String {
+    let space = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
+    let root = std::fs::metadata("/").map(|m| format!("{}:{}", m.dev(), m.ino())).unwrap_or_default();
+    format!("{} {root}", space.display())
 }
 
 /// The user at the other end.

@@ -128,7 +128,7 @@ fn other_versions_and_nonsense_are_refused_in_words() {
     let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
     for (line, part) in [
         (r#"{"outfs":99,"request":{"op":"who_knows"}}"#, "version"),
-        (r#"{"outfs":1,"request":{"op":"who_knows"}}"#, "not understood"),
+        (r#"{"outfs":1,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
         ("hello", "no outfs request"),
     ] {
         writeln!(stream.get_mut(), "{line}").unwrap();
@@ -158,4 +158,20 @@ fn limits_conflict_only_where_they_were_given_and_differ() {
     let mut limits = running;
     LimitFlags::of(&limits.clone()).apply(&mut limits);
     assert!(LimitFlags::of(&limits).conflicts(&limits).is_empty());
+}
+
+#[test]
+fn paths_are_refused_from_where_they_mean_something_else() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
+    let import = Request::Import { kind: ImportKind::Dir, source: RawPath("/x".into()) };
+    for (request, part) in [(import, "mount namespace"), (Request::Drafts, "drafts")] {
+        let asked = wire::Asked { outfs: VERSION, place: "elsewhere".into(), request };
+        wire::send(stream.get_mut(), &asked).unwrap();
+        let mut answer = String::new();
+        stream.read_line(&mut answer).unwrap();
+        assert!(answer.contains(part), "{answer}");
+    }
 }

@@ -15,6 +15,8 @@ pub(super) const MAX_DATA: usize = 1 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Asked {
     pub outfs: u32,
+    /// What paths mean to the client, see [`super::socket::place`].
+    pub place: String,
     pub request: Request,
 }
 

@@ -12,6 +12,9 @@ use tracing_subscriber::EnvFilter;
 use super::journal::Journal;
 use crate::control::{Failure, Kind};
 
+/// A log file over this many bytes is set aside when a daemon starts.
+const LARGE: u64 = 16 << 20;
+
 /// Where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogTarget {
@@ -102,8 +105,14 @@ impl LogSpec {
     }
 }
 
+/// Appends; a file that has become large is set aside, and the one before it goes.
 fn open(path: &std::path::Path) -> Result<std::fs::File, Failure> {
     use std::os::unix::fs::OpenOptionsExt;
+    if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > LARGE) {
+        let mut old = path.as_os_str().to_owned();
+        old.push(".old");
+        let _ = std::fs::rename(path, old);
+    }
     let mut options = std::fs::OpenOptions::new();
     options
         .create(true)

@@ -24,7 +24,7 @@ pub use links::Links;
 pub use log::{LogSpec, LogTarget};
 pub use mountpoint::canonical;
 pub use mounts::{MountInfo, mount_table, mounted_at};
-pub use record::stored_limits;
+pub use record::{owned_by_us, stored_limits};
 pub use unmount::unmount;
 
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cache::{Cache, Limits};
 use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
@@ -107,6 +107,7 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
         mountpoint::prepare(&start.at.0, store)?;
         drop(Store::open(store, Access::Own)?);
     }
+    record::owned_by_us(store)?;
     start.log.install("info,fuser=error")?;
     prepare_process();
     let mut limits = Limits::default();
@@ -165,7 +166,7 @@ fn prepare_process() {
 }
 
 fn watch_signals(wake: Sender<Wake>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut seen = 0;
         for signal in signals.forever() {

@@ -3,10 +3,11 @@
 //!
 //! Both files are conveniences: a missing or damaged one is as good as none.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::mountpoint;
-use crate::control::{LimitFlags, RawPath};
+use crate::control::{Failure, LimitFlags, RawPath};
 
 const VIEWS: &str = "views.json";
 const LIMITS: &str = "limits.json";
@@ -46,6 +47,20 @@ pub(super) fn remember_views(store: &Path, at: &[PathBuf]) {
 
 pub(super) fn remember_limits(store: &Path, limits: &LimitFlags) {
     write(store, LIMITS, limits);
+}
+
+/// An error when root is about to write into another user's store: what root makes there, the
+/// user could not read any more.
+pub fn owned_by_us(store: &Path) -> Result<(), Failure> {
+    let us = nix::unistd::geteuid();
+    match std::fs::metadata(store) {
+        Ok(m) if us.is_root() && m.uid() != 0 => Err(Failure::failed(format!(
+            "the store {} belongs to user {1}; run this as that user (sudo -u '#{1}' outfs …)",
+            store.display(),
+            m.uid()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The limits the store's last daemon ran with.

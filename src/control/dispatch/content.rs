@@ -1,5 +1,6 @@
 //! Entries in and out: put, seal, import, restore, cat, logs.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -87,8 +88,15 @@ pub(super) fn restore(
     dest: &Path,
     how: RestoreAs,
     force: bool,
+    dir_mode: u32,
 ) -> Result<Reply, Failure> {
-    Ok(Reply::Restored(hit(cache, key)?.restore(dest, how, force)?))
+    let entry = hit(cache, key)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(dir_mode)
+        .create(dest)
+        .map_err(|e| Failure::failed(format!("cannot create {}: {e}", dest.display())))?;
+    Ok(Reply::Restored(entry.restore(dest, how, force)?))
 }
 
 pub(super) fn restore_tar(

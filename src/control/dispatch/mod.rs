@@ -49,7 +49,9 @@ pub fn dispatch(
 ) -> Result<Reply, Failure> {
     match request {
         Request::Put(put) => content::put(cache, caller, &put, channel),
-        Request::Restore { key, dest, how, force } => content::restore(cache, &key, &dest.0, how, force),
+        Request::Restore { key, dest, how, force, dir_mode } => {
+            content::restore(cache, &key, &dest.0, how, force, dir_mode)
+        }
         Request::RestoreTar { key } => content::restore_tar(cache, &key, channel),
         Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
         Request::Log { key, stream } => content::log(cache, &key, stream, channel),
