@@ -438,7 +438,12 @@ impl Model {
             Kind::File(b) => ('f', mode, b.len() as u64),
             Kind::Symlink => ('l', 0, TARGET.len() as u64),
         };
-        let nlink = if kind == 'd' { 0 } else { self.links(self.tops[&top].root, ino) };
+        let nlink = match kind {
+            'd' => 0,
+            // A manifest keeps names of one symlink as symlinks of their own.
+            'l' if sealed => 1,
+            _ => self.links(self.tops[&top].root, ino),
+        };
         Stat { kind, mode, size, nlink, mtime: if kind == 'f' { node.mtime } else { None } }
     }
 

@@ -24,8 +24,9 @@ fn s11_1_policies() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = Cache::open(&dir.path().join("store"), Limits::default()).expect("a store");
     let task = Task { id: "t".into(), command: vec!["make".into()] };
-    let hit = |digest: &str, policy| cache.check(&task, digest, policy).expect("check").hit;
-    let store = |digest: &str, content: &str, policy| cache.store(&task, digest, &result(content), policy);
+    let backend: &dyn CacheBackend = &cache;
+    let hit = |digest: &str, policy| backend.check(&task, digest, policy).expect("check").hit;
+    let store = |digest: &str, content: &str, policy| backend.store(&task, digest, &result(content), policy);
     for forbids_writing in [Readonly, Disabled] {
         store("sha256:abcd0001", "x", forbids_writing).expect("it is no error");
         assert!(!hit("sha256:abcd0001", Normal), "{forbids_writing:?} never writes");
@@ -35,10 +36,11 @@ fn s11_1_policies() {
         assert!(hit(digest, Normal) && hit(digest, Readonly));
         assert!(!hit(digest, Writeonly) && !hit(digest, Disabled), "policies that forbid reading never hit");
     }
-    let found = cache.check(&task, "sha256:abcd0002", Normal).expect("check");
+    let found = backend.check(&task, "sha256:abcd0002", Normal).expect("check");
     assert_eq!((found.cached_duration_ms, found.cached_exit_code), (Some(1234), Some(3)));
     store("sha256:abcd0003", "another", Writeonly).expect("writeonly stores over an earlier result");
-    let restored = cache.restore_outputs(&task, "sha256:abcd0003", &dir.path().join("out")).expect("restore");
+    let restored =
+        backend.restore_outputs(&task, "sha256:abcd0003", &dir.path().join("out")).expect("restore");
     assert_eq!(restored[0].data, b"another");
     assert_eq!(read(dir.path().join("out/dir/f")), b"another");
     assert!(store("sha256:abcd0002", "another", Normal).is_err(), "the first result wins");
@@ -54,13 +56,16 @@ fn s10_4_a_failing_cache_answers() {
     let disk = Mounted::tmpfs(&dir.path().join("disk"), "16M");
     let cache = Cache::open(&disk.0.join("store"), Limits::default()).expect("a store");
     let task = Task { id: "t".into(), command: Vec::new() };
+    let backend: &dyn CacheBackend = &cache;
     let mut large = result("");
     large.outputs[0].data = noise(70, 32 << 20);
-    assert!(cache.store(&task, "sha256:abcd0001", &large, CachePolicy::Normal).is_err());
-    assert!(!cache.check(&task, "sha256:abcd0001", CachePolicy::Normal).expect("check").hit);
-    cache.store(&task, "sha256:abcd0002", &result("small"), CachePolicy::Normal).expect("the small one fits");
-    assert!(cache.check(&task, "sha256:abcd0002", CachePolicy::Normal).expect("check").hit);
-    assert!(cache.store(&task, "../../etc", &result("x"), CachePolicy::Normal).is_err(), "a hostile key");
+    assert!(backend.store(&task, "sha256:abcd0001", &large, CachePolicy::Normal).is_err());
+    assert!(!backend.check(&task, "sha256:abcd0001", CachePolicy::Normal).expect("check").hit);
+    backend
+        .store(&task, "sha256:abcd0002", &result("small"), CachePolicy::Normal)
+        .expect("the small one fits");
+    assert!(backend.check(&task, "sha256:abcd0002", CachePolicy::Normal).expect("check").hit);
+    assert!(backend.store(&task, "../../etc", &result("x"), CachePolicy::Normal).is_err(), "a hostile key");
     cache.close().expect("close");
 }
 
