@@ -200,8 +200,9 @@ fn signals_and_strangers_end_it_cleanly() {
     kill(p.pid(), Signal::SIGTERM).expect("our daemon");
     eventually("a busy mount to be detached", || !p.running() && !is_mounted(&p.at("m1")));
     p.ok(&["mount", "m1"]);
-    need("umount");
-    assert!(Command::new("umount").arg(p.at("m1")).status().expect("umount starts").success());
+    need("fusermount3");
+    let mut unmount = Command::new("fusermount3");
+    assert!(unmount.arg("-u").arg(p.at("m1")).status().expect("it starts").success());
     eventually("the daemon to notice", || !p.running());
 }
 

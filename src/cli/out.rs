@@ -103,8 +103,9 @@ impl Table {
                 } else {
                     let _ = write!(text, "{cell}{:pad$}", "");
                 }
-                text.push_str(if last { "\n" } else { "  " });
+                text.push_str(if last { "" } else { "  " });
             }
+            let text = format!("{}\n", text.trim_end());
             out.write_all(text.as_bytes()).map_err(unwritable)?;
         }
         out.flush().map_err(unwritable)

@@ -35,6 +35,8 @@ impl Unmount {
         let at = absolute(&self.mount_point)?;
         let at = daemon::canonical(&at)
             .map_err(|e| Failure::failed(format!("cannot unmount {}: {e}", at.display())))?;
+        // This command itself must not keep it busy.
+        let _ = std::env::set_current_dir("/");
         // The view's own store, when the mount table names it, before the one that was meant.
         let source = daemon::mounted_at(&at).map(|m| m.source).filter(|s| s.is_absolute());
         for store in source.iter().chain([&cx.store]) {
@@ -52,6 +54,7 @@ impl Unmount {
 
 impl Stop {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let _ = std::env::set_current_dir("/");
         match ask_to_end(&cx.store, Request::Stop { lazy: self.lazy })? {
             true => Ok(()),
             false => {
