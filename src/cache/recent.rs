@@ -16,12 +16,18 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
 
 /// The most recently used entries: row id and nanoseconds since 1970.
 pub(crate) struct Recent {
-    noted: Mutex<(LruCache<i64, i64>, Vec<(i64, i64)>)>,
+    noted: Mutex<Noted>,
+}
+
+struct Noted {
+    kept: LruCache<i64, i64>,
+    /// What fell out of `kept`, or could not be written down.
+    waiting: Vec<(i64, i64)>,
 }
 
 impl Default for Recent {
     fn default() -> Self {
-        Recent { noted: Mutex::new((LruCache::new(KEPT), Vec::new())) }
+        Recent { noted: Mutex::new(Noted { kept: LruCache::new(KEPT), waiting: Vec::new() }) }
     }
 }
 
@@ -29,24 +35,24 @@ impl Recent {
     /// Notes that an entry was used now.
     pub(crate) fn note(&self, row: i64) {
         let mut noted = self.noted.lock();
-        if let Some((old, at)) = noted.0.push(row, now_ns())
+        if let Some((old, at)) = noted.kept.push(row, now_ns())
             && old != row
         {
-            noted.1.push((old, at));
+            noted.waiting.push((old, at));
         }
     }
 
     fn take(&self) -> Vec<(i64, i64)> {
         let mut noted = self.noted.lock();
-        let mut all = std::mem::take(&mut noted.1);
-        while let Some(oldest) = noted.0.pop_lru() {
+        let mut all = std::mem::take(&mut noted.waiting);
+        while let Some(oldest) = noted.kept.pop_lru() {
             all.push(oldest);
         }
         all
     }
 
     fn put_back(&self, all: Vec<(i64, i64)>) {
-        self.noted.lock().1.extend(all);
+        self.noted.lock().waiting.extend(all);
     }
 }
 
