@@ -37,11 +37,13 @@ impl View {
         // A view that lets clients store over an entry must not have the kernel refuse the owner.
         let writable = self.options.overwrite == Overwrite::Replace && !self.options.read_only;
         let mask = if writable { 0o022 } else { 0o222 };
+        // Whoever moves a directory to the trash must be allowed to write it: the kernel asks that first.
+        let movable = if r.record == 0 && !self.options.read_only { 0o200 } else { 0 };
         let mtime = Time::from_ns(rec.mtime_ns());
         Attr {
             ino: r.ino,
             kind,
-            perm: if kind == Kind::Symlink { 0o777 } else { rec.perm() & !mask },
+            perm: if kind == Kind::Symlink { 0o777 } else { rec.perm() & !mask | movable },
             size: if kind == Kind::Dir { 0 } else { rec.size() },
             blocks: if kind == Kind::File { rec.size().div_ceil(512) } else { 0 },
             nlink: m.nlink(rec),
@@ -113,7 +115,7 @@ impl View {
         let found = self.sealed_found(r);
         let rec = &r.entry.manifest().records()[r.record as usize];
         let now = found.attr;
-        let same_mode = |m: u32| m & 0o7777 == now.perm || m & 0o7777 == rec.perm();
+        let same_mode = |m: u32| [now.perm, now.perm & !0o222, rec.perm()].contains(&(m & 0o7777));
         let same_time = |t: SetTime| t == SetTime::At(now.mtime);
         let same = set.mode.is_none_or(same_mode)
             && set.uid.is_none_or(|u| u == now.uid)
