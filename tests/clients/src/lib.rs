@@ -4,8 +4,10 @@
 //! a plain directory, which shows that a check tests cuenv's promise and not our guess of it).
 //! Must not know: anything about how outfs works inside.
 
+mod adapter;
 mod mount;
 
+pub use adapter::Adapter;
 pub use mount::Mount;
 
 use std::collections::HashMap;
