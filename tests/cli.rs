@@ -419,3 +419,12 @@ fn a_closed_output_is_no_error() {
     let out = child.wait_with_output().expect("our own child");
     assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "{}", said(&out));
 }
+
+#[test]
+fn an_empty_environment_variable_is_none() {
+    let p = Place::new();
+    p.outputs();
+    let put = p.command(&["put", "key1", text(&p.path("outputs"))]).env("OUTFS_STORE", "").output();
+    assert_eq!(put.expect("outfs").status.code(), Some(0));
+    assert!(p.path(".cache/outfs/format").exists(), "the default store is below the home directory");
+}

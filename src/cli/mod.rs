@@ -34,6 +34,7 @@ mod unmount;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::{Failure, Kind, Reply};
@@ -48,7 +49,15 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry
 #[command(name = "outfs", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// The store [default: $XDG_CACHE_HOME/outfs, else ~/.cache/outfs]
-    #[arg(long, global = true, value_name = "DIR", env = "OUTFS_STORE", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "OUTFS_STORE",
+        hide_env_values = true,
+        // Unlike a path's own parser this takes an empty OUTFS_STORE, which is as good as none.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
+    )]
     store: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -108,10 +108,14 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
         drop(Store::open(store, Access::Own)?);
     }
     record::owned_by_us(store)?;
-    start.log.install("info,fuser=error")?;
-    prepare_process();
     let mut limits = Limits::default();
     start.limits.apply(&mut limits);
+    if let Err(failure) = start.log.install("info,fuser=error") {
+        // A store that cannot be used is the better reason.
+        Cache::open(store, limits)?.close()?;
+        return Err(failure);
+    }
+    prepare_process();
     let cache = Cache::open(store, limits.clone())?;
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
