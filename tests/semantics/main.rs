@@ -6,6 +6,7 @@
 #[macro_use]
 mod common;
 
+mod differences;
 mod s01_keys;
 mod s02_drafts;
 mod s03_ingest;

@@ -1,0 +1,127 @@
+//! What docs/semantics.md says is different from a local file system.
+//!
+//! D1 is with S1.3 and in `tests/views.rs`, D5 in `tests/views.rs`.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::common::*;
+
+/// D2 Drafts are like file systems of their own: a rename or hard link from one to another, or from a
+/// draft to an entry, is EXDEV or EROFS; `mv` and `cp` copy.
+#[test]
+fn d2_drafts_are_file_systems_of_their_own() {
+    let m = Mount::new();
+    for name in ["one", "two"] {
+        mkdir(m.work(name));
+    }
+    write(m.work("one").join("f"), "x");
+    assert_errno!(fs::rename(m.work("one").join("f"), m.work("two").join("f")), EXDEV);
+    assert_errno!(fs::hard_link(m.work("one").join("f"), m.work("two").join("f")), EXDEV);
+    sh("mv", &[&m.work("one").join("f"), &m.work("two").join("f")]);
+    assert_eq!(read(m.work("two").join("f")), b"x");
+    m.entry_of("key1", "sealed");
+    assert_errno!(fs::hard_link(m.path("key1/outputs/f"), m.work("one").join("g")), EXDEV);
+    sh("cp", &[&m.path("key1/outputs/f"), &m.work("one").join("g")]);
+    assert_eq!(read(m.work("one").join("g")), b"sealed");
+}
+
+/// D3 A draft's names that another view or a command changes are seen within a second.
+#[test]
+fn d3_other_views_changes_are_seen_soon() {
+    let mut m = Mount::new();
+    mkdir(m.path("key1"));
+    write(m.path("key1/f"), "one");
+    let other = m.add_view("other", &[]);
+    assert_eq!(read(other.join("key1/f")), b"one");
+    assert!(!other.join("key1/g").exists());
+    fs::remove_file(m.path("key1/f")).expect("unlink");
+    write(m.path("key1/g"), "new");
+    eventually("the other view to notice", || {
+        !other.join("key1/f").exists() && other.join("key1/g").exists()
+    });
+    m.ok(&["seal", "key1"]);
+    eventually("the other view to show the sealed entry", || {
+        xattr_text(other.join("key1"), "user.outfs.state").as_deref() == Some("sealed")
+    });
+    assert_eq!(read(other.join("key1/g")), b"new");
+}
+
+/// D4 A sealed file's ctime is when it was sealed, its atime is its mtime. A directory's size is 0.
+#[test]
+fn d4_times_and_sizes() {
+    let m = Mount::new();
+    let before = std::time::SystemTime::now() - Duration::from_secs(1);
+    m.entry("key1", |out| {
+        write(out.join("f"), "x");
+        let old = fs::FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+        File::open(out.join("f")).expect("open").set_times(old).expect("utimens");
+    });
+    m.ok(&["show", "key1"]);
+    let s = fs::metadata(m.path("key1/outputs/f")).expect("stat");
+    assert_eq!((s.mtime(), s.atime()), (1_000_000_000, 1_000_000_000));
+    assert!(UNIX_EPOCH + Duration::from_secs(s.ctime() as u64) >= before - Duration::from_secs(1));
+    assert_eq!(fs::metadata(m.path("key1/outputs")).expect("stat").len(), 0);
+}
+
+/// D6 Names of one symlink (hard links of a symlink) are symlinks of their own once sealed.
+#[test]
+fn d6_names_of_one_symlink() {
+    let m = Mount::new();
+    m.entry("key1", |out| {
+        symlink("target", out.join("a")).expect("symlink");
+        fs::hard_link(out.join("a"), out.join("b")).expect("link");
+        assert_eq!(fs::symlink_metadata(out.join("a")).expect("lstat").nlink(), 2);
+    });
+    for name in ["a", "b"] {
+        let path = m.path("key1/outputs").join(name);
+        assert_eq!(fs::read_link(&path).expect("readlink").to_str(), Some("target"));
+        assert_eq!(fs::symlink_metadata(&path).expect("lstat").nlink(), 1);
+    }
+}
+
+/// D7 … views are mounted `nosuid,nodev`.
+#[test]
+fn d7_nosuid_nodev() {
+    let m = Mount::new();
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let line = table.lines().find(|l| l.contains(m.mnt().to_str().expect("plain"))).expect("it is mounted");
+    assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
+}
+
+/// D8 O_TMPFILE is not supported.
+#[test]
+fn d8_no_unnamed_files() {
+    let m = Mount::new();
+    mkdir(m.work("w"));
+    let made = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(m.work("w"));
+    assert_errno!(made, EOPNOTSUPP);
+    tempfile::tempfile_in(m.work("w")).expect("programs fall back to a named file that they unlink");
+}
+
+/// D9 A read-only view shows no drafts …
+#[test]
+fn d9_read_only_views_show_no_drafts() {
+    let mut m = Mount::new();
+    mkdir(m.path("key1"));
+    m.entry_of("key2", "x");
+    let ro = m.add_view("ro", &["--read-only"]);
+    assert_eq!(names(&ro), ["key2"]);
+    assert_errno!(fs::symlink_metadata(ro.join("key1")), ENOENT);
+    m.ok(&["seal", "key1"]);
+    eventually("the sealed entry in the read-only view", || ro.join("key1").exists());
+}
+
+/// D10 `mv` of a draft into the trash drops it.
+#[test]
+fn d10_drafts_in_the_trash() {
+    let m = Mount::new();
+    mkdir(m.path("key1"));
+    write(m.path("key1/f"), "x");
+    fs::rename(m.path("key1"), m.path(".outfs/trash/key1")).expect("rename");
+    assert_errno!(fs::symlink_metadata(m.path("key1")), ENOENT);
+    assert!(m.events().iter().any(|e| e["event"] == "draft_dropped"));
+    mkdir(m.path("key1"));
+    assert_eq!(names(m.path("key1")), [""; 0]);
+}
