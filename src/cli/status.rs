@@ -5,7 +5,7 @@ use clap::Args;
 use super::out::{self, Streams};
 use super::session::connect;
 use super::{Context, Output, unexpected};
-use crate::control::{Failure, Reply, Request};
+use crate::control::{Failure, Kind, Reply, Request};
 
 /// Show whether a daemon runs, and its views
 #[derive(Args)]
@@ -17,15 +17,15 @@ pub(crate) struct Status {
 
 impl Status {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
-        let Some(mut client) = connect(&cx.store)? else {
-            return match self.output.json {
-                true => {
-                    out::json(&serde_json::json!({ "running": false, "store": cx.store.to_string_lossy() }))
-                }
-                false => out::line(&format!("no daemon runs for the store {}", shown(&cx.store))),
-            };
+        let reply = match connect(&cx.store)? {
+            Some(mut client) => match client.call(Request::Status, &mut Streams::to_stdout()) {
+                // It was on its way out: that is an answer too.
+                Err(failure) if failure.kind == Kind::Stopping => None,
+                answer => Some(answer?),
+            },
+            None => None,
         };
-        let reply = client.call(Request::Status, &mut Streams::to_stdout())?;
+        let Some(reply) = reply else { return self.nobody(cx) };
         let Reply::Daemon(d) = reply else { return Err(unexpected(reply)) };
         if self.output.json {
             let mut value = serde_json::to_value(&d).map_err(|e| Failure::failed(e.to_string()))?;
@@ -51,6 +51,13 @@ impl Status {
             out::line(&format!("{} ({kind}{passthrough})", out::clean_path(&v.at)))?;
         }
         Ok(())
+    }
+
+    fn nobody(&self, cx: &Context) -> Result<(), Failure> {
+        match self.output.json {
+            true => out::json(&serde_json::json!({ "running": false, "store": cx.store.to_string_lossy() })),
+            false => out::line(&format!("no daemon runs for the store {}", shown(&cx.store))),
+        }
     }
 }
 

@@ -418,11 +418,6 @@ impl Nodes {
             _ => None,
         }
     }
-
-    /// Number of held nodes.
-    pub fn len(&self) -> usize {
-        self.table.read().held.len()
-    }
 }
 
 /// Where a draft node is first met.

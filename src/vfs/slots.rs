@@ -95,9 +95,4 @@ impl Slots {
             t.free.push(number);
         }
     }
-
-    /// Number of live slots.
-    pub fn len(&self) -> usize {
-        self.0.read().by_entry.len()
-    }
 }
