@@ -22,9 +22,6 @@ use super::errno::errno;
 use super::jobs::Jobs;
 use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, SetTime, VfsError, View, ino};
 
-/// Numbers are never used twice while the kernel knows them, so one generation does.
-const GENERATION: Generation = Generation(0);
-
 /// What the handshake found out, for whoever mounts.
 #[derive(Default)]
 pub(super) struct Handshake {
@@ -58,7 +55,9 @@ fn caller(req: &Request) -> Caller {
 
 fn reply_entry(reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
     match found {
-        Ok(f) => reply.entry_with_ttls(&f.attr_ttl, &f.name_ttl, &file_attr(&f.attr), GENERATION),
+        Ok(f) => {
+            reply.entry_with_ttls(&f.attr_ttl, &f.name_ttl, &file_attr(&f.attr), Generation(f.generation))
+        }
         Err(e) => reply.error(e),
     }
 }
@@ -285,12 +284,14 @@ impl fuser::Filesystem for Adapter {
             Some(id) => reply.created_passthrough(
                 &found.attr_ttl,
                 &attr,
-                GENERATION,
+                Generation(found.generation),
                 fh,
                 FopenFlags::FOPEN_NOFLUSH,
                 &id,
             ),
-            None => reply.created(&found.attr_ttl, &attr, GENERATION, fh, open_flags(&opened)),
+            None => {
+                reply.created(&found.attr_ttl, &attr, Generation(found.generation), fh, open_flags(&opened))
+            }
         }
     }
 
@@ -417,7 +418,8 @@ impl fuser::Filesystem for Adapter {
         let filled = run(|| {
             let own = self.view.getattr(ino.0)?;
             for (at, name) in [(1, "."), (2, "..")] {
-                if offset < at && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), GENERATION)
+                if offset < at
+                    && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), Generation(0))
                 {
                     return Ok(());
                 }
@@ -442,7 +444,7 @@ impl fuser::Filesystem for Adapter {
                         name,
                         &ttl,
                         &file_attr(&found.attr),
-                        GENERATION,
+                        Generation(found.generation),
                     ) {
                         // It did not fit, so the kernel will not know it.
                         self.view.forget(found.attr.ino, 1);

@@ -41,6 +41,7 @@ impl View {
             attr: self.own_attr(ino, kind, size),
             name_ttl: DRAFT_NAMES,
             attr_ttl: ttl,
+            generation: 0,
         };
         if let Some(found) = self.publishing.top(ino) {
             return Ok(found);

@@ -40,7 +40,12 @@ pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
 
 pub(super) fn draft_found(ino: Ino, st: &libc::stat) -> Found {
     // Attributes are always asked for: times and link counts are live.
-    Found { attr: draft_attr(ino, st), name_ttl: DRAFT_NAMES, attr_ttl: std::time::Duration::ZERO }
+    Found {
+        attr: draft_attr(ino, st),
+        name_ttl: DRAFT_NAMES,
+        attr_ttl: std::time::Duration::ZERO,
+        generation: 0,
+    }
 }
 
 fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {

@@ -57,7 +57,8 @@ impl View {
     }
 
     pub(super) fn sealed_found(&self, r: &SealedRef) -> Found {
-        Found { attr: self.sealed_attr(r), name_ttl: FOREVER, attr_ttl: FOREVER }
+        let generation = r.slot.as_ref().map_or(0, |s| s.generation);
+        Found { attr: self.sealed_attr(r), name_ttl: FOREVER, attr_ttl: FOREVER, generation }
     }
 
     /// Counts a look-up of a record of `entry` and gives it its number.

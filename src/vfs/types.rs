@@ -99,6 +99,8 @@ pub struct Found {
     pub name_ttl: Duration,
     /// How long it may trust the attributes.
     pub attr_ttl: Duration,
+    /// Tells uses of the same number apart; 0 for numbers that are used once.
+    pub generation: u64,
 }
 
 /// Who asks.
