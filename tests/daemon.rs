@@ -326,3 +326,17 @@ fn paths_from_another_mount_namespace_are_refused() {
     assert!(!p.at("dest").exists());
     assert_eq!(inside(&["cat", "key1", "outputs/f"]).stdout, b"key1", "what needs no path goes on");
 }
+
+#[test]
+fn stop_returns_when_the_store_was_closed_in_order() {
+    let p = Place::new();
+    for _ in 0..5 {
+        p.ok(&["mount", "m1"]);
+        // A silent client must not keep the daemon from closing.
+        let _client =
+            std::os::unix::net::UnixStream::connect(p.at("store/control.sock")).expect("it listens");
+        assert!(!read(p.at("store/lock")).is_empty(), "the owner's pid");
+        p.ok(&["stop"]);
+        assert!(read(p.at("store/lock")).is_empty(), "taken out by an owner that ended in order");
+    }
+}

@@ -20,8 +20,37 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Session {
     /// Its daemon answers.
     Daemon(Client),
-    /// This process owns it, and what its links point to is held.
-    Own(Cache, Links),
+    /// This process owns it.
+    Own(Owned),
+}
+
+/// A store owned for one command, with what its links point to held; closed in order however the
+/// command ends.
+pub(super) struct Owned {
+    cache: Option<Cache>,
+    links: Option<Links>,
+}
+
+impl Owned {
+    fn new(cache: Cache) -> Self {
+        Self { links: Some(Links::hold(&cache)), cache: Some(cache) }
+    }
+
+    fn close(&mut self) -> Result<(), Failure> {
+        self.links = None;
+        match self.cache.take() {
+            Some(cache) => Ok(cache.close()?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Err(failure) = self.close() {
+            out::note(&out::clean(&failure.message));
+        }
+    }
 }
 
 impl Session {
@@ -53,12 +82,7 @@ impl Session {
                     }
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                other => {
-                    return other.map(|cache| {
-                        let links = Links::hold(&cache);
-                        Session::Own(cache, links)
-                    });
-                }
+                other => return other.map(|cache| Session::Own(Owned::new(cache))),
             }
         }
     }
@@ -76,7 +100,10 @@ impl Session {
     ) -> Result<Reply, Failure> {
         match self {
             Session::Daemon(client) => client.call(request, channel),
-            Session::Own(cache, _) => dispatch(cache, &Caller::this(), request, channel),
+            Session::Own(Owned { cache: Some(cache), .. }) => {
+                dispatch(cache, &Caller::this(), request, channel)
+            }
+            Session::Own(Owned { cache: None, .. }) => Err(Failure::failed("the store was closed already")),
         }
     }
 
@@ -84,10 +111,7 @@ impl Session {
     pub(super) fn close(self) -> Result<(), Failure> {
         match self {
             Session::Daemon(_) => Ok(()),
-            Session::Own(cache, links) => {
-                drop(links);
-                Ok(cache.close()?)
-            }
+            Session::Own(mut owned) => owned.close(),
         }
     }
 }

@@ -1,12 +1,16 @@
 //! The server: one thread that accepts, one for each connection. Only the store's owner and
 //! root are answered. Must not know: what requests mean (a [`Handler`] does).
 
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::wire::{self, Asked, ClientFrame, ServerFrame};
 use super::{Caller, Channel, Failure, Kind, Progress, Reply, Request, VERSION, socket};
@@ -28,6 +32,17 @@ pub struct Server {
 struct Shared {
     closed: AtomicBool,
     running: AtomicUsize,
+    next: AtomicU64,
+    /// What `close` shuts, so that no thread waits for the next request of a silent client.
+    open: Mutex<HashMap<u64, UnixStream>>,
+}
+
+impl Shared {
+    fn enter(&self, stream: &UnixStream) -> io::Result<u64> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().insert(number, stream.try_clone()?);
+        Ok(number)
+    }
 }
 
 impl Server {
@@ -62,6 +77,10 @@ impl Server {
         while self.shared.running.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Ends the threads; clients see the end only when the server is dropped, after the store was closed.
+        for stream in self.shared.open.lock().values() {
+            let _ = stream.shutdown(Shutdown::Read);
+        }
     }
 }
 
@@ -77,8 +96,15 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>, handler: &Arc<dyn Handl
         };
         let (shared, handler) = (shared.clone(), handler.clone());
         let spawned = std::thread::Builder::new().name("control-client".into()).spawn(move || {
+            let number = match shared.enter(&stream) {
+                Ok(number) => number,
+                Err(e) => return tracing::warn!("cannot serve a control connection: {e}"),
+            };
             if let Err(e) = converse(stream, &shared, &*handler) {
                 tracing::debug!("a control connection ended: {e}");
+            }
+            if !shared.closed.load(Ordering::SeqCst) {
+                shared.open.lock().remove(&number);
             }
         });
         if let Err(e) = spawned {
@@ -97,6 +123,10 @@ fn converse(stream: UnixStream, shared: &Shared, handler: &dyn Handler) -> io::R
     }
     let caller = Caller { uid };
     while let Some(line) = wire::receive_line(&mut input)? {
+        if shared.closed.load(Ordering::SeqCst) {
+            let failure = Failure::new(Kind::Stopping, "the daemon is about to end; ask again");
+            return wire::send(&mut output, &ServerFrame::Failed { failure });
+        }
         shared.running.fetch_add(1, Ordering::SeqCst);
         let result = answer(&line, &caller, &mut input, &mut output, handler);
         shared.running.fetch_sub(1, Ordering::SeqCst);

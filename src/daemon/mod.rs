@@ -45,6 +45,8 @@ use handler::Daemon;
 
 /// How long running requests may take to end when the daemon does.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long threads may take to let go of the store.
+const LETTING_GO: Duration = Duration::from_secs(2);
 /// How often the workers look.
 const TICK: Duration = Duration::from_secs(1);
 /// How often views look for drafts that have become quiet.
@@ -189,7 +191,11 @@ impl Running {
     fn until_the_end(self) -> Result<(), Failure> {
         while !self.daemon.views().over() {
             match self.wake.recv_timeout(Duration::from_secs(3600)) {
-                Ok(Wake::Signal) => self.daemon.views().unmount_all(true)?,
+                Ok(Wake::Signal) => {
+                    if let Err(failure) = self.daemon.views().unmount_all(true) {
+                        tracing::error!("{failure}");
+                    }
+                }
                 Ok(Wake::Ended(number)) => self.daemon.views().ended(number),
                 Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -209,10 +215,29 @@ impl Running {
         }
         self.daemon.record_views();
         self.daemon.links().let_go();
-        if let Err(e) = self.daemon.cache().clone().close() {
-            tracing::error!("the cache did not close cleanly: {e}");
-        }
+        let cache = self.daemon.cache().clone();
+        drop(self.daemon);
+        close(cache);
         tracing::info!("the daemon has ended");
+        // Whoever asked for the end sees it now.
+        drop(self.server);
+    }
+}
+
+/// Closes the cache, and waits until the threads of connections and views have let go of it: only then
+/// has the store been closed in order. A view that was detached busily may keep it until the process ends.
+fn close(cache: Cache) {
+    if let Err(e) = cache.clone().close() {
+        tracing::error!("the cache did not close cleanly: {e}");
+    }
+    let deadline = Instant::now() + LETTING_GO;
+    // The last one is dropped here, where the process does not end in the middle of it.
+    while Arc::strong_count(&cache.inner) > 1 {
+        if Instant::now() > deadline {
+            tracing::warn!("the store is still in use; the next start looks it over");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
