@@ -246,7 +246,13 @@ impl Cache {
                 self.inner.background.send(Job::RemoveDraft(id, Vec::new()));
                 continue;
             }
-            if !self.inner.drafts.state.lock().take(&place, &id) {
+            // Died between a commit and the end of its draft, or sealed otherwise meanwhile: what is
+            // sealed must be seen, and nothing is lost.
+            let sealed = match &place {
+                DraftPlace::InPlace { key } => self.inner.index.entry(key)?.is_some(),
+                _ => false,
+            };
+            if sealed || !self.inner.drafts.state.lock().take(&place, &id) {
                 place = DraftPlace::Work { name: id.clone().into_bytes() };
                 self.inner.store.set_draft_place(&id, &place)?;
             }
@@ -339,6 +345,10 @@ impl Cache {
         }
         draft.stash.discard();
         self.inner.upkeep.accounts.draft_gone(&draft.id);
+        // At once: a draft of what was reported sealed must not come back after a death.
+        if let Err(e) = self.inner.store.hide_draft(&draft.id) {
+            tracing::warn!("the draft {} cannot be taken out of sight yet: {e}", draft.id);
+        }
         self.inner.background.send(Job::RemoveDraft(draft.id.clone(), linked));
     }
 
