@@ -79,11 +79,7 @@ impl Daemon {
             e => Failure::failed(format!("cannot make the view: {e}")),
         })?;
         let mounted = fuse::mount(made.clone(), &at, mount).map_err(|e| {
-            let hint = if e.no_fuse {
-                "; 'outfs doctor' says what is missing, and put, restore, ls, cat and the rest work without a mount"
-            } else {
-                ""
-            };
+            let hint = if e.no_fuse { "; 'outfs doctor' says what is missing" } else { "" };
             Failure::failed(format!("{e}{hint}"))
         })?;
         let facts = ViewFacts {
