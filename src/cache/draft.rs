@@ -83,6 +83,10 @@ impl Draft {
     pub fn recovered(&self) -> bool {
         self.recovered
     }
+    /// Was it sealed or dropped? Waits for a commit in progress.
+    pub fn is_gone(&self) -> bool {
+        *self.gate.read_recursive() == Stage::Gone
+    }
     /// Enters the draft to change something (counts as a change); `None` when it is gone. Whoever
     /// is inside may enter again, and enter other drafts: only a commit in progress is waited for.
     pub fn change(&self) -> Option<Gate<'_>> {

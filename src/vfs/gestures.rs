@@ -23,7 +23,7 @@ use super::reach::identity;
 use super::types::{Caller, Found, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
-use crate::cache::{Draft, Entry, LeaseKind, SealRequest};
+use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
@@ -67,9 +67,23 @@ impl Publishing {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Is this entry sealed by a rename that has not returned yet?
+    /// Is the entry that this key has now sealed by a rename that has not returned yet? Ask after the
+    /// entry was found: a commit in progress is waited for.
     pub fn hides(&self, key: &EntryKey) -> bool {
-        !self.none() && self.with(|all| all.values().any(|p| matches!(&p.done, Some(Ok(_))) && p.key == *key))
+        if self.none() {
+            return false;
+        }
+        let (mut sealed, mut sealing) = (false, Vec::new());
+        self.with(|all| {
+            for p in all.values().filter(|p| p.key == *key) {
+                match &p.done {
+                    Some(Ok(_)) => sealed = true,
+                    Some(Err(_)) => {}
+                    None => sealing.push(p.draft.clone()),
+                }
+            }
+        });
+        sealed || sealing.iter().any(|d| d.is_gone())
     }
 
     /// Is this draft being sealed by a rename?
@@ -232,7 +246,11 @@ impl View {
         let source = String::from_utf8_lossy(name).into_owned();
         let origin = Origin { how: "rename".into(), uid: caller.uid, host: host_name(), source };
         let request = SealRequest { key, origin, inferred: false, replace: false };
-        Ok(self.cache.seal(draft, request)?.into_entry())
+        match self.cache.seal(draft, request)? {
+            Sealed::New(entry) => Ok(entry),
+            // Somebody else was first, with the same outputs: a rename never replaces.
+            Sealed::Same(_) => Err(VfsError::Exists),
+        }
     }
 
     /// Whether this look-up is the one between a publishing rename's two attempts: it will wait

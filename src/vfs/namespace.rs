@@ -93,10 +93,10 @@ impl View {
         if let Some(draft) = self.shown_draft(key) {
             return self.enter_top(&draft);
         }
+        let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
         if self.publishing.hides(key) {
             return Err(VfsError::NotFound);
         }
-        let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
         if used {
             self.cache.touch(&entry);
         }
