@@ -152,6 +152,14 @@ impl Cache {
         Ok(self.inner.loaded.put(One { manifest, locations }))
     }
 
+    /// Keeps a manifest that was just written in memory, so that it need not be read.
+    pub(super) fn keep_loaded(&self, manifest: Manifest, table: Vec<Option<Location>>) -> ManifestHash {
+        let name = manifest.hash();
+        let locations = Arc::new(RwLock::new(table.into()));
+        self.inner.loaded.put(One { manifest: Arc::new(manifest), locations });
+        name
+    }
+
     /// Asks the index where all blobs of a manifest lie, and writes the location table anew.
     pub(super) fn find_locations(&self, manifest: &Manifest) -> Result<Vec<Option<Location>>> {
         let blobs = manifest.blobs();

@@ -12,6 +12,7 @@
 mod at;
 mod backend;
 mod background;
+mod commit;
 mod compact;
 mod compare;
 mod content;

@@ -336,14 +336,18 @@ impl Stash {
     pub fn discard(&self) {
         let Some(inner) = self.cache.upgrade() else { return };
         let stored = std::mem::take(&mut *self.state.lock());
-        for id in stored.packs.keys() {
+        // What the index knows is some entry's, whatever we think.
+        let unknown = |id: &&PackId| inner.index.pack(**id).is_ok_and(|row| row.is_none());
+        for id in stored.packs.keys().filter(unknown) {
             if let Err(e) = inner.store.remove_pack(*id) {
                 tracing::warn!("cannot delete an unused pack: {e}");
             }
         }
         for hash in stored.loose {
             if inner.claims.claim_own(&hash, self.owner) {
-                if let Err(e) = inner.store.remove_blob(&hash) {
+                if inner.index.blob(&hash).is_ok_and(|row| row.is_none())
+                    && let Err(e) = inner.store.remove_blob(&hash)
+                {
                     tracing::warn!("cannot delete an unused blob: {e}");
                 }
                 inner.claims.release(&hash, self.owner);

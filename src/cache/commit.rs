@@ -1,0 +1,294 @@
+//! From stored contents to a committed entry: manifest, index, and who is told.
+//!
+//! Invariants: the manifest is durable before the index knows the entry; an existing entry is replaced
+//! only if it does not count or the request says so (Semantics 5).
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use super::compare::first_difference;
+use super::content::Storer;
+use super::draft::now_ns;
+use super::put::{made_attrs, metadata};
+use super::stash::Stash;
+use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};
+use crate::index::{Commit, EntryRow, NewEntry, Replaced};
+use crate::model::manifest::{Seal, TreeBuilder};
+use crate::model::{BlobHash, EventKind, Manifest, ManifestHash};
+use crate::store::{Location, PackId};
+
+/// What a tree's `metadata.json` is.
+pub(super) enum Found {
+    /// There is none.
+    Missing,
+    /// It parses.
+    Read {
+        /// The task it names.
+        task_id: String,
+    },
+    /// Why it does not parse.
+    Broken(String),
+}
+
+/// A tree whose contents are stored.
+pub(super) struct Tree {
+    pub builder: TreeBuilder,
+    pub blobs: Vec<(BlobHash, u64)>,
+    pub metadata: Found,
+}
+
+/// An entry that lacks only its row in the index.
+struct Made {
+    manifest: Manifest,
+    blobs: Vec<(BlobHash, u64, Location)>,
+    hashes: HashSet<BlobHash>,
+    /// By record.
+    table: Vec<Option<Location>>,
+    packs: Vec<(PackId, u64)>,
+    task_id: String,
+    broken: Option<String>,
+}
+
+/// How a commit ended.
+pub(super) enum Outcome {
+    /// The entry, and the loose blobs that came with it.
+    New(Entry, Vec<BlobHash>),
+    /// What was there already.
+    Same(Entry),
+    /// Something changed under it: prepare again.
+    Stale,
+}
+
+impl Cache {
+    /// Makes an entry of what was prepared. Its blobs are held against others meanwhile.
+    pub(super) fn commit(&self, stash: &Stash, tree: Tree, request: &SealRequest) -> Result<Outcome> {
+        if !stash.hold(self, &tree.blobs.iter().map(|(h, _)| *h).collect()) {
+            return Ok(Outcome::Stale);
+        }
+        let outcome = self.commit_held(stash, tree, request);
+        if !matches!(outcome, Ok(Outcome::New(..))) {
+            stash.let_go(self);
+        }
+        outcome
+    }
+
+    fn commit_held(&self, stash: &Stash, tree: Tree, request: &SealRequest) -> Result<Outcome> {
+        let old = match self.inner.index.entry(&request.key)? {
+            Some(row) => match self.open_old(&row)? {
+                Some(old) => Some((row, old)),
+                // It is being freed right now.
+                None => return Ok(Outcome::Stale),
+            },
+            None => None,
+        };
+        let replaces = old.as_ref().map(|(row, _)| row.manifest);
+        let Some(made) = self.make(stash, tree, request, replaces)? else { return Ok(Outcome::Stale) };
+        if let Some((row, Some(old))) = &old
+            && let Some(kept) = self.judge_old(row, old, &made.manifest, request)?
+        {
+            return Ok(kept);
+        }
+        self.write_out(&made)?;
+        self.write_row(stash, made, old.map(|(row, _)| row))
+    }
+
+    /// Makes everything of an entry that can be made without the index; `None` when a blob was
+    /// lost meanwhile.
+    fn make(
+        &self,
+        stash: &Stash,
+        mut tree: Tree,
+        request: &SealRequest,
+        replaces: Option<ManifestHash>,
+    ) -> Result<Option<Made>> {
+        if let Found::Missing = tree.metadata {
+            self.add_metadata(stash, &mut tree, request)?;
+        }
+        let seal = Seal {
+            key: request.key.clone(),
+            sealed_at_ns: now_ns(),
+            inferred: request.inferred,
+            replaces,
+            origin: request.origin.clone(),
+        };
+        let bytes = tree.builder.finish(&seal)?;
+        let manifest = Manifest::parse(bytes).map_err(|e| CacheError::BadInput {
+            what: format!("the tree for {}", request.key),
+            why: e.to_string(),
+        })?;
+        let located: Option<Vec<_>> =
+            tree.blobs.iter().map(|(h, n)| Some((*h, *n, stash.location(h)?))).collect();
+        let Some(blobs) = located else { return Ok(None) };
+        let (task_id, broken) = match tree.metadata {
+            Found::Missing => (String::new(), None),
+            Found::Read { task_id } => (task_id, None),
+            Found::Broken(why) => (String::new(), Some(why)),
+        };
+        let packs = stash.packs_of(blobs.iter().map(|(_, _, at)| *at));
+        let hashes = blobs.iter().map(|(h, _, _)| *h).collect();
+        let at: HashMap<_, _> = blobs.iter().map(|(h, _, l)| (*h, *l)).collect();
+        let table = manifest.records().iter().map(|r| at.get(&r.hash()?).copied()).collect();
+        Ok(Some(Made { manifest, blobs, hashes, table, packs, task_id, broken }))
+    }
+
+    /// Writes the manifest durably, and the location table beside it.
+    fn write_out(&self, made: &Made) -> Result<()> {
+        let name = self.inner.store.write_manifest(made.manifest.as_bytes())?;
+        Ok(self.inner.store.write_locations(&name, &made.table)?)
+    }
+
+    /// The entry that has the key already; inner `None` when it is damaged beyond opening.
+    fn open_old(&self, row: &EntryRow) -> Result<Option<Option<Entry>>> {
+        match self.open_entry(row.clone(), LeaseKind::Hold) {
+            Ok(Some(entry)) => Ok(Some(Some(entry))),
+            Ok(None) => Ok(None),
+            Err(CacheError::Store(e)) => {
+                tracing::warn!("the entry {} cannot be opened and is replaced: {e}", row.key);
+                Ok(Some(None))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Does the existing entry stay (`Some`), or is it replaced?
+    fn judge_old(
+        &self,
+        row: &EntryRow,
+        old: &Entry,
+        new: &Manifest,
+        request: &SealRequest,
+    ) -> Result<Option<Outcome>> {
+        let counts_not = !row.readable
+            || row.inferred && !request.inferred
+            || self.rejection(&row.key, Some(&row.manifest)).is_some();
+        let compared: &[u8] = if request.replace { b"" } else { b"outputs" };
+        match first_difference(&old.manifest, new, compared) {
+            _ if counts_not => Ok(None),
+            None => Ok(Some(Outcome::Same(old.clone()))),
+            Some(_) if request.replace || row.inferred => Ok(None),
+            Some(differs) => {
+                let event = EventKind::NotDeterministic { path: differs.clone() };
+                self.inner.store.append_event(event, Some(&row.key), false)?;
+                Err(CacheError::Exists { key: row.key.clone(), differs })
+            }
+        }
+    }
+
+    /// Adds a `metadata.json` that says what is known.
+    fn add_metadata(&self, stash: &Stash, tree: &mut Tree, request: &SealRequest) -> Result<()> {
+        let bytes = metadata(&request.key, &Default::default()).to_bytes();
+        let storer = Storer { cache: self, stash, memory: None, deadline: Instant::now() };
+        let content = storer.pack_one(bytes)?;
+        let top = tree.builder.top();
+        let node = tree.builder.file(top, b"metadata.json", made_attrs(0o644), None)?;
+        if !tree.blobs.contains(&(content.hash, content.size)) {
+            tree.blobs.push((content.hash, content.size));
+        }
+        tree.builder.set_content(node, content);
+        Ok(())
+    }
+
+    /// The index transaction, and everybody who wants to know.
+    fn write_row(&self, stash: &Stash, made: Made, old: Option<EntryRow>) -> Result<Outcome> {
+        let row = made.row();
+        let healed = self.healed(&made.blobs);
+        let Made { manifest, blobs, hashes, table, packs, broken, .. } = made;
+        let manifest = self.keep_loaded(manifest, table);
+        // The replaced entry's blobs stay until its last reader has gone.
+        let replaces =
+            old.map(|row| Replaced { manifest: row.manifest, blobs: self.blobs_of_manifest(&row.manifest) });
+        let old_held = self.reserve(replaces.as_ref().map_or(&[][..], |r| &r.blobs));
+        let new = NewEntry { row: row.clone(), blobs, packs: packs.clone(), replaces };
+        let Commit::Done(id, replaced) = self.inner.index.commit(new)? else {
+            self.inner.store.remove_manifest(&manifest)?;
+            return Ok(Outcome::Stale);
+        };
+        let linked = stash.committed(self, &hashes, &packs);
+        self.heal(&healed)?;
+        let outcome = self.told(EntryRow { id, ..row }, broken, replaced, linked);
+        drop(old_held);
+        outcome
+    }
+
+    /// Those of `blobs` that had been found damaged: they were stored anew.
+    fn healed(&self, blobs: &[(BlobHash, u64, Location)]) -> Vec<(BlobHash, Location)> {
+        let damaged = self.inner.damaged.lock();
+        if damaged.is_empty() {
+            return Vec::new();
+        }
+        blobs.iter().filter(|(h, _, _)| damaged.contains(h)).map(|(h, _, at)| (*h, *at)).collect()
+    }
+
+    /// Events, rejections and the replaced entry, after a commit; opens the new entry.
+    fn told(
+        &self,
+        row: EntryRow,
+        broken: Option<String>,
+        replaced: Option<Box<EntryRow>>,
+        linked: Vec<BlobHash>,
+    ) -> Result<Outcome> {
+        let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else { return Ok(Outcome::Stale) };
+        let (row, store) = (&entry.row, &self.inner.store);
+        let how = entry.manifest.seal().origin.how.clone();
+        let event =
+            EventKind::Sealed { manifest: row.manifest, how, bytes: row.logical_bytes, files: row.files };
+        store.append_event(event, Some(&row.key), false)?;
+        if let Some(why) = broken {
+            store.append_event(EventKind::BadMetadata { why }, Some(&row.key), false)?;
+        }
+        self.rejection_replaced(&row.key)?;
+        if let Some(old) = replaced {
+            self.free_replaced(&old);
+        }
+        Ok(Outcome::New(entry, linked))
+    }
+
+    /// The distinct blobs of a manifest; none known when it cannot be read.
+    fn blobs_of_manifest(&self, manifest: &ManifestHash) -> Vec<BlobHash> {
+        let read = self.inner.store.read_manifest(manifest);
+        read.map_or_else(|_| Vec::new(), |m| m.blobs().into_iter().map(|(h, _, _)| h).collect())
+    }
+
+    /// Blobs that had been found damaged and were stored anew: from now on the new ones count.
+    fn heal(&self, healed: &[(BlobHash, Location)]) -> Result<()> {
+        if healed.is_empty() {
+            return Ok(());
+        }
+        let hashes: Vec<_> = healed.iter().map(|(h, _)| *h).collect();
+        let rows = self.inner.index.blobs(&hashes)?;
+        let from: Vec<_> = rows
+            .into_iter()
+            .flatten()
+            .filter_map(|row| match row.location {
+                Location::Pack { pack, .. } => Some(pack),
+                Location::Loose => None,
+            })
+            .collect();
+        for (pack, _) in self.inner.index.relocate(healed.to_vec(), None, from)? {
+            self.inner.store.remove_pack(pack)?;
+        }
+        let mut damaged = self.inner.damaged.lock();
+        healed.iter().for_each(|(h, _)| {
+            damaged.remove(h);
+        });
+        Ok(())
+    }
+}
+
+impl Made {
+    fn row(&self) -> EntryRow {
+        let seal = self.manifest.seal();
+        EntryRow {
+            id: 0,
+            key: seal.key.clone(),
+            manifest: self.manifest.hash(),
+            task_id: self.task_id.clone(),
+            sealed_at_ns: seal.sealed_at_ns,
+            accessed_at_ns: seal.sealed_at_ns,
+            logical_bytes: self.manifest.logical_bytes(),
+            files: self.manifest.files(),
+            inferred: seal.inferred,
+            readable: self.broken.is_none(),
+        }
+    }
+}
