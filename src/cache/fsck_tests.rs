@@ -212,6 +212,19 @@ fn damaged_pins_and_events_are_set_aside() {
 }
 
 #[test]
+fn a_damaged_pin_does_not_keep_a_store_from_being_opened() {
+    let mut f = filled();
+    f.cache().pin("p", &key("key1")).unwrap();
+    f.cache().pin("q", &key("key2")).unwrap();
+    let pin = f.files("pins")[0].clone();
+    f.reopen(|_| fs::write(&pin, "{").unwrap());
+    assert_eq!(f.cache().pins().len(), 1);
+    assert_eq!(f.files("quarantine").len(), 1);
+    let told = |e: &crate::model::Event| matches!(e.kind, crate::model::EventKind::Damaged { .. });
+    assert!(f.events().iter().any(told));
+}
+
+#[test]
 fn orphans_are_counted_and_a_repair_removes_them() {
     let mut f = filled();
     f.reopen(|store| {

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use parking_lot::Mutex;
 
 use super::draft::now_ns;
+use super::fsck::path_of;
 use super::{Cache, CacheError, LeaseKind, Result};
 use crate::model::{EntryKey, EventKind, ManifestHash};
-use crate::store::{Pin, Rejection, Store};
+use crate::store::{Pin, Rejection, Store, StoreError};
 
 /// What users hold and reject, in memory.
 #[derive(Default)]
@@ -31,6 +32,21 @@ impl Verdicts {
         *self.pins.lock() = pins;
         *self.rejections.lock() = store.rejections()?.into_iter().map(|r| (r.key.clone(), r)).collect();
         Ok(())
+    }
+
+    /// Reads what the store has, as far as it can be read: damaged files go to quarantine and are
+    /// returned as errors. (A store that cannot be opened could not be repaired.)
+    pub(super) fn load_or_set_aside(&self, store: &Store) -> Result<Vec<StoreError>> {
+        let mut damaged = Vec::new();
+        loop {
+            match self.load(store) {
+                Err(CacheError::Store(e @ StoreError::Corrupt { .. })) => {
+                    store.quarantine(&path_of(&e))?;
+                    damaged.push(e);
+                }
+                other => return other.map(|()| damaged),
+            }
+        }
     }
 
     /// One of the pins that hold this key.

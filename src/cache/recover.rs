@@ -65,7 +65,10 @@ impl Cache {
     /// rebuilds the index when it is `fresh` and the store is not, plans a sweep after a death.
     pub(crate) fn recover(&self, fresh: bool) -> Result<()> {
         let store = &self.inner.store;
-        self.inner.upkeep.verdicts.load(store)?;
+        for e in self.inner.upkeep.verdicts.load_or_set_aside(store)? {
+            tracing::error!("a pin or rejection is damaged and was set aside: {e}");
+            self.note(EventKind::Damaged { what: format!("set aside: {e}") }, None, true);
+        }
         let rebuild = fresh && !(store.manifests_in(None)?.is_empty() && store.pack_ids()?.is_empty());
         if rebuild {
             let rebuilt = self.rebuild_index(&mut |_, _| {})?;

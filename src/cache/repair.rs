@@ -182,15 +182,7 @@ impl Check<'_> {
     /// Damaged pins and rejections go to quarantine, one by one.
     fn set_notes_aside(&mut self) -> Result<()> {
         self.mark("note", |cache| {
-            let store = &cache.inner.store;
-            loop {
-                match store.pins().map(drop).and_then(|()| store.rejections().map(drop)) {
-                    Ok(()) => break,
-                    Err(StoreError::Corrupt { path, .. }) => store.quarantine(&path)?,
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            cache.inner.upkeep.verdicts.load(store)?;
+            cache.inner.upkeep.verdicts.load_or_set_aside(&cache.inner.store)?;
             Ok("set aside".into())
         })
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -25,6 +25,8 @@ use crate::store::PackId;
 const KEEP_EVENTS: Duration = Duration::from_secs(90 * 86400);
 /// … and at most so many.
 const KEEP_EVENT_COUNT: u64 = 1_000_000;
+/// How often that is looked at.
+const TRIM_EVERY: Duration = Duration::from_secs(600);
 
 /// State of the use cases that keep a cache in order.
 #[derive(Default)]
@@ -42,6 +44,8 @@ pub(crate) struct Upkeep {
     /// What an unclean stop left to look for.
     pub(super) sweep: Mutex<Sweep>,
     pub(super) recent: Recent,
+    /// When the event log was trimmed last.
+    trimmed: Mutex<Option<Instant>>,
     /// Entries evicted by this process.
     pub(super) evicted: AtomicU64,
 }
@@ -68,6 +72,13 @@ impl Cache {
     }
 
     fn trim_events(&self) -> Result<()> {
+        {
+            let mut last = self.inner.upkeep.trimmed.lock();
+            if last.is_some_and(|at| at.elapsed() < TRIM_EVERY) {
+                return Ok(());
+            }
+            *last = Some(Instant::now());
+        }
         let keep = now_ns().saturating_sub(KEEP_EVENTS.as_nanos() as i64);
         Ok(self.inner.store.trim_events(keep, KEEP_EVENT_COUNT)?)
     }
