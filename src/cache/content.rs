@@ -98,6 +98,15 @@ impl Storer<'_> {
             }
             Ok(())
         };
+        if order.len() <= FEW {
+            let mut dirs = OpenDir::default();
+            for (at, i) in order.iter().enumerate() {
+                let small = self.read_small(plan, &plan.sources[*i], &mut dirs)?;
+                take(&mut packing, at, small)?;
+            }
+            packing.finish()?;
+            return Ok(grown);
+        }
         std::thread::scope(|scope| -> Result<()> {
             for _ in 0..workers().min(order.len()) {
                 let (send, next, stop) = (send.clone(), &next, &stop);
@@ -310,6 +319,9 @@ impl Source {
         }
     }
 }
+
+/// So few small files are read sooner than a thread starts.
+const FEW: usize = 8;
 
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)

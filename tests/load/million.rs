@@ -17,7 +17,7 @@ use outfs::cache::{Cache, Limits, SealRequest, TaskFacts};
 use outfs::model::EntryKey;
 use outfs::model::manifest::Origin;
 
-const THREADS: u64 = 2;
+const THREADS: u64 = 16;
 const LOOKUPS: u64 = 800;
 /// A prime, so that a walk of this step visits keys once; keys are hashes, so their order is random.
 const STEP: u64 = 7919;
