@@ -340,3 +340,26 @@ fn stop_returns_when_the_store_was_closed_in_order() {
         assert!(read(p.at("store/lock")).is_empty(), "taken out by an owner that ended in order");
     }
 }
+
+#[test]
+fn questions_are_answered_while_daemons_come_and_go() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                let end = std::time::Instant::now() + common::SOON;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) && std::time::Instant::now() < end {
+                    assert_eq!(p.ok(&["ls"]), "key1\n");
+                }
+            });
+        }
+        for _ in 0..15 {
+            p.ok(&["stop"]);
+            p.ok(&["mount", "m1"]);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

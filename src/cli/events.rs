@@ -80,15 +80,13 @@ impl Events {
 
 /// Between two looks: a connection is kept, a store of one's own is left to others meanwhile.
 fn pause(session: Session) -> Result<Option<Session>, Failure> {
-    let kept = match session {
-        Session::Daemon(_) => Some(session),
-        Session::Own(..) => {
-            session.close()?;
-            None
-        }
-    };
-    std::thread::sleep(Duration::from_millis(if kept.is_some() { 200 } else { 1000 }));
-    Ok(kept)
+    if !session.is_owner() {
+        std::thread::sleep(Duration::from_millis(200));
+        return Ok(Some(session));
+    }
+    session.close()?;
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(None)
 }
 
 fn cursor_of(page: &str, event: &Event) -> String {

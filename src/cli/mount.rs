@@ -126,7 +126,8 @@ impl Mount {
                 }
                 // Another process owns the store for a moment, or its daemon is ending.
                 Err(failure)
-                    if matches!(failure.kind, Kind::Locked | Kind::Stopping) && Instant::now() < deadline =>
+                    if matches!(failure.kind, Kind::Locked | Kind::Stopping | Kind::Lost)
+                        && Instant::now() < deadline =>
                 {
                     std::thread::sleep(Duration::from_millis(50));
                 }

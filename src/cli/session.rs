@@ -17,7 +17,12 @@ use crate::daemon::{Config, Links, owned_by_us, stored_limits};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A way to a store.
-pub(super) enum Session {
+pub(super) struct Session {
+    store: PathBuf,
+    way: Way,
+}
+
+enum Way {
     /// Its daemon answers.
     Daemon(Client),
     /// This process owns it.
@@ -26,7 +31,7 @@ pub(super) enum Session {
 
 /// A store owned for one command, with what its links point to held; closed in order however the
 /// command ends.
-pub(super) struct Owned {
+struct Owned {
     cache: Option<Cache>,
     links: Option<Links>,
 }
@@ -67,11 +72,58 @@ impl Session {
 
     /// To a store that is made when missing.
     pub(super) fn open_or_create(store: &Path) -> Result<Session, Failure> {
+        Ok(Session { store: store.to_owned(), way: Way::find(store)? })
+    }
+
+    /// This process owns the store, and keeps others out as long as it does.
+    pub(super) fn is_owner(&self) -> bool {
+        matches!(self.way, Way::Own(_))
+    }
+
+    /// Asks for facts or an order without streams.
+    pub(super) fn call(&mut self, request: Request) -> Result<Reply, Failure> {
+        self.call_with(request, &mut Streams::to_stdout())
+    }
+
+    /// Asks with streams. When the daemon is on its way out, whoever owns the store then is asked.
+    pub(super) fn call_with(
+        &mut self,
+        request: Request,
+        channel: &mut dyn Channel,
+    ) -> Result<Reply, Failure> {
+        loop {
+            match self.way.call(request.clone(), channel) {
+                Err(failure) if may_ask_again(&request, failure.kind) => self.way = Way::find(&self.store)?,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Lets go of the store.
+    pub(super) fn close(self) -> Result<(), Failure> {
+        match self.way {
+            Way::Daemon(_) => Ok(()),
+            Way::Own(mut owned) => owned.close(),
+        }
+    }
+}
+
+/// A refusal was certainly not carried out; an answer that was lost may have been.
+fn may_ask_again(request: &Request, kind: Kind) -> bool {
+    match kind {
+        Kind::Stopping => !request.wants_input(),
+        Kind::Lost => request.is_question(),
+        _ => false,
+    }
+}
+
+impl Way {
+    fn find(store: &Path) -> Result<Way, Failure> {
         let deadline = Instant::now() + PATIENCE;
         let mut said = false;
         loop {
             if let Some(client) = connect(store)? {
-                return Ok(Session::Daemon(client));
+                return Ok(Way::Daemon(client));
             }
             owned_by_us(store)?;
             match Cache::open(store, limits(store)?).map_err(Failure::from) {
@@ -82,36 +134,16 @@ impl Session {
                     }
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                other => return other.map(|cache| Session::Own(Owned::new(cache))),
+                other => return other.map(|cache| Way::Own(Owned::new(cache))),
             }
         }
     }
 
-    /// Asks for facts or an order without streams.
-    pub(super) fn call(&mut self, request: Request) -> Result<Reply, Failure> {
-        self.call_with(request, &mut Streams::to_stdout())
-    }
-
-    /// Asks with streams.
-    pub(super) fn call_with(
-        &mut self,
-        request: Request,
-        channel: &mut dyn Channel,
-    ) -> Result<Reply, Failure> {
+    fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
         match self {
-            Session::Daemon(client) => client.call(request, channel),
-            Session::Own(Owned { cache: Some(cache), .. }) => {
-                dispatch(cache, &Caller::this(), request, channel)
-            }
-            Session::Own(Owned { cache: None, .. }) => Err(Failure::failed("the store was closed already")),
-        }
-    }
-
-    /// Lets go of the store.
-    pub(super) fn close(self) -> Result<(), Failure> {
-        match self {
-            Session::Daemon(_) => Ok(()),
-            Session::Own(mut owned) => owned.close(),
+            Way::Daemon(client) => client.call(request, channel),
+            Way::Own(Owned { cache: Some(cache), .. }) => dispatch(cache, &Caller::this(), request, channel),
+            Way::Own(Owned { cache: None, .. }) => Err(Failure::failed("the store was closed already")),
         }
     }
 }

@@ -20,7 +20,7 @@ impl Status {
         let reply = match connect(&cx.store)? {
             Some(mut client) => match client.call(Request::Status, &mut Streams::to_stdout()) {
                 // It was on its way out: that is an answer too.
-                Err(failure) if failure.kind == Kind::Stopping => None,
+                Err(failure) if matches!(failure.kind, Kind::Stopping | Kind::Lost) => None,
                 answer => Some(answer?),
             },
             None => None,

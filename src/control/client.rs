@@ -92,7 +92,7 @@ fn lost(e: io::Error) -> Failure {
                 "the daemon's answer is not understood ({e}); 'outfs stop' ends a daemon of another version"
             ),
         ),
-        _ => Failure::new(Kind::Stopping, "the daemon went away before it answered; ask again"),
+        _ => Failure::new(Kind::Lost, "the daemon went away before it answered; ask again"),
     }
 }
 

@@ -24,8 +24,10 @@ pub enum Kind {
     Exists,
     /// The asker may not.
     Denied,
-    /// The daemon is about to end: ask again, there will be none or a new one.
+    /// The daemon is about to end and did nothing: ask again, there will be none or a new one.
     Stopping,
+    /// The daemon went away; it may have done what was asked, or not.
+    Lost,
     /// Client and server do not understand each other.
     Protocol,
     /// The store is owned by another process.

@@ -226,6 +226,22 @@ impl Request {
         matches!(self, Request::Put(put) if put.dir.is_none())
     }
 
+    /// It changes nothing and streams nothing: it may be asked twice.
+    pub fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Request::Status
+                | Request::Entries { .. }
+                | Request::Tree { .. }
+                | Request::Show { .. }
+                | Request::Du { .. }
+                | Request::Drafts
+                | Request::Pins
+                | Request::Stats
+                | Request::Events { .. }
+        )
+    }
+
     /// It names paths outside the store, which must mean the same for client and server.
     pub fn names_paths(&self) -> bool {
         match self {
