@@ -117,8 +117,9 @@ fn a_damaged_packed_blob_is_healed_by_storing_it_again() {
     let tree = f.odd_tree("tree");
     let entry = f.put("abcd", &tree).unwrap().into_entry();
     let record = entry.file(b"outputs/a/b/private").unwrap();
-    let pack = f.cache.store().root().join("packs");
-    let pack = std::fs::read_dir(pack).unwrap().map(|p| p.unwrap().path()).next().unwrap();
+    let packs = std::fs::read_dir(f.cache.store().root().join("packs")).unwrap();
+    let mut packs = packs.map(|p| p.unwrap().path());
+    let pack = packs.find(|p| p.extension() == Some(OsStr::new("pack"))).unwrap();
     let content = std::fs::read(&pack).unwrap();
     let at = content.windows(4).position(|w| w == b"mine").unwrap();
     damage(&pack, at as u64);
