@@ -138,3 +138,65 @@ fn everything_at_once() {
 fn everything_at_once_without_passthrough() {
     run("off");
 }
+
+/// A file's content in version `v`: the version and what follows from it.
+fn versioned(v: u64, len: usize) -> Vec<u8> {
+    let mut bytes = v.to_le_bytes().to_vec();
+    bytes.extend(noise(v, len));
+    bytes
+}
+
+/// Fails unless these bytes are those of one version; gives the version.
+fn version_of(bytes: &[u8], len: usize) -> u64 {
+    let v = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
+    assert!(bytes == versioned(v, len), "bytes of no version, or of several ({})", bytes.len());
+    v
+}
+
+/// With `--overwrite replace` results are replaced all the time; a read-only view beside it shows whole
+/// results only, and never an older one after a newer one.
+#[test]
+fn replacing_under_readers() {
+    const SIZES: [(&str, usize); 3] = [("large", 400_000), ("small", 3000), ("tiny", 0)];
+    let mut m = Mount::with(&["--size", "4G", "--overwrite", "replace"]);
+    let ro = m.add_view("ro", &["--read-only"]);
+    let fill =
+        |top: &Path, v: u64| SIZES.iter().for_each(|(name, len)| write(top.join(name), versioned(v, *len)));
+    m.entry("key1", |out| fill(out, 1));
+    let stop = AtomicBool::new(false);
+    let (m, ro) = (&m, ro.as_path());
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let end = Instant::now() + Duration::from_secs(4);
+            for v in 2.. {
+                if Instant::now() > end {
+                    break;
+                }
+                fill(&m.path("key1/outputs"), v);
+                write(m.path("key1/metadata.json"), METADATA);
+                chmod(m.path("key1"), 0o555).expect("seal");
+                assert!(m.is_sealed("key1"), "version {v}");
+                assert_eq!(version_of(&read(m.path("key1/outputs/small")), 3000), v, "read back at once");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for _ in 0..2 {
+            s.spawn(|| {
+                let mut newest = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    for (name, len) in SIZES {
+                        let bytes =
+                            fs::read(ro.join("key1/outputs").join(name)).expect("the entry is always there");
+                        let v = version_of(&bytes, len);
+                        assert!(v >= newest, "version {v} of {name} after version {newest}");
+                        newest = v;
+                    }
+                }
+                assert!(newest > 1, "the read-only view sees new versions");
+            });
+        }
+    });
+    let out = m.run(&["fsck", "--verify-data"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    eventually("replaced results to be freed", || m.manifests() == 1);
+}

@@ -113,7 +113,7 @@ proptest! {
     /// A real mount, files passed through where kernel and privileges allow.
     #[test]
     fn a_mount_behaves_as_the_model(ops in sequence(80)) {
-        let mut target = mounted::Mounted { mount: common::Mount::new() };
+        let mut target = mounted::Mounted::new(common::Mount::new());
         compare(&mut target, &ops)?;
         prop_assert_eq!(target.mount.code(&["fsck", "--verify-data"]), 0);
     }
@@ -122,6 +122,6 @@ proptest! {
     #[test]
     fn a_mount_without_passthrough_behaves_as_the_model(ops in sequence(80)) {
         let mount = common::Mount::with(&["--size", "4G", "--passthrough", "off"]);
-        compare(&mut mounted::Mounted { mount }, &ops)?;
+        compare(&mut mounted::Mounted::new(mount), &ops)?;
     }
 }

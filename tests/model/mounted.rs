@@ -15,9 +15,15 @@ use crate::common::{self, Mount};
 pub struct Mounted {
     /// The mount; restarted by [`Op::Restart`].
     pub mount: Mount,
+    killed: bool,
 }
 
 impl Mounted {
+    /// A target on this mount.
+    pub fn new(mount: Mount) -> Mounted {
+        Mounted { mount, killed: false }
+    }
+
     fn top(&self, top: Top) -> PathBuf {
         match top {
             Top::Work(w) => self.mount.work(&format!("work {w}")),
@@ -93,7 +99,14 @@ impl Mounted {
                 fs::rename(self.top(Top::Key(*k)), trash).map(done)
             }
             Op::Restart => {
-                self.mount.restart();
+                // Every second time without a warning.
+                self.killed = !self.killed;
+                if self.killed {
+                    self.mount.kill9();
+                    self.mount.start();
+                } else {
+                    self.mount.restart();
+                }
                 Ok(Seen::Done)
             }
         }
