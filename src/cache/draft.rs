@@ -17,6 +17,7 @@ use super::background::Job;
 use super::ingest::{FileId, Memory};
 use super::seal::Prepared;
 use super::stash::Stash;
+use super::walk::{Plan, Tree};
 use super::{Cache, CacheError, Entry, RestoreAs, Result};
 use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::DraftPlace;
@@ -359,14 +360,31 @@ impl Cache {
     /// Drops the drafts that were idle for longer than the limit; how many.
     pub fn drop_idle_drafts(&self) -> Result<usize> {
         let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
+        let idle = |since: i64| now_ns().saturating_sub(since) > ttl;
         let mut dropped = 0;
         for draft in self.drafts() {
-            let idle = now_ns().saturating_sub(draft.changed_at_ns());
-            if idle > ttl && draft.writers() == 0 {
-                self.drop_draft(&draft, "abandoned")?;
-                dropped += 1;
+            if draft.writers() > 0 || !idle(draft.changed_at_ns()) || !idle(newest_file(&draft)) {
+                continue;
+            }
+            match self.drop_draft(&draft, "abandoned") {
+                Ok(()) => dropped += 1,
+                // Sealed or taken up meanwhile.
+                Err(CacheError::Gone(_) | CacheError::Busy { .. }) => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(dropped)
     }
+}
+
+/// When a file of a draft that an earlier owner left was last changed: that owner's memory of it is
+/// gone, and the top directory does not tell. 0 for other drafts, and where it cannot be told.
+fn newest_file(draft: &Draft) -> i64 {
+    if !draft.recovered {
+        return 0;
+    }
+    let mut plan = Plan::new(Default::default());
+    let top = plan.builder.top();
+    let walked = Tree::new(draft.tree(), "", true).and_then(|tree| plan.add_tree(top, tree));
+    walked.map_or(0, |()| plan.newest_change_ns())
 }

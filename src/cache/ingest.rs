@@ -35,6 +35,11 @@ pub(super) struct FileId {
 }
 
 impl FileId {
+    /// When its content or attributes were last changed, nanoseconds since 1970.
+    pub fn changed_ns(&self) -> i64 {
+        self.ctime.0.saturating_mul(1_000_000_000).saturating_add(self.ctime.1)
+    }
+
     pub fn of(stat: &libc::stat) -> FileId {
         FileId {
             dev: stat.st_dev,

@@ -195,6 +195,15 @@ impl Plan {
         Ok(())
     }
 
+    /// When one of the files was last changed, nanoseconds since 1970; 0 when there is none.
+    pub fn newest_change_ns(&self) -> i64 {
+        let changed = self.sources.iter().filter_map(|s| match &s.from {
+            From::Tree { id, .. } => Some(id.changed_ns()),
+            _ => None,
+        });
+        changed.max().unwrap_or(0)
+    }
+
     fn note_metadata(&mut self, parent: NodeId, name: &[u8], is: Metafile) {
         if parent == self.builder.top() && name == b"metadata.json" {
             self.metadata = is;

@@ -68,6 +68,21 @@ fn idle_drafts_go() {
 }
 
 #[test]
+fn a_recovered_draft_is_as_young_as_its_youngest_file() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    std::fs::write(path.join("x"), "y").unwrap();
+    drop(draft);
+    let f = f.reopen();
+    let draft = f.cache.draft_for(&key("abcd")).unwrap();
+    // As if nothing had happened at its top for long.
+    draft.changed_at_ns.store(0, std::sync::atomic::Ordering::Release);
+    assert_eq!(f.cache.drop_idle_drafts().unwrap(), 0);
+    std::fs::remove_file(path.join("x")).unwrap();
+    assert_eq!(f.cache.drop_idle_drafts().unwrap(), 1);
+}
+
+#[test]
 fn a_cancelled_hash_does_not_keep_a_writer_waiting() {
     let f = Fixture::new();
     let (draft, path) = f.in_place("abcd");
