@@ -10,12 +10,21 @@ PROJECT=$PWD
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
-# need PACKAGE=PROGRAM…: installs the packages whose programs are missing. Only root installs; others are told.
+# A C compiler with its headers, for SQLite.
+C_COMPILER="gcc=gcc libc6-dev=/usr/include/stdio.h"
+
+# need PACKAGE=PROGRAM…: installs the packages whose programs (or files: /path) are missing. Only root installs;
+# others are told.
 need() {
-    local missing=() item
+    local missing=() item found
     for item; do
-        # Users' PATH often lacks /sbin.
-        PATH=$PATH:/usr/sbin:/sbin command -v "${item#*=}" >/dev/null || missing+=("${item%%=*}")
+        found=${item#*=}
+        if [[ $found = /* ]]; then
+            [[ -e $found ]] || missing+=("${item%%=*}")
+        else
+            # Users' PATH often lacks /sbin.
+            PATH=$PATH:/usr/sbin:/sbin command -v "$found" >/dev/null || missing+=("${item%%=*}")
+        fi
     done
     ((${#missing[@]})) || return 0
     if ((EUID)); then
