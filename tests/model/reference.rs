@@ -432,7 +432,9 @@ impl Model {
     fn stat(&self, top: Top, ino: usize) -> Stat {
         let node = &self.inodes[ino];
         let sealed = self.tops[&top].sealed;
-        let mode = if sealed { masked(node.mode) } else { node.mode };
+        // An entry's top keeps its owner's write bit: without it nobody could move it to the trash.
+        let movable = if ino == self.tops[&top].root { 0o200 } else { 0 };
+        let mode = if sealed { masked(node.mode) | movable } else { node.mode };
         let (kind, mode, size) = match &node.kind {
             Kind::Dir(_) => ('d', mode, 0),
             Kind::File(b) => ('f', mode, b.len() as u64),

@@ -125,3 +125,15 @@ fn d10_drafts_in_the_trash() {
     mkdir(m.path("key1"));
     assert_eq!(names(m.path("key1")), [""; 0]);
 }
+
+/// D11 In a read-write view an entry's top directory shows its owner's write bit, or only root could move
+/// it to the trash. It cannot be written all the same.
+#[test]
+fn d11_the_top_of_an_entry() {
+    let mut m = Mount::new();
+    m.entry_of("key1", "x");
+    let ro = m.add_view("ro", &["--read-only"]);
+    let mode = |top: &std::path::Path| fs::metadata(top.join("key1")).expect("stat").mode() & 0o777;
+    assert_eq!((mode(m.mnt()), mode(&ro)), (0o755, 0o555));
+    assert_errno!(fs::write(m.path("key1/new"), "x"), EROFS);
+}
