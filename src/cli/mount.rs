@@ -168,14 +168,6 @@ impl Mount {
 
     fn start(&self, cx: &Context, config: &Config) -> Result<Start, Failure> {
         let usage = |m: String| Failure::new(Kind::Usage, m);
-        let log = match self.log.clone().or(config.log.clone()) {
-            Some(log) if log.target == LogTarget::Stderr && !self.foreground => {
-                return Err(usage("--log stderr needs --foreground; name a file or the journal".into()));
-            }
-            Some(log) => log,
-            None if self.foreground => LogSpec { target: LogTarget::Stderr, json: false },
-            None => LogSpec { target: LogTarget::File(daemon::default_log(&cx.store)), json: false },
-        };
         let (m, scope) = (&config.mount, self.scope()?);
         let quiet = self.seal_quiet.or(m.seal_quiet).map(|s| s.0).filter(|d| !d.is_zero());
         let threads = self.threads.map(usize::from).or(m.threads).unwrap_or(MountOptions::default().threads);
@@ -185,7 +177,7 @@ impl Mount {
         Ok(Start {
             store: cx.store.clone().into(),
             limits: session::over_config(config, &self.limits()),
-            log,
+            log: self.log(cx, config)?,
             at: absolute(&self.mount_point)?.into(),
             view: ViewOptions {
                 read_only: self.read_only || m.read_only.unwrap_or(false) || scope.is_some(),
@@ -199,6 +191,17 @@ impl Mount {
                 threads,
             },
         })
+    }
+
+    fn log(&self, cx: &Context, config: &Config) -> Result<LogSpec, Failure> {
+        match self.log.clone().or(config.log.clone()) {
+            Some(log) if log.target == LogTarget::Stderr && !self.foreground => {
+                Err(Failure::new(Kind::Usage, "--log stderr needs --foreground; name a file or the journal"))
+            }
+            Some(log) => Ok(log),
+            None if self.foreground => Ok(LogSpec { target: LogTarget::Stderr, json: false }),
+            None => Ok(LogSpec { target: LogTarget::File(daemon::default_log(&cx.store)), json: false }),
+        }
     }
 
     /// The keys the view is limited to.

@@ -30,6 +30,7 @@ pub use unmount::unmount;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -99,10 +100,35 @@ struct Running {
     server: Server,
     wake: Receiver<Wake>,
     ended: Arc<AtomicBool>,
-    worker: std::thread::JoinHandle<()>,
+    worker: JoinHandle<()>,
 }
 
 fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
+    let store = &start.store.0;
+    let cache = open(start)?;
+    let (sender, wake) = unbounded();
+    let daemon = Arc::new(Daemon::new(cache, start.log.to_string(), sender.clone()));
+    let server = Server::bind(store)?;
+    let io = |e: std::io::Error| Failure::failed(format!("cannot start the daemon: {e}"));
+    watch_signals(sender).map_err(io)?;
+    server.serve(daemon.clone()).map_err(io)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let worker = start_upkeep(daemon.clone(), ended.clone()).map_err(io)?;
+    let running = Running { daemon, server, wake, ended, worker };
+    match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
+        Ok(facts) => {
+            tracing::info!(store = %store.display(), at = %facts.at.0.display(), "the daemon runs");
+            Ok((running, facts))
+        }
+        Err(failure) => {
+            running.finish();
+            Err(failure)
+        }
+    }
+}
+
+/// Opens the cache as its owner, with log and limits.
+fn open(start: &Start) -> Result<Cache, Failure> {
     let store = &start.store.0;
     if !store.join("format").exists() {
         // A mount that cannot be makes no store; the store is made first, because the log may be in it.
@@ -121,39 +147,22 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let cache = Cache::open(store, limits.clone())?;
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
-    let (sender, wake) = unbounded();
-    let daemon = Arc::new(Daemon::new(cache, start.log.to_string(), sender.clone()));
-    let server = Server::bind(store)?;
-    let io = |e: std::io::Error| Failure::failed(format!("cannot start the daemon: {e}"));
-    watch_signals(sender).map_err(io)?;
-    server.serve(daemon.clone()).map_err(io)?;
-    let ended = Arc::new(AtomicBool::new(false));
-    let (cared, until) = (daemon.clone(), ended.clone());
-    let worker = std::thread::Builder::new()
-        .name("upkeep".into())
-        .spawn(move || {
-            let mut last = Instant::now();
-            while !until.load(Ordering::Relaxed) {
-                let wait = if cared.views().tick() { LOOK } else { TICK };
-                if last.elapsed() >= TICK {
-                    last = Instant::now();
-                    cared.tick();
-                }
-                std::thread::park_timeout(wait);
+    Ok(cache)
+}
+
+/// The thread that ticks.
+fn start_upkeep(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("upkeep".into()).spawn(move || {
+        let mut last = Instant::now();
+        while !until.load(Ordering::Relaxed) {
+            let wait = if daemon.views().tick() { LOOK } else { TICK };
+            if last.elapsed() >= TICK {
+                last = Instant::now();
+                daemon.tick();
             }
-        })
-        .map_err(io)?;
-    let running = Running { daemon, server, wake, ended, worker };
-    match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
-        Ok(facts) => {
-            tracing::info!(store = %store.display(), at = %facts.at.0.display(), "the daemon runs");
-            Ok((running, facts))
+            std::thread::park_timeout(wait);
         }
-        Err(failure) => {
-            running.finish();
-            Err(failure)
-        }
-    }
+    })
 }
 
 /// Creation modes are the clients' own (the kernel has applied their umask), the working
