@@ -124,9 +124,15 @@ fn key(digest: &str) -> Result<EntryKey> {
 impl CacheBackend for Cache {
     fn check(&self, _task: &Task, digest: &str, policy: CachePolicy) -> Result<CacheLookupResult> {
         let found = if policy.allows_read() {
-            match self.lookup(&key(digest)?)? {
-                Lookup::Hit { metadata, .. } => Some(metadata),
-                Lookup::Miss(_) => None,
+            match self.lookup(&key(digest)?) {
+                Ok(Lookup::Hit { metadata, .. }) => Some(metadata),
+                Ok(Lookup::Miss(_)) => None,
+                // What cannot be read is no result; the task is run again.
+                Err(CacheError::Store(e)) => {
+                    tracing::warn!(digest, "the entry counts as a miss: {e}");
+                    None
+                }
+                Err(e) => return Err(e),
             }
         } else {
             None

@@ -147,6 +147,7 @@ fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
     damage(&f.cache.store().root().join(format!("manifests/{}/{name}", name.shard())), 200);
     let f = f.reopen();
     assert!(f.cache.entry(&key("abcd"), LeaseKind::Hold).is_err());
+    assert!(!f.cache.check(&Task::default(), "abcd", CachePolicy::Normal).unwrap().hit);
     assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
     assert!(matches!(f.put("abcd", &tree).unwrap(), Sealed::New(_)));
     assert!(matches!(f.cache.lookup(&key("abcd")).unwrap(), Lookup::Hit { .. }));
