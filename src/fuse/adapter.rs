@@ -20,7 +20,7 @@ use super::backing::Backings;
 use super::convert::{file_attr, file_type, time_of};
 use super::errno::errno;
 use super::jobs::Jobs;
-use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, SetTime, VfsError, View, ino};
+use crate::vfs::{Attr, Caller, Found, How, Opened, Result, SetAttr, SetTime, VfsError, View, ino};
 
 /// What the handshake found out, for whoever mounts.
 #[derive(Default)]
@@ -425,8 +425,13 @@ impl fuser::Filesystem for Adapter {
                 }
             }
             let mut from = offset.saturating_sub(Self::DOTS);
+            let mut counted = false;
             loop {
-                let items = self.view.readdir(ino.0, fh.0, from)?;
+                let items = match self.view.readdir(ino.0, fh.0, from) {
+                    // The kernel must hear of what was counted for it; its next call fails.
+                    Err(_) if counted => return Ok(()),
+                    items => items?,
+                };
                 let Some(last) = items.last() else { return Ok(()) };
                 from = last.next;
                 for i in &items {
@@ -434,8 +439,20 @@ impl fuser::Filesystem for Adapter {
                         Ok(f) => f,
                         // Removed between: not there.
                         Err(VfsError::NotFound | VfsError::Draft(nix::errno::Errno::ENOENT)) => continue,
-                        Err(e) => return Err(e),
+                        // One that cannot be opened hides no others: number 0 says that nothing is known of it.
+                        Err(e) => {
+                            let code = errno(&e).code();
+                            tracing::debug!(name = %i.name.escape_ascii(), code, "listed without attributes");
+                            let attr = file_attr(&Attr { ino: 0, kind: i.kind, ..own.attr });
+                            let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
+                            let next = i.next + Self::DOTS;
+                            if reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0)) {
+                                return Ok(());
+                            }
+                            continue;
+                        }
                     };
+                    counted = true;
                     let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
                     let ttl = found.attr_ttl.min(found.name_ttl);
                     if reply.add(
