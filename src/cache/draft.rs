@@ -271,9 +271,13 @@ impl Cache {
 
     /// Creates the draft that replaces a sealed entry; it begins as a copy (reflinks) of it.
     pub fn create_replacement(&self, entry: &Entry) -> Result<Arc<Draft>> {
-        let draft = self.create_draft(DraftPlace::Replace { key: entry.key().clone() })?;
+        // Half a copy must not be found under the key, nor after a death: until it is whole it is
+        // nobody's, like an unfinished put.
+        let label = format!("{}{}", super::put::LABEL, entry.key());
+        let draft = self.create_draft(DraftPlace::Native { label })?;
         let copied = entry.restore_into(draft.tree(), 0, RestoreAs::Auto);
-        if let Err(e) = copied {
+        let place = DraftPlace::Replace { key: entry.key().clone() };
+        if let Err(e) = copied.and_then(|_| self.move_draft(&draft, place)) {
             self.drop_draft(&draft, "the entry could not be copied")?;
             return Err(e);
         }

@@ -8,7 +8,7 @@ use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::writers::Writers;
 use super::{Overwrite, Result, VfsError, View, ino};
-use crate::cache::Entry;
+use crate::cache::{CacheError, Entry};
 use crate::model::RecordKind;
 use crate::store::PACK_LIMIT;
 
@@ -137,6 +137,8 @@ impl View {
         if self.cache.draft_for(entry.key()).is_none() {
             match self.cache.create_replacement(entry) {
                 Ok(draft) => drop(self.born_here.lock().insert(draft.id().to_owned(), Writers::default())),
+                // Another view was faster: the change continues there.
+                Err(CacheError::DraftExists(_)) => {}
                 Err(e) => return e.into(),
             }
         }
