@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -31,6 +31,8 @@ pub struct Draft {
     pub(crate) tree: std::os::fd::OwnedFd,
     pub(crate) place: Mutex<DraftPlace>,
     pub(crate) gate: RwLock<Stage>,
+    /// Will be `Gone` as soon as the views know.
+    pub(crate) going: AtomicBool,
     pub(crate) generation: AtomicU64,
     pub(crate) writers: AtomicU64,
     pub(crate) changed_at_ns: AtomicI64,
@@ -97,6 +99,11 @@ impl Draft {
         }
         self.changed();
         Some(Gate { _shared: shared })
+    }
+    /// As [`is_gone`](Draft::is_gone), but waits only for views that are just being told: a node made
+    /// before this says false is among those that they turn into records.
+    pub fn has_ended(&self) -> bool {
+        self.going.load(Ordering::Acquire) && *self.gate.read_recursive() == Stage::Gone
     }
     /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
     pub(super) fn alone(&self, deadline: Instant) -> Result<RwLockWriteGuard<'_, Stage>> {
@@ -230,6 +237,7 @@ impl Cache {
             tree,
             place: Mutex::new(place),
             gate: RwLock::new(Stage::Open),
+            going: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             writers: AtomicU64::new(0),
             changed_at_ns: AtomicI64::new(at_ns),
@@ -330,7 +338,11 @@ impl Cache {
 
     /// Drops a draft and deletes its tree in the background.
     pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
-        *draft.alone(Instant::now() + PATIENCE)? = Stage::Gone;
+        {
+            let mut stage = draft.alone(Instant::now() + PATIENCE)?;
+            draft.going.store(true, Ordering::Release);
+            *stage = Stage::Gone;
+        }
         let key = match draft.place() {
             DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
             _ => None,

@@ -160,6 +160,7 @@ impl Cache {
                 continue;
             }
             let outcome = self.commit(&draft.stash, prepared.tree, &request)?;
+            draft.going.store(!matches!(outcome, Outcome::Stale), std::sync::atomic::Ordering::Release);
             if let Outcome::New(entry, _) = &outcome {
                 self.holders().iter().for_each(|h| h.sealed(draft, entry));
             }

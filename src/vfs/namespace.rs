@@ -91,7 +91,10 @@ impl View {
             return Ok(self.sealed_found(&self.sealed_enter(entry, 0)?));
         }
         if let Some(draft) = self.shown_draft(key) {
-            return self.enter_top(&draft);
+            match self.enter_top(&draft) {
+                Err(VfsError::NotFound) => {}
+                found => return found,
+            }
         }
         let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
         if self.publishing.hides(key) {
@@ -114,6 +117,12 @@ impl View {
             }
         };
         let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
+        // Found as a draft and sealed meanwhile: a node made after the others were turned into records
+        // would show a tree that is being deleted.
+        if draft.has_ended() && node.sealed().is_none() {
+            self.forget(node.ino, 1);
+            return Err(VfsError::NotFound);
+        }
         Ok(draft_found(node.ino, &st))
     }
 
