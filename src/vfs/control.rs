@@ -146,8 +146,10 @@ impl View {
             let count = tasks.len() as u64;
             if n + count > offset {
                 let items = (n + 1..).zip(&tasks).skip((offset - n) as usize);
-                let shown = items.filter(|(_, t)| !t.is_empty());
-                let page: Vec<_> = shown.map(|(n, t)| item(&percent_encode(t), Kind::Dir, n)).collect();
+                let names = items.map(|(n, t)| (n, percent_encode(t)));
+                // What is no name cannot be looked up, and would fail the whole listing.
+                let shown = names.filter(|(_, t)| (1..=255).contains(&t.len()));
+                let page: Vec<_> = shown.map(|(n, t)| item(&t, Kind::Dir, n)).collect();
                 if !page.is_empty() {
                     return Ok(page);
                 }
