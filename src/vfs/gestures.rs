@@ -212,6 +212,10 @@ impl View {
 
     /// The first RENAME of a publication; the kernel comes back after the look-ups between.
     fn publish(&self, caller: Caller, draft: &Arc<Draft>, key: EntryKey, name: &[u8]) -> Result<()> {
+        if caller.pid == 0 {
+            // Threads of a pid namespace that we do not see cannot be told apart: one RENAME does it all.
+            return self.seal_publication(caller, draft, key, name).map(drop);
+        }
         let st = fstat(draft.tree())?;
         let node = self.nodes.draft(identity(&st)).ok_or(VfsError::Stale)?;
         let top = draft_found(node.ino, &st);
