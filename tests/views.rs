@@ -309,6 +309,9 @@ if echo more 2>/dev/null >>mnt/key1/outputs/f; then exit 9; fi
 mkdir mnt/.outfs/work/v && dd if=/dev/zero of=mnt/.outfs/work/v/big bs=64k count=32 2>/dev/null
 mv -T mnt/.outfs/work/v mnt/key2
 test "$(wc -c <mnt/key2/big)" = 2097152
+mkdir mnt/.outfs/work/u
+(umask 0222; dd if=/dev/zero of=mnt/.outfs/work/u/locked bs=1k seek=4 count=1 2>/dev/null)
+test "$(stat -c %s:%a mnt/.outfs/work/u/locked)" = 5120:444
 ./outfs unmount mnt --store store
 if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
 ./outfs ls --store store | grep -q key1
@@ -356,4 +359,19 @@ fn lookups_go_on_while_another_key_is_published() {
         slowest < Duration::from_millis(500),
         "a look-up took {slowest:?} while another key was published"
     );
+}
+
+/// A view that is cut off while a file is open for writing leaves no writer behind in its draft.
+#[test]
+fn a_view_that_is_cut_off_has_no_writers() {
+    need_fuse();
+    need_root();
+    let mut m = Mount::new();
+    let other = m.add_view("other", &[]);
+    mkdir(other.join("key1"));
+    let open = fs::File::create(other.join("key1/f")).expect("create");
+    let _ = Command::new("umount").arg("-f").arg(&other).output();
+    drop(open);
+    detach(&other);
+    eventually("the draft is sealed", || m.code(&["seal", "key1"]) == 0);
 }

@@ -192,6 +192,17 @@ impl View {
     }
 }
 
+impl Drop for View {
+    /// A connection that was cut off (`umount -f`) releases nothing: its writers are gone all the same.
+    fn drop(&mut self) {
+        for (_, handle) in self.handles.get_mut().drain() {
+            if let files::Handle::File { node, writer: true, .. } = &*handle {
+                node.draft.writer_closed();
+            }
+        }
+    }
+}
+
 /// Nanoseconds since 1970.
 fn now_ns() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
