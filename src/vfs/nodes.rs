@@ -249,7 +249,7 @@ impl Nodes {
         at: DraftAt,
     ) -> Arc<DraftNode> {
         let key = Key::Backing(backing.0, backing.1);
-        self.drop_stale(&key, draft);
+        self.drop_stale(&key, draft, kind);
         let (_, node) = self.intern(Some(key), |ino| {
             let (top, fd) = match &at {
                 DraftAt::Top(fd) => (true, Some(fd.clone())),
@@ -265,12 +265,13 @@ impl Nodes {
         node
     }
 
-    /// An inode belongs to one draft for life: a key that names another draft's node is left from
-    /// an inode that was freed when that draft was sealed, and its number is in use again.
-    fn drop_stale(&self, key: &Key, draft: &Arc<Draft>) {
+    /// An inode belongs to one draft and is one kind of thing for life: a key that names another
+    /// draft's node, or another kind, is left from an inode that was freed without our seeing it, and
+    /// its number is in use again.
+    fn drop_stale(&self, key: &Key, draft: &Arc<Draft>, kind: Kind) {
         let stale = |t: &Table| {
             let node = t.keys.get(key).and_then(|ino| t.held.get(ino)).map(|h| &h.node);
-            matches!(node, Some(Node::Draft(d)) if !Arc::ptr_eq(&d.draft, draft))
+            matches!(node, Some(Node::Draft(d)) if d.kind != kind || !Arc::ptr_eq(&d.draft, draft))
         };
         if stale(&self.table.read()) {
             let mut t = self.table.write();
