@@ -19,10 +19,11 @@ use parking_lot::Mutex;
 use super::nodes::{BlobNode, DraftNode};
 use super::reach::proc_path;
 use super::types::{Caller, DirItem, Found, How, Ino, Opened};
-use super::{Result, Target, VfsError, View};
+use super::{Result, Target, VfsError, View, sys};
 use crate::cache::{Cache, Draft};
+use crate::model::BlobHash;
 use crate::model::groups::{GroupHasher, group_count};
-use crate::store::{Location, PACK_LIMIT};
+use crate::store::{Location, PACK_LIMIT, StoreError};
 
 /// What a handle number stands for.
 pub(super) enum Handle {
@@ -180,14 +181,18 @@ impl View {
             let mut piece = vec![0u8; 1 << 20];
             let mut pos = 0;
             loop {
-                let n = pread(&file, &mut piece, pos)?;
+                let n = std::os::unix::fs::FileExt::read_at(&file, &mut piece, pos)
+                    .map_err(|e| StoreError::io("read", b.hash.to_hex(), e))?;
                 if n == 0 {
                     break;
                 }
                 hasher.update(&piece[..n]);
-                pos += n as i64;
+                pos += n as u64;
             }
-            let (_, groups, _) = hasher.finish();
+            let (hash, groups, _) = hasher.finish();
+            if hash != b.hash {
+                return Err(damaged(&b.hash));
+            }
             let _ = b.groups.set(groups);
         }
         let groups = b.groups.get().map_or(&[][..], |g| g);
@@ -282,6 +287,12 @@ impl View {
         let (mut at, mut into) = (from.1 as i64, to.1 as i64);
         Ok(copy_file_range(&*src, Some(&mut at), &*dst, Some(&mut into), len)?)
     }
+}
+
+/// A blob whose bytes are not what its name says.
+fn damaged(hash: &BlobHash) -> VfsError {
+    StoreError::Corrupt { path: hash.to_hex().into(), line: None, why: "its bytes have another hash".into() }
+        .into()
 }
 
 fn read_full(fd: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize> {

@@ -124,9 +124,28 @@ fn s8_4_a_damaged_manifest_is_eio() {
     fs::remove_file(path).expect("unlink");
     write(path, bytes);
     m.start();
+    for _ in 0..2 {
+        assert!(names(m.mnt()).contains(&"key2".to_owned()), "it hides no other entry");
+    }
     let path = m.path("key1/outputs/f");
     let result = within(Duration::from_secs(10), "reading below a damaged manifest", move || fs::read(path));
     assert_errno!(result, EIO);
     assert_eq!(read(m.path("key2/outputs/f")), b"y");
     assert_eq!(m.code(&["fsck"]), 4);
+}
+
+/// S8.1 for what is read by its hash, without an entry.
+#[test]
+fn s8_1_a_blob_by_its_name() {
+    for passthrough in ["auto", "off"] {
+        let mut m = Mount::with(&["--size", "4G"]);
+        let content = noise(26, 1 << 20);
+        m.entry_of("key1", &content);
+        let blob = m.path(".outfs/blobs").join(blake3::hash(&content).to_hex().as_str());
+        assert!(read(&blob) == content);
+        m.terminate();
+        flip(&m.store().join("blobs"), &content[..64], 7);
+        m.start_with(&["--size", "4G", "--passthrough", passthrough]);
+        assert_errno!(fs::read(&blob), EIO);
+    }
 }
