@@ -151,7 +151,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -171,7 +171,9 @@ impl fuser::Filesystem for Adapter {
             TimeOrNow::Now => SetTime::Now,
             TimeOrNow::SpecificTime(t) => SetTime::At(time_of(t)),
         };
-        let set = SetAttr { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
+        let drop_setid = size.is_some() && req.uid() != 0;
+        let set =
+            SetAttr { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time), drop_setid };
         if self.view.seals_by_chmod(ino.0, &set) {
             let view = self.view.clone();
             self.jobs.run(move || reply_attr(reply, run(|| view.setattr(ino.0, &set))));

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
@@ -247,7 +247,20 @@ impl View {
             if size > st.st_size as u64 {
                 self.cache.make_room(0)?;
             }
-            nix::unistd::truncate(&path, i64::try_from(size).map_err(|_| Errno::EFBIG)?)?;
+            let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+            match nix::unistd::truncate(&path, size) {
+                // Its mode keeps us from opening it, but not whoever has it open for writing.
+                Err(Errno::EACCES) => node
+                    .handles()
+                    .iter()
+                    .find_map(|fd| nix::unistd::ftruncate(fd, size).ok())
+                    .ok_or(Errno::EACCES)?,
+                done => done?,
+            }
+            if set.drop_setid && st.st_mode & 0o6000 != 0 {
+                let file = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+                sys::drop_setid(&file)?;
+            }
         }
         if set.uid.is_some() || set.gid.is_some() {
             let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));

@@ -84,7 +84,12 @@ impl View {
         node.draft.writer_opened();
         node.draft.cancel_ingest(node.backing.0, node.backing.1);
         let opened = self.reach.pin(node).and_then(|(pinned, _)| {
-            Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
+            let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
+            if caller.uid != 0 {
+                // Writes that the kernel passes through are made in our name and would leave them.
+                sys::drop_setid(&fd)?;
+            }
+            Ok(fd)
         });
         match opened {
             Ok(fd) => Ok(self.opened(node, fd, true)),
@@ -203,10 +208,7 @@ impl View {
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], drop_setid: bool) -> Result<usize> {
         let (fd, _) = self.file_handle(fh)?;
         if drop_setid {
-            let mode = fstat(&*fd)?.st_mode;
-            if mode & 0o6000 != 0 {
-                nix::sys::stat::fchmod(&*fd, Mode::from_bits_truncate(mode & 0o1777))?;
-            }
+            sys::drop_setid(&fd)?;
         }
         let mut done = 0;
         while done < data.len() {

@@ -68,6 +68,11 @@ impl DraftNode {
         s.fd.clone().or_else(|| s.handles.iter().find_map(std::sync::Weak::upgrade))
     }
 
+    /// Its open handles.
+    pub fn handles(&self) -> Vec<Arc<OwnedFd>> {
+        self.state.lock().handles.iter().filter_map(std::sync::Weak::upgrade).collect()
+    }
+
     /// Remembers an open handle.
     pub fn add_handle(&self, fd: &Arc<OwnedFd>) {
         let mut s = self.state.lock();

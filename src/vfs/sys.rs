@@ -4,10 +4,12 @@
 //! one inode, whatever its names are.
 
 use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod, fstat};
 
 use super::types::SetTime;
 
@@ -79,6 +81,20 @@ pub fn set_times(path: &Path, atime: Option<SetTime>, mtime: Option<SetTime>) ->
     let (path, times) = (c(path.as_os_str())?, [spec(atime), spec(mtime)]);
     // SAFETY: the string ends in NUL and there are two time specs.
     Errno::result(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) }).map(drop)
+}
+
+/// Clears the set-id bits of an open regular file, as a write without privileges does.
+pub fn drop_setid(fd: &OwnedFd) -> Result<()> {
+    let mode = fstat(fd)?.st_mode;
+    let kept = match mode & 0o6010 {
+        // Set-group-id without the execute bit is no set-id bit.
+        bits if bits & 0o2010 == 0o2010 => mode & 0o1777,
+        _ => mode & 0o3777,
+    };
+    if kept != mode & 0o7777 {
+        fchmod(fd, Mode::from_bits_truncate(kept))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

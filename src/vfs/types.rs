@@ -131,6 +131,8 @@ pub struct SetAttr {
     pub size: Option<u64>,
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
+    /// With a size: clear the set-id bits, as for a caller without privileges.
+    pub drop_setid: bool,
 }
 
 /// How an opened file is read and written.

@@ -326,3 +326,27 @@ fn s2_1_readdir_while_changing() {
     let total = seen.iter().filter(|n| n.as_bytes().starts_with(b"stays-")).count();
     assert_eq!(total, 2000, "no name comes twice");
 }
+
+/// S2.1 as a local file system: who changes a file without privileges takes its set-id bits.
+#[test]
+fn s2_1_set_id_bits_go() {
+    need_root();
+    need("setpriv");
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--allow-other", "--passthrough", passthrough]);
+        chmod(m.mnt().parent().expect("it is in a directory"), 0o755).expect("chmod");
+        let dir = m.path("key1");
+        mkdir(&dir);
+        for change in ["echo more >>f", "echo new >f", "truncate -s 1 f"] {
+            let f = dir.join("f");
+            write(&f, "content");
+            chmod(&f, 0o6777).expect("chmod");
+            let change = format!("cd '{}' && {change}", dir.display());
+            let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &change];
+            let args: Vec<&dyn AsRef<std::ffi::OsStr>> = user.iter().map(|a| a as _).collect();
+            sh("setpriv", &args);
+            let mode = fs::metadata(&f).expect("stat").mode();
+            assert_eq!(mode & 0o7777, 0o777, "after {change}");
+        }
+    }
+}
