@@ -1,7 +1,8 @@
 //! Publishes one large entry while other keys are looked up.
 //!
 //! usage: `publish [FILES] [MIB] [MAX_MS]` with OUTFS_BIN set: an entry of FILES files and MIB MiB (20000, 1024) is
-//! published by rename while two threads look up keys, none of which may take longer than MAX_MS (20).
+//! published by rename while two threads look up keys, none of which may take longer than MAX_MS (20), or than three
+//! times the longest look-up just before, when nothing is published.
 
 mod daemon;
 
@@ -88,15 +89,17 @@ fn main() {
     let rename = || fs::rename(&work, mnt.join("big.entry")).expect("publish the big entry");
     let (published, times) = while_looking_up(&mnt, rename);
     let longest = times.last().copied().unwrap_or_default();
+    let quiet = quiet.last().copied().unwrap_or_default();
     println!(
         "{files} files, {mib} MiB: written in {wrote:.1?}, published in {published:.2?}; {} look-ups meanwhile: median \
-         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?}; just before, with nothing to publish, {:.1?})",
+         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?}; just before, with nothing to publish, {quiet:.1?})",
         times.len(),
         percentile(&times, 50.0),
         percentile(&times, 99.0),
-        quiet.last().copied().unwrap_or_default(),
     );
     let read = fs::read(mnt.join("big.entry/outputs/d00/d00/f0")).expect("a file of the published entry");
     assert!(!read.is_empty());
+    // A machine that is busy with something else is slow without any publishing, too.
+    let limit = limit.max(quiet * 3);
     assert!(longest <= limit, "a look-up of another key took {longest:.1?}, more than {limit:.0?}");
 }
