@@ -1,51 +1,42 @@
-//! Telling the kernel things: names to look up again, inodes to let go of.
+//! Telling the kernel to let go of inodes.
 //!
-//! A thread of its own: a notification can wait for a lock that a request in progress holds,
-//! so nobody who answers requests, or is waited for by one who does, may send one.
+//! A thread of its own: nobody who answers requests, or is waited for by one who does, may send a
+//! notification. And nothing is sent that waits for a directory's lock, which a request in progress can
+//! hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
+//! would do any more. (Before Linux 6.18 there is only the kind that does; it is sent for entries long unused.)
 
 use std::ffi::{OsStr, OsString};
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
-use std::sync::Weak;
 
 use crossbeam_channel::{Sender, unbounded};
 use fuser::{INodeNo, Notifier};
 
-use crate::vfs::{Ino, Kernel, View};
+use crate::vfs::{Ino, Kernel};
 
 /// FUSE_NOTIFY_PRUNE of Linux 6.18: ask to drop unused dentries of inodes.
 const FUSE_NOTIFY_PRUNE: i32 = 9;
 /// Inodes per message.
 const PRUNE_BATCH: usize = 4096;
 
-enum Message {
-    Name(Ino, OsString),
-    Prune(Option<OsString>, Vec<Ino>),
+struct Prune {
+    name: Option<OsString>,
+    inos: Vec<Ino>,
 }
 
 /// The kernel's end of a session.
-pub struct KernelEnd(Sender<Message>);
+pub struct KernelEnd(Sender<Prune>);
 
 impl KernelEnd {
-    /// Starts the thread; it ends with the view or with the sender.
-    pub fn start(view: Weak<View>, notifier: Notifier, device: OwnedFd) -> std::io::Result<Self> {
-        let (tx, rx) = unbounded();
+    /// Starts the thread; it ends with the sender.
+    pub fn start(notifier: Notifier, device: OwnedFd) -> std::io::Result<Self> {
+        let (tx, rx) = unbounded::<Prune>();
         std::thread::Builder::new().name("notify".into()).spawn(move || {
             let mut prunes = true;
-            for message in rx {
-                let Some(view) = view.upgrade() else { return };
-                match message {
-                    Message::Name(parent, name) => {
-                        if !view.name_is_current(parent, &name) {
-                            log_failure(notifier.inval_entry(INodeNo(parent), &name));
-                        }
-                    }
-                    Message::Prune(name, inos) => {
-                        prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
-                        if let (false, Some(name)) = (prunes, name) {
-                            log_failure(notifier.inval_entry(INodeNo(crate::vfs::ino::ROOT), &name));
-                        }
-                    }
+            for Prune { name, inos } in rx {
+                prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
+                if let (false, Some(name)) = (prunes, name) {
+                    log_failure(notifier.inval_entry(INodeNo(crate::vfs::ino::ROOT), &name));
                 }
             }
         })?;
@@ -54,12 +45,8 @@ impl KernelEnd {
 }
 
 impl Kernel for KernelEnd {
-    fn forget_name(&self, parent: Ino, name: &OsStr) {
-        let _ = self.0.send(Message::Name(parent, name.to_owned()));
-    }
-
     fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>) {
-        let _ = self.0.send(Message::Prune(name.map(OsStr::to_owned), inos));
+        let _ = self.0.send(Prune { name: name.map(OsStr::to_owned), inos });
     }
 }
 

@@ -156,7 +156,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         return Err(fail(why.into(), false));
     }
     let device = std::os::fd::AsFd::as_fd(&session).try_clone_to_owned().map_err(io)?;
-    let kernel = KernelEnd::start(Arc::downgrade(&view), session.notifier(), device).map_err(io)?;
+    let kernel = KernelEnd::start(session.notifier(), device).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
     let end = Arc::new(End::default());

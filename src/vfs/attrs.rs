@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::stat::fstat;
 
 use super::draft::draft_found;
-use super::types::{Attr, DRAFT_NAMES, FOREVER, Found, Ino, Kind, SetAttr, Space, Time};
+use super::types::{Attr, FOREVER, Found, Ino, Kind, NAMES, SetAttr, Space, Time};
 use super::{Result, Target, VfsError, View, ino};
 
 impl View {
@@ -39,7 +39,7 @@ impl View {
     pub fn getattr(&self, ino: Ino) -> Result<Found> {
         let own = |kind, size, ttl| Found {
             attr: self.own_attr(ino, kind, size),
-            name_ttl: DRAFT_NAMES,
+            name_ttl: NAMES,
             attr_ttl: ttl,
             generation: 0,
         };
@@ -48,7 +48,7 @@ impl View {
         }
         Ok(match self.target(ino)? {
             Target::Fixed(_) => own(Kind::Dir, 0, Duration::ZERO),
-            Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, DRAFT_NAMES),
+            Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, NAMES),
             Target::Made => own(Kind::Dir, 0, Duration::ZERO),
             Target::Link(l) => own(Kind::Symlink, l.len() as u64, FOREVER),
             Target::Snapshot(s) => own(Kind::File, s.len() as u64, FOREVER),

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use super::types::{Caller, DirItem, FOREVER, Found, Ino, Kind};
 use super::{Result, VfsError, View, ino};
@@ -106,7 +107,8 @@ impl View {
                     return Ok(top);
                 }
                 let draft = self.cache.work_draft(name.as_bytes()).ok_or(VfsError::NotFound)?;
-                self.enter_top(&draft)
+                // A gesture takes the name away at any time.
+                Ok(Found { name_ttl: Duration::ZERO, ..self.enter_top(&draft)? })
             }
             ino::BY_TASK => {
                 let task = percent_decode(name).ok_or(VfsError::NotFound)?;

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat
 
 use super::nodes::{DraftAt, DraftNode};
 use super::reach::{identity, proc_path};
-use super::types::{Attr, Caller, DRAFT_NAMES, Found, Ino, Kind, SetAttr, Time};
+use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
 use super::{Result, VfsError, View, sys};
 use crate::cache::Gate;
 
@@ -40,12 +40,7 @@ pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
 
 pub(super) fn draft_found(ino: Ino, st: &libc::stat) -> Found {
     // Attributes are always asked for: times and link counts are live.
-    Found {
-        attr: draft_attr(ino, st),
-        name_ttl: DRAFT_NAMES,
-        attr_ttl: std::time::Duration::ZERO,
-        generation: 0,
-    }
+    Found { attr: draft_attr(ino, st), name_ttl: NAMES, attr_ttl: std::time::Duration::ZERO, generation: 0 }
 }
 
 fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
@@ -215,10 +210,10 @@ impl View {
         let target = self.known_at(&to_dir, new);
         renameat2(&*from_dir, name, &*to_dir, new, flags)?;
         // Renaming one hard link over another of the same file changes nothing.
-        if let (Some((a, _)), Some((b, _))) = (&moved, &target) {
-            if a.ino == b.ino {
-                return Ok(());
-            }
+        if let (Some((a, _)), Some((b, _))) = (&moved, &target)
+            && a.ino == b.ino
+        {
+            return Ok(());
         }
         if let Some((node, fd)) = target {
             if flags.contains(RenameFlags::RENAME_EXCHANGE) {

@@ -236,10 +236,15 @@ impl View {
 
     /// Makes an open file durable.
     pub fn fsync(&self, ino: Ino, fh: u64, data_only: bool) -> Result<()> {
-        if fh != 0 {
-            if let Handle::File { fd, .. } = &*self.handle(fh)? {
-                return Ok(if data_only { fdatasync(&**fd)? } else { fsync(&**fd)? });
+        if fh != 0
+            && let Handle::File { fd, .. } = &*self.handle(fh)?
+        {
+            if data_only {
+                fdatasync(&**fd)?
+            } else {
+                fsync(&**fd)?
             }
+            return Ok(());
         }
         match self.target(ino)? {
             Target::Draft(node) => {
@@ -324,10 +329,10 @@ impl IngestQueue {
                 let reopened = open(&proc_path(&fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
                 // The lease needs the writer's own descriptor to be gone.
                 drop(fd);
-                if let Ok(file) = reopened {
-                    if let Err(e) = cache.ingest(&draft, &std::fs::File::from(file)) {
-                        tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed; sealing will do it");
-                    }
+                if let Ok(file) = reopened
+                    && let Err(e) = cache.ingest(&draft, &std::fs::File::from(file))
+                {
+                    tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed; sealing will do it");
                 }
             }
         };

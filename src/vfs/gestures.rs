@@ -86,11 +86,6 @@ impl Publishing {
         sealed || sealing.iter().any(|d| d.is_gone())
     }
 
-    /// Is this draft being sealed by a rename?
-    pub fn has(&self, draft: &Draft) -> bool {
-        !self.none() && self.with(|all| all.values().any(|p| std::ptr::eq(&*p.draft, draft)))
-    }
-
     /// What a renaming thread still finds under its draft's old name.
     pub fn top_as(&self, thread: u32, name: &[u8]) -> Option<Found> {
         if self.none() {
@@ -152,10 +147,10 @@ impl View {
         if self.read_only() {
             return Err(VfsError::ReadOnly);
         }
-        if (from, to) == (ino::WORK, ino::ROOT) {
-            if let Some(done) = self.finish_publication(caller, name, new) {
-                return done;
-            }
+        if (from, to) == (ino::WORK, ino::ROOT)
+            && let Some(done) = self.finish_publication(caller, name, new)
+        {
+            return done;
         }
         match (source, target) {
             (Target::Draft(a), Target::Draft(b)) => self.draft_rename(&a, name, &b, new, flags),
@@ -311,10 +306,10 @@ impl View {
 
     /// Remembers who changes a draft that may be sealed by quiet (not needed in other views).
     pub(super) fn note_writer(&self, caller: Caller, draft: &Draft) {
-        if self.options.seal_quiet.is_some() {
-            if let Some(writers) = self.born_here.lock().get_mut(draft.id()) {
-                writers.note(caller.pid);
-            }
+        if self.options.seal_quiet.is_some()
+            && let Some(writers) = self.born_here.lock().get_mut(draft.id())
+        {
+            writers.note(caller.pid);
         }
     }
 
@@ -328,10 +323,8 @@ impl View {
                 && now_ns().saturating_sub(draft.changed_at_ns()) >= quiet
                 && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
                 && reads_metadata(&draft);
-            if due {
-                if let Err(e) = self.seal_in_place(&draft, "quiet", true) {
-                    tracing::debug!(draft = draft.id(), error = %e, "not sealed by quiet");
-                }
+            if due && let Err(e) = self.seal_in_place(&draft, "quiet", true) {
+                tracing::debug!(draft = draft.id(), error = %e, "not sealed by quiet");
             }
         }
         // Locked first: a draft that is born meanwhile is entered after this.

@@ -3,19 +3,15 @@
 //! Nothing here waits: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 use super::View;
 use super::ino;
 use super::types::Ino;
 use crate::cache::{Draft, Entry, Holder, LeaseKind};
 use crate::model::EntryKey;
-use crate::store::DraftPlace;
 
 /// The kernel behind a view, as far as it can be told things. Must not block the caller.
 pub trait Kernel: Send + Sync {
-    /// The name may mean something else now: look it up again.
-    fn forget_name(&self, parent: Ino, name: &OsStr);
     /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
     /// `name` is the entry's, unless it was hidden: something else may stand there now.
     fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>);
@@ -26,19 +22,6 @@ impl View {
     pub fn attach(&self, kernel: Box<dyn Kernel>) {
         if self.kernel.set(kernel).is_err() {
             tracing::error!("a view was attached twice");
-        }
-    }
-
-    /// Whether the kernel's idea of a name in the top directory or in `work` is what the view would
-    /// answer now. The draft it knew may have become the entry, under the same number.
-    pub fn name_is_current(&self, parent: Ino, name: &OsStr) -> bool {
-        if parent == ino::WORK {
-            return self.cache.work_draft(name.as_bytes()).is_some();
-        }
-        let Ok(key) = EntryKey::parse_os(name) else { return true };
-        match self.cache.index().entry(&key) {
-            Ok(Some(row)) => self.nodes.is_converted(row.id, 0),
-            _ => false,
         }
     }
 }
@@ -65,23 +48,16 @@ impl Holder for View {
         }
     }
 
-    fn changed(&self, key: &EntryKey) {
+    fn changed(&self, _key: &EntryKey) {
+        // The kernel asks for top-level names again after a second, and an entry that went is pruned.
+        // Telling it more would need its lock of the top directory (see `fuse/notify.rs`).
         self.note_root_change();
-        if let Some(kernel) = self.kernel.get() {
-            kernel.forget_name(ino::ROOT, key.as_ref());
-        }
     }
 
     fn sealed(&self, draft: &Draft, entry: &Entry) {
         // What the kernel knows must not hold the entry more than other look-ups do.
         self.nodes.convert(draft, &entry.held_as(LeaseKind::View));
         self.reach.clear();
-        if let (DraftPlace::Work { name }, Some(kernel)) = (draft.place(), self.kernel.get()) {
-            // A rename takes the name along by itself.
-            if !self.publishing.has(draft) {
-                kernel.forget_name(ino::WORK, OsStr::from_bytes(&name));
-            }
-        }
         self.note_root_change();
     }
 }

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid};
 use super::draft::{Make, draft_found};
 use super::nodes::{DraftAt, Node};
 use super::reach::{identity, proc_path};
-use super::types::{Caller, DRAFT_NAMES, FOREVER, Found, Ino, Kind};
+use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
 use crate::cache::{Draft, LeaseKind};
@@ -103,7 +103,7 @@ impl View {
         if used {
             self.cache.touch(&entry);
         }
-        Ok(self.sealed_found(&self.sealed_enter(&entry, 0)?))
+        Ok(Found { name_ttl: NAMES, ..self.sealed_found(&self.sealed_enter(&entry, 0)?) })
     }
 
     /// The top directory of a draft.
@@ -284,7 +284,7 @@ impl View {
     /// A symlink node that is the same for the same target.
     pub(super) fn found_link(&self, target: &str) -> Result<Found> {
         let ino = self.nodes.look_up_link(target.as_bytes());
-        Ok(Found { name_ttl: DRAFT_NAMES, ..self.getattr(ino)? })
+        Ok(Found { name_ttl: NAMES, ..self.getattr(ino)? })
     }
 
     /// A control file with this content.

@@ -332,11 +332,11 @@ impl Nodes {
         match &held.node {
             Node::Draft(d) => {
                 t.drop_backing(d);
-                if let Some((entry, record)) = d.sealed() {
-                    if t.converted.get(&(entry.row().id, record)) == Some(&ino) {
-                        t.converted.remove(&(entry.row().id, record));
-                        self.converted.fetch_sub(1, Ordering::Relaxed);
-                    }
+                if let Some((entry, record)) = d.sealed()
+                    && t.converted.get(&(entry.row().id, record)) == Some(&ino)
+                {
+                    t.converted.remove(&(entry.row().id, record));
+                    self.converted.fetch_sub(1, Ordering::Relaxed);
                 }
             }
             Node::Task(task) => drop(t.keys.remove(&Key::Task(task.clone()))),

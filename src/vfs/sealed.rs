@@ -103,10 +103,11 @@ impl View {
 
     pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
         let rec = &r.entry.manifest().records()[r.record as usize];
-        if !self.read_only() && rec.size() > PACK_LIMIT {
-            if let Some(file) = r.entry.backing(r.record)? {
-                return Ok(Opened { fh: 0, how: How::Backing(Arc::new(file.into())) });
-            }
+        if !self.read_only()
+            && rec.size() > PACK_LIMIT
+            && let Some(file) = r.entry.backing(r.record)?
+        {
+            return Ok(Opened { fh: 0, how: How::Backing(Arc::new(file.into())) });
         }
         Ok(Opened { fh: 0, how: How::Keep })
     }

@@ -9,8 +9,9 @@ pub type Ino = u64;
 
 /// The kernel may keep what it was told until it is told otherwise.
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// How long the kernel may keep names in drafts: another view may change them.
-pub const DRAFT_NAMES: Duration = Duration::from_secs(1);
+/// How long the kernel may keep names of the top directory and in drafts: they can come to mean something
+/// else without the kernel being told.
+pub const NAMES: Duration = Duration::from_secs(1);
 
 /// Seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
