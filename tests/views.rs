@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -374,4 +375,21 @@ fn a_view_that_is_cut_off_has_no_writers() {
     drop(open);
     detach(&other);
     eventually("the draft is sealed", || m.code(&["seal", "key1"]) == 0);
+}
+
+/// A directory that is open in one view stays good when another view moves it.
+#[test]
+fn a_directory_moved_in_another_view() {
+    need_fuse();
+    let mut m = Mount::new();
+    let other = m.add_view("other", &[]);
+    mkdir(m.path("key1"));
+    mkdir(m.path("key1/dir"));
+    write(m.path("key1/dir/f"), "content");
+    let dir = fs::File::open(other.join("key1/dir")).expect("open");
+    assert_eq!(read(other.join("key1/dir/f")), b"content");
+    fs::rename(m.path("key1/dir"), m.path("key1/moved")).expect("rename");
+    assert!(dir.metadata().expect("stat").is_dir());
+    let below = format!("/proc/self/fd/{}/f", dir.as_raw_fd());
+    assert_eq!(read(below), b"content");
 }

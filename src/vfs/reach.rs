@@ -61,6 +61,12 @@ impl Reach {
                 let st = fstat(&fd)?;
                 return Ok((fd, st));
             }
+            // A directory at hand is reached even when another view has moved it.
+            let at_hand = self.dirs.lock().get(&node.ino).cloned();
+            if let Some(fd) = at_hand {
+                let st = fstat(&fd)?;
+                return Ok((fd, st));
+            }
             let Some((parent, name)) = node.place() else { break };
             let opened = self.dir(&parent).and_then(|dir| open_child(&dir, &name, node));
             match opened {
