@@ -66,6 +66,8 @@ impl View {
     /// The next items after `offset` (0 starts; `.` and `..` are the adapter's). Empty at the end.
     pub fn readdir(&self, ino: Ino, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
         match self.target(ino)? {
+            // A listing that began in the draft goes on as it began: its positions mean nothing else.
+            Target::Sealed(_) if fh != 0 && offset != 0 => self.list_begun(fh, offset),
             Target::Sealed(r) => Ok(self.list_sealed(&r, offset)),
             Target::Draft(node) => self.list_draft(&node, fh, offset),
             Target::Fixed(ino::ROOT) => self.list_root(offset),
@@ -111,6 +113,13 @@ impl View {
             let fresh = self.read_names(node)?;
             *names.lock() = fresh;
         }
+        self.list_begun(fh, offset)
+    }
+
+    /// What comes next of the names that were read when the listing began.
+    fn list_begun(&self, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
+        let handle = self.handle(fh)?;
+        let Handle::Dir(names) = &*handle else { return Err(VfsError::NotDir) };
         let names = names.lock();
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(names.len());
         Ok(names[from..].iter().take(4 * PAGE).cloned().collect())

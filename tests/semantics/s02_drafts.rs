@@ -350,3 +350,22 @@ fn s2_1_set_id_bits_go() {
         }
     }
 }
+
+/// S2.1 A listing goes on when its draft is sealed in the middle of it: each name once.
+#[test]
+fn s2_1_readdir_while_it_is_sealed() {
+    let (m, dir) = draft();
+    let mut made: Vec<_> = (0..1500).map(|i| format!("a-file-with-a-rather-long-name-{i:05}")).collect();
+    for name in made.iter().rev() {
+        write(dir.join(name), "");
+    }
+    let mut listing = fs::read_dir(&dir).expect("opendir");
+    let first = listing.next().expect("there are names");
+    assert_eq!(m.code(&["seal", "w", "key1"]), 0);
+    let listed = std::iter::once(first).chain(listing);
+    let mut listed: Vec<_> =
+        listed.map(|e| e.expect("readdir").file_name().into_string().expect("it is text")).collect();
+    listed.sort();
+    made.sort();
+    assert!(listed == made, "{} of {} names", listed.len(), made.len());
+}
