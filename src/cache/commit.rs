@@ -204,7 +204,11 @@ impl Cache {
             return Ok(Outcome::Stale);
         };
         let linked = stash.committed(self, &hashes, &packs);
-        self.heal(&healed)?;
+        // From here on the entry is there, and large files of its draft are its blobs: whatever fails now
+        // must not leave the draft open to writers.
+        if let Err(e) = self.heal(&healed) {
+            tracing::warn!("blobs that were stored anew still count as damaged: {e}");
+        }
         let outcome = self.told(EntryRow { id, ..row }, broken, replaced, linked);
         drop(old_held);
         outcome
@@ -228,15 +232,17 @@ impl Cache {
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
         let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else { return Ok(Outcome::Stale) };
-        let (row, store) = (&entry.row, &self.inner.store);
+        let row = &entry.row;
         let how = entry.manifest.seal().origin.how.clone();
         let event =
             EventKind::Sealed { manifest: row.manifest, how, bytes: row.logical_bytes, files: row.files };
-        store.append_event(event, Some(&row.key), false)?;
+        self.note(event, Some(&row.key), false);
         if let Some(why) = broken {
-            store.append_event(EventKind::BadMetadata { why }, Some(&row.key), false)?;
+            self.note(EventKind::BadMetadata { why }, Some(&row.key), false);
         }
-        self.rejection_replaced(&row.key)?;
+        if let Err(e) = self.rejection_replaced(&row.key) {
+            tracing::warn!("the rejection of {} cannot be taken away: {e}", row.key);
+        }
         if let Some(old) = replaced {
             self.free_replaced(&old);
         }

@@ -336,3 +336,16 @@ fn many_small_files_and_a_deep_tree() {
     assert_eq!(entry.read_all(entry.file(bottom.as_bytes()).unwrap(), 10).unwrap(), b"here");
     assert_eq!(entry.read_all(entry.file(b"outputs/7/149").unwrap(), 10).unwrap(), b"7 149");
 }
+
+#[test]
+fn what_fails_after_the_commit_does_not_leave_the_draft_open() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    fill(&path, &bytes(1_000_000, 7));
+    // No event can be written: the log has no directory to begin its first segment in.
+    std::fs::remove_dir_all(f.beside("store/events")).unwrap();
+    let sealed = f.cache.seal(&draft, request("abcd"));
+    assert!(f.cache.store().append_event(EventKind::BadMetadata { why: "x".into() }, None, false).is_err());
+    assert!(matches!(sealed, Ok(Sealed::New(_))), "{sealed:?}");
+    assert!(draft.change().is_none(), "its large files are the entry's blobs now");
+}
