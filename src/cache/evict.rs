@@ -6,6 +6,7 @@
 //! An eviction that is cut short leaves only what the sweep after the next start removes.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::lease::{Choice, Reservation};
 use super::{Cache, CacheError, Result};
@@ -126,6 +127,19 @@ impl Cache {
             self.free_condemned(id)?;
         }
         Ok(())
+    }
+
+    /// Waits until no kernel finds a hidden entry by its name any more: a moment, or
+    /// [`NAMES_LAST`](super::NAMES_LAST) for one that is in use. Not for threads that kernels wait for.
+    pub fn wait_until_hidden(&self) {
+        let deadline = Instant::now() + super::NAMES_LAST;
+        let seen = || {
+            let hidden: Vec<i64> = self.inner.upkeep.condemned.lock().keys().copied().collect();
+            hidden.iter().any(|id| self.inner.leases.counts(*id).view > 0)
+        };
+        while Instant::now() < deadline && seen() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Asks kernels for hidden entries that they still know: what was in use when it was hidden may

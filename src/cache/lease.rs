@@ -21,6 +21,9 @@ use crate::model::BlobHash;
 /// before it went gets no lease. (Row ids are never used again.)
 const REMEMBERED: usize = 16 * 1024;
 
+/// For how long a kernel may find an entry by name after it was hidden or replaced.
+pub const NAMES_LAST: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Who holds an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseKind {
@@ -34,8 +37,8 @@ pub enum LeaseKind {
 pub trait Holder: Send + Sync {
     /// Ask the kernel to forget the entry with this row id, as far as it is unused. Must not wait.
     fn prune(&self, entry: i64);
-    /// The entry (sealed or draft) of this key was hidden, replaced or newly sealed: the name
-    /// must be looked up again.
+    /// The entry (sealed or draft) of this key was hidden, replaced or newly sealed: within
+    /// [`NAMES_LAST`] the name must mean that.
     fn changed(&self, key: &crate::model::EntryKey);
     /// A draft became a sealed entry: called with the draft's gate held, before its tree is deleted.
     fn sealed(&self, draft: &super::Draft, entry: &super::Entry);

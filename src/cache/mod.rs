@@ -53,7 +53,7 @@ pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub use import::{ImportReport, Skipped};
-pub use lease::{Holder, Lease, LeaseKind};
+pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
 pub use lookup::{Lookup, Miss};
 pub use pressure::{GcOptions, GcReport};
 pub use usage::{Du, Stats, Usage};

@@ -166,10 +166,15 @@ impl View {
                 Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino, slot: Some(slot) }))
             }
             ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {
-                nodes::Node::Draft(d) => match d.sealed() {
-                    Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino, slot: None }),
-                    None => Target::Draft(d),
-                },
+                nodes::Node::Draft(d) => {
+                    // Where a draft's top stood there may be an entry now: the name is to be asked for again.
+                    let ended = d.top && d.draft.has_ended();
+                    match d.sealed() {
+                        Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino, slot: None }),
+                        None if ended => return Err(VfsError::Stale),
+                        None => Target::Draft(d),
+                    }
+                }
                 nodes::Node::Snapshot(s) => Target::Snapshot(s),
                 nodes::Node::Task(t) => Target::Task(t),
                 nodes::Node::Made => Target::Made,

@@ -11,7 +11,7 @@ pub type Ino = u64;
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// How long the kernel may keep names of the top directory and in drafts: they can come to mean something
 /// else without the kernel being told.
-pub const NAMES: Duration = Duration::from_secs(1);
+pub const NAMES: Duration = crate::cache::NAMES_LAST;
 
 /// Seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -51,7 +51,10 @@ pub(super) fn reject(cache: &Cache, key: &EntryKey, reason: Option<&str>) -> Res
 
 pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     match cache.evict(key, "request")? {
-        true => Ok(Reply::Done),
+        true => {
+            cache.wait_until_hidden();
+            Ok(Reply::Done)
+        }
         false => Err(no_entry(key)),
     }
 }
