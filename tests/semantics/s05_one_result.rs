@@ -67,7 +67,8 @@ fn s5_3_the_same_outputs_again_succeed() {
 fn s5_4_different_outputs_are_refused() {
     let m = Mount::new();
     m.ok(&["put", "key1", &dir(&m, "a", "one")]);
-    let variants: [(&str, &dyn Fn(&Path)); 5] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+    let variants: [Change; 5] = [
         ("content", &|d| write(d.join("sub/f"), "two")),
         ("executable bit", &|d| chmod(d.join("tool"), 0o644).expect("chmod")),
         ("path", &|d| fs::rename(d.join("tool"), d.join("tools")).expect("rename")),
@@ -133,7 +134,8 @@ fn s5_5_a_change_goes_on_in_a_draft_that_replaces() {
 /// S5.5 for every kind of first change, on a warm mount.
 #[test]
 fn s5_5_every_kind_of_first_change() {
-    let changes: [(&str, fn(&Path)); 10] = [
+    type Change = (&'static str, fn(&Path));
+    let changes: [Change; 10] = [
         ("open for writing", |d| drop(OpenOptions::new().write(true).open(d.join("f")).expect("open"))),
         ("append", |d| {
             OpenOptions::new()
