@@ -132,7 +132,7 @@ fn through_eviction_attempts() {
     used.check("after gc");
     eventually("eviction of others", || names(m.mnt()).len() < 9);
     assert!(m.is_sealed("key1"), "an entry in use is not evicted to make room");
-    m.ok(&["evict", "key1"]);
+    m.evict("key1");
     assert_errno!(fs::symlink_metadata(m.path("key1")), ENOENT);
     used.check("after an explicit eviction");
     assert_eq!(used.shell.ask("pwd -P >/dev/null && echo there"), "there", "getcwd works");
@@ -167,7 +167,7 @@ fn through_replacing() {
     write(top.join("outputs/small"), "replaced");
     fs::remove_file(top.join("outputs/large")).expect("unlink");
     used.check("while the replacing draft is written");
-    m.ok(&["seal", "key1"]);
+    m.seal(&["key1"]);
     used.check("after the replacement");
     assert_eq!(read(m.path("key1/outputs/small")), b"replaced");
     assert!(!m.path("key1/outputs/large").exists());
@@ -182,7 +182,7 @@ fn through_publishing_again() {
     let top = m.entry("key1", fill);
     let mut used = InUse::of(&top.join("outputs"));
     m.draft("same", fill);
-    m.ok(&["seal", "same", "key1"]);
+    m.seal(&["same", "key1"]);
     used.check("after the same result was sealed");
     let other = m.draft("other", |out| write(out.join("small"), "different"));
     assert_errno!(fs::rename(&other, m.path("key1")), EEXIST);
@@ -205,7 +205,7 @@ fn through_sealing() {
         used.check("in the draft");
         match gesture {
             "rename" => fs::rename(&from, &to).expect("seal"),
-            "seal" => drop(m.ok(&["seal", "key1"])),
+            "seal" => m.seal(&["key1"]),
             _ => chmod(&to, 0o555).expect("seal"),
         }
         assert!(m.is_sealed("key1"));
@@ -248,7 +248,7 @@ fn through_compaction() {
     };
     let before = packs();
     drop(top);
-    m.ok(&["evict", "key1"]);
+    m.evict("key1");
     m.ok(&["gc"]);
     eventually("the dead part of the packs to go", || packs() < before / 2);
     let mut bytes = vec![0; 5000];

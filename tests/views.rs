@@ -189,7 +189,7 @@ fn scoped_views() {
     assert_eq!(read(blob("content of key2")), b"content of key2");
     assert_errno!(fs::symlink_metadata(blob("content of key3")), ENOENT);
 
-    m.ok(&["evict", "key1"]);
+    m.evict("key1");
     assert_errno!(fs::symlink_metadata(m.path("key1")), ENOENT);
     assert_eq!(read(scoped.join("key1/outputs/f")), b"content of key1", "the scope holds it");
     m.ok(&["unmount", scoped.to_str().expect("plain")]);
@@ -222,7 +222,7 @@ fn a_root_with_many_keys() {
     }
     let mut list = fs::read_dir(m.mnt()).expect("opendir");
     let mut seen: Vec<_> = list.by_ref().take(5).map(|e| e.expect("an entry").file_name()).collect();
-    m.ok(&["evict", "sealed-00007"]);
+    m.evict("sealed-00007");
     // One that sorts before all others, and one behind them.
     mkdir(m.path("aaaa-new"));
     mkdir(m.path("zzzz-new"));

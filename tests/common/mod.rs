@@ -410,6 +410,21 @@ impl Mount {
         self.entry(key, |outputs| write(outputs.join("f"), content))
     }
 
+    /// `outfs seal ARGS`, the last of which is the key; waits until the mount shows it (D3).
+    #[track_caller]
+    pub fn seal(&self, args: &[&str]) {
+        let key = args.last().expect("a key");
+        self.ok(&[&["seal"], args].concat());
+        eventually("the mount to show what was sealed", || self.is_sealed(key));
+    }
+
+    /// `outfs evict KEY`; waits until the mount does not show it any more (D3).
+    #[track_caller]
+    pub fn evict(&self, key: &str) {
+        self.ok(&["evict", key]);
+        eventually("the mount to hide what was evicted", || fs::symlink_metadata(self.path(key)).is_err());
+    }
+
     /// Is this key's entry sealed? (A draft in place has the same path.)
     pub fn is_sealed(&self, key: &str) -> bool {
         matches!(xattr_text(self.path(key), "user.outfs.state").as_deref(), Some("sealed" | "inferred"))

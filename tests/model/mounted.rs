@@ -91,7 +91,7 @@ impl Mounted {
             }
             Op::Publish(w, k) => fs::rename(self.top(Top::Work(*w)), self.top(Top::Key(*k))).map(done),
             Op::Seal(k) => {
-                self.mount.ok(&["seal", &format!("key{k}")]);
+                self.mount.seal(&[&format!("key{k}")]);
                 Ok(Seen::Done)
             }
             Op::Evict(k) => {

@@ -28,10 +28,10 @@ fn s4_2_outfs_seal() {
     let m = Mount::new();
     mkdir(m.path("key1"));
     fill_entry(&m.path("key1"), |out| write(out.join("f"), "x"));
-    m.ok(&["seal", "key1"]);
+    m.seal(&["key1"]);
     assert!(m.is_sealed("key1"));
     m.draft("w", |out| write(out.join("f"), "y"));
-    m.ok(&["seal", "w", "key2"]);
+    m.seal(&["w", "key2"]);
     assert!(m.is_sealed("key2"));
     assert_eq!(read(m.path("key2/outputs/f")), b"y");
     assert_ne!(m.code(&["seal", "no-such-draft"]), 0);
@@ -111,7 +111,7 @@ fn s4_3_a_recovered_draft_is_not_sealed_by_quiet() {
     fill_entry(&m.path("fresh"), |_| {});
     eventually("the quiet seal of the fresh draft", || m.is_sealed("fresh"));
     assert!(!m.is_sealed("recovered"));
-    m.ok(&["seal", "recovered"]);
+    m.seal(&["recovered"]);
     assert!(m.is_sealed("recovered"), "an explicit seal is possible");
 }
 

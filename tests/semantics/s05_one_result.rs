@@ -56,7 +56,7 @@ fn s5_3_the_same_outputs_again_succeed() {
     m.ok(&["put", "key1", &again, "--task-id", "second", "--exit-code", "1"]);
     assert_eq!(show(), before);
     let draft = m.draft("w", |out| sh("cp", &[&"-r", &Path::new(&again).join("."), &out]).clear());
-    m.ok(&["seal", "w", "key1"]);
+    m.seal(&["w", "key1"]);
     assert_eq!(show(), before);
     eventually("the draft to be used up", || fs::symlink_metadata(&draft).is_err());
     assert_eq!(m.events().iter().filter(|e| e["event"] == "sealed").count(), 1);
@@ -121,7 +121,7 @@ fn s5_5_a_change_goes_on_in_a_draft_that_replaces() {
     assert_eq!(read(m.path("key1/outputs/g")), b"stays");
     assert!(read(m.path("key1/outputs/sub/h")) == noise(9, 600_000));
     assert_eq!(reader.metadata().expect("fstat").len(), 3);
-    m.ok(&["seal", "key1"]);
+    m.seal(&["key1"]);
     assert!(m.is_sealed("key1"));
     assert_eq!(read(m.path("key1/outputs/f")), b"new");
     assert_eq!(read(m.path("key1/outputs/g")), b"stays");
@@ -168,7 +168,7 @@ fn s5_5_every_kind_of_first_change() {
         );
         change(&top.join("outputs"));
         assert!(!m.is_sealed(&key), "{what} begins a draft");
-        m.ok(&["seal", &key]);
+        m.seal(&[&key]);
         assert!(m.is_sealed(&key), "{what}");
     }
 }
@@ -185,10 +185,10 @@ fn s5_5_a_client_that_stores_twice() {
         write(m.path("key1/metadata.json"), METADATA);
         assert_eq!(read(m.path("key1/outputs/f")), format!("round {round}").as_bytes(), "read back at once");
         if round == 1 {
-            m.ok(&["seal", "key1"]);
+            m.seal(&["key1"]);
         }
     }
-    m.ok(&["seal", "key1"]);
+    m.seal(&["key1"]);
     assert_eq!(read(m.path("key1/outputs/f")), b"round 2");
     assert!(m.events().iter().any(|e| e["event"] == "evicted" && e["why"] == "replaced"));
 }

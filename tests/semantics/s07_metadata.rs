@@ -19,7 +19,7 @@ fn s7_1_found_when_sealed_with_metadata() {
     let dest = m.outside("dest");
     let dest = dest.to_str().expect("plain");
     assert_eq!(m.code(&["restore", "key1", dest]), 3, "a draft is not found");
-    m.ok(&["seal", "key1"]);
+    m.seal(&["key1"]);
     m.ok(&["restore", "key1", dest]);
     assert_eq!(read(m.outside("dest").join("f")), b"x");
 }
@@ -50,7 +50,7 @@ fn s7_3_missing_metadata_is_written() {
     assert_eq!(meta.digest, "key1");
     m.ok(&["restore", "key1", m.outside("dest").to_str().expect("plain")]);
     mkdir(m.path("key2"));
-    m.ok(&["seal", "key2"]);
+    m.seal(&["key2"]);
     assert!(m.path("key2/metadata.json").exists(), "for an empty draft too");
 }
 

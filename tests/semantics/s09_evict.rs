@@ -113,7 +113,7 @@ fn s9_3_s10_1_young_entries_stay_and_creating_is_enospc() {
     assert_eq!(listed(&m).len() as u64, stored, "none was evicted");
     // S10.3 The daemon is well again as soon as space returns, without a restart.
     for i in 0..stored {
-        m.ok(&["evict", &format!("key{i}")]);
+        m.evict(&format!("key{i}"));
     }
     eventually("a new entry to fit", || {
         let _ = fs::remove_dir_all(m.work("again"));
@@ -139,10 +139,10 @@ fn s9_4_shared_blobs() {
         write(out.join("own"), noise(31, MIB));
     });
     eventually("drafts to be gone from the count", || used() < one + 2 * MIB);
-    m.ok(&["evict", "key1"]);
+    m.evict("key1");
     assert!(read(m.path("key2/outputs/other name")) == shared);
     assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
-    m.ok(&["evict", "key2"]);
+    m.evict("key2");
     eventually("every blob to be freed", || files_below(&m.store().join("blobs")).is_empty());
     eventually("the count to fall", || used() < MIB);
 }
