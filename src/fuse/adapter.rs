@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
@@ -17,10 +17,10 @@ use fuser::{
 
 use super::Passthrough;
 use super::backing::Backings;
-use super::convert::{file_attr, file_type, time_of};
+use super::convert::{file_attr, time_of};
 use super::errno::errno;
 use super::jobs::Jobs;
-use crate::vfs::{Attr, Caller, Found, How, Opened, Result, SetAttr, SetTime, VfsError, View, ino};
+use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, SetTime, View, ino};
 
 /// What the handshake found out, for whoever mounts.
 #[derive(Default)]
@@ -38,7 +38,7 @@ pub(super) struct Adapter {
 }
 
 /// Runs an operation; a panic becomes an I/O error.
-fn run<T>(op: impl FnOnce() -> Result<T>) -> std::result::Result<T, Errno> {
+pub(super) fn run<T>(op: impl FnOnce() -> Result<T>) -> std::result::Result<T, Errno> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(op)) {
         Ok(Ok(v)) => Ok(v),
         Ok(Err(e)) => Err(errno(&e)),
@@ -97,9 +97,6 @@ fn open_flags(opened: &Opened) -> FopenFlags {
 }
 
 impl Adapter {
-    /// The first offset of a directory's own items, after `.` and `..`.
-    const DOTS: u64 = 2;
-
     fn is_top_level(a: INodeNo, b: INodeNo) -> bool {
         a.0 <= ino::TRASH && b.0 <= ino::TRASH
     }
@@ -174,7 +171,7 @@ impl fuser::Filesystem for Adapter {
         let drop_setid = size.is_some() && req.uid() != 0;
         let set =
             SetAttr { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time), drop_setid };
-        if self.view.seals_by_chmod(ino.0, &set) {
+        if self.view.replaces(ino.0) || self.view.seals_by_chmod(ino.0, &set) {
             let view = self.view.clone();
             self.jobs.run(move || reply_attr(reply, run(|| view.setattr(ino.0, &set))));
             return;
@@ -199,22 +196,27 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         reply_entry(reply, run(|| self.view.mknod(caller(req), parent.0, name, mode, rdev)));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         reply_entry(reply, run(|| self.view.mkdir(caller(req), parent.0, name, mode)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         reply_empty(reply, run(|| self.view.unlink(parent.0, name)));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         reply_empty(reply, run(|| self.view.rmdir(parent.0, name)));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         reply_entry(reply, run(|| self.view.symlink(caller(req), parent.0, name, target)));
     }
 
@@ -228,6 +230,8 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
+        let Some(reply) = self.unless_replaced(newparent, reply) else { return };
         let (who, flags) = (caller(req), flags.bits());
         if Self::is_top_level(parent, newparent) {
             let (view, name, newname) = (self.view.clone(), name.to_owned(), newname.to_owned());
@@ -239,6 +243,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let Some(reply) = self.unless_replaced(newparent, reply) else { return };
         reply_entry(reply, run(|| self.view.link(ino.0, newparent.0, newname)));
     }
 
@@ -248,6 +253,9 @@ impl fuser::Filesystem for Adapter {
             reply.error(Errno::ENOSYS);
             return;
         }
+        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        let reply = if writes { self.unless_replaced(ino, reply) } else { Some(reply) };
+        let Some(reply) = reply else { return };
         let opened = match run(|| self.view.open(caller(req), ino.0, flags.0)) {
             Ok(o) => o,
             Err(e) => return reply.error(e),
@@ -272,6 +280,7 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let Some(reply) = self.unless_replaced(parent, reply) else { return };
         let (found, opened) = match run(|| self.view.create(caller(req), parent.0, name, mode, flags)) {
             Ok(made) => made,
             Err(e) => return reply.error(e),
@@ -381,27 +390,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let filled = run(|| {
-            for (at, name) in [(1, "."), (2, "..")] {
-                if offset < at && reply.add(ino, at, fuser::FileType::Directory, name) {
-                    return Ok(());
-                }
-            }
-            let mut from = offset.saturating_sub(Self::DOTS);
-            loop {
-                let items = self.view.readdir(ino.0, fh.0, from)?;
-                let Some(last) = items.last() else { return Ok(()) };
-                from = last.next;
-                for i in &items {
-                    // A listing must not say 0: that means 'deleted' to old readers.
-                    let number = INodeNo(if i.ino == 0 { u64::MAX >> 1 } else { i.ino });
-                    let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
-                    if reply.add(number, i.next + Self::DOTS, file_type(i.kind), name) {
-                        return Ok(());
-                    }
-                }
-            }
-        });
+        let filled = run(|| self.list(ino, fh.0, offset, &mut reply));
         match filled {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
@@ -417,61 +406,7 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let who = caller(req);
-        let filled = run(|| {
-            let own = self.view.getattr(ino.0)?;
-            for (at, name) in [(1, "."), (2, "..")] {
-                if offset < at
-                    && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), Generation(0))
-                {
-                    return Ok(());
-                }
-            }
-            let mut from = offset.saturating_sub(Self::DOTS);
-            let mut counted = false;
-            loop {
-                let items = match self.view.readdir(ino.0, fh.0, from) {
-                    // The kernel must hear of what was counted for it; its next call fails.
-                    Err(_) if counted => return Ok(()),
-                    items => items?,
-                };
-                let Some(last) = items.last() else { return Ok(()) };
-                from = last.next;
-                for i in &items {
-                    let found = match self.view.look_up_item(who, ino.0, i) {
-                        Ok(f) => f,
-                        // Removed between: not there.
-                        Err(VfsError::NotFound | VfsError::Draft(nix::errno::Errno::ENOENT)) => continue,
-                        // One that cannot be opened hides no others: number 0 says that nothing is known of it.
-                        Err(e) => {
-                            let code = errno(&e).code();
-                            tracing::debug!(name = %i.name.escape_ascii(), code, "listed without attributes");
-                            let attr = file_attr(&Attr { ino: 0, kind: i.kind, ..own.attr });
-                            let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
-                            let next = i.next + Self::DOTS;
-                            if reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0)) {
-                                return Ok(());
-                            }
-                            continue;
-                        }
-                    };
-                    counted = true;
-                    let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&i.name);
-                    let ttl = found.attr_ttl.min(found.name_ttl);
-                    if reply.add(
-                        INodeNo(found.attr.ino),
-                        i.next + Self::DOTS,
-                        name,
-                        &ttl,
-                        &file_attr(&found.attr),
-                        Generation(found.generation),
-                    ) {
-                        // It did not fit, so the kernel will not know it.
-                        self.view.forget(found.attr.ino, 1);
-                        return Ok(());
-                    }
-                }
-            }
-        });
+        let filled = run(|| self.list_with_attributes(who, ino, fh.0, offset, &mut reply));
         match filled {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
@@ -523,6 +458,7 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let Some(reply) = self.unless_replaced(ino, reply) else { return };
         reply_empty(reply, run(|| self.view.set_xattr(ino.0, name, value, flags)));
     }
 
@@ -535,6 +471,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(reply) = self.unless_replaced(ino, reply) else { return };
         reply_empty(reply, run(|| self.view.remove_xattr(ino.0, name)));
     }
 

@@ -9,7 +9,9 @@ mod backing;
 mod convert;
 mod errno;
 mod jobs;
+mod listing;
 mod notify;
+mod replace;
 mod session;
 
 pub use session::{Mounted, mount};

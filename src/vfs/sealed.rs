@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::writers::Writers;
-use super::{Overwrite, Result, VfsError, View, ino};
+use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::{CacheError, Entry};
 use crate::model::RecordKind;
 use crate::store::PACK_LIMIT;
@@ -126,6 +126,20 @@ impl View {
             && set.atime.is_none_or(same_time)
             && set.mtime.is_none_or(same_time);
         if same { Ok(found) } else { Err(self.refuse_change(&r.entry)) }
+    }
+
+    /// Whether a change of `ino` would begin a replacement, which takes time.
+    pub fn replaces(&self, ino: Ino) -> bool {
+        let replacing = self.options.overwrite == Overwrite::Replace && !self.read_only();
+        replacing && matches!(self.target(ino), Ok(Target::Sealed(_)))
+    }
+
+    /// Makes the draft that takes changes of the sealed entry of `ino`, if there is none yet.
+    pub fn replace(&self, ino: Ino) -> Result<()> {
+        match self.target(ino)? {
+            Target::Sealed(r) => Err(self.refuse_change(&r.entry)),
+            _ => Ok(()),
+        }
     }
 
     /// Why a sealed entry cannot change: read-only, or (with `--overwrite replace`) stale, after
