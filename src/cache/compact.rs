@@ -88,6 +88,8 @@ impl Cache {
                     }
                     from.push(pack);
                 }
+                // Evicted since the index was asked: nothing is damaged, nothing is left to move.
+                Err(StoreError::Missing { .. }) if self.inner.index.pack_blobs(pack)?.is_empty() => {}
                 Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
                     let what = format!("a pack, noticed when it was compacted: {e}");
                     self.note(EventKind::Damaged { what }, None, false);

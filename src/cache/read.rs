@@ -11,6 +11,9 @@ use super::{Cache, CacheError, Entry, LeaseKind, Result, at};
 use crate::model::{BlobHash, EntryKey, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
 
+/// A blob that moves more often while it is read is lost rather than moving.
+const MOVES: u32 = 8;
+
 impl Cache {
     /// Was this blob found damaged while this cache was open?
     pub(super) fn is_damaged(&self, hash: &BlobHash) -> bool {
@@ -67,14 +70,14 @@ impl Entry {
             .ok_or_else(|| CacheError::NoFile { key: self.row.key.clone(), path: format!("record {record}") })
     }
 
-    /// Does `work` where the blob lies, once more after asking the index if it has moved.
+    /// Does `work` where the blob lies, again after asking the index if it has moved.
     fn at_location<T>(
         &self,
         record: u32,
         hash: &BlobHash,
         mut work: impl FnMut(Location) -> std::result::Result<T, StoreError>,
     ) -> Result<T> {
-        let mut asked = false;
+        let (mut asked, mut moves) = (false, 0);
         loop {
             let missing = match self.location(record).map(&mut work) {
                 Some(Ok(done)) => return Ok(done),
@@ -98,11 +101,14 @@ impl Entry {
                     path: self.cache.inner.store.root().to_owned(),
                 },
             };
-            if asked {
+            let before = self.location(record);
+            self.relocate()?;
+            moves += 1;
+            // Compaction may have moved it again meanwhile.
+            if self.location(record) == before && asked || moves > MOVES {
                 self.damaged(record, hash, &missing)?;
                 return Err(missing.into());
             }
-            self.relocate()?;
             asked = true;
         }
     }
