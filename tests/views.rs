@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::trace::Trace;
 use common::*;
 
 /// `MNT/ab/cd/abcd…/`: the same entries under cuenv's sharded path (found, not listed).

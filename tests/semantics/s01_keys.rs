@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::common::trace::Trace;
 use crate::common::*;
 
 /// S1.1 `mkdir MNT/KEY` starts a draft in place; everybody who uses the view sees it, and all
