@@ -3,7 +3,8 @@
 //!
 //! Both files are conveniences: a missing or damaged one is as good as none.
 
-use std::os::unix::fs::MetadataExt;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::mountpoint;
@@ -23,7 +24,10 @@ pub(super) fn write(store: &Path, name: &str, what: &impl serde::Serialize) {
     let path = store.join(name);
     let written = serde_json::to_vec(what).map_err(std::io::Error::other).and_then(|bytes| {
         let aside = store.join(format!("{name}.new"));
-        std::fs::write(&aside, bytes)?;
+        // The daemon's umask is 0.
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        file.write_all(&bytes)?;
         std::fs::rename(&aside, &path)
     });
     if let Err(e) = written {
@@ -78,6 +82,7 @@ mod tests {
         assert_eq!(stored_limits(dir.path()), LimitFlags::default());
         let limits = LimitFlags { entries: Some(3), ..LimitFlags::of(&crate::cache::Limits::default()) };
         remember_limits(dir.path(), &limits);
+        assert_eq!(std::fs::metadata(dir.path().join(LIMITS)).unwrap().mode() & 0o077, 0);
         assert_eq!(stored_limits(dir.path()), limits);
         std::fs::write(dir.path().join(LIMITS), "{").unwrap();
         assert_eq!(stored_limits(dir.path()), LimitFlags::default());
