@@ -19,14 +19,11 @@ fn c(bytes: &OsStr) -> Result<CString> {
     CString::new(bytes.as_bytes()).map_err(|_| Errno::EINVAL)
 }
 
-/// The value of an extended attribute.
-pub fn get_xattr(path: &Path, name: &OsStr) -> Result<Vec<u8>> {
-    let (path, name) = (c(path.as_os_str())?, c(name)?);
+/// Calls `read` with a buffer that grows once, to the largest that Linux fills.
+fn read_all(read: impl Fn(&mut [u8]) -> isize) -> Result<Vec<u8>> {
     let mut buf = vec![0u8; 1024];
     loop {
-        // SAFETY: both strings end in NUL and the buffer has the length given.
-        let n = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
-        match Errno::result(n) {
+        match Errno::result(read(&mut buf)) {
             Ok(n) => {
                 buf.truncate(n as usize);
                 return Ok(buf);
@@ -37,22 +34,20 @@ pub fn get_xattr(path: &Path, name: &OsStr) -> Result<Vec<u8>> {
     }
 }
 
+/// The value of an extended attribute.
+pub fn get_xattr(path: &Path, name: &OsStr) -> Result<Vec<u8>> {
+    let (path, name) = (c(path.as_os_str())?, c(name)?);
+    // SAFETY: both strings end in NUL and the buffer has the length given.
+    read_all(|buf| unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+    })
+}
+
 /// The names of all extended attributes, each followed by NUL.
 pub fn list_xattr(path: &Path) -> Result<Vec<u8>> {
     let path = c(path.as_os_str())?;
-    let mut buf = vec![0u8; 1024];
-    loop {
-        // SAFETY: the string ends in NUL and the buffer has the length given.
-        let n = unsafe { libc::listxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
-        match Errno::result(n) {
-            Ok(n) => {
-                buf.truncate(n as usize);
-                return Ok(buf);
-            }
-            Err(Errno::ERANGE) if buf.len() < 65536 => buf.resize(65536, 0),
-            Err(e) => return Err(e),
-        }
-    }
+    // SAFETY: the string ends in NUL and the buffer has the length given.
+    read_all(|buf| unsafe { libc::listxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) })
 }
 
 /// Sets an extended attribute; `flags` as in setxattr(2).
