@@ -394,3 +394,22 @@ fn a_directory_moved_in_another_view() {
     let below = format!("/proc/self/fd/{}/f", dir.as_raw_fd());
     assert_eq!(read(below), b"content");
 }
+
+/// A file that another view has moved, and replaced at its old name, does not become the new one when
+/// the draft is sealed.
+#[test]
+fn a_file_moved_in_another_view_stays_itself() {
+    need_fuse();
+    let mut m = Mount::new();
+    let other = m.add_view("other", &[]);
+    mkdir(m.path("key1"));
+    write(m.path("key1/f"), "the old content");
+    let file = fs::File::open(other.join("key1/f")).expect("open");
+    fs::rename(m.path("key1/f"), m.path("key1/g")).expect("rename");
+    write(m.path("key1/f"), "new");
+    m.seal(&["key1"]);
+    assert_eq!(file.metadata().expect("stat").len(), 15, "the open file is what it was");
+    eventually("the other view shows what was sealed", || {
+        read(other.join("key1/f")) == b"new" && read(other.join("key1/g")) == b"the old content"
+    });
+}

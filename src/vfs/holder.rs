@@ -56,7 +56,8 @@ impl Holder for View {
 
     fn sealed(&self, draft: &Draft, entry: &Entry) {
         // What the kernel knows must not hold the entry more than other look-ups do.
-        self.nodes.convert(draft, &entry.held_as(LeaseKind::View));
+        let alone = self.cache.holders().len() < 2;
+        self.nodes.convert(draft, &entry.held_as(LeaseKind::View), &|node| alone || self.reach.stands(node));
         self.reach.clear();
         self.note_root_change();
     }

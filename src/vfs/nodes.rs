@@ -369,7 +369,9 @@ impl Nodes {
 
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
     /// it stay as they are: they live on through their descriptors.
-    pub fn convert(&self, draft: &Draft, entry: &Entry) {
+    /// `stands` says whether a node is still what its known names lead to: another view may have
+    /// moved it, and have put something else there.
+    pub fn convert(&self, draft: &Draft, entry: &Entry, stands: &dyn Fn(&Arc<DraftNode>) -> bool) {
         // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
         // that are looked up between are found by another round.
         loop {
@@ -387,7 +389,8 @@ impl Nodes {
                 return;
             }
             for batch in nodes.chunks(256) {
-                let records: Vec<_> = batch.iter().map(|n| n.record_in(entry)).collect();
+                let records: Vec<_> =
+                    batch.iter().map(|n| n.record_in(entry).filter(|_| stands(n))).collect();
                 let mut t = self.table.write();
                 for (node, record) in batch.iter().zip(records) {
                     t.drop_backing(node);
