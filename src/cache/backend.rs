@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::import::hostname;
+use super::here::host_name;
 use super::put::{Log, made_attrs, metadata, plan_beside};
 use super::stash::Stash;
 use super::walk::{From, Plan};
@@ -159,7 +159,7 @@ impl CacheBackend for Cache {
         let origin = Origin {
             how: "library".into(),
             uid: nix::unistd::getuid().as_raw(),
-            host: hostname(),
+            host: host_name(),
             source: String::new(),
         };
         let mut metadata = metadata(&key, &facts);

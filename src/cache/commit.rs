@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::compare::first_difference;
 use super::content::Storer;
-use super::draft::now_ns;
+use super::here::now_ns;
 use super::put::{made_attrs, metadata};
 use super::stash::Stash;
 use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};

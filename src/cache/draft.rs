@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::background::Job;
+use super::here::now_ns;
 use super::ingest::{FileId, Memory};
 use super::seal::Prepared;
 use super::stash::Stash;
@@ -55,11 +56,6 @@ pub enum Stage {
 /// Held by whoever changes a draft's tree.
 pub struct Gate<'a> {
     _shared: parking_lot::RwLockReadGuard<'a, Stage>,
-}
-
-/// Nanoseconds since 1970.
-pub(super) fn now_ns() -> i64 {
-    jiff::Timestamp::now().as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 impl std::fmt::Debug for Draft {
@@ -343,14 +339,11 @@ impl Cache {
             draft.going.store(true, Ordering::Release);
             *stage = Stage::Gone;
         }
-        let key = match draft.place() {
-            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
-            _ => None,
-        };
+        let place = draft.place();
         self.forget_draft(draft, Vec::new());
-        if !matches!(draft.place(), DraftPlace::Native { .. }) {
+        if !matches!(place, DraftPlace::Native { .. }) {
             let event = EventKind::DraftDropped { draft: draft.name(), why: why.to_owned() };
-            self.inner.store.append_event(event, key.as_ref(), false)?;
+            self.inner.store.append_event(event, place.key(), false)?;
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ impl Cache {
         let origin = Origin {
             how: "import".into(),
             uid: nix::unistd::getuid().as_raw(),
-            host: hostname(),
+            host: super::here::host_name(),
             source: src.display().to_string(),
         };
         let request = SealRequest { key: key.clone(), origin, inferred: false, replace: false };
@@ -110,11 +110,6 @@ impl Cache {
         each(&key);
         Ok(())
     }
-}
-
-/// This machine's name, as far as it has one.
-pub(super) fn hostname() -> String {
-    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The directories in `dir`, sorted; symlinks are not followed.

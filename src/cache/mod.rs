@@ -22,6 +22,7 @@ mod evict;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;
+mod here;
 mod import;
 mod ingest;
 mod lease;
@@ -52,6 +53,7 @@ pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, Cach
 pub use draft::{Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
+pub(crate) use here::{host_name, now_ns};
 pub use import::{ImportReport, Skipped};
 pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
 pub use lookup::{Lookup, Miss};

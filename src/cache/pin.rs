@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
-use super::draft::now_ns;
 use super::fsck::path_of;
+use super::here::now_ns;
 use super::{Cache, CacheError, LeaseKind, Result};
 use crate::model::{EntryKey, EventKind, ManifestHash};
 use crate::store::{Pin, Rejection, Store, StoreError};

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::draft::now_ns;
 use super::evict::Outcome;
+use super::here::now_ns;
 use super::{Cache, CacheError, Result, Usage};
 use crate::index::EntryRow;
 use crate::model::EntryKey;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::content::{PATIENCE, Storer};
-use super::draft::now_ns;
+use super::here::now_ns;
 use super::ingest::Memory;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::draft::now_ns;
+use super::here::now_ns;
 use super::{Inner, Result};
 
 /// Entries whose last access is kept in memory.

@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::draft::now_ns;
+use super::here::now_ns;
 use super::{Cache, Result};
 use crate::model::{BlobHash, EventKind, ManifestHash};
 use crate::store::{Location, StoreError};

@@ -18,7 +18,6 @@ use super::draft::Stage;
 use super::walk::{Metafile, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed};
 use crate::model::{BlobHash, EntryKey, Metadata};
-use crate::store::DraftPlace;
 
 /// Everything of an entry but its commit, as of a generation of its draft.
 pub(super) struct Prepared {
@@ -189,9 +188,7 @@ impl Cache {
         };
         for holder in self.holders() {
             holder.changed(entry.key());
-            if let DraftPlace::InPlace { key } | DraftPlace::Replace { key } = &place
-                && key != entry.key()
-            {
+            if let Some(key) = place.key().filter(|k| *k != entry.key()) {
                 holder.changed(key);
             }
         }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::draft::now_ns;
 use super::evict::Condemned;
+use super::here::now_ns;
 use super::pin::Verdicts;
 use super::pressure::Suspect;
 use super::recent::Recent;

@@ -262,7 +262,7 @@ impl fuser::Filesystem for Adapter {
         };
         let id = match &opened.how {
             How::Backing(file) => self.backings.open(ino.0, file, |f| reply.open_backing(f)),
-            How::Keep | How::Cached => self.backings.join(ino.0),
+            How::Keep => self.backings.join(ino.0),
         };
         match id {
             Some(id) => reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &id),
@@ -288,7 +288,7 @@ impl fuser::Filesystem for Adapter {
         let (attr, fh) = (file_attr(&found.attr), FileHandle(opened.fh));
         let id = match &opened.how {
             How::Backing(file) => self.backings.open(found.attr.ino, file, |f| reply.open_backing(f)),
-            How::Keep | How::Cached => None,
+            How::Keep => None,
         };
         match id {
             // The kernel takes one time to live for both; the attributes' is the shorter.

@@ -154,6 +154,16 @@ pub enum DraftPlace {
     },
 }
 
+impl DraftPlace {
+    /// The key it is for, where one is known before it is sealed.
+    pub fn key(&self) -> Option<&EntryKey> {
+        match self {
+            DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
+            DraftPlace::Work { .. } | DraftPlace::Native { .. } => None,
+        }
+    }
+}
+
 /// A pin's file content.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Pin {

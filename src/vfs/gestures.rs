@@ -22,8 +22,8 @@ use super::nodes::DraftNode;
 use super::reach::identity;
 use super::types::{Caller, Found, Ino, SetAttr};
 use super::writers::Writers;
-use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
-use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed};
+use super::{Overwrite, Result, Target, VfsError, View, ino};
+use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed, host_name, now_ns};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
@@ -112,11 +112,6 @@ impl Publishing {
 pub(super) enum TopLevel {
     Draft(Arc<Draft>),
     Sealed(Entry),
-}
-
-/// This machine's name, for the record.
-fn host_name() -> String {
-    nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 impl View {
@@ -288,7 +283,7 @@ impl View {
             return false;
         }
         let Ok(Target::Draft(node)) = self.target(ino) else { return false };
-        node.top && draft_key(&node.draft).is_some() && reads_metadata(&node.draft)
+        node.top && node.draft.place().key().is_some() && reads_metadata(&node.draft)
     }
 
     pub(super) fn seal_by_chmod(&self, node: &Arc<DraftNode>) -> Result<()> {
@@ -296,7 +291,7 @@ impl View {
     }
 
     fn seal_in_place(&self, draft: &Arc<Draft>, how: &str, inferred: bool) -> Result<()> {
-        let key = draft_key(draft).ok_or(VfsError::Invalid)?;
+        let key = draft.place().key().cloned().ok_or(VfsError::Invalid)?;
         let replace = self.options.overwrite == Overwrite::Replace;
         let origin = Origin { how: how.into(), uid: self.owner.0, host: host_name(), source: String::new() };
         self.cache.seal(draft, SealRequest { key, origin, inferred, replace })?;
@@ -318,7 +313,7 @@ impl View {
         let Some(quiet) = self.options.seal_quiet else { return };
         let quiet = i64::try_from(quiet.as_nanos()).unwrap_or(i64::MAX);
         for draft in self.cache.drafts() {
-            let due = draft_key(&draft).is_some()
+            let due = draft.place().key().is_some()
                 && draft.writers() == 0
                 && now_ns().saturating_sub(draft.changed_at_ns()) >= quiet
                 && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
@@ -332,14 +327,6 @@ impl View {
         let live: std::collections::HashSet<_> =
             self.cache.drafts().iter().map(|d| d.id().to_owned()).collect();
         born_here.retain(|id, _| live.contains(id));
-    }
-}
-
-/// The key an in-place draft is for.
-fn draft_key(draft: &Draft) -> Option<EntryKey> {
-    match draft.place() {
-        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key),
-        _ => None,
     }
 }
 

@@ -40,7 +40,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Entry, LeaseKind};
+use crate::cache::{Cache, Entry, LeaseKind, now_ns};
 use crate::model::EntryKey;
 use nodes::{DraftNode, Nodes};
 use reach::Reach;
@@ -206,10 +206,4 @@ impl Drop for View {
             }
         }
     }
-}
-
-/// Nanoseconds since 1970.
-fn now_ns() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }

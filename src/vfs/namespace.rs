@@ -1,7 +1,7 @@
 //! Names: what a name means in each kind of directory, and making and removing names.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::nodes::{DraftAt, Node};
 use super::reach::{identity, proc_path};
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
 use super::writers::Writers;
-use super::{Overwrite, Result, Target, VfsError, View, ino, now_ns};
-use crate::cache::{Draft, LeaseKind};
+use super::{Overwrite, Result, Target, VfsError, View, ino};
+use crate::cache::{Draft, LeaseKind, now_ns};
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
 
@@ -33,6 +33,12 @@ fn shard_part(name: &OsStr, first: bool) -> Option<[u8; 2]> {
 fn key_of_shard(shard: [u8; 4], name: &OsStr) -> Result<EntryKey> {
     let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
     if key.as_str().as_bytes()[..4] == shard { Ok(key) } else { Err(VfsError::NotFound) }
+}
+
+/// A descriptor of a draft's top directory that outlives the draft.
+fn own_top(draft: &Draft) -> Result<OwnedFd> {
+    let own = draft.tree().try_clone_to_owned();
+    Ok(own.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?)
 }
 
 impl View {
@@ -111,10 +117,7 @@ impl View {
         let st = fstat(draft.tree())?;
         let fd = match self.nodes.draft(identity(&st)).and_then(|n| n.descriptor()) {
             Some(fd) => fd,
-            None => {
-                let own = draft.tree().as_fd().try_clone_to_owned();
-                Arc::new(own.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?)
-            }
+            None => Arc::new(own_top(draft)?),
         };
         let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
         // Found as a draft and sealed meanwhile: a node made after the others were turned into records
@@ -146,8 +149,7 @@ impl View {
         let draft = self.cache.create_draft(place)?;
         self.born_here.lock().insert(draft.id().to_owned(), Writers::default());
         self.note_writer(caller, &draft);
-        let top = draft.tree().try_clone_to_owned();
-        let top = top.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        let top = own_top(&draft)?;
         let path = proc_path(&top);
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (0, 0) {
             nix::unistd::chown(&path, Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(caller.gid)))?;

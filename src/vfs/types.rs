@@ -141,9 +141,7 @@ pub struct SetAttr {
 pub enum How {
     /// Its pages may stay in the page cache for good.
     Keep,
-    /// Through this view, with the page cache.
-    Cached,
-    /// By the kernel on this file, where it can; else as `Cached`.
+    /// By the kernel on this file, where it can; else through this view, with the page cache.
     Backing(Arc<OwnedFd>),
 }
 

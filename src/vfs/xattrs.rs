@@ -15,8 +15,6 @@ use super::reach::proc_path;
 use super::sealed::SealedRef;
 use super::types::{Ino, Kind};
 use super::{Result, Target, VfsError, View, sys};
-use crate::cache::Draft;
-use crate::store::DraftPlace;
 
 const KEY: &[u8] = b"user.outfs.key";
 const STATE: &[u8] = b"user.outfs.state";
@@ -24,13 +22,6 @@ const BLAKE3: &[u8] = b"user.outfs.blake3";
 const RESIDENCY: &[u8] = b"user.outfs.residency";
 /// Names that belong to outfs.
 const OWN: &[u8] = b"user.outfs.";
-
-fn draft_key(draft: &Draft) -> Option<String> {
-    match draft.place() {
-        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key.as_str().to_owned()),
-        DraftPlace::Work { .. } | DraftPlace::Native { .. } => None,
-    }
-}
 
 impl View {
     /// The value of an extended attribute.
@@ -73,7 +64,10 @@ impl View {
         match name {
             STATE => Ok(b"draft".to_vec()),
             RESIDENCY => Ok(b"local".to_vec()),
-            KEY => draft_key(&node.draft).map(String::into_bytes).ok_or(VfsError::NoAttribute),
+            KEY => {
+                let place = node.draft.place();
+                place.key().map(|k| k.as_str().into()).ok_or(VfsError::NoAttribute)
+            }
             BLAKE3 if node.kind == Kind::File => self.draft_hash(node),
             _ => Err(VfsError::NoAttribute),
         }

@@ -45,10 +45,7 @@ pub(super) fn seal(
     let shown = String::from_utf8_lossy(name);
     let draft = find_draft(cache, name).ok_or_else(|| CacheError::NoDraft(shown.clone().into_owned()))?;
     let place = draft.place();
-    let own = match &place {
-        DraftPlace::InPlace { key } | DraftPlace::Replace { key } => Some(key.clone()),
-        DraftPlace::Work { .. } | DraftPlace::Native { .. } => None,
-    };
+    let own = place.key().cloned();
     let key = match (key, own) {
         (Some(asked), Some(own)) if asked != own => {
             return Err(Failure::new(

@@ -7,10 +7,8 @@ mod content;
 mod entries;
 mod upkeep;
 
-use std::sync::OnceLock;
-
 use super::{Channel, Failure, Kind, Reply, Request};
-use crate::cache::{Cache, Entry, LeaseKind, Lookup, Miss};
+use crate::cache::{Cache, Entry, LeaseKind, Lookup, Miss, host_name};
 use crate::model::EntryKey;
 use crate::model::manifest::Origin;
 
@@ -28,16 +26,8 @@ impl Caller {
     }
 
     fn origin(&self, how: &str, source: &str) -> Origin {
-        Origin { how: how.into(), uid: self.uid, host: host_name().into(), source: source.into() }
+        Origin { how: how.into(), uid: self.uid, host: host_name(), source: source.into() }
     }
-}
-
-fn host_name() -> &'static str {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| {
-        nix::sys::utsname::uname()
-            .map_or_else(|_| String::new(), |u| u.nodename().to_string_lossy().into_owned())
-    })
 }
 
 /// Answers one request.
