@@ -352,7 +352,7 @@ fn a_lost_index_gives_back_everything() {
     p.ok(&["pin", "key1"]);
     let before = p.json(&["show", "key1"]);
     let events = p.json(&["events"]).len();
-    for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+    for name in ["index.sqlite", "index.sqlite-wal"] {
         let _ = fs::remove_file(p.path("store").join(name));
     }
     let after = p.json(&["show", "key1"]);

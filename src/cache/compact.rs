@@ -5,7 +5,7 @@
 //! Blobs without references move too: somebody may have reserved them. A pack in which a
 //! blob is damaged stays for fsck.
 
-use super::{Cache, Result};
+use super::{Cache, CacheError, Result};
 use crate::index::{BlobRow, PackRow};
 use crate::model::{BlobHash, EventKind};
 use crate::store::{Location, PackId, StoreError};
@@ -46,6 +46,17 @@ impl Cache {
             after = next;
         }
         Ok(())
+    }
+
+    /// The same, where a disk too full for a new pack is no failure: it is done when there is room.
+    pub(super) fn compact_if_there_is_room(&self) -> Result<()> {
+        match self.compact() {
+            Err(CacheError::NoSpace(why)) => {
+                tracing::warn!("packs are not compacted yet: {why}");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Compacts the sparse ones among the next packs; where to go on, `None` after the last.

@@ -101,12 +101,24 @@ pub enum CacheError {
     Store(StoreError),
     /// The index failed.
     #[error(transparent)]
-    Index(#[from] IndexError),
+    Index(IndexError),
 }
 
 impl From<StoreError> for CacheError {
     fn from(e: StoreError) -> Self {
         if e.is_no_space() { CacheError::NoSpace(e.to_string()) } else { CacheError::Store(e) }
+    }
+}
+
+impl From<IndexError> for CacheError {
+    fn from(e: IndexError) -> Self {
+        if e.is_no_space() {
+            CacheError::NoSpace(
+                "the disk is full; free some space, or evict entries ('outfs evict', 'outfs gc')".into(),
+            )
+        } else {
+            CacheError::Index(e)
+        }
     }
 }
 

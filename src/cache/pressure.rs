@@ -112,7 +112,7 @@ impl Cache {
             }
             let round = self.evict_round(&goal, false, "lru")?;
             if round.evicted.iter().any(|(_, o)| o.dead > 0) && round.bytes() >= goal.bytes {
-                self.compact()?;
+                self.compact_if_there_is_room()?;
             }
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
             if round.evicted.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {
@@ -213,7 +213,7 @@ impl Cache {
             self.drop_idle_drafts()?;
             let unreferenced = self.inner.index.unreferenced(1_000_000)?;
             self.free_blobs(unreferenced)?;
-            self.compact()?;
+            self.compact_if_there_is_room()?;
             report.freed = report.freed.max(usage.used.saturating_sub(self.usage()?.used));
         }
         report.used = self.usage()?.used;

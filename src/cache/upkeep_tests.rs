@@ -396,7 +396,7 @@ fn a_lost_index_is_made_anew() {
     let epoch = f.cache().index().epoch();
     let events = f.events().len();
     f.reopen(|store| {
-        for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        for name in ["index.sqlite", "index.sqlite-wal"] {
             let _ = std::fs::remove_file(store.join(name));
         }
     });

@@ -7,6 +7,7 @@
 
 mod read;
 mod schema;
+mod spare;
 #[cfg(test)]
 pub(crate) mod tests;
 mod write;
@@ -56,6 +57,14 @@ pub enum IndexError {
     /// The writer thread is gone.
     #[error("the index was closed")]
     Closed,
+}
+
+impl IndexError {
+    /// The disk is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, IndexError::Sqlite { source: rusqlite::Error::SqliteFailure(e, _), .. }
+            if e.code == rusqlite::ErrorCode::DiskFull)
+    }
 }
 
 /// An entry as the index knows it.

@@ -56,6 +56,10 @@ const MIGRATIONS: [&str; VERSION as usize] = ["
         logical_bytes INTEGER NOT NULL);
 "];
 
+/// One process has the index, as it has the store: what its connections share is kept in memory, and not
+/// in a file that a full disk would have no room for.
+const VFS: &std::ffi::CStr = c"unix-excl";
+
 /// Who uses a connection; decides its page cache.
 pub(super) enum Role {
     Writer,
@@ -68,7 +72,7 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         Role::Writer => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         Role::Reader => OpenFlags::SQLITE_OPEN_READ_WRITE,
     };
-    let db = Connection::open_with_flags(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let db = Connection::open_with_flags_and_vfs(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX, VFS)?;
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(32);
     db.pragma_update(None, "mmap_size", 0)?;

@@ -53,12 +53,9 @@ impl Index {
         self.changes.load(Ordering::SeqCst)
     }
 
-    fn changing<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    fn changing<T: Send + 'static>(&self, change: impl FnOnce(&Writer) -> Result<T>) -> Result<T> {
         self.changes.fetch_add(1, Ordering::SeqCst);
-        let result = self.writer.run(job);
+        let result = change(&self.writer);
         self.changes.fetch_add(1, Ordering::SeqCst);
         result
     }
@@ -83,13 +80,13 @@ impl Index {
     /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
     pub fn commit(&self, new: NewEntry) -> Result<Commit> {
         let last_id = self.last_id.clone();
-        self.changing(move |db| commit(db, &new, &last_id))
+        self.changing(|w| w.run(move |db| commit(db, &new, &last_id)))
     }
 
     /// Adds many entries in one transaction: all or, on an error, none.
     pub fn commit_all(&self, new: Vec<NewEntry>) -> Result<Vec<Commit>> {
         let last_id = self.last_id.clone();
-        self.changing(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect())
+        self.changing(|w| w.run(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect()))
     }
 
     /// Removes an entry whose distinct blobs are `blobs`, if `manifest` is still its manifest;
@@ -104,7 +101,7 @@ impl Index {
     ) -> Result<Option<Freed>> {
         let (key, manifest) = (key.clone(), *manifest);
         let blobs: Vec<_> = blobs.iter().map(|h| (*h, keep(h))).collect();
-        self.changing(move |db| {
+        let remove = move |db: &Connection| {
             let Some(row) = entry_by_key(db, &key).map_err(sqlite("look up an entry"))? else {
                 return Ok(None);
             };
@@ -122,7 +119,8 @@ impl Index {
             }
             sums.apply(db, &mut freed)?;
             Ok(Some(freed))
-        })
+        };
+        self.changing(|w| w.run_freeing(remove))
     }
 
     /// Rebuilding: takes up blobs that lie in the store, without references, and packs. What is
@@ -157,7 +155,7 @@ impl Index {
     /// Drops those of `hashes` that have a row without references; what that frees. The caller
     /// makes sure that nobody reserves them meanwhile.
     pub fn drop_unreferenced(&self, hashes: Vec<BlobHash>) -> Result<Freed> {
-        self.writer.run(move |db| {
+        self.writer.run_freeing(move |db| {
             let (mut sums, mut freed) = (Sums::default(), Freed::default());
             for hash in &hashes {
                 drop_if_unreferenced(db, hash, &mut sums, &mut freed)?;
@@ -176,7 +174,7 @@ impl Index {
         added: Option<(PackId, u64)>,
         from: Vec<PackId>,
     ) -> Result<Vec<(PackId, u64)>> {
-        self.writer.run(move |db| {
+        self.writer.run_freeing(move |db| {
             let (mut sums, mut freed) = (Sums::default(), Freed::default());
             if let Some((id, bytes)) = added {
                 add_pack(db, id, bytes, &mut sums)?;

@@ -2,7 +2,8 @@
 //!
 //! Invariants: jobs that wait together run in one transaction, each in a savepoint of its own,
 //! so that one that fails takes nothing back from the others; a caller gets its answer only
-//! after the transaction is on disk, and every caller gets one.
+//! after the transaction is on disk, and every caller gets one. On a full disk a job that frees something is
+//! tried again at the cost of the spare.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
-use rusqlite::{Connection, ffi};
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::read::Readers;
+use super::spare::Spare;
 use super::{IndexError, Result, schema, sqlite};
 
 /// The most jobs of one transaction: bounds how long the first of them waits.
@@ -20,8 +22,13 @@ const GROUP: usize = 512;
 
 /// Tells a caller how its job ended, given what became of the transaction.
 type Finish = Box<dyn FnOnce(Option<IndexError>) + Send>;
-/// Without a connection (the transaction is lost already) a job only prepares its answer.
-type Job = Box<dyn FnOnce(Option<&Connection>) -> Finish + Send>;
+/// A job; it may run twice, the second time after the first transaction failed.
+struct Job {
+    /// Without a connection (the transaction is lost already) it only prepares its answer.
+    run: Box<dyn FnMut(Option<&Connection>) -> Finish + Send>,
+    /// It lets something be deleted: worth the spare.
+    frees: bool,
+}
 
 enum Message {
     Job(Job),
@@ -40,7 +47,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(db: Connection, file: &Path, readers: Arc<Readers>) -> Result<Writer> {
         let (jobs, inbox) = unbounded();
-        let state = Thread { db, file: file.to_owned(), readers };
+        let state = Thread { db, file: file.to_owned(), readers, spare: Spare::beside(file) };
         let thread = std::thread::Builder::new()
             .name("outfs-index".into())
             .spawn(move || state.run(&inbox))
@@ -56,17 +63,34 @@ impl Writer {
     /// Runs `job` on the writer thread and waits until it is on disk.
     pub(super) fn run<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        job: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.submit(false, job)
+    }
+
+    /// The same for what lets something be deleted: it gets through on a full disk, too.
+    pub(super) fn run_freeing<T: Send + 'static>(
+        &self,
+        job: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.submit(true, job)
+    }
+
+    fn submit<T: Send + 'static>(
+        &self,
+        frees: bool,
+        mut job: impl FnMut(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (answer, wait) = bounded(1);
-        let job: Job = Box::new(move |db| {
-            let result = db.map_or(Err(IndexError::Closed), |db| in_savepoint(db, job));
+        let run = Box::new(move |db: Option<&Connection>| -> Finish {
+            let result = db.map_or(Err(IndexError::Closed), |db| in_savepoint(db, &mut job));
+            let answer = answer.clone();
             Box::new(move |failed| {
                 // A caller that no longer waits needs no answer.
                 let _ = answer.send(failed.map_or(result, Err));
             })
         });
-        self.send(Message::Job(job))?;
+        self.send(Message::Job(Job { run, frees }))?;
         wait.recv().unwrap_or(Err(IndexError::Closed))
     }
 
@@ -101,7 +125,7 @@ impl Drop for Writer {
     }
 }
 
-fn in_savepoint<T>(db: &Connection, job: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+fn in_savepoint<T>(db: &Connection, job: &mut impl FnMut(&Connection) -> Result<T>) -> Result<T> {
     db.execute_batch("SAVEPOINT job").map_err(sqlite("begin a change"))?;
     let result = job(db);
     // After some errors SQLite has taken back the whole transaction, savepoints and all.
@@ -125,6 +149,7 @@ struct Thread {
     db: Connection,
     file: PathBuf,
     readers: Arc<Readers>,
+    spare: Spare,
 }
 
 impl Thread {
@@ -146,7 +171,7 @@ impl Thread {
                 }
             }
             if !group.is_empty() {
-                commit(&self.db, group);
+                commit(&self.db, group, &mut self.spare);
             }
             match other {
                 Some(Message::Reset(answer)) => {
@@ -171,18 +196,49 @@ impl Thread {
         Ok(())
     }
 
-    fn stop(self) -> Result<()> {
+    fn stop(mut self) -> Result<()> {
         self.readers.forget();
-        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sqlite("checkpoint"))?;
-        self.db.close().map_err(|(_, e)| sqlite("close its file")(e))
+        let emptied = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        match emptied.map_err(sqlite("checkpoint")) {
+            // The log stays, and with it what it says.
+            Err(e) if e.is_no_space() => tracing::debug!("the index keeps its log: {e}"),
+            other => other?,
+        }
+        let closed = self.db.close().map_err(|(_, e)| sqlite("close its file")(e));
+        self.spare.keep();
+        closed
     }
 }
 
-fn commit(db: &Connection, group: Vec<Job>) {
+fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare) {
+    let (failed, finish) = attempt(db, &mut group);
+    let answer = |failed: Option<Failed>, finish: Vec<Finish>| {
+        finish.into_iter().for_each(|f| f(failed.as_ref().map(|(op, e)| again(op, e))));
+    };
+    let full = failed.as_ref().is_some_and(|(_, e)| is_for_want_of_space(e));
+    if !full {
+        spare.keep();
+        return answer(failed, finish);
+    }
+    if !(group.iter().any(|j| j.frees) && spare.give_up()) {
+        return answer(failed, finish);
+    }
+    let (retry, lost): (Vec<_>, Vec<_>) = group.into_iter().zip(finish).partition(|(job, _)| job.frees);
+    answer(failed, lost.into_iter().map(|(_, f)| f).collect());
+    let mut retry: Vec<Job> = retry.into_iter().map(|(job, _)| job).collect();
+    let (failed, finish) = attempt(db, &mut retry);
+    answer(failed, finish);
+}
+
+/// Why a transaction failed, and at what.
+type Failed = (&'static str, rusqlite::Error);
+
+/// Runs a group in one transaction.
+fn attempt(db: &Connection, group: &mut [Job]) -> (Option<Failed>, Vec<Finish>) {
     let mut failed = db.execute_batch("BEGIN IMMEDIATE").err().map(|e| ("begin a transaction", e));
     let mut finish = Vec::with_capacity(group.len());
     for job in group {
-        finish.push(job(failed.is_none().then_some(db)));
+        finish.push((job.run)(failed.is_none().then_some(db)));
         if failed.is_none() && db.is_autocommit() {
             let code = ffi::Error::new(ffi::SQLITE_ABORT);
             failed = Some(("keep its transaction", rusqlite::Error::SqliteFailure(code, None)));
@@ -194,7 +250,11 @@ fn commit(db: &Connection, group: Vec<Job>) {
     if failed.is_some() && !db.is_autocommit() {
         let _ = db.execute_batch("ROLLBACK");
     }
-    for f in finish {
-        f(failed.as_ref().map(|(op, e)| again(op, e)));
-    }
+    (failed, finish)
+}
+
+/// The disk is full, or SQLite took back a transaction on its own, which that makes it do.
+fn is_for_want_of_space(e: &rusqlite::Error) -> bool {
+    matches!(e, rusqlite::Error::SqliteFailure(e, _)
+        if e.code == ErrorCode::DiskFull || e.extended_code == ffi::SQLITE_ABORT || e.extended_code == ffi::SQLITE_IOERR_WRITE)
 }

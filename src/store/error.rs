@@ -70,7 +70,11 @@ impl StoreError {
 
     /// The disk or its quota is full.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, StoreError::Io { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)))
+        matches!(self, StoreError::Io { source, .. } if is_no_space(source))
     }
+}
+
+/// The disk or its quota is full.
+pub(super) fn is_no_space(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }

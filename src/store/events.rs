@@ -84,7 +84,11 @@ impl EventLog {
             log.last = Some((first, file, len as u64));
         }
         if after_death {
-            log.go_on_further(events)?;
+            match log.go_on_further(events) {
+                // The next segment that can be made remembers it, or the next owner skips again.
+                Err(e) if e.is_no_space() => log.torn = true,
+                other => other?,
+            }
         }
         Ok(log)
     }

@@ -3,15 +3,18 @@
 //! Purpose: an advisory lock (flock) on the file `lock`, which holds the owner's pid for other
 //! people's error messages. Invariants: the lock goes with the process, however it dies; the
 //! pid is taken out of the file only by an owner that ended in order, so that the next one
-//! knows whether its predecessor did. The lock belongs to the open file description: a
+//! knows whether its predecessor did. It is written in place and blanked out in place, so that a full
+//! disk does not stand in the way. The lock belongs to the open file description: a
 //! process that forks into the background opens the store after the fork.
 //! Must not know: anything else of the store.
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
+use std::io;
 use std::time::Duration;
 
 use super::dir::{Dir, read_whole};
+use super::error::is_no_space;
 use super::{Result, StoreError, port};
 
 pub(super) const LOCK: &str = "lock";
@@ -27,7 +30,7 @@ impl Lock {
     /// Takes the lock of the store in `root`, or says who has it.
     pub fn take(root: &Dir) -> Result<Lock> {
         let name = OsStr::new(LOCK);
-        let file = port::open_append(root.fd(), name).map_err(root.err("open", name))?;
+        let file = port::open_write(root.fd(), name).map_err(root.err("open", name))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -36,16 +39,24 @@ impl Lock {
             Err(TryLockError::Error(e)) => return Err(root.err("lock", name)(e)),
         }
         let before = read_whole(&file).map_err(root.err("read", name))?;
-        port::truncate(&file, 0).map_err(root.err("write", name))?;
-        port::write_all(&file, format!("{}\n", std::process::id()).as_bytes())
-            .map_err(root.err("write", name))?;
-        Ok(Lock { file, after_death: !before.is_empty() })
+        let lock = Lock { file, after_death: !before.trim_ascii().is_empty() };
+        match lock.write(&std::process::id().to_string()) {
+            // It is for messages; where a file system has no room even in place, they do without.
+            Err(e) if is_no_space(&e) => {}
+            other => other.map_err(root.err("write", name))?,
+        }
+        Ok(lock)
     }
 
     /// Says that the owner ended in order. The lock itself goes with the descriptor.
     pub fn closed_in_order(&self) {
         // Best effort: the next owner is merely more careful than it had to be.
-        let _ = port::truncate(&self.file, 0);
+        let _ = self.write("");
+    }
+
+    /// Always as many bytes as the largest pid needs.
+    fn write(&self, pid: &str) -> io::Result<()> {
+        port::write_at(&self.file, format!("{pid:<10}\n").as_bytes(), 0)
     }
 }
 

@@ -112,6 +112,13 @@ pub(super) fn open_append(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File>
     Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
+/// Opens a file for reading and writing in place, creating it (mode 0600) when missing.
+pub(super) fn open_write(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    step()?;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | SAFE;
+    Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
+}
+
 /// Creates a file that must not exist, mode 0600, for reading and writing.
 pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
@@ -186,6 +193,12 @@ pub(super) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
         return Err(e);
     }
     file.write_all(bytes)
+}
+
+/// Writes all of `bytes` at `offset`.
+pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    step()?;
+    file.write_all_at(bytes, offset)
 }
 
 /// Fills `buf` from `offset`, short only at the end of the file.

@@ -72,3 +72,90 @@ fn s10_2_sealing_on_a_full_disk_loses_nothing() {
     }
     m.terminate();
 }
+
+/// Fills the file system to the last byte.
+fn fill(disk: &Mounted) -> std::path::PathBuf {
+    let ballast = disk.0.join("ballast");
+    let mut f = File::create(&ballast).expect("create");
+    for size in [1 << 16, 4096, 1] {
+        while f.write_all(&vec![1; size]).is_ok() {}
+    }
+    let space = nix::sys::statvfs::statvfs(&disk.0).expect("statvfs");
+    assert_eq!(space.blocks_available(), 0, "the disk is full");
+    ballast
+}
+
+/// S10.5 On a disk without a free byte, with a daemon or without, what reads and what frees goes on (`ls`, `show`,
+/// `cat`, `logs`, `restore`, `du`, `evict`, `gc`), and what stores says that there is no space.
+#[test]
+fn s10_5_a_disk_without_a_free_byte() {
+    need_root();
+    for (daemon, died, young) in [
+        (false, false, true),
+        (false, true, true),
+        (true, false, true),
+        (true, true, true),
+        (false, false, false),
+        (true, true, false),
+    ] {
+        let case = format!("daemon {daemon}, died {died}, young {young}");
+        let min_age = if young { "10m" } else { "0s" };
+        let m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", min_age]);
+        let disk = Mounted::tmpfs(&m.outside("disk"), "12M");
+        let mut m = m.store_at(disk.0.join("store"));
+        m.start();
+        for (i, key) in (0..).zip(["key1", "key2", "key3", "key4"]) {
+            m.entry(key, |out| {
+                write(out.join("f"), noise(i, 500_000));
+                (0..30).for_each(|n| write(out.join(format!("s{n}")), noise(100 * i + n, 2000)));
+            });
+        }
+        if died {
+            m.kill9()
+        } else {
+            m.terminate()
+        }
+        if died {
+            detach(m.mnt());
+        }
+        let ballast = fill(&disk);
+        if daemon {
+            m.start();
+            assert!(read(m.path("key1/outputs/f")) == noise(0, 500_000), "reading a mount");
+        }
+        assert_eq!(m.ok(&["ls"]).lines().count(), 4);
+        for args in
+            [&["show", "key1"][..], &["logs", "key1"], &["du", "key1"], &["stats"], &["gc", "--dry-run"]]
+        {
+            m.ok(args);
+        }
+        assert!(m.run(&["cat", "key1", "outputs/f"]).stdout == noise(0, 500_000), "cat");
+        let back = m.outside("back");
+        m.ok(&["restore", "key2", back.to_str().expect("plain")]);
+        assert!(read(back.join("f")) == noise(1, 500_000), "restore");
+
+        fs::create_dir(m.outside("tree")).expect("mkdir");
+        write(m.outside("tree/g"), noise(50, 3_000_000));
+        if young {
+            m.ok(&["gc"]);
+            let put = m.run(&["put", "key5", m.outside("tree").to_str().expect("plain")]);
+            let said = String::from_utf8_lossy(&put.stderr).into_owned();
+            assert!(put.status.code() == Some(1) && said.contains("no room"), "{case}: {said}");
+            m.ok(&["evict", "key4"]);
+        } else {
+            m.ok(&["gc", "--older-than", "0s"]);
+        }
+        assert_eq!(m.code(&["show", "key4"]), 3, "{case}");
+        let free = nix::sys::statvfs::statvfs(&disk.0).expect("statvfs");
+        assert!(free.blocks_available() > 100, "{case}: it frees");
+
+        fs::remove_file(ballast).expect("unlink");
+        m.ok(&["put", "key5", m.outside("tree").to_str().expect("plain")]);
+        assert!(m.run(&["cat", "key5", "outputs/g"]).stdout == noise(50, 3_000_000), "put heals");
+        assert_eq!(m.code(&["fsck", "--verify-data"]), 0, "{case}");
+        if daemon {
+            m.terminate();
+        }
+        assert!(m.store().join("index.spare").exists(), "the spare is there again");
+    }
+}
