@@ -10,7 +10,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+
+use outfs::cache::{Cache, Draft, Entry, Holder, Limits, SealRequest};
+use outfs::fuse;
+use outfs::model::EntryKey;
+use outfs::model::manifest::Origin;
+use outfs::vfs::{View, ViewOptions};
 
 use common::*;
 
@@ -200,4 +207,120 @@ fn replacing_under_readers() {
     let out = m.run(&["fsck", "--verify-data"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
     eventually("replaced results to be freed", || m.manifests() == 1);
+}
+
+/// Holds the commit of `busy` in its middle, with the draft's gate closed, until it is let go.
+struct Hold {
+    held: mpsc::Sender<()>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Holder for Hold {
+    fn prune(&self, _: i64) {}
+    fn changed(&self, _: &EntryKey) {}
+    fn sealed(&self, _: &Draft, entry: &Entry) {
+        if entry.key().as_str() != "busy" {
+            return;
+        }
+        self.held.send(()).expect("the test waits for it");
+        // Not for ever: a test that fails must end.
+        let _ = self.go.lock().expect("one commit at a time").recv_timeout(SOON);
+    }
+}
+
+/// What changes a draft, each below a directory of its own: the kernel does not keep it from the others.
+fn change_below(dir: &Path, how: usize) -> io::Result<()> {
+    let f = dir.join("f");
+    match how {
+        0 => fs::write(dir.join("new"), "x"),
+        1 => fs::create_dir(dir.join("new")),
+        2 => fs::remove_file(f),
+        3 => fs::rename(f, dir.join("new")),
+        4 => chmod(f, 0o600),
+        5 => xattr::set(f, "user.x", b"y"),
+        6 => fs::hard_link(f, dir.join("new")),
+        7 => fs::OpenOptions::new().write(true).open(f).map(drop),
+        8 => std::os::unix::fs::symlink("x", dir.join("new")),
+        _ => fs::remove_dir(dir.join("d")),
+    }
+}
+
+/// While a draft is being committed, those who change it wait, and those who look it up; nobody else does,
+/// however many they are.
+#[test]
+fn a_commit_keeps_nobody_else_waiting() {
+    const CHANGES: usize = 10;
+    need_fuse();
+    let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
+    let mnt = dir.path().join("mnt");
+    mkdir(&mnt);
+    let cache = Cache::open(&dir.path().join("store"), Limits::default()).expect("a new store");
+    // Before the view, which is told first otherwise.
+    let (held, is_held) = mpsc::channel();
+    let (go, let_go) = mpsc::channel();
+    let hold: Arc<dyn Holder> = Arc::new(Hold { held, go: Mutex::new(let_go) });
+    cache.register_holder(Arc::downgrade(&hold));
+    let view = View::new(cache.clone(), ViewOptions::default()).expect("a view");
+    let mounted = fuse::mount(view, &mnt, &fuse::MountOptions::default()).expect("a mount");
+    let request = |key: &str| SealRequest {
+        key: key.parse().expect("a key"),
+        origin: Origin::default(),
+        inferred: false,
+        replace: false,
+    };
+    let draft = |key: &str| {
+        mkdir(mnt.join(key));
+        fill_entry(&mnt.join(key), |out| {
+            for n in 0..CHANGES {
+                mkdir(out.join(n.to_string()));
+                write(out.join(format!("{n}/f")), "x");
+                mkdir(out.join(format!("{n}/d")));
+            }
+        });
+        cache.draft_for(&key.parse().expect("a key")).expect("a draft")
+    };
+    cache.seal(&draft("other"), request("other")).expect("nobody writes");
+    let busy = draft("busy");
+    std::thread::scope(|s| {
+        let go = go;
+        let sealing = s.spawn(|| cache.seal(&busy, request("busy")));
+        is_held.recv_timeout(SOON).expect("the commit comes to its middle");
+        let changing: Vec<_> = (0..CHANGES)
+            .map(|n| (n, mnt.join(format!("busy/outputs/{n}"))))
+            .map(|(n, at)| (n, s.spawn(move || change_below(&at, n))))
+            .collect();
+        let top = mnt.join("busy");
+        let looking = s.spawn(move || while_held(1500, || drop(fs::metadata(&top))));
+        let mut times = Vec::new();
+        let mut n = 0;
+        while_held(1500, || {
+            n += 1;
+            let start = Instant::now();
+            assert!(fs::metadata(mnt.join(format!("absent{n}"))).is_err());
+            assert_eq!(fs::read(mnt.join("other/outputs/0/f")).expect("it is sealed"), b"x");
+            times.push(start.elapsed());
+        });
+        assert!(changing.iter().all(|(_, c)| !c.is_finished()), "changes wait for the commit");
+        go.send(()).expect("the commit waits");
+        sealing.join().expect("no panic").expect("nobody writes");
+        for (n, change) in changing {
+            let done = change.join().expect("no panic");
+            assert_eq!(errno(done), libc::EROFS, "change {n} comes when the entry is sealed");
+        }
+        looking.join().expect("no panic");
+        times.sort_unstable();
+        let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+        println!("{} look-ups and reads: median {median:?}, slowest {slowest:?}", times.len());
+        assert!(median < Duration::from_millis(20) && slowest < Duration::from_millis(500));
+    });
+    mounted.unmount(true).expect("it is ours");
+}
+
+/// Does `work` again and again for so many milliseconds.
+fn while_held(ms: u64, mut work: impl FnMut()) {
+    let end = Instant::now() + Duration::from_millis(ms);
+    while Instant::now() < end {
+        work();
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

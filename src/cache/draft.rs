@@ -1,7 +1,8 @@
 //! Drafts: entries that are still being written, as real directory trees.
 //!
 //! A draft's tree is changed only under a shared [`Gate`]; sealing takes it exclusively for the
-//! commit. `generation` counts changes, so that what was prepared is used only if nothing
+//! commit. Nobody has to wait for that: who finds the gate closed is told, and can leave word for
+//! when it opens. `generation` counts changes, so that what was prepared is used only if nothing
 //! changed since; opening a file for writing counts as a change, and so does closing it.
 //! Must not know: how a draft becomes an entry.
 
@@ -32,6 +33,8 @@ pub struct Draft {
     pub(crate) tree: std::os::fd::OwnedFd,
     pub(crate) place: Mutex<DraftPlace>,
     pub(crate) gate: RwLock<Stage>,
+    /// To be called when the gate opens.
+    waiting: Mutex<Vec<Then>>,
     /// Will be `Gone` as soon as the views know.
     pub(crate) going: AtomicBool,
     pub(crate) generation: AtomicU64,
@@ -54,8 +57,38 @@ pub enum Stage {
 }
 
 /// Held by whoever changes a draft's tree.
+#[derive(Debug)]
 pub struct Gate<'a> {
     _shared: parking_lot::RwLockReadGuard<'a, Stage>,
+}
+
+/// Why a draft cannot be entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// It is being committed, or moved: this ends soon.
+    Now,
+    /// It was sealed or dropped.
+    ForGood,
+}
+
+/// What is to be done when a gate opens; must be short.
+type Then = Box<dyn FnOnce() + Send>;
+
+/// Held by whoever is alone in a draft.
+pub(super) struct Alone<'a> {
+    pub stage: RwLockWriteGuard<'a, Stage>,
+    // After the guard: fields are dropped in this order.
+    _wake: Wake<'a>,
+}
+
+/// Calls those who wait for the gate.
+struct Wake<'a>(&'a Draft);
+
+impl Drop for Wake<'_> {
+    fn drop(&mut self) {
+        let waiting = std::mem::take(&mut *self.0.waiting.lock());
+        waiting.into_iter().for_each(|then| then());
+    }
 }
 
 impl std::fmt::Debug for Draft {
@@ -82,29 +115,43 @@ impl Draft {
     pub fn recovered(&self) -> bool {
         self.recovered
     }
-    /// Was it sealed or dropped? Waits for a commit in progress.
-    pub fn is_gone(&self) -> bool {
-        *self.gate.read_recursive() == Stage::Gone
+    /// How far it is; `None` while somebody is alone in it, who may change that.
+    pub fn stage(&self) -> Option<Stage> {
+        self.gate.try_read_recursive().map(|stage| *stage)
     }
-    /// Enters the draft to change something (counts as a change); `None` when it is gone. Whoever
-    /// is inside may enter again, and enter other drafts: only a commit in progress is waited for.
-    pub fn change(&self) -> Option<Gate<'_>> {
-        let shared = self.gate.read_recursive();
+    /// Enters the draft to change something (counts as a change); never waits. Whoever is inside may
+    /// enter again, and enter other drafts.
+    pub fn change(&self) -> std::result::Result<Gate<'_>, Closed> {
+        let shared = self.gate.try_read_recursive().ok_or(Closed::Now)?;
         if *shared == Stage::Gone {
-            return None;
+            return Err(Closed::ForGood);
         }
         self.changed();
-        Some(Gate { _shared: shared })
+        Ok(Gate { _shared: shared })
     }
-    /// As [`is_gone`](Draft::is_gone), but waits only for views that are just being told: a node made
-    /// before this says false is among those that they turn into records.
-    pub fn has_ended(&self) -> bool {
-        self.going.load(Ordering::Acquire) && *self.gate.read_recursive() == Stage::Gone
+    /// Calls `then` as soon as nobody is alone in it, which can be at once.
+    pub fn when_open(&self, then: impl FnOnce() + Send + 'static) {
+        let mut waiting = self.waiting.lock();
+        // Asked under the lock: whoever leaves calls those who are here after that.
+        if self.stage().is_none() {
+            waiting.push(Box::new(then));
+            return;
+        }
+        drop(waiting);
+        then();
+    }
+    /// Has it ended? `None` while the views are just being told: a node made before this says
+    /// `Some(false)` is among those that they turn into records.
+    pub fn has_ended(&self) -> Option<bool> {
+        if !self.going.load(Ordering::Acquire) {
+            return Some(false);
+        }
+        self.stage().map(|stage| stage == Stage::Gone)
     }
     /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
-    pub(super) fn alone(&self, deadline: Instant) -> Result<RwLockWriteGuard<'_, Stage>> {
+    pub(super) fn alone(&self, deadline: Instant) -> Result<Alone<'_>> {
         match self.gate.try_write_until(deadline) {
-            Some(stage) if *stage == Stage::Open => Ok(stage),
+            Some(stage) if *stage == Stage::Open => Ok(Alone { stage, _wake: Wake(self) }),
             Some(_) => Err(CacheError::Gone(self.name())),
             None => Err(CacheError::Busy { path: format!("the draft {}", self.name()) }),
         }
@@ -233,6 +280,7 @@ impl Cache {
             tree,
             place: Mutex::new(place),
             gate: RwLock::new(Stage::Open),
+            waiting: Mutex::default(),
             going: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             writers: AtomicU64::new(0),
@@ -335,9 +383,9 @@ impl Cache {
     /// Drops a draft and deletes its tree in the background.
     pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
         {
-            let mut stage = draft.alone(Instant::now() + PATIENCE)?;
+            let mut alone = draft.alone(Instant::now() + PATIENCE)?;
             draft.going.store(true, Ordering::Release);
-            *stage = Stage::Gone;
+            *alone.stage = Stage::Gone;
         }
         let place = draft.place();
         self.forget_draft(draft, Vec::new());

@@ -50,7 +50,7 @@ mod usage;
 mod walk;
 
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
-pub use draft::{Draft, Gate, Stage};
+pub use draft::{Closed, Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub(crate) use here::{host_name, now_ns};

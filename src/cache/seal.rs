@@ -150,7 +150,7 @@ impl Cache {
             }
             let Some(prepared) = draft.prepared.lock().take() else { continue };
             // Preparing may have taken longer than our patience with writers.
-            let mut stage = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
+            let mut alone = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
             let generation = draft.generation.load(std::sync::atomic::Ordering::Acquire);
             if generation != prepared.generation || draft.writers() > 0 {
                 if Instant::now() >= deadline {
@@ -164,12 +164,12 @@ impl Cache {
                 self.holders().iter().for_each(|h| h.sealed(draft, entry));
             }
             if !matches!(outcome, Outcome::Stale) {
-                *stage = Stage::Gone;
-                drop(stage);
+                *alone.stage = Stage::Gone;
+                drop(alone);
                 drop(insisting);
                 return Ok(self.sealed(draft, outcome));
             }
-            drop(stage);
+            drop(alone);
             insisting.get_or_insert_with(|| draft.stash.insist(self));
         }
     }

@@ -31,8 +31,11 @@ pub(super) struct Handshake {
 /// One session's file system.
 pub(super) struct Adapter {
     pub view: Arc<View>,
-    pub backings: Backings,
+    pub backings: Arc<Backings>,
+    /// For what takes long.
     pub jobs: Jobs,
+    /// For what could not be done at once and does not take long.
+    pub again: Jobs,
     pub wanted: Passthrough,
     pub handshake: Arc<Handshake>,
 }
@@ -96,6 +99,42 @@ fn open_flags(opened: &Opened) -> FopenFlags {
     }
 }
 
+fn reply_open(backings: &Backings, ino: u64, reply: ReplyOpen, opened: std::result::Result<Opened, Errno>) {
+    let opened = match opened {
+        Ok(o) => o,
+        Err(e) => return reply.error(e),
+    };
+    let id = match &opened.how {
+        How::Backing(file) => backings.open(ino, file, |f| reply.open_backing(f)),
+        How::Keep => backings.join(ino),
+    };
+    match id {
+        Some(id) => reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &id),
+        None => reply.opened(FileHandle(opened.fh), open_flags(&opened)),
+    }
+}
+
+fn reply_create(backings: &Backings, reply: ReplyCreate, made: std::result::Result<(Found, Opened), Errno>) {
+    let (found, opened) = match made {
+        Ok(made) => made,
+        Err(e) => return reply.error(e),
+    };
+    let (attr, fh, generation) =
+        (file_attr(&found.attr), FileHandle(opened.fh), Generation(found.generation));
+    let id = match &opened.how {
+        How::Backing(file) => backings.open(found.attr.ino, file, |f| reply.open_backing(f)),
+        How::Keep => None,
+    };
+    match id {
+        // The kernel takes one time to live for both; the attributes' is the shorter.
+        Some(id) => {
+            let flags = FopenFlags::FOPEN_NOFLUSH;
+            reply.created_passthrough(&found.attr_ttl, &attr, generation, fh, flags, &id);
+        }
+        None => reply.created(&found.attr_ttl, &attr, generation, fh, open_flags(&opened)),
+    }
+}
+
 impl Adapter {
     fn is_top_level(a: INodeNo, b: INodeNo) -> bool {
         a.0 <= ino::TRASH && b.0 <= ino::TRASH
@@ -120,19 +159,19 @@ impl fuser::Filesystem for Adapter {
                 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();
         }
-        self.backings = Backings::new(passthrough);
+        self.backings = Arc::new(Backings::new(passthrough));
         self.handshake.passthrough.store(passthrough, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let caller = caller(req);
+        let name = name.to_owned();
+        let op = move |view: &View| view.lookup(caller, parent.0, &name);
         if self.view.look_up_waits(caller, parent.0) {
-            let (view, name) = (self.view.clone(), name.to_owned());
-            self.jobs.run(move || reply_entry(reply, run(|| view.lookup(caller, parent.0, &name))));
-            return;
+            return self.serve_long(reply, op, reply_entry);
         }
-        reply_entry(reply, run(|| self.view.lookup(caller, parent.0, name)));
+        self.serve(reply, op, reply_entry);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, n: u64) {
@@ -171,12 +210,12 @@ impl fuser::Filesystem for Adapter {
         let drop_setid = size.is_some() && req.uid() != 0;
         let set =
             SetAttr { mode, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time), drop_setid };
+        let op = move |view: &View| view.setattr(ino.0, &set);
+        // What changes nothing of a sealed entry replaces nothing.
         if self.view.replaces(ino.0) || self.view.seals_by_chmod(ino.0, &set) {
-            let view = self.view.clone();
-            self.jobs.run(move || reply_attr(reply, run(|| view.setattr(ino.0, &set))));
-            return;
+            return self.serve_long(reply, op, reply_attr);
         }
-        reply_attr(reply, run(|| self.view.setattr(ino.0, &set)));
+        self.serve(reply, op, reply_attr);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -196,28 +235,35 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        reply_entry(reply, run(|| self.view.mknod(caller(req), parent.0, name, mode, rdev)));
+        let (who, name) = (caller(req), name.to_owned());
+        let op = move |view: &View| view.mknod(who, parent.0, &name, mode, rdev);
+        self.change(&[parent], reply, op, reply_entry);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        reply_entry(reply, run(|| self.view.mkdir(caller(req), parent.0, name, mode)));
+        let (who, name) = (caller(req), name.to_owned());
+        let op = move |view: &View| view.mkdir(who, parent.0, &name, mode);
+        self.change(&[parent], reply, op, reply_entry);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        reply_empty(reply, run(|| self.view.unlink(parent.0, name)));
+        let name = name.to_owned();
+        self.change(&[parent], reply, move |view| view.unlink(parent.0, &name), reply_empty);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        reply_empty(reply, run(|| self.view.rmdir(parent.0, name)));
+        let name = name.to_owned();
+        let op = move |view: &View| view.rmdir(parent.0, &name);
+        if Self::is_top_level(parent, parent) {
+            return self.serve_long(reply, op, reply_empty);
+        }
+        self.change(&[parent], reply, op, reply_empty);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        reply_entry(reply, run(|| self.view.symlink(caller(req), parent.0, name, target)));
+        let (who, name, target) = (caller(req), name.to_owned(), target.to_owned());
+        let op = move |view: &View| view.symlink(who, parent.0, &name, &target);
+        self.change(&[parent], reply, op, reply_entry);
     }
 
     fn rename(
@@ -230,21 +276,17 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        let Some(reply) = self.unless_replaced(newparent, reply) else { return };
-        let (who, flags) = (caller(req), flags.bits());
+        let (who, flags, name, newname) = (caller(req), flags.bits(), name.to_owned(), newname.to_owned());
+        let op = move |view: &View| view.rename(who, parent.0, &name, newparent.0, &newname, flags);
         if Self::is_top_level(parent, newparent) {
-            let (view, name, newname) = (self.view.clone(), name.to_owned(), newname.to_owned());
-            let op = move || view.rename(who, parent.0, &name, newparent.0, &newname, flags);
-            self.jobs.run(move || reply_empty(reply, run(op)));
-            return;
+            return self.serve_long(reply, op, reply_empty);
         }
-        reply_empty(reply, run(|| self.view.rename(who, parent.0, name, newparent.0, newname, flags)));
+        self.change(&[parent, newparent], reply, op, reply_empty);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let Some(reply) = self.unless_replaced(newparent, reply) else { return };
-        reply_entry(reply, run(|| self.view.link(ino.0, newparent.0, newname)));
+        let newname = newname.to_owned();
+        self.change(&[newparent], reply, move |view| view.link(ino.0, newparent.0, &newname), reply_entry);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -253,21 +295,13 @@ impl fuser::Filesystem for Adapter {
             reply.error(Errno::ENOSYS);
             return;
         }
-        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-        let reply = if writes { self.unless_replaced(ino, reply) } else { Some(reply) };
-        let Some(reply) = reply else { return };
-        let opened = match run(|| self.view.open(caller(req), ino.0, flags.0)) {
-            Ok(o) => o,
-            Err(e) => return reply.error(e),
-        };
-        let id = match &opened.how {
-            How::Backing(file) => self.backings.open(ino.0, file, |f| reply.open_backing(f)),
-            How::Keep => self.backings.join(ino.0),
-        };
-        match id {
-            Some(id) => reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &id),
-            None => reply.opened(FileHandle(opened.fh), open_flags(&opened)),
+        let (who, backings) = (caller(req), self.backings.clone());
+        let op = move |view: &View| view.open(who, ino.0, flags.0);
+        let answer = move |reply, opened| reply_open(&backings, ino.0, reply, opened);
+        if flags.0 & libc::O_ACCMODE == libc::O_RDONLY {
+            return self.serve(reply, op, answer);
         }
+        self.change(&[ino], reply, op, answer);
     }
 
     fn create(
@@ -280,30 +314,9 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let Some(reply) = self.unless_replaced(parent, reply) else { return };
-        let (found, opened) = match run(|| self.view.create(caller(req), parent.0, name, mode, flags)) {
-            Ok(made) => made,
-            Err(e) => return reply.error(e),
-        };
-        let (attr, fh) = (file_attr(&found.attr), FileHandle(opened.fh));
-        let id = match &opened.how {
-            How::Backing(file) => self.backings.open(found.attr.ino, file, |f| reply.open_backing(f)),
-            How::Keep => None,
-        };
-        match id {
-            // The kernel takes one time to live for both; the attributes' is the shorter.
-            Some(id) => reply.created_passthrough(
-                &found.attr_ttl,
-                &attr,
-                Generation(found.generation),
-                fh,
-                FopenFlags::FOPEN_NOFLUSH,
-                &id,
-            ),
-            None => {
-                reply.created(&found.attr_ttl, &attr, Generation(found.generation), fh, open_flags(&opened))
-            }
-        }
+        let (who, name, backings) = (caller(req), name.to_owned(), self.backings.clone());
+        let op = move |view: &View| view.create(who, parent.0, &name, mode, flags);
+        self.change(&[parent], reply, op, move |reply, made| reply_create(&backings, reply, made));
     }
 
     fn read(
@@ -367,8 +380,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let view = self.view.clone();
-        self.jobs.run(move || reply_empty(reply, run(|| view.fsync(ino.0, fh.0, datasync))));
+        self.serve_long(reply, move |view| view.fsync(ino.0, fh.0, datasync), reply_empty);
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -458,12 +470,17 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let Some(reply) = self.unless_replaced(ino, reply) else { return };
-        reply_empty(reply, run(|| self.view.set_xattr(ino.0, name, value, flags)));
+        let (name, value) = (name.to_owned(), value.to_owned());
+        let op = move |view: &View| view.set_xattr(ino.0, &name, &value, flags);
+        self.change(&[ino], reply, op, reply_empty);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, run(|| self.view.get_xattr(ino.0, name)));
+        let long = self.view.hashes(ino.0, name);
+        let name = name.to_owned();
+        let op = move |view: &View| view.get_xattr(ino.0, &name);
+        let answer = move |reply, value| reply_xattr(reply, size, value);
+        if long { self.serve_long(reply, op, answer) } else { self.serve(reply, op, answer) }
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -471,8 +488,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some(reply) = self.unless_replaced(ino, reply) else { return };
-        reply_empty(reply, run(|| self.view.remove_xattr(ino.0, name)));
+        let name = name.to_owned();
+        self.change(&[ino], reply, move |view| view.remove_xattr(ino.0, &name), reply_empty);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -23,6 +23,7 @@ pub fn errno(error: &VfsError) -> Errno {
         VfsError::NotPermitted => Errno::EPERM,
         VfsError::NoAttribute => Errno::ENODATA,
         VfsError::Unsupported => Errno::EOPNOTSUPP,
+        VfsError::Committing(_) => Errno::EAGAIN,
         VfsError::Stale => Errno::ESTALE,
         VfsError::BadHandle => Errno::EBADF,
         VfsError::Draft(e) => Errno::from_i32(*e as i32),

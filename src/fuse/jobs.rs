@@ -5,15 +5,16 @@ use crossbeam_channel::{Sender, unbounded};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A few threads that run jobs in the order they came.
+#[derive(Clone)]
 pub struct Jobs(Sender<Job>);
 
 impl Jobs {
-    /// Starts the threads; they end when this is dropped and all jobs are done.
-    pub fn start(threads: usize) -> std::io::Result<Jobs> {
+    /// Starts the threads; they end when this and its clones are dropped and all jobs are done.
+    pub fn start(name: &str, threads: usize) -> std::io::Result<Jobs> {
         let (tx, rx) = unbounded::<Job>();
         for n in 0..threads {
             let rx = rx.clone();
-            std::thread::Builder::new().name(format!("job-{n}")).spawn(move || {
+            std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
                 for job in rx {
                     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
                         tracing::error!("a job panicked; its request is answered with EIO");

@@ -11,7 +11,7 @@ mod errno;
 mod jobs;
 mod listing;
 mod notify;
-mod replace;
+mod serve;
 mod session;
 
 pub use session::{Mounted, mount};

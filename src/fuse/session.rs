@@ -144,8 +144,9 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let handshake = Arc::new(Handshake::default());
     let adapter = Adapter {
         view: view.clone(),
-        backings: Backings::new(false),
-        jobs: Jobs::start(JOB_THREADS).map_err(io)?,
+        backings: Arc::new(Backings::new(false)),
+        jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
+        again: Jobs::start("again", 1).map_err(io)?,
         wanted: options.passthrough,
         handshake: handshake.clone(),
     };

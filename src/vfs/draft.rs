@@ -18,7 +18,7 @@ use super::nodes::{DraftAt, DraftNode};
 use super::reach::{identity, proc_path};
 use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
 use super::{Result, VfsError, View, sys};
-use crate::cache::Gate;
+use crate::cache::{Closed, Gate};
 
 /// Attributes as the file system below has them.
 pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
@@ -55,9 +55,13 @@ pub(super) enum Make<'a> {
 }
 
 impl View {
-    /// Enters a node's draft to change it.
+    /// Enters a node's draft to change it: the first thing that every change does, so that it can be
+    /// tried again as a whole.
     pub(super) fn gate<'a>(&self, node: &'a DraftNode) -> Result<Gate<'a>> {
-        node.draft.change().ok_or(VfsError::Stale)
+        node.draft.change().map_err(|closed| match closed {
+            Closed::Now => VfsError::Committing(node.draft.clone()),
+            Closed::ForGood => VfsError::Stale,
+        })
     }
 
     pub(super) fn draft_lookup(&self, dir: &Arc<DraftNode>, name: &OsStr) -> Result<Found> {

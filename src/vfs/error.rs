@@ -1,8 +1,10 @@
 //! Why a file-system operation failed; `fuse/errno.rs` alone turns these into errnos.
 
+use std::sync::Arc;
+
 use nix::errno::Errno;
 
-use crate::cache::CacheError;
+use crate::cache::{CacheError, Draft};
 use crate::index::IndexError;
 use crate::store::StoreError;
 
@@ -42,6 +44,10 @@ pub enum VfsError {
     /// Not a thing this file system does.
     #[error("not supported")]
     Unsupported,
+    /// The draft is being committed: nothing was done, and all can be tried again when it is
+    /// [open](Draft::when_open). No kernel gets to see this.
+    #[error("the draft is being committed")]
+    Committing(Arc<Draft>),
     /// The kernel must look the name up again.
     #[error("stale")]
     Stale,

@@ -23,7 +23,7 @@ use super::reach::identity;
 use super::types::{Caller, Found, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
-use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed, host_name, now_ns};
+use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed, Stage, host_name, now_ns};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
@@ -68,10 +68,10 @@ impl Publishing {
     }
 
     /// Is the entry that this key has now sealed by a rename that has not returned yet? Ask after the
-    /// entry was found: a commit in progress is waited for.
-    pub fn hides(&self, key: &EntryKey) -> bool {
+    /// entry was found: while a commit is in progress that is not known.
+    pub fn hides(&self, key: &EntryKey) -> Result<bool> {
         if self.none() {
-            return false;
+            return Ok(false);
         }
         let (mut sealed, mut sealing) = (false, Vec::new());
         self.with(|all| {
@@ -83,7 +83,14 @@ impl Publishing {
                 }
             }
         });
-        sealed || sealing.iter().any(|d| d.is_gone())
+        for draft in sealing {
+            match draft.stage() {
+                _ if sealed => {}
+                Some(stage) => sealed = stage == Stage::Gone,
+                None => return Err(VfsError::Committing(draft)),
+            }
+        }
+        Ok(sealed)
     }
 
     /// What a renaming thread still finds under its draft's old name.

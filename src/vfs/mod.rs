@@ -2,7 +2,8 @@
 //!
 //! Purpose: what every operation on a view means. Invariants: sealed inode numbers are computed
 //! (slot and record), everything else has a number in a table until the kernel forgets it; an
-//! entry with a look-up count is leased; no lock is held across disk I/O but a draft's gate.
+//! entry with a look-up count is leased; no lock is held across disk I/O but a draft's gate, and
+//! nobody waits for that one ([`VfsError::Committing`]).
 //! Must not know: fuser, errno values (its errors are [`VfsError`]), mounting, sockets.
 //!
 //! Operations are methods of [`View`], in a file per subject: `namespace` (which node a name is),
@@ -168,7 +169,7 @@ impl View {
             ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {
                 nodes::Node::Draft(d) => {
                     // Where a draft's top stood there may be an entry now: the name is to be asked for again.
-                    let ended = d.top && d.draft.has_ended();
+                    let ended = d.top && d.draft.has_ended() == Some(true);
                     match d.sealed() {
                         Some((entry, record)) => Target::Sealed(SealedRef { entry, record, ino, slot: None }),
                         None if ended => return Err(VfsError::Stale),

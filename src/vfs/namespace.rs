@@ -103,7 +103,7 @@ impl View {
             }
         }
         let entry = self.cache.entry(key, LeaseKind::View)?.ok_or(VfsError::NotFound)?;
-        if self.publishing.hides(key) {
+        if self.publishing.hides(key)? {
             return Err(VfsError::NotFound);
         }
         if used {
@@ -122,11 +122,12 @@ impl View {
         let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
         // Found as a draft and sealed meanwhile: a node made after the others were turned into records
         // would show a tree that is being deleted.
-        if draft.has_ended() && node.sealed().is_none() {
-            self.forget(node.ino, 1);
-            return Err(VfsError::NotFound);
+        let ended = draft.has_ended();
+        if ended == Some(false) || node.sealed().is_some() {
+            return Ok(draft_found(node.ino, &st));
         }
-        Ok(draft_found(node.ino, &st))
+        self.forget(node.ino, 1);
+        Err(if ended.is_some() { VfsError::NotFound } else { VfsError::Committing(draft.clone()) })
     }
 
     /// An entry under cuenv's sharded path is a symlink to the real one, so that every file has

@@ -44,6 +44,7 @@ fn errno(e: VfsError) -> i32 {
         VfsError::NotPermitted => libc::EPERM,
         VfsError::NoAttribute => libc::ENODATA,
         VfsError::Unsupported => libc::EOPNOTSUPP,
+        VfsError::Committing(_) => panic!("nobody seals meanwhile"),
         VfsError::Stale => STALE,
         VfsError::BadHandle => libc::EBADF,
         VfsError::Draft(e) => e as i32,

@@ -1,5 +1,10 @@
 //! Drafts: their places, and what outlives the owner.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::super::Closed;
 use super::*;
 
 #[test]
@@ -136,4 +141,32 @@ fn closed_parts_of_a_draft_are_sealed_as_they_are() {
     f.cache.settle();
     assert!(!path.exists());
     assert_eq!(entry.read_all(large, 1 << 20).unwrap(), bytes(300_000, 1));
+}
+
+#[test]
+fn nobody_waits_at_a_closed_gate_and_all_are_called_when_it_opens() {
+    let f = Fixture::new();
+    let (draft, _) = f.in_place("abcd");
+    let called = Arc::new(AtomicUsize::new(0));
+    let count = || {
+        let called = called.clone();
+        draft.when_open(move || drop(called.fetch_add(1, Ordering::Relaxed)));
+    };
+    count();
+    assert_eq!(called.load(Ordering::Relaxed), 1, "it is open");
+    let alone = draft.alone(Instant::now()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(draft.change().unwrap_err(), Closed::Now);
+    assert_eq!(draft.stage(), None);
+    count();
+    count();
+    assert_eq!(called.load(Ordering::Relaxed), 1);
+    drop(alone);
+    assert_eq!(called.load(Ordering::Relaxed), 3);
+    let inside = draft.change().unwrap();
+    assert!(draft.change().is_ok(), "who is inside may enter again");
+    drop(inside);
+    f.cache.drop_draft(&draft, "test").unwrap();
+    assert_eq!(draft.change().unwrap_err(), Closed::ForGood);
+    count();
+    assert_eq!(called.load(Ordering::Relaxed), 4);
 }

@@ -23,7 +23,7 @@ fn a_draft_becomes_an_entry() {
     let record = entry.file(b"outputs/f").unwrap();
     assert_eq!(entry.read_all(record, 1 << 20).unwrap(), bytes(1_000_000, 1));
     assert!(f.cache.draft_for(&key("abcd")).is_none());
-    assert!(draft.change().is_none(), "a sealed draft changes no more");
+    assert!(draft.change().is_err(), "a sealed draft changes no more");
     f.cache.settle();
     assert!(!path.exists(), "the draft's tree is deleted");
     assert!(matches!(events(&f.cache)[..], [EventKind::Sealed { .. }]));
@@ -347,5 +347,5 @@ fn what_fails_after_the_commit_does_not_leave_the_draft_open() {
     let sealed = f.cache.seal(&draft, request("abcd"));
     assert!(f.cache.store().append_event(EventKind::BadMetadata { why: "x".into() }, None, false).is_err());
     assert!(matches!(sealed, Ok(Sealed::New(_))), "{sealed:?}");
-    assert!(draft.change().is_none(), "its large files are the entry's blobs now");
+    assert!(draft.change().is_err(), "its large files are the entry's blobs now");
 }
