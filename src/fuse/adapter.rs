@@ -499,7 +499,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -507,7 +507,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, run(|| self.view.fallocate(fh.0, mode, offset, length)));
+        reply_empty(reply, run(|| self.view.fallocate(fh.0, mode, offset, length, req.uid() != 0)));
     }
 
     fn lseek(
@@ -527,7 +527,7 @@ impl fuser::Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -540,7 +540,8 @@ impl fuser::Filesystem for Adapter {
     ) {
         // One answer holds 32 bits.
         let len = len.min(1 << 30) as usize;
-        match run(|| self.view.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len)) {
+        let (from, to, drop_setid) = ((fh_in.0, offset_in), (fh_out.0, offset_out), req.uid() != 0);
+        match run(|| self.view.copy_range(from, to, len, drop_setid)) {
             Ok(n) => reply.written(n as u32),
             Err(e) => reply.error(e),
         }

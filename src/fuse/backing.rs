@@ -42,7 +42,7 @@ impl Backings {
         let entry = open.entry(ino).or_insert_with(|| {
             // The kernel keeps the registered descriptor until the last release. It must not be one
             // for writing, or the file would seem to have a writer for as long as it has a reader.
-            let id = read_only(file).and_then(|f| register(&f));
+            let id = read_only(file).and_then(|f| without_fsetid(|| register(&f))?);
             if let Err(e) = &id {
                 tracing::debug!(error = %e, "this file cannot be passed through");
             }
@@ -76,6 +76,50 @@ impl Backings {
             drop(open);
             drop(last);
         }
+    }
+}
+
+/// The words of capset(2), version 3.
+const VERSION_3: u32 = 0x2008_0522;
+const CAP_FSETID: u32 = 4;
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapWords {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Does `work` without this thread's right to keep set-id bits. The kernel writes to a registered file with the
+/// rights of the thread that registered it; without that one, a write takes the bits, as it does for users.
+fn without_fsetid<T>(work: impl FnOnce() -> T) -> std::io::Result<T> {
+    let header = CapHeader { version: VERSION_3, pid: 0 };
+    let mut had = [CapWords::default(); 2];
+    // SAFETY: version 3 fills two structs of three words; both live through the call.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &header, had.as_mut_ptr()) };
+    if got != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let mut fewer = had;
+    fewer[0].effective &= !(1 << CAP_FSETID);
+    set_caps(&header, &fewer)?;
+    let done = work();
+    set_caps(&header, &had)?;
+    Ok(done)
+}
+
+fn set_caps(header: &CapHeader, words: &[CapWords; 2]) -> std::io::Result<()> {
+    // SAFETY: version 3 reads two structs of three words; both live through the call.
+    match unsafe { libc::syscall(libc::SYS_capset, header, words.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -84,12 +84,7 @@ impl View {
         node.draft.writer_opened();
         node.draft.cancel_ingest(node.backing.0, node.backing.1);
         let opened = self.reach.pin(node).and_then(|(pinned, _)| {
-            let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
-            if caller.uid != 0 {
-                // Writes that the kernel passes through are made in our name and would leave them.
-                sys::drop_setid(&fd)?;
-            }
-            Ok(fd)
+            Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
         });
         match opened {
             Ok(fd) => Ok(self.opened(node, fd, true)),
@@ -256,10 +251,13 @@ impl View {
         }
     }
 
-    /// fallocate(2) on an open file.
-    pub fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
+    /// fallocate(2) on an open file; `drop_setid` as in [`write`](View::write).
+    pub fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64, drop_setid: bool) -> Result<()> {
         self.cache.make_room(0)?;
         let (fd, _) = self.file_handle(fh)?;
+        if drop_setid {
+            sys::drop_setid(&fd)?;
+        }
         let mode = FallocateFlags::from_bits(mode).ok_or(VfsError::Unsupported)?;
         Ok(fallocate(&*fd, mode, offset as i64, len as i64)?)
     }
@@ -285,12 +283,21 @@ impl View {
         }
     }
 
-    /// copy_file_range(2) between two open files of drafts.
-    pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: usize) -> Result<usize> {
+    /// copy_file_range(2) between two open files of drafts; `drop_setid` as in [`write`](View::write).
+    pub fn copy_range(
+        &self,
+        from: (u64, u64),
+        to: (u64, u64),
+        len: usize,
+        drop_setid: bool,
+    ) -> Result<usize> {
         if from.0 == 0 || to.0 == 0 {
             return Err(VfsError::CrossDevice);
         }
         let ((src, _), (dst, _)) = (self.file_handle(from.0)?, self.file_handle(to.0)?);
+        if drop_setid {
+            sys::drop_setid(&dst)?;
+        }
         let (mut at, mut into) = (from.1 as i64, to.1 as i64);
         Ok(copy_file_range(&*src, Some(&mut at), &*dst, Some(&mut into), len)?)
     }

@@ -1,11 +1,12 @@
 //! Semantics 2: inside a draft the mount is a local POSIX file system.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::common::*;
 
@@ -348,6 +349,47 @@ fn s2_1_set_id_bits_go() {
             let mode = fs::metadata(&f).expect("stat").mode();
             assert_eq!(mode & 0o7777, 0o777, "after {change}");
         }
+    }
+}
+
+/// S2.1 … also when they were set while the file was open for writing, and not before it is written.
+#[test]
+fn s2_1_set_id_bits_of_an_open_file_go() {
+    need_root();
+    need("setpriv");
+    need("fallocate");
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--allow-other", "--passthrough", passthrough]);
+        chmod(m.mnt().parent().expect("it is in a directory"), 0o755).expect("chmod");
+        mkdir(m.path("key1"));
+        let f = m.path("key1/f");
+        write(&f, "content");
+        chmod(&f, 0o666).expect("chmod");
+        let script = format!(
+            "exec 3>>'{0}'; echo one >&3; echo; read go; echo two >&3; echo; read go; fallocate -l 100 '{0}'",
+            f.display()
+        );
+        let mut user = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("setpriv starts");
+        let mut tell = user.stdin.take().expect("it is a pipe");
+        let mut told = BufReader::new(user.stdout.take().expect("it is a pipe")).lines();
+        let mode = || fs::metadata(&f).expect("stat").mode() & 0o7777;
+        told.next().expect("it goes on").expect("it is text");
+        chmod(&f, 0o6777).expect("chmod");
+        assert_eq!(mode(), 0o6777);
+        writeln!(tell).expect("it reads");
+        told.next().expect("it goes on").expect("it is text");
+        assert_eq!(mode(), 0o777, "after a write, passthrough {passthrough}");
+        chmod(&f, 0o6777).expect("chmod");
+        drop(fs::OpenOptions::new().write(true).open(&f).expect("open"));
+        assert_eq!(mode(), 0o6777, "opened and not written");
+        writeln!(tell).expect("it reads");
+        assert!(user.wait().expect("our own child").success());
+        assert_eq!(mode(), 0o777, "after fallocate, passthrough {passthrough}");
     }
 }
 
