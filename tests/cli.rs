@@ -37,6 +37,17 @@ impl Place {
         self.command(args).output().expect("outfs starts")
     }
 
+    /// Runs it with a terminal and gives all that it shows.
+    #[track_caller]
+    fn on_terminal(&self, args: &[&str]) -> String {
+        let line = format!("{} {}", env!("CARGO_BIN_EXE_outfs"), args.join(" "));
+        let mut c = Command::new("script");
+        c.env("HOME", self.dir.path()).env("OUTFS_STORE", self.path("store")).env("TERM", "xterm");
+        let out = c.args(["-qec", &line, "/dev/null"]).output().expect("script (of bsdutils) starts");
+        assert!(out.status.success(), "{line}: {}", said(&out));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
         let out = self.run(args);
@@ -427,4 +438,41 @@ fn an_empty_environment_variable_is_none() {
     let put = p.command(&["put", "key1", text(&p.path("outputs"))]).env("OUTFS_STORE", "").output();
     assert_eq!(put.expect("outfs").status.code(), Some(0));
     assert!(p.path(".cache/outfs/format").exists(), "the default store is below the home directory");
+}
+
+/// Long work shows progress on a terminal, with figures once it takes long, and none elsewhere.
+#[test]
+fn long_work_shows_progress_on_a_terminal() {
+    let p = Place::new();
+    let many = p.path("many");
+    for key in ["a1b2", "c3d4"] {
+        fs::create_dir_all(many.join(key)).expect("mkdir");
+        for i in 0..6000 {
+            fs::write(many.join(format!("{key}/f{i}")), format!("{key} {i} {}", "x".repeat(2000)))
+                .expect("write");
+        }
+    }
+    let (from, back, tar) = (many.join("a1b2"), p.path("back"), p.path("a.tar"));
+    let steps: [(&[&str], &[&str]); 9] = [
+        (&["put", "a1b2", text(&from)], &["storing a1b2", "of 6001 files"]),
+        (&["restore", "a1b2", text(&back)], &["restoring a1b2", "of 6001 files"]),
+        (&["restore", "a1b2", "--tar", text(&tar)], &["restoring a1b2", "written"]),
+        (&["evict", "a1b2"], &[]),
+        (&["put", "a1b2", "--tar", text(&tar)], &["storing a1b2", "read"]),
+        (&["import", "dir", text(&many)], &["importing"]),
+        (&["fsck", "--verify-data"], &["checking"]),
+        (&["gc"], &["collecting"]),
+        (&["store", "destroy", "--yes"], &["destroying"]),
+    ];
+    for (args, shown) in steps {
+        let on_terminal = p.on_terminal(args);
+        assert!(
+            shown.iter().all(|s| on_terminal.contains(s)),
+            "outfs {args:?} shows {shown:?}: {on_terminal}"
+        );
+    }
+    for args in [steps[0].0, &["gc"], steps[8].0] {
+        let out = p.run(args);
+        assert!(out.stderr.is_empty(), "outfs {args:?} is silent: {}", said(&out));
+    }
 }

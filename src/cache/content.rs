@@ -13,9 +13,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::ingest::{Asked, FileId, Memory, ReadLease, hash_bytes, hash_file, read_some};
+use super::ingest::{Asked, FileId, Memory, ReadLease, STEP, hash_bytes, hash_file, read_some};
 use super::stash::{NewPack, Stash};
 use super::walk::{From, Plan, Source, Tree};
+use super::work::Work;
 use super::{Cache, CacheError, Result, at};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
@@ -35,6 +36,8 @@ pub(super) struct Storer<'a> {
     pub memory: Option<&'a Memory>,
     /// Until when a file that somebody is writing is waited for.
     pub deadline: Instant,
+    /// Told how far it is.
+    pub work: Option<&'a Work>,
 }
 
 /// All contents of a plan.
@@ -65,11 +68,25 @@ impl Storer<'_> {
                 list.push(i);
             }
         }
+        let sizes = small.iter().chain(&large).map(|i| plan.sources[*i].size_hint());
+        self.expect((small.len() + large.len()) as u64, sizes.sum());
         let mut contents = Contents { of: vec![None; plan.sources.len()], kept: None };
         large.extend(self.store_small(plan, &small, keep, &mut contents)?);
         self.store_large(plan, &large, &mut contents)?;
         share_links(plan, &mut contents);
         Ok(contents)
+    }
+
+    fn expect(&self, files: u64, bytes: u64) {
+        if let Some(work) = self.work {
+            work.expect(files, bytes);
+        }
+    }
+
+    fn did(&self, files: u64, bytes: u64) {
+        if let Some(work) = self.work {
+            work.did(files, bytes);
+        }
     }
 
     /// Packs small files; returns those that turned out to be large.
@@ -89,6 +106,7 @@ impl Storer<'_> {
             match small {
                 Small::Grown => grown.push(i),
                 Small::Bytes(hash, bytes) => {
+                    self.did(1, bytes.len() as u64);
                     contents.of[i] = Some(Content { hash, size: bytes.len() as u64, groups: Vec::new() });
                     if keep == Some(i) {
                         contents.kept = Some(bytes.clone());
@@ -189,7 +207,10 @@ impl Storer<'_> {
             }
             drop(send);
             for (i, content) in receive.iter() {
-                contents.of[i] = Some(content?);
+                let content = content?;
+                // What is not ours was counted as it was read.
+                self.did(1, if self.memory.is_some() { content.size } else { 0 });
+                contents.of[i] = Some(content);
             }
             Ok(())
         })
@@ -251,7 +272,12 @@ impl Storer<'_> {
         let fail = |e| CacheError::io("read", label, e);
         let mut tries = 0;
         loop {
-            let content = hash_file(file, &|| true).map_err(fail)?.expect("nobody cancels");
+            let before = std::cell::Cell::new(0);
+            let step = || {
+                self.did(0, before.replace(STEP as u64));
+                true
+            };
+            let content = hash_file(file, &step).map_err(fail)?.expect("nobody cancels");
             if content.size <= PACK_LIMIT {
                 return self.pack_one(read_some(file, PACK_LIMIT).map_err(fail)?);
             }

@@ -22,7 +22,7 @@ use crate::model::manifest::Content;
 use crate::store::PACK_LIMIT;
 
 /// Bytes hashed between two looks at whether somebody wants to write.
-const STEP: usize = 4 * GROUP;
+pub(super) const STEP: usize = 4 * GROUP;
 
 /// Which state of which file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,6 +48,7 @@ mod upkeep;
 mod upkeep_tests;
 mod usage;
 mod walk;
+mod work;
 
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
 pub use draft::{Closed, Draft, Gate, Stage};
@@ -59,6 +60,7 @@ pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
 pub use lookup::{Lookup, Miss};
 pub use pressure::{GcOptions, GcReport};
 pub use usage::{Du, Stats, Usage};
+pub use work::Work;
 
 use std::sync::Arc;
 use std::time::Duration;

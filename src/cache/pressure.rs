@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evict::Outcome;
 use super::here::now_ns;
-use super::{Cache, CacheError, Result, Usage};
+use super::{Cache, CacheError, Result, Usage, Work};
 use crate::index::EntryRow;
 use crate::model::EntryKey;
 
@@ -110,7 +110,7 @@ impl Cache {
                 None => return Ok(()),
                 Some(lacking) => goal = Goal { before: goal.before, ..lacking },
             }
-            let round = self.evict_round(&goal, false, "lru")?;
+            let round = self.evict_round(&goal, false, "lru", &Work::default())?;
             if round.evicted.iter().any(|(_, o)| o.dead > 0) && round.bytes() >= goal.bytes {
                 self.compact_if_there_is_room()?;
             }
@@ -165,7 +165,7 @@ impl Cache {
         // Old requests are worth nothing: the kernel has had all the time to look up again.
         let stale = now_ns() - 600_000_000_000;
         self.inner.upkeep.suspects.lock().retain(|_, s| s.asked_at > stale);
-        let round = self.evict_round(&goal, false, "lru")?;
+        let round = self.evict_round(&goal, false, "lru", &Work::default())?;
         tracing::debug!(
             evicted = round.evicted.len(),
             asked = round.asked,
@@ -191,6 +191,11 @@ impl Cache {
 
     /// Collects garbage: what the limits ask for, what is older than asked, what nothing refers to.
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
+        self.gc_watched(options, &Work::default())
+    }
+
+    /// The same, saying in `work` how many entries and bytes are gone.
+    pub fn gc_watched(&self, options: &GcOptions, work: &Work) -> Result<GcReport> {
         let before = options.older_than.map(|age| now_ns().saturating_sub(age.as_nanos() as i64));
         let usage = self.usage()?;
         let goal = self.above_high_water(&usage).unwrap_or(Goal { bytes: 0, entries: 0, before });
@@ -201,7 +206,7 @@ impl Cache {
             self.reap()?;
         }
         if goal.bytes > 0 || goal.entries > 0 || goal.before.is_some() {
-            let round = self.evict_round(&goal, options.dry_run, "gc")?;
+            let round = self.evict_round(&goal, options.dry_run, "gc", work)?;
             report.held = round.held + round.asked;
             report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
             report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
@@ -221,7 +226,7 @@ impl Cache {
     }
 
     /// Goes through the entries, least recently used first, until the goal is reached.
-    fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str) -> Result<Round> {
+    fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str, work: &Work) -> Result<Round> {
         self.inner.flush_accesses()?;
         let now = now_ns();
         let young = now.saturating_sub(self.inner.limits.read().min_age.as_nanos() as i64);
@@ -229,6 +234,7 @@ impl Cache {
         let mut planned = Plan::default();
         let mut after = None;
         let mut seen = 0;
+        let mut gone = (0, 0);
         while seen < ROUND {
             let page = self.inner.index.oldest(after, PAGE)?;
             let Some(last) = page.last() else { break };
@@ -252,6 +258,8 @@ impl Cache {
                 } else {
                     self.try_evict(&row, now, why, &mut round)?;
                 }
+                work.did(round.evicted.len() as u64 - gone.0, round.bytes() - gone.1);
+                gone = (round.evicted.len() as u64, round.bytes());
             }
         }
         Ok(round)

@@ -14,7 +14,7 @@ use super::here::now_ns;
 use super::ingest::Memory;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
-use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, untar};
+use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, Work, untar};
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
 
@@ -71,11 +71,24 @@ impl Cache {
         logs: [Option<&Path>; 2],
         request: SealRequest,
     ) -> Result<Sealed> {
+        self.put_dir_watched(dir, facts, logs, request, &Work::default())
+    }
+
+    /// The same, saying in `work` how far it is.
+    pub fn put_dir_watched(
+        &self,
+        dir: &Path,
+        facts: &TaskFacts,
+        logs: [Option<&Path>; 2],
+        request: SealRequest,
+        work: &Work,
+    ) -> Result<Sealed> {
         let top = open_dir(dir)?;
         let metadata = metadata(&request.key, facts);
         let logs = logs.map(|l| l.map(Log::File));
         let stash = Stash::new(self);
-        self.seal_plan(&self.foreign(&stash), &request, || {
+        let storer = Storer { work: Some(work), ..self.foreign(&stash) };
+        self.seal_plan(&storer, &request, || {
             let mut plan = plan_beside(&metadata, &logs)?;
             let attrs = top_attrs(top.as_fd()).map_err(|e| CacheError::io("read", dir, e))?;
             let outputs = plan.builder.dir(plan.builder.top(), b"outputs", attrs)?;
@@ -126,7 +139,7 @@ impl Cache {
         let logs = logs.map(|l| l.map(Log::File));
         let memory = Memory::default();
         let deadline = Instant::now() + PATIENCE;
-        let storer = Storer { cache: self, stash: &draft.stash, memory: Some(&memory), deadline };
+        let storer = Storer { cache: self, stash: &draft.stash, memory: Some(&memory), deadline, work: None };
         self.seal_plan(&storer, request, || {
             let mut plan = plan_beside(&metadata, &logs)?;
             let attrs = top_attrs(draft.tree()).map_err(|e| CacheError::io("read", draft.name(), e))?;
@@ -138,7 +151,7 @@ impl Cache {
 
     /// Storing what is not ours.
     pub(super) fn foreign<'a>(&'a self, stash: &'a Stash) -> Storer<'a> {
-        Storer { cache: self, stash, memory: None, deadline: Instant::now() }
+        Storer { cache: self, stash, memory: None, deadline: Instant::now(), work: None }
     }
 }
 

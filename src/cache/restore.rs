@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, renameat, renameat2};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
-use super::{CacheError, Entry, RestoreAs, Restored, Result, at, ingest};
+use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at, ingest};
 use crate::model::RecordKind;
 use crate::model::manifest::Record;
 
@@ -30,13 +30,21 @@ impl Entry {
     /// Writes `outputs/` below `dest`: merges, replaces only with `force`, never leaves `dest`.
     /// An entry without outputs gives nothing.
     pub fn restore(&self, dest: &Path, how: RestoreAs, force: bool) -> Result<Restored> {
+        self.restore_watched(dest, how, force, &Work::default())
+    }
+
+    /// The same, saying in `work` how far it is.
+    pub fn restore_watched(&self, dest: &Path, how: RestoreAs, force: bool, work: &Work) -> Result<Restored> {
         std::fs::create_dir_all(dest).map_err(|e| CacheError::io("create", dest, e))?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let top = nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
             .map_err(|e| CacheError::io("open", dest, e.into()))?;
         self.cache.touch(self);
         match self.manifest.find(b"outputs") {
-            Some(outputs) => Restorer::new(self, top, dest.to_owned(), how, force).run(outputs),
+            Some(outputs) => {
+                work.expect(self.manifest.files(), self.manifest.logical_bytes());
+                Restorer::new(self, top, dest.to_owned(), how, force, work).run(outputs)
+            }
             None => Ok(Restored::default()),
         }
     }
@@ -44,7 +52,7 @@ impl Entry {
     /// Writes what is below the directory `record` into an open directory that is ours.
     pub(super) fn restore_into(&self, top: BorrowedFd<'_>, record: u32, how: RestoreAs) -> Result<Restored> {
         let own = top.try_clone_to_owned().map_err(|e| CacheError::io("open", "the draft", e))?;
-        Restorer::new(self, own, PathBuf::new(), how, true).run(record)
+        Restorer::new(self, own, PathBuf::new(), how, true, &Work::default()).run(record)
     }
 }
 
@@ -56,6 +64,7 @@ struct Restorer<'a> {
     label: PathBuf,
     how: RestoreAs,
     force: bool,
+    work: &'a Work,
     reflinks_work: bool,
     done: Restored,
     /// Directories in the order they were entered: record, position of the parent, made by us.
@@ -71,13 +80,21 @@ struct Place<'d> {
 }
 
 impl<'a> Restorer<'a> {
-    fn new(entry: &'a Entry, top: OwnedFd, label: PathBuf, how: RestoreAs, force: bool) -> Self {
+    fn new(
+        entry: &'a Entry,
+        top: OwnedFd,
+        label: PathBuf,
+        how: RestoreAs,
+        force: bool,
+        work: &'a Work,
+    ) -> Self {
         Restorer {
             entry,
             top,
             label,
             how,
             force,
+            work,
             reflinks_work: true,
             done: Restored::default(),
             dirs: Vec::new(),
@@ -135,6 +152,7 @@ impl<'a> Restorer<'a> {
             _ => match there {
                 Some(stat) if self.alike(place, record, &stat)? => {
                     self.done.kept += 1;
+                    self.work.did(1, self.record(record).size());
                     Ok(())
                 }
                 there => self.write(place, record, there),
@@ -235,7 +253,10 @@ impl<'a> Restorer<'a> {
             let from = self.open_dir(*dir)?;
             let linked = linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty());
             return linked
-                .map(|()| self.done.files += 1)
+                .map(|()| {
+                    self.done.files += 1;
+                    self.work.did(1, 0);
+                })
                 .map_err(|e| CacheError::io("link", self.path(place.index, name), e.into()));
         }
         let path = self.path(place.index, name);
@@ -250,6 +271,7 @@ impl<'a> Restorer<'a> {
         self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
         self.done.files += 1;
         self.done.bytes += wanted.size();
+        self.work.did(1, 0);
         Ok(())
     }
 
@@ -263,6 +285,7 @@ impl<'a> Restorer<'a> {
             match reflink_copy::reflink_file(&blob, file) {
                 Ok(()) => {
                     self.done.reflinked += 1;
+                    self.work.did(0, self.record(record).size());
                     return Ok(());
                 }
                 Err(e) if self.how == RestoreAs::Reflink => return Err(CacheError::io("reflink", path, e)),
@@ -279,6 +302,7 @@ impl<'a> Restorer<'a> {
             }
             file.write_all(&buf[..n]).map_err(fail)?;
             offset += n as u64;
+            self.work.did(0, n as u64);
         }
         Ok(())
     }

@@ -3,14 +3,16 @@
 //! Invariant: no control character of a path, key or metadata is printed as such; JSON has the exact
 //! text. A reader that goes away is no error.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::control::{Channel, Failure, Kind, Progress, RawPath};
+use crate::model::units::human_bytes;
 
 /// Text without control characters, for a terminal or a line-based reader.
 pub(super) fn clean(text: &str) -> String {
@@ -112,14 +114,21 @@ impl Table {
     }
 }
 
+/// How often figures change.
+const SHOW_EVERY: Duration = Duration::from_millis(50);
+
 /// Progress on a terminal, nothing elsewhere.
+#[derive(Clone)]
 pub(super) struct Meter {
     bar: ProgressBar,
+    what: String,
+    /// When a figure was shown last.
+    last: Cell<Option<Instant>>,
 }
 
 impl Meter {
     pub(super) fn silent() -> Self {
-        Self { bar: ProgressBar::hidden() }
+        Self { bar: ProgressBar::hidden(), what: String::new(), last: Cell::default() }
     }
 
     /// Shows `what` from the start, numbers when they come.
@@ -129,7 +138,21 @@ impl Meter {
         }
         let bar = ProgressBar::new_spinner().with_message(clean(what));
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { bar }
+        Self { bar, what: clean(what), last: Cell::default() }
+    }
+
+    /// Shows how much of what it was started for is done, as often as people can read.
+    pub(super) fn figure(&self, figure: impl FnOnce() -> String) {
+        let soon = self.last.get().is_some_and(|at| at.elapsed() < SHOW_EVERY);
+        if !soon && !self.bar.is_hidden() {
+            self.last.set(Some(Instant::now()));
+            self.bar.set_message(format!("{}: {}", self.what, figure()));
+        }
+    }
+
+    /// Takes it off the terminal.
+    pub(super) fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     fn show(&self, progress: &Progress) {
@@ -137,8 +160,7 @@ impl Meter {
             && self.bar.length() != Some(total)
         {
             self.bar.set_length(total);
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {pos}/{len} {eta}")
-            {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {percent}% {eta}") {
                 self.bar.set_style(style);
             }
         }
@@ -147,34 +169,64 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
 /// The streams beside a request: from an input, to an output, with a meter.
 pub(super) struct Streams {
-    pub(super) input: Box<dyn Read>,
+    input: Counted<Box<dyn Read>>,
     pub(super) output: Box<dyn Write>,
-    pub(super) meter: Meter,
+    meter: Meter,
+    written: u64,
+}
+
+/// A reader that shows how much was read.
+struct Counted<R> {
+    inner: R,
+    meter: Meter,
+    read: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.read += n as u64;
+        self.meter.figure(|| format!("{} read", human_bytes(self.read)));
+        Ok(n)
+    }
 }
 
 impl Streams {
     /// Standard output, no input.
     pub(super) fn to_stdout() -> Self {
-        Self { input: Box::new(io::empty()), output: Box::new(io::stdout()), meter: Meter::silent() }
+        Self::with(Box::new(io::empty()), Meter::silent())
+    }
+
+    fn with(input: Box<dyn Read>, meter: Meter) -> Self {
+        let input = Counted { inner: input, meter: meter.clone(), read: 0 };
+        Self { input, output: Box::new(io::stdout()), meter, written: 0 }
     }
 
     /// No streams, only a meter.
     pub(super) fn metered(what: &str) -> Self {
-        Self { meter: Meter::start(what), ..Self::to_stdout() }
+        Self::with(Box::new(io::empty()), Meter::start(what))
+    }
+
+    /// An input and a meter.
+    pub(super) fn reading(input: Box<dyn Read>, what: &str) -> Self {
+        Self::with(input, Meter::start(what))
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.meter.clear();
     }
 }
 
 impl Channel for Streams {
     fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.output.write_all(bytes)
+        self.output.write_all(bytes)?;
+        self.written += bytes.len() as u64;
+        self.meter.figure(|| format!("{} written", human_bytes(self.written)));
+        Ok(())
     }
     fn input(&mut self) -> &mut dyn Read {
         &mut self.input

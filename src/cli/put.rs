@@ -53,10 +53,11 @@ impl Put {
         let path = |p: &Option<PathBuf>| -> Result<Option<RawPath>, Failure> {
             p.as_deref().map(|p| absolute(p).map(RawPath)).transpose()
         };
-        let mut streams = Streams::metered(&format!("storing {}", self.key));
-        if let Some(tar) = &self.tar {
-            streams.input = open_input(tar)?;
-        }
+        let what = format!("storing {}", self.key);
+        let mut streams = match &self.tar {
+            Some(tar) => Streams::reading(open_input(tar)?, &what),
+            None => Streams::metered(&what),
+        };
         let request = Request::Put(PutRequest {
             dir: path(&self.dir)?,
             stdout: path(&self.stdout)?,

@@ -108,7 +108,7 @@ fn dir_mode() -> u32 {
 }
 
 fn restore_tar(session: &mut Session, key: EntryKey, to: &Path) -> Result<(), Failure> {
-    let mut streams = Streams::to_stdout();
+    let mut streams = Streams::metered(&format!("restoring {key}"));
     if to != Path::new("-") {
         let file = std::fs::File::create(to)
             .map_err(|e| Failure::failed(format!("cannot create {}: {e}", to.display())))?;

@@ -4,7 +4,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use clap::{Args, Subcommand};
 
-use super::{Context, out};
+use super::Context;
+use super::out::{self, Meter};
 use crate::control::{Failure, Kind};
 use crate::store::Store;
 
@@ -32,8 +33,12 @@ impl StoreCommand {
         if !yes && !confirmed(cx)? {
             return Err(Failure::failed("nothing was deleted"));
         }
-        Store::destroy(&cx.store)?;
-        out::line(&format!("destroyed {}", out::clean(&cx.store.to_string_lossy())))
+        let shown = out::clean(&cx.store.to_string_lossy());
+        let meter = Meter::start(&format!("destroying {shown}"));
+        let destroyed = Store::destroy(&cx.store, &mut |files| meter.figure(|| format!("{files} files")));
+        meter.clear();
+        destroyed?;
+        out::line(&format!("destroyed {shown}"))
     }
 }
 

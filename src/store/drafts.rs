@@ -39,7 +39,7 @@ impl Store {
             Ok(()) => Ok(id),
             Err(e) => {
                 // Best effort: what stays is swept when the store is opened next.
-                let _ = remove::tree(&self.tmp, &name);
+                let _ = remove::tree(&self.tmp, &name, &mut || {});
                 Err(e)
             }
         }
@@ -112,7 +112,7 @@ impl Store {
     /// one is fine.
     pub fn remove_draft(&self, id: &str) -> Result<()> {
         self.hide_draft(id)?;
-        remove::tree(&self.drafts, &gone(id))
+        remove::tree(&self.drafts, &gone(id), &mut || {})
     }
 
     /// Deletes what `hide_draft` left when its process died. What cannot be deleted now (something is
@@ -120,7 +120,7 @@ impl Store {
     pub(super) fn sweep_drafts(&self) -> Result<()> {
         for name in self.drafts.names()? {
             if name.as_encoded_bytes().starts_with(GONE.as_bytes())
-                && let Err(e) = remove::tree(&self.drafts, &name)
+                && let Err(e) = remove::tree(&self.drafts, &name, &mut || {})
             {
                 tracing::warn!("a dropped draft stays for now: {e}");
             }

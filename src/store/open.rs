@@ -45,14 +45,19 @@ impl Store {
     }
 
     /// Deletes the store at `root` (only if it is one, and nobody owns it). Files that are not
-    /// outfs's are left, with an error that names one.
-    pub fn destroy(root: &Path) -> Result<()> {
+    /// outfs's are left, with an error that names one. `told` hears now and then how many files are gone.
+    pub fn destroy(root: &Path, told: &mut dyn FnMut(u64)) -> Result<()> {
         let root = canonical(root)?;
         let dir = Dir::open_root(&root)?;
         read_format(&dir)?.ok_or_else(|| not_a_store(&root))?;
         let _lock = Lock::take(&dir)?;
+        let mut gone = 0;
+        let mut each = || {
+            gone += 1;
+            told(gone);
+        };
         for room in ROOMS {
-            remove::tree(&dir, room.as_ref())?;
+            remove::tree(&dir, room.as_ref(), &mut each)?;
         }
         for name in dir.names()?.iter().filter(|n| is_foreign(n)) {
             dir.unlink(name)?;
@@ -150,7 +155,7 @@ fn open_owned(root: &Path) -> Result<Store> {
     }
     let after_death = lock.after_death;
     let store = assemble(dir, id, Some(lock))?;
-    remove::contents(&store.tmp)?;
+    remove::contents(&store.tmp, &mut || {})?;
     store.sweep_drafts()?;
     *store.log.lock() = EventLog::open(&store.events, after_death)?;
     Ok(store)

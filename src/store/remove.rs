@@ -14,23 +14,23 @@ use nix::dir::Type;
 use super::dir::{Dir, temp_name};
 use super::{Result, port};
 
-/// Deletes the directory `name` of `parent` with all it holds; a missing one is fine.
-pub(super) fn tree(parent: &Dir, name: &OsStr) -> Result<()> {
+/// Deletes the directory `name` of `parent` with all it holds; a missing one is fine. `each` hears of every file.
+pub(super) fn tree(parent: &Dir, name: &OsStr, each: &mut dyn FnMut()) -> Result<()> {
     if port::stat_at(parent.fd(), name).map_err(parent.err("stat", name))?.is_none() {
         return Ok(());
     }
     let top = open_writable(parent, name)?;
-    contents(&top)?;
+    contents(&top, each)?;
     port::rmdir(parent.fd(), name).map_err(parent.err("delete", name))
 }
 
-/// Deletes all that a directory holds.
-pub(super) fn contents(top: &Dir) -> Result<()> {
+/// Deletes all that a directory holds; `each` hears of every file.
+pub(super) fn contents(top: &Dir, each: &mut dyn FnMut()) -> Result<()> {
     // Directories that are children of `top`, under the names they have now.
-    let mut waiting = empty(top, top)?;
+    let mut waiting = empty(top, top, each)?;
     while let Some(name) = waiting.pop() {
         let dir = open_writable(top, &name)?;
-        waiting.append(&mut empty(&dir, top)?);
+        waiting.append(&mut empty(&dir, top, each)?);
         drop(dir);
         port::rmdir(top.fd(), &name).map_err(top.err("delete", &name))?;
     }
@@ -38,7 +38,7 @@ pub(super) fn contents(top: &Dir) -> Result<()> {
 }
 
 /// Unlinks the files of `dir` and moves its directories to `top`; their names there.
-fn empty(dir: &Dir, top: &Dir) -> Result<Vec<OsString>> {
+fn empty(dir: &Dir, top: &Dir, each: &mut dyn FnMut()) -> Result<Vec<OsString>> {
     let (mut dirs, mut moved) = (Vec::new(), Vec::new());
     // Deleting while listing may skip names on some file systems: until nothing is left.
     loop {
@@ -50,7 +50,10 @@ fn empty(dir: &Dir, top: &Dir) -> Result<Vec<OsString>> {
                 _ => port::unlink(dir.fd(), name),
             };
             match result {
-                Ok(()) => deleted += 1,
+                Ok(()) => {
+                    deleted += 1;
+                    each();
+                }
                 Err(e) if e.raw_os_error() == Some(libc::EISDIR) => dirs.push(name.to_owned()),
                 Err(e) => {
                     failed.get_or_insert(dir.err("delete", name)(e));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, Progress, PutRequest, Reply};
+use super::watch::watched;
 use super::{Caller, entries, held, hit};
 use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
 use crate::model::{EntryKey, RecordKind};
@@ -25,7 +26,9 @@ pub(super) fn put(
     };
     let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
     let sealed = match &put.dir {
-        Some(dir) => cache.put_dir(&dir.0, &put.facts, logs, request)?,
+        Some(dir) => watched(channel, (&format!("storing {}", put.key), "files"), |work| {
+            cache.put_dir_watched(&dir.0, &put.facts, logs, request, work)
+        })?,
         None => cache.put_tar(&mut channel.input(), &put.facts, logs, request)?,
     };
     Ok(stored(sealed))
@@ -83,9 +86,8 @@ pub(super) fn restore(
     cache: &Cache,
     key: &EntryKey,
     dest: &Path,
-    how: RestoreAs,
-    force: bool,
-    dir_mode: u32,
+    (how, force, dir_mode): (RestoreAs, bool, u32),
+    channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
     let entry = hit(cache, key)?;
     std::fs::DirBuilder::new()
@@ -93,7 +95,10 @@ pub(super) fn restore(
         .mode(dir_mode)
         .create(dest)
         .map_err(|e| Failure::failed(format!("cannot create {}: {e}", dest.display())))?;
-    Ok(Reply::Restored(entry.restore(dest, how, force)?))
+    let restored = watched(channel, (&format!("restoring {key}"), "files"), |work| {
+        entry.restore_watched(dest, how, force, work)
+    })?;
+    Ok(Reply::Restored(restored))
 }
 
 pub(super) fn restore_tar(
@@ -180,7 +185,12 @@ pub(super) fn import(
     let mut done = 0;
     let mut each = |key: &EntryKey| {
         done += 1;
-        channel.progress(Progress { what: format!("imported {key}"), done, total: None });
+        let entries = if done == 1 { "entry" } else { "entries" };
+        channel.progress(Progress {
+            what: format!("importing: {done} {entries}, last {key}"),
+            done,
+            total: None,
+        });
     };
     let report = match kind {
         ImportKind::Cuenv => cache.import_cuenv(source, &mut each)?,

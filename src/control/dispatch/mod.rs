@@ -6,6 +6,7 @@
 mod content;
 mod entries;
 mod upkeep;
+mod watch;
 
 use super::{Channel, Failure, Kind, Reply, Request};
 use crate::cache::{Cache, Entry, LeaseKind, Lookup, Miss, host_name};
@@ -40,7 +41,7 @@ pub fn dispatch(
     match request {
         Request::Put(put) => content::put(cache, caller, &put, channel),
         Request::Restore { key, dest, how, force, dir_mode } => {
-            content::restore(cache, &key, &dest.0, how, force, dir_mode)
+            content::restore(cache, &key, &dest.0, (how, force, dir_mode), channel)
         }
         Request::RestoreTar { key } => content::restore_tar(cache, &key, channel),
         Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
@@ -59,7 +60,7 @@ pub fn dispatch(
         Request::Unpin { name, key } => upkeep::unpin(cache, name.as_deref(), key.as_ref()),
         Request::Reject { key, reason } => upkeep::reject(cache, &key, reason.as_deref()),
         Request::Evict { key } => upkeep::evict(cache, &key),
-        Request::Gc { dry_run, older_than } => upkeep::gc(cache, dry_run, older_than),
+        Request::Gc { dry_run, older_than } => upkeep::gc(cache, dry_run, older_than, channel),
         Request::Fsck(options) => upkeep::fsck(cache, options, channel),
         Request::Status | Request::Mount { .. } | Request::Unmount { .. } | Request::Stop { .. } => {
             Err(Failure::failed("no daemon runs for this store; 'outfs mount' starts one"))

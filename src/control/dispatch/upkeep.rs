@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 use super::super::{Channel, Failure, GcFacts, Kind, PinFacts, Progress, Reply};
 use super::entries::time;
 use super::no_entry;
+use super::watch::{TELL_EVERY, watched};
 use crate::cache::{Cache, FsckOptions, FsckProgress, GcOptions};
 use crate::model::EntryKey;
 use crate::store::Pin;
-
-/// How often progress is told.
-const TELL_EVERY: Duration = Duration::from_millis(100);
 
 fn pin_facts(pins: Vec<Pin>) -> Reply {
     let facts = |p: Pin| PinFacts { name: p.name, key: p.key, since: time(p.at_ns) };
@@ -59,19 +57,26 @@ pub(super) fn evict(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     }
 }
 
-pub(super) fn gc(cache: &Cache, dry_run: bool, older_than: Option<Duration>) -> Result<Reply, Failure> {
-    let report = cache.gc(&GcOptions { dry_run, older_than })?;
+pub(super) fn gc(
+    cache: &Cache,
+    dry_run: bool,
+    older_than: Option<Duration>,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let options = GcOptions { dry_run, older_than };
+    let report = watched(channel, ("collecting", "entries"), |work| cache.gc_watched(&options, work))?;
     Ok(Reply::Gc(GcFacts { report, dry_run }))
 }
 
 pub(super) fn fsck(cache: &Cache, options: FsckOptions, channel: &mut dyn Channel) -> Result<Reply, Failure> {
     let mut told: Option<(Instant, &str)> = None;
     let report = cache.fsck(options, &mut |p: FsckProgress| {
-        // Often enough for people, rarely enough for the connection.
         if told.is_none_or(|(at, stage)| stage != p.stage || at.elapsed() > TELL_EVERY) {
             told = Some((Instant::now(), p.stage));
             let total = (p.total > 0).then_some(p.total);
-            channel.progress(Progress { what: format!("checking {}", p.stage), done: p.done, total });
+            let of = total.map(|t| format!(" of {t}")).unwrap_or_default();
+            let what = format!("checking {}: {}{of}", p.stage, p.done);
+            channel.progress(Progress { what, done: p.done, total });
         }
     })?;
     Ok(Reply::Fsck(report))

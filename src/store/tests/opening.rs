@@ -28,7 +28,7 @@ fn a_store_is_created_once_and_found_again() {
 fn a_second_owner_is_told_the_pid_of_the_first() {
     let (_dir, s) = store();
     let root = s.root().to_owned();
-    for second in [Store::open(&root, Access::Own).err(), Store::destroy(&root).err()] {
+    for second in [Store::open(&root, Access::Own).err(), Store::destroy(&root, &mut |_| {}).err()] {
         match second {
             Some(e @ StoreError::Locked { pid, .. }) => {
                 assert_eq!(pid, std::process::id());
@@ -54,7 +54,7 @@ fn what_is_not_a_store_is_left_alone() {
     for bad in [&home, &lookalike, &file, &file.join("below")] {
         let e = Store::open(bad, Access::Own).err();
         assert!(matches!(e, Some(StoreError::Unsuitable { .. })), "{}: {e:?}", bad.display());
-        assert!(Store::destroy(bad).is_err());
+        assert!(Store::destroy(bad, &mut |_| {}).is_err());
         assert!(Store::open(bad, Access::Read).is_err());
     }
     assert_eq!(fs::read_dir(&home).unwrap().count(), 1);
@@ -97,7 +97,7 @@ fn whatever_call_fails_while_creating_the_next_opening_completes_it() {
         let s = Store::open(&root, Access::Own).unwrap_or_else(|e| panic!("after call {n}: {e}"));
         assert_eq!(fs::read_dir(root.join("blobs")).unwrap().count(), 256);
         drop(s);
-        Store::destroy(&root).unwrap();
+        Store::destroy(&root, &mut |_| {}).unwrap();
         assert!(!root.exists());
     }
 }
@@ -131,13 +131,13 @@ fn destroying_deletes_the_store_and_nothing_else() {
     s.create_draft(&DraftPlace::Native { label: "x".into() }).unwrap();
     drop(s);
     fs::write(root.join("my notes"), "precious").unwrap();
-    let e = Store::destroy(&root).unwrap_err();
+    let e = Store::destroy(&root, &mut |_| {}).unwrap_err();
     assert!(e.to_string().contains("my notes"), "{e}");
     let left: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["my notes"]);
     fs::remove_file(root.join("my notes")).unwrap();
     drop(Store::open(&root, Access::Own).unwrap());
-    Store::destroy(&root).unwrap();
+    Store::destroy(&root, &mut |_| {}).unwrap();
     assert!(!root.exists());
 }
 

@@ -1,0 +1,86 @@
+//! Long work, and telling how far it is meanwhile.
+
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use super::super::{Channel, Progress};
+use crate::cache::Work;
+use crate::model::units::human_bytes;
+
+/// Often enough for people, rarely enough for the connection.
+pub(super) const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Does `work` in a thread of its own, and tells how many of `things` are done until it ends.
+pub(super) fn watched<T: Send>(
+    channel: &mut dyn Channel,
+    (what, things): (&str, &str),
+    work: impl FnOnce(&Work) -> T + Send,
+) -> T {
+    let figures = Work::default();
+    let (end, ended) = bounded::<()>(0);
+    std::thread::scope(|scope| {
+        let figures = &figures;
+        let running = scope.spawn(move || {
+            let _end = end;
+            work(figures)
+        });
+        while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(TELL_EVERY) {
+            channel.progress(told(figures, what, things));
+        }
+        running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn told(figures: &Work, what: &str, things: &str) -> Progress {
+    let ((n, bytes), (of, all)) = (figures.done(), figures.expected());
+    if of == 0 {
+        return Progress {
+            what: format!("{what}: {n} {things}, {}", human_bytes(bytes)),
+            done: n,
+            total: None,
+        };
+    }
+    let (n, bytes) = (n.min(of), bytes.min(all));
+    let what = format!("{what}: {n} of {of} {things}, {} of {}", human_bytes(bytes), human_bytes(all));
+    match all {
+        0 => Progress { what, done: n, total: Some(of) },
+        _ => Progress { what, done: bytes, total: Some(all) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Heard(crossbeam_channel::Sender<Progress>);
+    impl Channel for Heard {
+        fn data(&mut self, _: &[u8]) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn input(&mut self) -> &mut dyn std::io::Read {
+            unreachable!("nothing reads")
+        }
+        fn progress(&mut self, progress: Progress) {
+            let _ = self.0.send(progress);
+        }
+    }
+
+    #[test]
+    fn what_takes_long_tells_how_far_it_is() {
+        let (tell, told) = crossbeam_channel::unbounded();
+        let answer = watched(&mut Heard(tell), ("storing k", "files"), |work| {
+            let wait = |what: &str, done, total| {
+                let heard = || told.recv_timeout(Duration::from_secs(20)).unwrap();
+                let wanted = Progress { what: what.into(), done, total };
+                while heard() != wanted {}
+            };
+            wait("storing k: 0 files, 0 B", 0, None);
+            work.expect(4, 2048);
+            work.did(1, 1024);
+            wait("storing k: 1 of 4 files, 1.0 KiB of 2.0 KiB", 1024, Some(2048));
+            7
+        });
+        assert_eq!(answer, 7);
+    }
+}
