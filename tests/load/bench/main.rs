@@ -1,0 +1,48 @@
+//! Measures outfs beside its peers: same trees, one run, interleaved. Started by `scripts/bench`.
+//!
+//! Each measurement runs in a process of its own (`worker.rs`), so that it can run as an ordinary user and leaves
+//! nothing behind; the worker takes the time itself, so that starting a process is in no figure.
+//! Must not know: how outfs works inside; it uses the command line and mounts, as everybody does.
+
+mod cas;
+mod hash;
+mod options;
+mod peers;
+mod place;
+mod reading;
+mod report;
+mod rows;
+mod stats;
+mod trees;
+mod worker;
+
+use std::process::ExitCode;
+
+use options::Options;
+use place::Place;
+use stats::Results;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|a| a == "worker") {
+        return worker::main(&args[1..]);
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<(), String> {
+    let options = Options::parse(args)?;
+    let place = Place::new(&options)?;
+    let mut results = Results::default();
+    let started = std::time::Instant::now();
+    reading::measure(&place, &options, &mut results)?;
+    report::print(&results, &options);
+    println!("\nmeasured in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! What was asked for.
+
+use std::time::Duration;
+
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// All trees and peers.
+    Full,
+    /// Two minutes: small trees, few peers.
+    Quick,
+    /// Seconds: only that everything works; nothing is judged.
+    Smoke,
+}
+
+/// The options of a run.
+pub struct Options {
+    pub mode: Mode,
+    pub only: Option<String>,
+    pub trees: Option<Vec<String>>,
+    pub peers: Option<Vec<String>>,
+    pub repeat: usize,
+}
+
+impl Options {
+    /// Reads the arguments that `scripts/bench` passes on.
+    pub fn parse(args: &[String]) -> Result<Self, String> {
+        let mut options = Self { mode: Mode::Full, only: None, trees: None, peers: None, repeat: 0 };
+        let list = |text: &str| Some(text.split(',').map(str::to_owned).collect());
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--quick" => options.mode = Mode::Quick,
+                "--smoke" => options.mode = Mode::Smoke,
+                "--only" => options.only = Some(value()?.clone()),
+                "--trees" => options.trees = list(value()?),
+                "--peers" => options.peers = list(value()?),
+                "--repeat" => {
+                    options.repeat =
+                        value()?.parse().ok().filter(|n| *n > 0).ok_or("--repeat takes a number")?
+                }
+                _ => return Err(format!("unknown option {arg}")),
+            }
+        }
+        if options.repeat == 0 {
+            options.repeat = match options.mode {
+                Mode::Full => 5,
+                Mode::Quick => 3,
+                Mode::Smoke => 1,
+            };
+        }
+        Ok(options)
+    }
+
+    /// Whether a row of this name is wanted: `--only` takes alternatives (`read-1|grep`), each a part of the name.
+    pub fn wants_row(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.split('|').any(|part| name.contains(part)))
+    }
+
+    /// Whether a tree is wanted; without `--trees`, those of the mode.
+    pub fn wants_tree(&self, name: &str) -> bool {
+        let default: &[&str] = match self.mode {
+            Mode::Full => &["source", "target", "big", "tiny"],
+            Mode::Quick => &["source-4k", "big"],
+            Mode::Smoke => &["few", "small-big"],
+        };
+        self.trees.as_ref().map_or(default.contains(&name), |trees| trees.iter().any(|t| t == name))
+    }
+
+    /// Whether a peer is wanted; without `--peers`, those of the mode. Native is always measured.
+    pub fn wants_peer(&self, name: &str) -> bool {
+        let quick = ["erofs", "overlayfs", "fuse-overlayfs"];
+        name == "native"
+            || match &self.peers {
+                Some(peers) => peers.iter().any(|p| name == p || name.starts_with(&format!("{p} "))),
+                None => self.mode != Mode::Quick || name.starts_with("outfs") || quick.contains(&name),
+            }
+    }
+
+    /// How long a slow peer is measured again and again; after that one sample has to do.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs_f64(if self.mode == Mode::Full { 10.0 } else { 1.5 })
+    }
+}

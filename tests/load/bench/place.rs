@@ -1,0 +1,166 @@
+//! Where a run happens: its directories, the commands it runs, and the caches it drops.
+//!
+//! Invariant: all of it lies below `BENCH_RUN` (deleted by `scripts/bench` afterwards) and `BENCH_DIR` (kept, so that
+//! trees and images need not be made again).
+
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use crate::options::{Mode, Options};
+
+/// The ordinary user, Debian's `nobody`.
+pub const NOBODY: u32 = 65534;
+
+/// The directories of a run.
+pub struct Place {
+    /// Kept between runs: trees and images.
+    pub kept: PathBuf,
+    /// This run's own.
+    pub run: PathBuf,
+    /// The outfs program.
+    pub outfs: PathBuf,
+}
+
+impl Place {
+    /// Takes the directories from the environment that `scripts/bench` sets.
+    pub fn new(options: &Options) -> Result<Self, String> {
+        let var = |name| {
+            std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set: use scripts/bench"))
+        };
+        let place = Self { kept: var("BENCH_DIR")?, run: var("BENCH_RUN")?, outfs: var("OUTFS_BIN")? };
+        for dir in ["trees", "images"] {
+            let dir = place.kept.join(dir);
+            fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        }
+        let kind = output(Command::new("stat").args(["-f", "-c", "%T"]).arg(&place.run))?;
+        if options.mode != Mode::Smoke && !kind.starts_with("ext") {
+            return Err(format!(
+                "{} is on {}, but native means ext4 here; name a directory on ext4 with --dir",
+                place.run.display(),
+                kind.trim()
+            ));
+        }
+        Ok(place)
+    }
+
+    /// A new empty directory of this run.
+    pub fn fresh(&self, name: &str) -> Result<PathBuf, String> {
+        let dir = self.run.join(name);
+        fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        Ok(dir)
+    }
+}
+
+/// A store and the views of its daemon, which ends with the value.
+pub struct Store {
+    program: PathBuf,
+    pub dir: PathBuf,
+    /// Whether an ordinary user owns it.
+    pub user: bool,
+}
+
+impl Store {
+    /// A store below `dir`, which is made; its files are made by the first command.
+    pub fn new(place: &Place, dir: &Path, user: bool) -> Result<Self, String> {
+        fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        if user {
+            give(dir)?;
+        }
+        Ok(Self { program: place.outfs.clone(), dir: dir.to_owned(), user })
+    }
+
+    /// An `outfs` command on this store, as its owner.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).env("OUTFS_STORE", self.dir.join("store")).env("HOME", &self.dir).current_dir("/");
+        become_user(&mut command, self.user);
+        command
+    }
+
+    /// Mounts a view below the store's directory.
+    pub fn mount(&self, name: &str, options: &[&str]) -> Result<PathBuf, String> {
+        let at = self.dir.join(name);
+        fs::create_dir_all(&at).map_err(|e| format!("creating {}: {e}", at.display()))?;
+        if self.user {
+            give(&at)?;
+        }
+        run(self.command([OsStr::new("mount"), at.as_os_str()]).args(options))?;
+        Ok(at)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.command(["stop"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
+/// Makes a directory the ordinary user's.
+fn give(dir: &Path) -> Result<(), String> {
+    std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY))
+        .map_err(|e| format!("chown {}: {e}", dir.display()))
+}
+
+/// Has a command run as the ordinary user.
+pub fn become_user(command: &mut Command, user: bool) {
+    if user {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+}
+
+/// Runs a command that must succeed; its words are shown only when it fails.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    output(command).map(drop)
+}
+
+/// What a command that must succeed says.
+pub fn output(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let shown = || format!("{command:?}").chars().take(300).collect::<String>();
+    let shown = shown();
+    // A file, not a pipe: what becomes a daemon keeps it open.
+    let mut said = tempfile::tempfile().map_err(|e| format!("a temporary file: {e}"))?;
+    let copy = || said.try_clone().map_err(|e| format!("a temporary file: {e}"));
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(copy()?)
+        .stderr(copy()?)
+        .status()
+        .map_err(|e| format!("starting {name}: {e}"))?;
+    let mut text = String::new();
+    use std::io::{Read, Seek};
+    said.rewind()
+        .and_then(|()| said.read_to_string(&mut text))
+        .map_err(|e| format!("output of {name}: {e}"))?;
+    if !status.success() {
+        return Err(format!("{shown}: {status}: {}", text.trim()));
+    }
+    Ok(text)
+}
+
+/// Empties the page, inode and name caches, and gives servers a moment to digest that.
+pub fn drop_caches() -> Result<(), String> {
+    run(&mut Command::new("sync"))?;
+    for _ in 0..2 {
+        fs::write("/proc/sys/vm/drop_caches", "3").map_err(|e| format!("dropping caches: {e}"))?;
+        thread::sleep(Duration::from_millis(60));
+    }
+    Ok(())
+}
+
+/// Waits until something is mounted at `at`.
+pub fn wait_for_mount(at: &Path) -> Result<(), String> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let wanted = format!(" {} ", at.display());
+    while Instant::now() < deadline {
+        if fs::read_to_string("/proc/self/mounts").is_ok_and(|m| m.contains(&wanted)) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("nothing was mounted at {} in 20 s", at.display()))
+}
