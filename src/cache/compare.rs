@@ -67,7 +67,7 @@ mod tests {
         let f =
             b.file(sub, b"f", Attrs { mode, mtime_ns: i64::from(mode), ..Attrs::default() }, None).unwrap();
         b.set_content(f, hash_bytes(content.as_bytes()));
-        b.symlink(out, b"l", Attrs::default(), target.as_bytes()).unwrap();
+        b.symlink(out, b"l", Attrs::default(), target.as_bytes(), None).unwrap();
         for name in extra {
             b.dir(out, name.as_bytes(), Attrs::default()).unwrap();
         }

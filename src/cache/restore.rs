@@ -244,20 +244,22 @@ impl<'a> Restorer<'a> {
     fn make(&mut self, place: &Place<'_>, record: u32, temp: &[u8]) -> Result<()> {
         let (entry, wanted) = (self.entry, self.record(record));
         let name = entry.manifest.name(record);
+        if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
+            let from = self.open_dir(*dir)?;
+            linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty())
+                .map_err(|e| CacheError::io("link", self.path(place.index, name), e.into()))?;
+            if wanted.kind() == RecordKind::File {
+                self.done.files += 1;
+                self.work.did(1, 0);
+            }
+            return Ok(());
+        }
         if wanted.kind() == RecordKind::Symlink {
             let made = symlinkat(entry.manifest.target(record), place.fd, temp).map_err(io::Error::from);
             let made = made.and_then(|()| at::set_mtime(place.fd, temp, wanted.mtime_ns()));
-            return made.map_err(|e| CacheError::io("create", self.path(place.index, name), e));
-        }
-        if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
-            let from = self.open_dir(*dir)?;
-            let linked = linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty());
-            return linked
-                .map(|()| {
-                    self.done.files += 1;
-                    self.work.did(1, 0);
-                })
-                .map_err(|e| CacheError::io("link", self.path(place.index, name), e.into()));
+            made.map_err(|e| CacheError::io("create", self.path(place.index, name), e))?;
+            self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
+            return Ok(());
         }
         let path = self.path(place.index, name);
         let fail = |e| CacheError::io("write", &path, e);

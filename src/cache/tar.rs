@@ -57,24 +57,20 @@ impl Entry {
                 header.set_mode(r.perm() | 0o200);
                 name.push(b'/');
             }
-            RecordKind::Symlink => {
-                header.set_entry_type(EntryType::Symlink);
-                header.set_mode(0o777);
-                target = Some(self.manifest.target(record).to_vec());
-            }
-            RecordKind::File => {
-                header.set_mode(r.perm() | 0o200);
-                match first_names.get(&r.canonical()) {
-                    Some(first) => {
-                        header.set_entry_type(EntryType::Link);
-                        target = Some(first.clone());
-                    }
-                    None => {
-                        header.set_entry_type(EntryType::Regular);
-                        header.set_size(r.size());
-                        first_names.insert(r.canonical(), path.to_vec());
-                    }
+            kind => {
+                let is_link = kind == RecordKind::Symlink;
+                header.set_mode(if is_link { 0o777 } else { r.perm() | 0o200 });
+                if let Some(first) = first_names.get(&r.canonical()) {
+                    header.set_entry_type(EntryType::Link);
+                    target = Some(first.clone());
+                } else if is_link {
+                    header.set_entry_type(EntryType::Symlink);
+                    target = Some(self.manifest.target(record).to_vec());
+                } else {
+                    header.set_entry_type(EntryType::Regular);
+                    header.set_size(r.size());
                 }
+                first_names.entry(r.canonical()).or_insert_with(|| path.to_vec());
             }
         }
         self.write_pax(tar, record).map_err(fail)?;

@@ -254,6 +254,9 @@ impl Plan {
     ) -> Result<Option<(NodeId, u32)>> {
         let fail = |e| CacheError::io("read", tree.path(dir.dir, name), e);
         let stat = at::stat(fd, name).map_err(fail)?;
+        let next = links.len() as u64;
+        let mut link =
+            || (stat.st_nlink > 1).then(|| *links.entry((stat.st_dev, stat.st_ino)).or_insert(next));
         let special = |what| CacheError::SpecialFile { path: tree.path(dir.dir, name), what };
         match at::kind(&stat) {
             libc::S_IFDIR => {
@@ -264,9 +267,7 @@ impl Plan {
                 return Ok(Some((node, index)));
             }
             libc::S_IFREG => {
-                let id = FileId::of(&stat);
-                let next = links.len() as u64;
-                let link = (stat.st_nlink > 1).then(|| *links.entry((id.dev, id.ino)).or_insert(next));
+                let (id, link) = (FileId::of(&stat), link());
                 let node = self.builder.file(dir.node, name, attrs(fd, name, &stat).map_err(fail)?, link)?;
                 self.note_metadata(dir.node, name, Metafile::Source(self.sources.len()));
                 let from = From::Tree { dir: dir.dir, name: name.into(), id };
@@ -275,7 +276,13 @@ impl Plan {
             libc::S_IFLNK => {
                 self.note_metadata(dir.node, name, Metafile::NoFile);
                 let target = nix::fcntl::readlinkat(fd, name).map_err(|e| fail(e.into()))?.into_vec();
-                self.builder.symlink(dir.node, name, attrs(fd, name, &stat).map_err(fail)?, &target)?;
+                self.builder.symlink(
+                    dir.node,
+                    name,
+                    attrs(fd, name, &stat).map_err(fail)?,
+                    &target,
+                    link(),
+                )?;
             }
             libc::S_IFIFO => return Err(special("fifo")),
             libc::S_IFSOCK => return Err(special("socket")),

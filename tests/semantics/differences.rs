@@ -3,7 +3,7 @@
 //! D1 is with S1.3 and in `tests/views.rs`, D5 in `tests/views.rs`.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::common::*;
@@ -64,22 +64,6 @@ fn d4_times_and_sizes() {
     assert_eq!((s.mtime(), s.atime()), (1_000_000_000, 1_000_000_000));
     assert!(UNIX_EPOCH + Duration::from_secs(s.ctime() as u64) >= before - Duration::from_secs(1));
     assert_eq!(fs::metadata(m.path("key1/outputs")).expect("stat").len(), 0);
-}
-
-/// D6 Names of one symlink (hard links of a symlink) are symlinks of their own once sealed.
-#[test]
-fn d6_names_of_one_symlink() {
-    let m = Mount::new();
-    m.entry("key1", |out| {
-        symlink("target", out.join("a")).expect("symlink");
-        fs::hard_link(out.join("a"), out.join("b")).expect("link");
-        assert_eq!(fs::symlink_metadata(out.join("a")).expect("lstat").nlink(), 2);
-    });
-    for name in ["a", "b"] {
-        let path = m.path("key1/outputs").join(name);
-        assert_eq!(fs::read_link(&path).expect("readlink").to_str(), Some("target"));
-        assert_eq!(fs::symlink_metadata(&path).expect("lstat").nlink(), 1);
-    }
 }
 
 /// D7 … views are mounted `nosuid,nodev`.

@@ -156,6 +156,7 @@ fn rich(out: &Path) {
     write(out.join(odd), "odd");
     fs::hard_link(out.join("m0755"), out.join("linked")).expect("link");
     symlink(std::ffi::OsStr::from_bytes(b"../\xfe/no where"), out.join("sym")).expect("symlink");
+    fs::hard_link(out.join("sym"), out.join("sym too")).expect("link");
     xattr::set(out.join("m0755"), "user.colour", b"blue\0").expect("setxattr");
     mkdir(out.join("dir"));
     xattr::set(out.join("dir"), "user.kind", b"d").expect("setxattr");
@@ -169,8 +170,8 @@ fn rich(out: &Path) {
     chown(out.join("m0600"), Some(1234), Some(2345)).expect("chown (the test runs as root)");
 }
 
-/// S6.5 A manifest keeps … user xattrs, the mtime to the nanosecond, hard links, and symlinks byte for
-/// byte.
+/// S6.5 A manifest keeps … user xattrs, the mtime to the nanosecond, hard links (of symlinks too), and symlinks byte
+/// for byte.
 /// S6.6 A view shows modes with the write bits masked (0600 becomes 0400, never more), owned by the user
 /// who mounted.
 #[test]
@@ -194,6 +195,11 @@ fn s6_5_s6_6_what_a_view_shows() {
         assert_eq!((stat("m0755").mtime(), stat("m0755").mtime_nsec()), (1_234_567_890, 123_456_789));
         assert_eq!((stat("m0444").mtime(), stat("m0444").mtime_nsec()), (-6, 500_000_000));
         assert_eq!((stat("m0755").nlink(), stat("m0755").ino()), (2, stat("linked").ino()));
+        assert_eq!(
+            (stat("sym").nlink(), stat("sym").ino()),
+            (2, stat("sym too").ino()),
+            "one symlink, two names"
+        );
         assert_eq!(stat("m0600").nlink(), 1);
         assert_eq!(
             fs::read_link(out.join("sym")).expect("readlink").as_os_str().as_bytes(),
@@ -263,6 +269,7 @@ fn rich_without_modes(out: &Path) {
     chmod(out.join("tool"), 0o755).expect("chmod");
     fs::hard_link(out.join("tool"), out.join("linked")).expect("link");
     symlink("tool", out.join("sym")).expect("symlink");
+    fs::hard_link(out.join("sym"), out.join("sym too")).expect("link");
     nix::sys::stat::utimensat(
         nix::fcntl::AT_FDCWD,
         &out.join("sym"),

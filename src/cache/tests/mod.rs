@@ -92,6 +92,7 @@ impl Fixture {
         std::os::unix::fs::symlink("../../nowhere", top.join("a/dangling")).unwrap();
         std::os::unix::fs::symlink(OsStr::from_bytes(b"\xfe/x"), top.join("a/weird")).unwrap();
         std::os::unix::fs::symlink("/etc", top.join("absolute")).unwrap();
+        std::fs::hard_link(top.join("absolute"), top.join("a/b/absolute too")).unwrap();
         // Where the file system has no user attributes, there are none to keep.
         let _ = xattr::set(top.join("zero"), "user.note", b"kept");
         let mode = |path: &str, mode| {

@@ -65,7 +65,7 @@ pub enum TreeError {
 enum Kind {
     Dir,
     File { content: Option<Content>, link: Option<u64> },
-    Symlink(Vec<u8>),
+    Symlink { target: Vec<u8>, link: Option<u64> },
 }
 
 struct Node {
@@ -106,15 +106,16 @@ impl TreeBuilder {
         self.push(parent, name, attrs, Kind::Dir)
     }
 
-    /// Adds a symlink with its target, byte for byte.
+    /// Adds a symlink with its target, byte for byte. Those with the same `link` are hard links of each other.
     pub fn symlink(
         &mut self,
         parent: NodeId,
         name: &[u8],
         attrs: Attrs,
         target: &[u8],
+        link: Option<u64>,
     ) -> Result<NodeId, TreeError> {
-        self.push(parent, name, attrs, Kind::Symlink(target.to_vec()))
+        self.push(parent, name, attrs, Kind::Symlink { target: target.to_vec(), link })
     }
 
     /// Adds a file whose content follows by [`set_content`](Self::set_content). Files with
@@ -207,13 +208,15 @@ impl TreeBuilder {
         // Hard links: the first record in order is canonical and knows how many there are.
         let mut links: HashMap<u64, (u32, u32)> = HashMap::new();
         for &i in &order {
-            if let Kind::File { link: Some(l), .. } = self.nodes[i as usize].kind {
+            if let Kind::File { link: Some(l), .. } | Kind::Symlink { link: Some(l), .. } =
+                self.nodes[i as usize].kind
+            {
                 links.entry(l).or_insert((position[i as usize], 0)).1 += 1;
             }
         }
 
         let mut heap = Heap::default();
-        let mut records = Vec::with_capacity(order.len());
+        let mut records: Vec<Record> = Vec::with_capacity(order.len());
         let (mut rows, mut groups): (Vec<GroupRow>, Vec<GroupHash>) = (Vec::new(), Vec::new());
         let (mut logical, mut files) = (0u64, 0u64);
         for (pos, &i) in order.iter().enumerate() {
@@ -233,17 +236,23 @@ impl TreeBuilder {
                     };
                     (libc::S_IFDIR, 0, body.as_bytes().try_into().expect("body is 32 bytes"))
                 }
-                Kind::Symlink(target) => {
-                    let body = LinkBody {
-                        target_off: heap.bytes(target)?.into(),
-                        target_len: (target.len() as u32).into(),
-                        reserved: [0; 24],
+                Kind::Symlink { target, link } => {
+                    if let Some(l) = link {
+                        (canonical, nlink) = links[l];
+                    }
+                    // Equal bodies: hard links share the target in the heap, too.
+                    let body = match records.get(canonical as usize) {
+                        Some(first) => first.body,
+                        None => LinkBody {
+                            target_off: heap.bytes(target)?.into(),
+                            target_len: (target.len() as u32).into(),
+                            reserved: [0; 24],
+                        }
+                        .as_bytes()
+                        .try_into()
+                        .expect("body is 32 bytes"),
                     };
-                    (
-                        libc::S_IFLNK,
-                        target.len() as u64,
-                        body.as_bytes().try_into().expect("body is 32 bytes"),
-                    )
+                    (libc::S_IFLNK, target.len() as u64, body)
                 }
                 Kind::File { content, link } => {
                     let c = content.as_ref().expect("every file's content is set before finish");

@@ -174,25 +174,16 @@ impl Manifest {
                     {
                         return bad(i, "the link target is not valid");
                     }
-                    if canonical != i {
-                        return bad(i, "a symlink cannot be a hard link");
+                    if canonical != i && !self.is_link_of(r, i) {
+                        return bad(i, "it is a hard link of something else");
                     }
                 }
                 libc::S_IFREG => {
                     files += 1;
                     if canonical == i {
                         logical = logical.wrapping_add(r.size.get());
-                    } else {
-                        let same = records.get(canonical as usize).is_some_and(|c| {
-                            canonical < i
-                                && c.canonical.get() == canonical
-                                && c.body == r.body
-                                && c.size == r.size
-                                && c.mode == r.mode
-                        });
-                        if !same {
-                            return bad(i, "it is a hard link of something else");
-                        }
+                    } else if !self.is_link_of(r, i) {
+                        return bad(i, "it is a hard link of something else");
                     }
                     if r.digest_kind > 1 {
                         return bad(i, "the kind of digest is unknown");
@@ -212,6 +203,15 @@ impl Manifest {
             return Err(FormatError::Header("the totals are wrong"));
         }
         Ok(())
+    }
+
+    /// Whether the canonical record of `r`, which is the one at `i`, is an earlier one and like it.
+    fn is_link_of(&self, r: &Record, i: u32) -> bool {
+        let canonical = r.canonical.get();
+        let alike = |c: &Record| {
+            c.canonical.get() == canonical && c.body == r.body && c.size == r.size && c.mode == r.mode
+        };
+        canonical < i && self.records().get(canonical as usize).is_some_and(alike)
     }
 
     /// Every file over one group has exactly its list, and the list hashes to its name.

@@ -40,7 +40,9 @@ fn sample() -> Vec<u8> {
     b.set_content(g, content(b"hello"));
     let h = b.file(out, b"y\xff\n", attrs(0o755), Some(9)).unwrap();
     b.set_content(h, content(&big));
-    b.symlink(out, b"l", attrs(0o777), b"../\xfe").unwrap();
+    b.symlink(out, b"l", attrs(0o777), b"../\xfe", Some(7)).unwrap();
+    b.symlink(b.top(), b"same l", attrs(0o777), b"../\xfe", Some(7)).unwrap();
+    b.symlink(b.top(), b"other l", attrs(0o777), b"../\xfe", None).unwrap();
     b.dir(out, b"empty", attrs(0o500)).unwrap();
     b.finish(&seal()).unwrap()
 }
@@ -62,7 +64,11 @@ fn what_goes_in_comes_out() {
     assert_eq!(m.get(z).unwrap().perm(), 0o755, "set-id bits are dropped");
     assert_eq!(m.groups(z).len(), 3);
     assert_eq!(m.groups(z), m.groups(y));
-    assert_eq!(m.target(m.find(b"outputs/l").unwrap()), b"../\xfe");
+    let links = ["outputs/l", "same l", "other l"].map(|l| m.find(l.as_bytes()).unwrap());
+    assert!(links.iter().all(|l| m.target(*l) == b"../\xfe"));
+    let [l, same, other] = links.map(|l| m.get(l).unwrap());
+    assert_eq!([l.canonical(), same.canonical(), other.canonical()], [links[1], links[1], links[2]]);
+    assert_eq!([l, same, other].map(|l| m.nlink(l)), [2, 2, 1]);
     let out = m.find(b"outputs").unwrap();
     assert_eq!(m.nlink(m.get(out).unwrap()), 3);
     assert_eq!(m.children(out).len(), 4);
