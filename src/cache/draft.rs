@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// An entry that is still being written.
 pub struct Draft {
     pub(crate) id: String,
+    number: u64,
     pub(crate) tree: std::os::fd::OwnedFd,
     pub(crate) place: Mutex<DraftPlace>,
     pub(crate) gate: RwLock<Stage>,
@@ -101,6 +102,10 @@ impl Draft {
     /// Its id: the directory below `drafts/`.
     pub fn id(&self) -> &str {
         &self.id
+    }
+    /// No other draft of this process has or had it.
+    pub fn number(&self) -> u64 {
+        self.number
     }
     /// What it is for.
     pub fn place(&self) -> DraftPlace {
@@ -274,9 +279,11 @@ impl Cache {
     }
 
     fn load_draft(&self, id: String, place: DraftPlace, at_ns: i64, recovered: bool) -> Result<Arc<Draft>> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let tree = self.inner.store.draft_tree(&id)?;
         Ok(Arc::new(Draft {
             id,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             tree,
             place: Mutex::new(place),
             gate: RwLock::new(Stage::Open),

@@ -35,19 +35,6 @@ fn draft_position(draft: &Draft) -> u64 {
     (u64::from_le_bytes(first) >> 4) + 1
 }
 
-/// Those of `drafts` that have a name and come after `offset`, in order.
-fn list_drafts(
-    drafts: &[Arc<Draft>],
-    offset: u64,
-    name: impl Fn(&DraftPlace) -> Option<Vec<u8>>,
-) -> Vec<DirItem> {
-    let after = drafts.iter().map(|d| (draft_position(d), d)).filter(|(at, _)| *at > offset);
-    let mut items: Vec<_> =
-        after.filter_map(|(at, d)| Some(item(&name(&d.place())?, Kind::Dir, 0, at))).collect();
-    items.sort_unstable_by_key(|i| i.next);
-    items
-}
-
 fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
     DirItem { name: name.to_vec(), kind, ino, next }
 }
@@ -90,7 +77,7 @@ impl View {
     }
 
     fn list_sealed(&self, r: &SealedRef, offset: u64) -> Vec<DirItem> {
-        let m = r.entry.manifest();
+        let (m, id) = (r.entry.manifest(), r.entry.row().id);
         let range = m.children(r.record);
         let from = range.start.saturating_add(u32::try_from(offset).unwrap_or(u32::MAX)).min(range.end);
         (from..range.end)
@@ -101,7 +88,9 @@ impl View {
                     RecordKind::File => Kind::File,
                     RecordKind::Symlink => Kind::Symlink,
                 };
-                item(m.name(c), kind, self.sealed_number(&r.entry, c), u64::from(c - range.start) + 1)
+                let number = m.get(c).and_then(|rec| self.nodes.converted_number(id, rec.canonical()));
+                let number = number.unwrap_or_else(|| self.sealed_number(&r.entry, c));
+                item(m.name(c), kind, number, u64::from(c - range.start) + 1)
             })
             .collect()
     }
@@ -142,10 +131,24 @@ impl View {
                 continue;
             }
             let kind = entry.file_type().map_or(Kind::File, Kind::of_dirent);
-            let number = self.nodes.draft((dev, entry.ino())).map_or(entry.ino(), |n| n.ino);
+            let number = self.nodes.number_of(&node.draft, (dev, entry.ino())).unwrap_or(entry.ino());
             names.push(item(name, kind, number, names.len() as u64 + 1));
         }
         Ok(names)
+    }
+
+    /// The drafts that have a name and come after `offset`, in order.
+    fn list_drafts(&self, offset: u64, name: impl Fn(&DraftPlace) -> Option<Vec<u8>>) -> Vec<DirItem> {
+        let drafts = self.cache.drafts();
+        let after = drafts.iter().map(|d| (draft_position(d), d)).filter(|(at, _)| *at > offset);
+        let number = |d: &Draft| {
+            let st = nix::sys::stat::fstat(d.tree()).ok()?;
+            self.nodes.number_of(d, identity(&st))
+        };
+        let listed = |at, d: &Draft| Some(item(&name(&d.place())?, Kind::Dir, number(d).unwrap_or(0), at));
+        let mut items: Vec<_> = after.filter_map(|(at, d)| listed(at, d)).collect();
+        items.sort_unstable_by_key(|i| i.next);
+        items
     }
 
     fn list_root(&self, offset: u64) -> Result<Vec<DirItem>> {
@@ -158,7 +161,7 @@ impl View {
         }
         let mut out = Vec::new();
         if offset < ENTRIES && !self.read_only() {
-            out = list_drafts(&self.cache.drafts(), offset, |place| self.shown_key(place));
+            out = self.list_drafts(offset, |place| self.shown_key(place));
         }
         if out.is_empty() {
             let after = offset.saturating_sub(ENTRIES) as i64;
@@ -186,7 +189,7 @@ impl View {
         if self.read_only() {
             return Vec::new();
         }
-        list_drafts(&self.cache.drafts(), offset, |place| match place {
+        self.list_drafts(offset, |place| match place {
             DraftPlace::Work { name } => Some(name.clone()),
             _ => None,
         })

@@ -1,8 +1,9 @@
 //! The number space of inodes.
 //!
 //! Fixed numbers for the tree's own directories; computed ones for sealed records (entry
-//! slot << 32 | record) and for cuenv's shard directories; counted ones, in a table, for the
-//! rest. Bit 63 is never set, so that programs with signed numbers are not surprised.
+//! slot << 32 | record), for cuenv's shard directories and for drafts (which draft << 38 | inode number
+//! below), so that a listing can tell them; counted ones for the rest. Those of drafts and the counted ones
+//! are in a table. Bit 63 is never set, so that programs with signed numbers are not surprised.
 
 use super::types::Ino;
 
@@ -21,6 +22,10 @@ pub const TRASH: Ino = 6;
 
 const TABLE_BIT: u64 = 1 << 62;
 const SHARD_BIT: u64 = 1 << 61;
+/// Together with `TABLE_BIT`.
+const DRAFT_BIT: u64 = 1 << 61;
+/// Bits of an inode number below, in a draft's.
+const BELOW_BITS: u32 = 38;
 
 /// The largest slot number.
 pub const MAX_SLOT: u32 = (1 << 29) - 1;
@@ -67,6 +72,13 @@ pub fn table(n: u64) -> Ino {
     TABLE_BIT | n
 }
 
+/// The number that the inode `below` of the `draft`th draft has, if no other node has it; `None` when
+/// one of them is too large.
+pub fn draft(draft: u64, below: u64) -> Option<Ino> {
+    let fits = draft < DRAFT_BIT >> BELOW_BITS && below < 1 << BELOW_BITS;
+    fits.then_some(TABLE_BIT | DRAFT_BIT | draft << BELOW_BITS | below)
+}
+
 /// The number of a shard directory; the second level's last two bytes are 0 for `ab`.
 pub fn shard(name: [u8; 4]) -> Ino {
     SHARD_BIT | u64::from(u32::from_be_bytes(name))
@@ -85,6 +97,12 @@ mod tests {
         }
         assert_eq!(meaning(table(5)), Meaning::Table(table(5)));
         assert_eq!(meaning(shard(*b"ab\0\0")), Meaning::Shard(*b"ab\0\0"));
-        assert!(table(u64::MAX >> 2) >> 63 == 0);
+        assert!(table(u64::MAX >> 3) >> 63 == 0);
+        for (d, below) in [(0, 1), (7, 2), ((1 << 23) - 1, (1 << 38) - 1)] {
+            let n = draft(d, below).expect("they fit");
+            assert_eq!((meaning(n), n >> 63), (Meaning::Table(n), 0));
+            assert_ne!(n & !table(u64::MAX >> 3), TABLE_BIT, "no counted number");
+        }
+        assert_eq!((draft(1 << 23, 1), draft(1, 1 << 38)), (None, None));
     }
 }

@@ -229,14 +229,21 @@ impl Nodes {
         ino::table(self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    fn intern(&self, key: Option<Key>, make: impl FnOnce(Ino) -> Node) -> (Ino, Node) {
+    /// The number that a draft's inode has, or will have when it is looked up.
+    pub fn number_of(&self, draft: &Draft, backing: (u64, u64)) -> Option<Ino> {
+        let known = self.draft(backing).filter(|n| std::ptr::eq(&*n.draft, draft));
+        known.map(|n| n.ino).or_else(|| ino::draft(draft.number(), backing.1))
+    }
+
+    /// `wanted`: the number, unless another node has it.
+    fn intern(&self, key: Option<Key>, wanted: Option<Ino>, make: impl FnOnce(Ino) -> Node) -> (Ino, Node) {
         let mut t = self.table.write();
         if let Some(ino) = key.as_ref().and_then(|k| t.keys.get(k)).copied() {
             let held = t.held.get_mut(&ino).expect("keys name held nodes only");
             held.lookups += 1;
             return (ino, held.node.clone());
         }
-        let ino = self.number();
+        let ino = wanted.filter(|n| !t.held.contains_key(n)).unwrap_or_else(|| self.number());
         let node = make(ino);
         t.held.insert(ino, Held { node: node.clone(), lookups: 1 });
         if let Some(k) = key {
@@ -255,7 +262,7 @@ impl Nodes {
     ) -> Arc<DraftNode> {
         let key = Key::Backing(backing.0, backing.1);
         self.drop_stale(&key, draft, kind);
-        let (_, node) = self.intern(Some(key), |ino| {
+        let (_, node) = self.intern(Some(key), ino::draft(draft.number(), backing.1), |ino| {
             let (top, fd) = match &at {
                 DraftAt::Top(fd) => (true, Some(fd.clone())),
                 DraftAt::Child(..) => (false, None),
@@ -288,25 +295,25 @@ impl Nodes {
 
     /// Makes a node that nothing finds again.
     pub fn look_up_new(&self, node: Node) -> Ino {
-        self.intern(None, |_| node).0
+        self.intern(None, None, |_| node).0
     }
 
     /// Finds or makes a task's directory.
     pub fn look_up_task(&self, task: &str) -> Ino {
         let task: Arc<str> = task.into();
-        self.intern(Some(Key::Task(task.clone())), |_| Node::Task(task)).0
+        self.intern(Some(Key::Task(task.clone())), None, |_| Node::Task(task)).0
     }
 
     /// Finds or makes the symlink with this target.
     pub fn look_up_link(&self, target: &[u8]) -> Ino {
         let target: Arc<[u8]> = target.into();
-        self.intern(Some(Key::Link(target.clone())), |_| Node::Link(target)).0
+        self.intern(Some(Key::Link(target.clone())), None, |_| Node::Link(target)).0
     }
 
     /// Finds or makes a blob's node.
     pub fn look_up_blob(&self, hash: BlobHash, size: u64) -> Ino {
         let make = |_| Node::Blob(Arc::new(BlobNode { hash, size, groups: OnceLock::new() }));
-        self.intern(Some(Key::Blob(hash)), make).0
+        self.intern(Some(Key::Blob(hash)), None, make).0
     }
 
     /// Counts one more look-up of a known number.
@@ -351,12 +358,7 @@ impl Nodes {
 
     /// The former draft node that is this sealed record; counts a look-up.
     pub fn look_up_converted(&self, entry: i64, record: u32) -> Option<Arc<DraftNode>> {
-        if self.converted.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        if !self.is_converted(entry, record) {
-            return None;
-        }
+        self.converted_number(entry, record)?;
         let mut t = self.table.write();
         let ino = *t.converted.get(&(entry, record))?;
         let held = t.held.get_mut(&ino)?;
@@ -404,9 +406,12 @@ impl Nodes {
         }
     }
 
-    /// Whether a sealed record has the number of a former draft node.
-    pub fn is_converted(&self, entry: i64, record: u32) -> bool {
-        self.table.read().converted.contains_key(&(entry, record))
+    /// The number that a sealed record has from a former draft node.
+    pub fn converted_number(&self, entry: i64, record: u32) -> Option<Ino> {
+        if self.converted.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        self.table.read().converted.get(&(entry, record)).copied()
     }
 
     /// The numbers of an entry's former draft nodes, children before parents.

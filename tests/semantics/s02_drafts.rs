@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -290,6 +290,35 @@ fn s2_2_one_node_for_each_inode() {
     fs::remove_file(d.join("a")).expect("unlink");
     assert_eq!(stat("c").nlink(), 1);
     assert_eq!(kept.metadata().expect("fstat").ino(), stat("c").ino());
+}
+
+/// S2.2 … `st_ino` is … what a listing shows …: of names that nobody has looked up yet, too.
+#[test]
+fn s2_2_a_listing_shows_the_numbers_that_stat_shows() {
+    let mut m = Mount::new();
+    let other = m.add_view("other", &[]);
+    // The second draft's inodes have the numbers of the first's, which kernels still know.
+    for key in ["key1", "key2"] {
+        mkdir(m.path(key));
+        fill_entry(&m.path(key), |out| {
+            (0..3000).for_each(|i| write(out.join(format!("a-file-with-a-long-name-{i:04}")), ""));
+            mkdir(out.join("d"));
+            fs::hard_link(out.join("a-file-with-a-long-name-0000"), out.join("link")).expect("link");
+        });
+        for mnt in [&other, m.mnt()] {
+            let listed = fs::read_dir(mnt.join(key).join("outputs")).expect("opendir");
+            let listed: Vec<_> = listed.map(|e| e.expect("readdir")).map(|e| (e.ino(), e.path())).collect();
+            assert_eq!(listed.len(), 3002);
+            for (number, path) in &listed {
+                assert_eq!(*number, fs::symlink_metadata(path).expect("stat").ino(), "{}", path.display());
+            }
+        }
+        m.ok(&["seal", key]);
+        let listed = fs::read_dir(other.join(key).join("outputs")).expect("opendir");
+        for e in listed.map(|e| e.expect("readdir")) {
+            assert_eq!(e.ino(), fs::symlink_metadata(e.path()).expect("stat").ino(), "{:?}", e.path());
+        }
+    }
 }
 
 /// S2.2 as tar sees it: it complains of a file that changed when counts or times are not live.
