@@ -115,11 +115,6 @@ impl Draft {
     pub fn tree(&self) -> BorrowedFd<'_> {
         self.tree.as_fd()
     }
-    /// Was it found when the store was opened? Such a draft may be half of what its writer
-    /// wanted, so nothing but a gesture seals it.
-    pub fn recovered(&self) -> bool {
-        self.recovered
-    }
     /// How far it is; `None` while somebody is alone in it, who may change that.
     pub fn stage(&self) -> Option<Stage> {
         self.gate.try_read_recursive().map(|stage| *stage)

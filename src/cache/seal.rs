@@ -55,11 +55,7 @@ impl Drop for Turn<'_> {
 impl Cache {
     /// Does all that can be done before sealing: hashes, packs and syncs what the draft holds.
     /// The result is kept in the draft and used by `seal` if nothing has changed since.
-    pub fn prepare(&self, draft: &Arc<Draft>) -> Result<()> {
-        self.prepare_until(draft, Instant::now() + PATIENCE)
-    }
-
-    fn prepare_until(&self, draft: &Draft, deadline: Instant) -> Result<()> {
+    pub(super) fn prepare(&self, draft: &Draft, deadline: Instant) -> Result<()> {
         let mut kept = draft.prepared.lock();
         let generation = {
             // Exclusively: no change is half done when the generation is read.
@@ -140,7 +136,7 @@ impl Cache {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            match self.prepare_until(draft, deadline) {
+            match self.prepare(draft, deadline) {
                 // A name that vanished while it was walked: the draft is being changed.
                 Err(CacheError::Io { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound && Instant::now() < deadline =>

@@ -70,6 +70,11 @@ impl Fixture {
         (draft, path)
     }
 
+    /// As sealing does, before it keeps others from changing the draft.
+    pub fn prepare(&self, draft: &Draft) {
+        self.cache.prepare(draft, std::time::Instant::now() + std::time::Duration::from_secs(10)).unwrap();
+    }
+
     pub fn put(&self, text: &str, dir: &Path) -> Result<Sealed> {
         self.cache.put_dir(dir, &TaskFacts::default(), [None, None], request(text))
     }

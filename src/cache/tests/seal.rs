@@ -231,7 +231,7 @@ fn what_changes_after_preparing_is_sealed_as_it_is_then() {
     let (draft, path) = f.in_place("abcd");
     fill(&path, b"before");
     std::fs::write(path.join("outputs/big"), bytes(1_000_000, 1)).unwrap();
-    f.cache.prepare(&draft).unwrap();
+    f.prepare(&draft);
     assert_eq!(f.cache.store().loose_blobs().unwrap().len(), 1);
     let gate = draft.change().unwrap();
     std::fs::write(path.join("outputs/f"), b"after").unwrap();
@@ -252,7 +252,7 @@ fn prepared_blobs_of_another_draft_are_not_trusted() {
     let (one, one_path) = f.in_place("one1");
     fill(&one_path, b"one");
     std::fs::write(one_path.join("outputs/big"), &content).unwrap();
-    f.cache.prepare(&one).unwrap();
+    f.prepare(&one);
     let (two, two_path) = f.in_place("two2");
     fill(&two_path, b"two");
     std::fs::write(two_path.join("outputs/big"), &content).unwrap();
@@ -273,7 +273,7 @@ fn a_dropped_draft_leaves_nothing() {
     let (draft, path) = f.in_place("abcd");
     fill(&path, b"x");
     std::fs::write(path.join("outputs/big"), bytes(1_000_000, 1)).unwrap();
-    f.cache.prepare(&draft).unwrap();
+    f.prepare(&draft);
     f.cache.drop_draft(&draft, "test").unwrap();
     f.cache.settle();
     assert!(!path.exists());
