@@ -138,13 +138,15 @@ impl View {
     }
 
     pub(super) fn list_tasks(&self, offset: u64) -> Result<Vec<DirItem>> {
-        // Task ids have no numbers, so a page is found by skipping: listing tasks is for people.
-        let mut after = String::new();
-        let mut n = 0u64;
+        // Task ids have no numbers, so a position is how many come before it; the page that was read last
+        // says where to go on without counting from the start.
+        let (mut n, mut after) = self.task_page.lock().clone();
+        if n > offset {
+            (n, after) = (0, String::new());
+        }
         loop {
             let tasks = self.cache.index().tasks_after(&after, PAGE)?;
-            let Some(last) = tasks.last() else { return Ok(Vec::new()) };
-            after.clone_from(last);
+            let Some(last) = tasks.last().cloned() else { return Ok(Vec::new()) };
             let count = tasks.len() as u64;
             if n + count > offset {
                 let items = (n + 1..).zip(&tasks).skip((offset - n) as usize);
@@ -153,10 +155,12 @@ impl View {
                 let shown = names.filter(|(_, t)| (1..=255).contains(&t.len()));
                 let page: Vec<_> = shown.map(|(n, t)| item(&t, Kind::Dir, n)).collect();
                 if !page.is_empty() {
+                    *self.task_page.lock() = (n, after);
                     return Ok(page);
                 }
             }
             n += count;
+            after = last;
         }
     }
 
@@ -218,6 +222,10 @@ fn flatten(name: &str, value: &serde_json::Value, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::index::NewEntry;
+    use crate::model::ManifestHash;
+    use crate::vfs::ViewOptions;
 
     #[test]
     fn task_names_are_one_component_and_come_back() {
@@ -228,6 +236,45 @@ mod tests {
         }
         assert_eq!(percent_decode(OsStr::new("%zz")), None);
         assert_eq!(percent_decode(OsStr::new("%61")), None, "another spelling of a");
+    }
+
+    #[test]
+    fn tasks_are_listed_from_any_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let rows = (0..1500u32).map(|n| {
+            let manifest = ManifestHash::of(&n.to_le_bytes());
+            let row = EntryRow {
+                id: 0,
+                key: format!("key-{n}").parse().unwrap(),
+                manifest,
+                task_id: format!("task-{n:04}"),
+                sealed_at_ns: 1,
+                accessed_at_ns: 1,
+                logical_bytes: 0,
+                files: 0,
+                inferred: false,
+                readable: true,
+            };
+            NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None }
+        });
+        cache.index().commit_all(rows.collect()).unwrap();
+        let view = View::new(cache, ViewOptions::default()).unwrap();
+        let from = |offset| view.readdir(ino::BY_TASK, 0, offset).unwrap();
+        let mut all: Vec<DirItem> = Vec::new();
+        loop {
+            let page = from(all.last().map_or(0, |i| i.next));
+            if page.is_empty() {
+                break;
+            }
+            // As a kernel whose buffer is full before the page is at its end.
+            all.extend(page.into_iter().take(300));
+        }
+        let names = (0..1500).map(|n| format!("task-{n:04}").into_bytes());
+        assert!(all.iter().map(|i| i.name.clone()).eq(names));
+        for offset in [1400, 700, 0, 1499, 512] {
+            assert_eq!(from(offset)[0], all[offset as usize], "seekdir");
+        }
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct View {
     root_changed: AtomicI64,
     /// Drafts this view has seen being made, and by whom: only these may be sealed by quiet.
     born_here: Mutex<HashMap<String, Writers>>,
+    /// The page of `by-task` that was listed last: how many tasks come before it, and the last of them.
+    task_page: Mutex<(u64, String)>,
     /// One replacement draft is made at a time.
     replacing: Mutex<()>,
     publishing: gestures::Publishing,
@@ -136,6 +138,7 @@ impl View {
             kernel: OnceLock::new(),
             root_changed: AtomicI64::new(now_ns()),
             born_here: Mutex::default(),
+            task_page: Mutex::default(),
             replacing: Mutex::default(),
             publishing: gestures::Publishing::default(),
             ingest,
