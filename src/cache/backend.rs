@@ -204,13 +204,14 @@ impl CacheBackend for Cache {
 fn log(entry: &Entry, path: &[u8]) -> Result<Option<String>> {
     match entry.file(path) {
         Ok(record) => Ok(String::from_utf8(entry.read_all(record, MAX_LOG)?).ok()),
-        Err(_) => Ok(None),
+        Err(CacheError::NoFile { .. }) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
 /// All files below `outputs/`.
 fn outputs(entry: &Entry) -> Result<Vec<CacheOutput>> {
-    let manifest = entry.manifest();
+    let manifest = entry.manifest()?;
     let mut found = Vec::new();
     for (record, path) in (0u32..).zip(manifest.paths()) {
         let Some(path) = path.strip_prefix(b"outputs/") else { continue };

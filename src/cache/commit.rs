@@ -139,9 +139,9 @@ impl Cache {
 
     /// The entry that has the key already; inner `None` when it is damaged beyond opening.
     fn open_old(&self, row: &EntryRow) -> Result<Option<Option<Entry>>> {
-        match self.open_entry(row.clone(), LeaseKind::Hold) {
-            Ok(Some(entry)) => Ok(Some(Some(entry))),
-            Ok(None) => Ok(None),
+        let Some(entry) = self.open_entry(row.clone(), LeaseKind::Hold)? else { return Ok(None) };
+        match entry.manifest() {
+            Ok(_) => Ok(Some(Some(entry))),
             Err(CacheError::Store(e)) => {
                 tracing::warn!("the entry {} cannot be opened and is replaced: {e}", row.key);
                 Ok(Some(None))
@@ -162,7 +162,7 @@ impl Cache {
             || row.inferred && !request.inferred
             || self.rejection(&row.key, Some(&row.manifest)).is_some();
         let compared: &[u8] = if request.replace { b"" } else { b"outputs" };
-        match first_difference(&old.manifest, new, compared) {
+        match first_difference(&*old.manifest()?, new, compared) {
             _ if counts_not => Ok(None),
             None => Ok(Some(Outcome::Same(old.clone()))),
             Some(_) if request.replace || row.inferred => Ok(None),
@@ -193,6 +193,10 @@ impl Cache {
         let row = made.row();
         let healed = self.healed(&made.blobs);
         let Made { manifest, blobs, hashes, table, packs, broken, .. } = made;
+        let how = manifest.seal().origin.how.clone();
+        let sealed =
+            EventKind::Sealed { manifest: row.manifest, how, bytes: row.logical_bytes, files: row.files };
+        let events = [Some(sealed), broken.map(|why| EventKind::BadMetadata { why })];
         let manifest = self.keep_loaded(manifest, table);
         // The replaced entry's blobs stay until its last reader has gone.
         let replaces =
@@ -209,7 +213,7 @@ impl Cache {
         if let Err(e) = self.heal(&healed) {
             tracing::warn!("blobs that were stored anew still count as damaged: {e}");
         }
-        let outcome = self.told(EntryRow { id, ..row }, broken, replaced, linked);
+        let outcome = self.told(EntryRow { id, ..row }, events, replaced, linked);
         drop(old_held);
         outcome
     }
@@ -227,21 +231,16 @@ impl Cache {
     fn told(
         &self,
         row: EntryRow,
-        broken: Option<String>,
+        events: [Option<EventKind>; 2],
         replaced: Option<Box<EntryRow>>,
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
         let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else { return Ok(Outcome::Stale) };
-        let row = &entry.row;
-        let how = entry.manifest.seal().origin.how.clone();
-        let event =
-            EventKind::Sealed { manifest: row.manifest, how, bytes: row.logical_bytes, files: row.files };
-        self.note(event, Some(&row.key), false);
-        if let Some(why) = broken {
-            self.note(EventKind::BadMetadata { why }, Some(&row.key), false);
+        for event in events.into_iter().flatten() {
+            self.note(event, Some(entry.key()), false);
         }
-        if let Err(e) = self.rejection_replaced(&row.key) {
-            tracing::warn!("the rejection of {} cannot be taken away: {e}", row.key);
+        if let Err(e) = self.rejection_replaced(entry.key()) {
+            tracing::warn!("the rejection of {} cannot be taken away: {e}", entry.key());
         }
         if let Some(old) = replaced {
             self.free_replaced(&old);
@@ -295,6 +294,7 @@ impl Made {
             files: self.manifest.files(),
             inferred: seal.inferred,
             readable: self.broken.is_none(),
+            top: Some(self.manifest.top()),
         }
     }
 }

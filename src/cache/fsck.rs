@@ -224,6 +224,7 @@ impl<'a> Check<'a> {
             || seal.sealed_at_ns != row.sealed_at_ns
             || manifest.logical_bytes() != row.logical_bytes
             || manifest.files() != row.files
+            || row.top.is_some_and(|top| top != manifest.top())
         {
             self.index_complaint(&format!("the entry {} differs from its manifest", row.key));
         }

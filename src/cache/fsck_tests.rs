@@ -50,7 +50,7 @@ fn whole(f: &Fixture, keys: &[&str]) {
     assert_eq!(f.keys(), keys);
     for k in keys {
         let entry = f.cache().entry(&key(k), LeaseKind::Hold).unwrap().unwrap();
-        for (i, r) in (0..).zip(entry.manifest().records()) {
+        for (i, r) in (0..).zip(entry.manifest().unwrap().records()) {
             if r.hash().is_some() {
                 entry.read_all(i, u64::MAX).unwrap();
             }

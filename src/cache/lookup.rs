@@ -1,16 +1,18 @@
-//! Finding entries: by key, held by a lease, with manifest and locations in memory.
+//! Finding entries: by key, held by a lease; their manifests and locations in memory while they are used.
 //!
-//! Invariants: opening an entry reads its manifest and location table and no content; an
-//! [`Entry`] is leased from before its manifest is read. Loaded manifests are kept in
-//! memory, least recently used first out, within a number of bytes.
+//! Invariants: finding an entry reads its row in the index and no file, so that it costs the same
+//! however many entries there are; the entry is leased from then on, and a leased entry's manifest stays on
+//! disk, so that it can be read whenever it is needed. Manifests in memory are bounded in bytes,
+//! whoever holds entries; what was used since it was last looked at stays.
 //! Must not know: what is asked for an entry's sake (a view, a restore, a client).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
-use super::{Cache, Entry, LeaseKind, Result};
+use super::{Cache, Entry, HeldEntry, LeaseKind, Result};
 use crate::index::EntryRow;
 use crate::model::{EntryKey, EventKind, Manifest, ManifestHash, Metadata};
 use crate::store::{Location, StoreError};
@@ -18,52 +20,111 @@ use crate::store::{Location, StoreError};
 /// Bytes of manifests and location tables kept in memory.
 pub(super) const LOADED_BYTES: usize = 32 << 20;
 
-/// Where the blob of each record lies; replaced as a whole when blobs have moved.
-pub(super) type Locations = Arc<RwLock<Arc<[Option<Location>]>>>;
-
-/// Manifests in memory.
+/// A manifest in memory, and where the blob of each of its records lies.
 pub(super) struct Loaded {
-    state: Mutex<(LruCache<ManifestHash, One>, usize)>,
-    limit: usize,
-}
-
-#[derive(Clone)]
-struct One {
-    manifest: Arc<Manifest>,
-    locations: Locations,
-}
-
-impl One {
-    fn bytes(&self) -> usize {
-        self.manifest.as_bytes().len() + self.manifest.records().len() * size_of::<Option<Location>>()
-    }
+    pub manifest: Arc<Manifest>,
+    /// Replaced as a whole when blobs have moved.
+    locations: RwLock<Arc<[Option<Location>]>>,
+    /// Since it was last considered for leaving memory.
+    used: AtomicBool,
 }
 
 impl Loaded {
-    /// Room for `limit` bytes; the newest one is kept whatever its size.
-    pub fn new(limit: usize) -> Loaded {
-        Loaded { state: Mutex::new((LruCache::unbounded(), 0)), limit }
+    fn new(manifest: Manifest, table: Vec<Option<Location>>) -> Arc<Loaded> {
+        let locations = RwLock::new(table.into());
+        Arc::new(Loaded { manifest: Arc::new(manifest), locations, used: AtomicBool::new(false) })
     }
 
-    fn get(&self, hash: &ManifestHash) -> Option<One> {
+    fn bytes(&self) -> usize {
+        self.manifest.as_bytes().len() + self.manifest.records().len() * size_of::<Option<Location>>()
+    }
+
+    /// Where a record's blob lies, as far as this table knows.
+    pub fn location(&self, record: u32) -> Option<Location> {
+        self.locations.read().get(record as usize).copied().flatten()
+    }
+
+    /// From now on blobs lie there, for everybody who reads this entry.
+    pub fn relocate(&self, table: Vec<Option<Location>>) {
+        *self.locations.write() = table.into();
+    }
+}
+
+/// What an entry used last, as long as it is in memory: an entry in use asks no table that others use.
+#[derive(Default)]
+pub(super) struct LastLoaded(RwLock<Weak<Loaded>>);
+
+impl LastLoaded {
+    fn get(&self) -> Option<Arc<Loaded>> {
+        let loaded = self.0.read().upgrade()?;
+        if !loaded.used.load(Ordering::Relaxed) {
+            loaded.used.store(true, Ordering::Relaxed);
+        }
+        Some(loaded)
+    }
+
+    fn set(&self, loaded: &Arc<Loaded>) {
+        *self.0.write() = Arc::downgrade(loaded);
+    }
+}
+
+/// The manifests in memory, in the order in which they are considered for leaving it.
+pub(super) struct AllLoaded {
+    state: Mutex<(LruCache<ManifestHash, Arc<Loaded>>, usize)>,
+    limit: usize,
+}
+
+impl AllLoaded {
+    /// Room for `limit` bytes; the newest one is kept whatever its size.
+    pub fn new(limit: usize) -> AllLoaded {
+        AllLoaded { state: Mutex::new((LruCache::unbounded(), 0)), limit }
+    }
+
+    fn get(&self, hash: &ManifestHash) -> Option<Arc<Loaded>> {
         self.state.lock().0.get(hash).cloned()
     }
 
-    fn put(&self, one: One) -> One {
+    fn put(&self, one: Arc<Loaded>) -> Arc<Loaded> {
+        let mut gone = Vec::new();
         let mut state = self.state.lock();
         let (cache, bytes) = &mut *state;
-        if let Some(there) = cache.get(&one.manifest.hash()) {
+        let hash = one.manifest.hash();
+        if let Some(there) = cache.get(&hash) {
             // Loaded by somebody else meanwhile: both use the same locations.
             return there.clone();
         }
         *bytes += one.bytes();
-        cache.put(one.manifest.hash(), one.clone());
+        cache.put(hash, one.clone());
         while *bytes > self.limit && cache.len() > 1 {
-            if let Some((_, old)) = cache.pop_lru() {
+            let Some((old_hash, old)) = cache.pop_lru() else { break };
+            if old_hash == hash || old.used.swap(false, Ordering::Relaxed) {
+                cache.put(old_hash, old);
+            } else {
                 *bytes -= old.bytes();
+                gone.push(old);
             }
         }
+        // Large ones are given back outside the lock.
+        drop(state);
+        drop(gone);
         one
+    }
+}
+
+impl Entry {
+    pub(super) fn new(cache: Cache, row: EntryRow, lease: super::Lease) -> Entry {
+        Entry(Arc::new(HeldEntry { row, loaded: LastLoaded::default(), lease, cache }))
+    }
+
+    /// Its manifest and the locations of its blobs: from memory, or read now. Damage becomes an event, and
+    /// the manifest goes to quarantine.
+    pub(super) fn loaded(&self) -> Result<Arc<Loaded>> {
+        if let Some(loaded) = self.0.loaded.get() {
+            return Ok(loaded);
+        }
+        let loaded = self.0.cache.load(&self.0.row)?;
+        self.0.loaded.set(&loaded);
+        Ok(loaded)
     }
 }
 
@@ -110,33 +171,18 @@ impl Cache {
         self.open_entry(row, kind)
     }
 
-    /// Opens the entry of a row; `None` when it is being freed.
+    /// Holds the entry of a row; `None` when it is being freed.
     pub(super) fn open_entry(&self, row: EntryRow, kind: LeaseKind) -> Result<Option<Entry>> {
-        let Some(lease) = self.take_lease(row.id, kind) else { return Ok(None) };
-        let one = match self.load(&row) {
-            Ok(one) => one,
-            // Freed between the look into the index and the lease.
-            Err(_) if self.inner.index.entry(&row.key)?.is_none_or(|now| now.id != row.id) => {
-                return Ok(None);
-            }
-            Err(e) => return Err(e),
-        };
-        let (manifest, locations) = (one.manifest, one.locations);
-        Ok(Some(Entry {
-            row: Arc::new(row),
-            manifest,
-            locations,
-            lease: Arc::new(lease),
-            cache: self.clone(),
-        }))
+        let lease = self.take_lease(row.id, kind);
+        Ok(lease.map(|lease| Entry::new(self.clone(), row, lease)))
     }
 
-    fn load(&self, row: &EntryRow) -> Result<One> {
+    fn load(&self, row: &EntryRow) -> Result<Arc<Loaded>> {
         if let Some(one) = self.inner.loaded.get(&row.manifest) {
             return Ok(one);
         }
         let manifest = match self.inner.store.read_manifest(&row.manifest) {
-            Ok(m) => Arc::new(m),
+            Ok(m) => m,
             Err(e @ StoreError::Corrupt { .. }) => {
                 self.report_damage(Some(&row.key), &format!("the manifest: {e}"));
                 self.inner.store.quarantine_manifest(&row.manifest)?;
@@ -148,16 +194,12 @@ impl Cache {
             Some(table) if table.len() == manifest.records().len() => table,
             _ => self.find_locations(&manifest)?,
         };
-        let locations = Arc::new(RwLock::new(table.into()));
-        Ok(self.inner.loaded.put(One { manifest, locations }))
+        Ok(self.inner.loaded.put(Loaded::new(manifest, table)))
     }
 
     /// Keeps a manifest that was just written in memory, so that it need not be read.
     pub(super) fn keep_loaded(&self, manifest: Manifest, table: Vec<Option<Location>>) -> ManifestHash {
-        let name = manifest.hash();
-        let locations = Arc::new(RwLock::new(table.into()));
-        self.inner.loaded.put(One { manifest: Arc::new(manifest), locations });
-        name
+        self.inner.loaded.put(Loaded::new(manifest, table)).manifest.hash()
     }
 
     /// Asks the index where all blobs of a manifest lie, and writes the location table anew.
@@ -178,7 +220,7 @@ impl Cache {
 
     /// Notes that the entry was used now (batched; persisted in the background).
     pub fn touch(&self, entry: &Entry) {
-        self.inner.upkeep.recent.note(entry.row.id);
+        self.inner.upkeep.recent.note(entry.row().id);
     }
 
     /// What a client learns about `key`: a hit needs a sealed entry that was not rejected and whose
@@ -188,7 +230,7 @@ impl Cache {
             let rejected = self.rejection(key, None).map(|r| Miss::Rejected(r.reason));
             return Ok(Lookup::Miss(rejected.unwrap_or(Miss::NoEntry)));
         };
-        if let Some(rejection) = self.rejection(key, Some(&entry.row.manifest)) {
+        if let Some(rejection) = self.rejection(key, Some(&entry.manifest_hash())) {
             return Ok(Lookup::Miss(Miss::Rejected(rejection.reason)));
         }
         match entry.metadata()? {
@@ -210,5 +252,53 @@ impl Cache {
         if let Err(e) = self.inner.store.append_event(event, key, true) {
             tracing::error!("the event about it cannot be written: {e}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::manifest::{Attrs, Origin, Seal, TreeBuilder};
+
+    fn loaded(n: u32, files: u32) -> Arc<Loaded> {
+        let mut tree = TreeBuilder::new(Attrs::default());
+        for file in 0..files {
+            tree.dir(tree.top(), file.to_string().as_bytes(), Attrs::default()).unwrap();
+        }
+        let key = format!("key-{n}").parse().unwrap();
+        let (replaces, origin) = (None, Origin::default());
+        let bytes = tree.finish(&Seal { key, sealed_at_ns: 1, inferred: false, replaces, origin }).unwrap();
+        Loaded::new(Manifest::parse(bytes).unwrap(), vec![None; files as usize + 1])
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_used_stays() {
+        let size = loaded(1, 100).bytes();
+        let all = AllLoaded::new(4 * size + 100);
+        let put = |n| {
+            let held = LastLoaded::default();
+            held.set(&all.put(loaded(n, 100)));
+            held
+        };
+        let held: Vec<LastLoaded> = (0..50).map(put).collect();
+        let there = |held: &[LastLoaded]| held.iter().filter(|h| h.0.read().upgrade().is_some()).count();
+        assert_eq!(there(&held), 4, "holding an entry keeps nothing in memory");
+        for n in 50..60 {
+            assert!(held[49].get().is_some(), "used since the last round");
+            all.put(loaded(n, 100));
+        }
+        assert_eq!(there(&held), 1);
+    }
+
+    #[test]
+    fn the_newest_is_kept_whatever_its_size_and_loaded_once() {
+        let all = AllLoaded::new(1);
+        let large = all.put(loaded(1, 10_000));
+        let table = vec![Some(Location::Loose); 10_001];
+        all.put(loaded(1, 10_000)).relocate(table);
+        assert_eq!(large.location(7), Some(Location::Loose), "all who read it see what was moved");
+        assert!(Arc::ptr_eq(&all.get(&large.manifest.hash()).unwrap(), &large));
+        all.put(loaded(2, 1));
+        assert!(all.get(&large.manifest.hash()).is_none());
     }
 }

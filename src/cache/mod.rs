@@ -68,10 +68,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::index::{EntryRow, Index};
+use crate::model::EntryKey;
 use crate::model::manifest::Origin;
 use crate::model::units::Size;
-use crate::model::{EntryKey, Manifest};
-use crate::store::{Location, Store};
+use crate::store::Store;
 
 /// What every use case returns.
 pub type Result<T> = std::result::Result<T, CacheError>;
@@ -168,20 +168,21 @@ impl Sealed {
     }
 }
 
-/// A sealed entry that is held: its row, its manifest, where its blobs lie, and the lease that
-/// keeps all of it from being freed. Cheap to clone.
+/// A sealed entry that is held: its row and the lease that keeps it from being freed. Its manifest
+/// and where its blobs lie are in memory only while they are in use. Cheap to clone.
 #[derive(Clone)]
-pub struct Entry {
-    pub(crate) row: Arc<EntryRow>,
-    pub(crate) manifest: Arc<Manifest>,
-    pub(crate) locations: Arc<parking_lot::RwLock<Arc<[Option<Location>]>>>,
-    pub(crate) lease: Arc<Lease>,
-    pub(crate) cache: Cache,
+pub struct Entry(Arc<HeldEntry>);
+
+struct HeldEntry {
+    row: EntryRow,
+    loaded: lookup::LastLoaded,
+    lease: Lease,
+    cache: Cache,
 }
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("key", &self.row.key).field("manifest", &self.row.manifest).finish()
+        f.debug_struct("Entry").field("key", self.key()).field("manifest", &self.manifest_hash()).finish()
     }
 }
 
@@ -200,7 +201,7 @@ pub(crate) struct Inner {
     drafts: draft::DraftTable,
     sealing: seal::Sealing,
     claims: stash::Claims,
-    loaded: lookup::Loaded,
+    loaded: lookup::AllLoaded,
     /// Blobs found damaged since the start: stored anew when they come again.
     damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
     /// Content bytes that entries were read for.

@@ -29,7 +29,7 @@ impl Cache {
                 drafts: Default::default(),
                 sealing: Default::default(),
                 claims: Default::default(),
-                loaded: lookup::Loaded::new(lookup::LOADED_BYTES),
+                loaded: lookup::AllLoaded::new(lookup::LOADED_BYTES),
                 damaged: Default::default(),
                 blob_bytes_read: Default::default(),
                 background,

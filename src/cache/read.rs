@@ -7,8 +7,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use super::lookup::Loaded;
 use super::{Cache, CacheError, Entry, LeaseKind, Result, at};
-use crate::model::{BlobHash, EntryKey, ManifestHash, Metadata, RecordKind};
+use crate::model::manifest::Top;
+use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
 
 /// A blob that moves more often while it is read is lost rather than moving.
@@ -24,89 +26,92 @@ impl Cache {
 impl Entry {
     /// The same entry, held by another lease of this kind.
     pub fn held_as(&self, kind: LeaseKind) -> Entry {
-        Entry { lease: Arc::new(self.lease.another(kind)), ..self.clone() }
+        Entry::new(self.0.cache.clone(), self.0.row.clone(), self.0.lease.another(kind))
     }
 
     /// Its index row.
     pub fn row(&self) -> &crate::index::EntryRow {
-        &self.row
+        &self.0.row
     }
 
     /// Its key.
     pub fn key(&self) -> &EntryKey {
-        &self.row.key
+        &self.0.row.key
     }
 
-    /// Its manifest.
-    pub fn manifest(&self) -> &crate::model::Manifest {
-        &self.manifest
+    /// Its manifest: from memory where it is in use, else read and verified. What cannot be read is
+    /// reported; the entry itself stays.
+    pub fn manifest(&self) -> Result<Arc<Manifest>> {
+        Ok(self.loaded()?.manifest.clone())
     }
 
-    /// The manifest it was opened with.
+    /// What its top directory looks like.
+    pub fn top(&self) -> Result<Top> {
+        match self.0.row.top {
+            Some(top) => Ok(top),
+            None => Ok(self.loaded()?.manifest.top()),
+        }
+    }
+
+    /// The name of the manifest it was opened with.
     pub fn manifest_hash(&self) -> ManifestHash {
-        self.row.manifest
+        self.0.row.manifest
     }
 
-    fn location(&self, record: u32) -> Option<Location> {
-        self.locations.read().get(record as usize).copied().flatten()
+    pub(super) fn cache(&self) -> &Cache {
+        &self.0.cache
     }
 
     /// Asks the index where the blobs lie now.
-    fn relocate(&self) -> Result<()> {
-        let table = self.cache.find_locations(&self.manifest)?;
-        *self.locations.write() = table.into();
+    fn relocate(&self, loaded: &Loaded) -> Result<()> {
+        loaded.relocate(self.cache().find_locations(&loaded.manifest)?);
         Ok(())
     }
 
-    /// A record's path below the entry.
-    fn path(&self, record: u32) -> String {
-        at::show(&self.manifest.paths()[record as usize])
-    }
-
     /// Hash and size of a file record.
-    fn blob(&self, record: u32) -> Result<(BlobHash, u64)> {
-        let found = self.manifest.get(record).and_then(|r| Some((r.hash()?, r.size())));
-        found
-            .ok_or_else(|| CacheError::NoFile { key: self.row.key.clone(), path: format!("record {record}") })
+    fn blob(&self, manifest: &Manifest, record: u32) -> Result<(BlobHash, u64)> {
+        let found = manifest.get(record).and_then(|r| Some((r.hash()?, r.size())));
+        found.ok_or_else(|| CacheError::NoFile { key: self.key().clone(), path: format!("record {record}") })
     }
 
     /// Does `work` where the blob lies, again after asking the index if it has moved.
     fn at_location<T>(
         &self,
+        loaded: &Loaded,
         record: u32,
         hash: &BlobHash,
         mut work: impl FnMut(Location) -> std::result::Result<T, StoreError>,
     ) -> Result<T> {
         let (mut asked, mut moves) = (false, 0);
         loop {
-            let missing = match self.location(record).map(&mut work) {
+            let missing = match loaded.location(record).map(&mut work) {
                 Some(Ok(done)) => return Ok(done),
                 Some(Err(StoreError::Missing { what, path })) => StoreError::Missing { what, path },
                 Some(Err(e @ StoreError::Corrupt { .. })) => {
                     // It may have been stored anew elsewhere since our locations were written.
-                    let before = self.location(record);
+                    let before = loaded.location(record);
                     if !asked {
                         asked = true;
-                        self.relocate()?;
-                        if self.location(record) != before {
+                        self.relocate(loaded)?;
+                        if loaded.location(record) != before {
                             continue;
                         }
                     }
-                    self.damaged(record, hash, &e)?;
+                    self.damaged(loaded, record, hash, &e)?;
                     return Err(e.into());
                 }
                 Some(Err(e)) => return Err(e.into()),
                 None => StoreError::Missing {
                     what: format!("blob {hash}"),
-                    path: self.cache.inner.store.root().to_owned(),
+                    path: self.cache().inner.store.root().to_owned(),
                 },
             };
-            let before = self.location(record);
-            self.relocate()?;
+            let before = loaded.location(record);
+            self.relocate(loaded)?;
             moves += 1;
             // Compaction may have moved it again meanwhile.
-            if self.location(record) == before && asked || moves > MOVES {
-                self.damaged(record, hash, &missing)?;
+            if loaded.location(record) == before && asked || moves > MOVES {
+                self.damaged(loaded, record, hash, &missing)?;
                 return Err(missing.into());
             }
             asked = true;
@@ -115,13 +120,14 @@ impl Entry {
 
     /// Reports a damaged or missing blob once, and sets a damaged file of its own aside. A damaged
     /// blob in a pack stays where it is: its neighbours are sound.
-    fn damaged(&self, record: u32, hash: &BlobHash, error: &StoreError) -> Result<()> {
-        if !self.cache.inner.damaged.lock().insert(*hash) {
+    fn damaged(&self, loaded: &Loaded, record: u32, hash: &BlobHash, error: &StoreError) -> Result<()> {
+        if !self.cache().inner.damaged.lock().insert(*hash) {
             return Ok(());
         }
-        self.cache.report_damage(Some(&self.row.key), &format!("{}: {error}", self.path(record)));
-        if matches!(error, StoreError::Corrupt { .. }) && self.location(record) == Some(Location::Loose) {
-            self.cache.inner.store.quarantine_blob(hash)?;
+        let path = at::show(&loaded.manifest.paths()[record as usize]);
+        self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
+        if matches!(error, StoreError::Corrupt { .. }) && loaded.location(record) == Some(Location::Loose) {
+            self.cache().inner.store.quarantine_blob(hash)?;
         }
         Ok(())
     }
@@ -129,20 +135,22 @@ impl Entry {
     /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
     /// Survives compaction under its feet (asks the index again).
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let (hash, size) = self.blob(record)?;
-        let groups = self.manifest.groups(record);
-        let store = &self.cache.inner.store;
-        let n =
-            self.at_location(record, &hash, |at| store.read_verified(&hash, size, groups, at, offset, buf))?;
-        self.cache.inner.blob_bytes_read.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
+        let loaded = self.loaded()?;
+        let (hash, size) = self.blob(&loaded.manifest, record)?;
+        let groups = loaded.manifest.groups(record);
+        let inner = &self.cache().inner;
+        let read = |at| inner.store.read_verified(&hash, size, groups, at, offset, buf);
+        let n = self.at_location(&loaded, record, &hash, read)?;
+        inner.blob_bytes_read.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(n)
     }
 
     /// The loose file behind a large record, for passthrough and reflinks; `None` when packed.
     pub fn backing(&self, record: u32) -> Result<Option<File>> {
-        let (hash, _) = self.blob(record)?;
-        let store = &self.cache.inner.store;
-        self.at_location(record, &hash, |at| match at {
+        let loaded = self.loaded()?;
+        let (hash, _) = self.blob(&loaded.manifest, record)?;
+        let store = &self.cache().inner.store;
+        self.at_location(&loaded, record, &hash, |at| match at {
             Location::Pack { .. } => Ok(None),
             Location::Loose => store.blob_file(&hash).map(Some),
         })
@@ -150,10 +158,12 @@ impl Entry {
 
     /// A whole file record; refuses more than `limit` bytes.
     pub fn read_all(&self, record: u32, limit: u64) -> Result<Vec<u8>> {
-        let (_, size) = self.blob(record)?;
+        let manifest = self.manifest()?;
+        let (_, size) = self.blob(&manifest, record)?;
         if size > limit {
             let why = format!("it has {size} bytes, at most {limit} are read at once");
-            return Err(CacheError::BadInput { what: self.path(record), why });
+            let what = at::show(&manifest.paths()[record as usize]);
+            return Err(CacheError::BadInput { what, why });
         }
         let mut bytes = vec![0; size as usize];
         let n = self.read(record, 0, &mut bytes)?;
@@ -163,22 +173,25 @@ impl Entry {
 
     /// The record of a file below the entry, by its path.
     pub fn file(&self, path: &[u8]) -> Result<u32> {
-        let found = self.manifest.find(path);
-        found
-            .filter(|&r| self.manifest.get(r).is_some_and(|r| r.kind() == RecordKind::File))
-            .ok_or_else(|| CacheError::NoFile { key: self.row.key.clone(), path: at::show(path) })
+        let no_file = || CacheError::NoFile { key: self.key().clone(), path: at::show(path) };
+        file_in(&*self.manifest()?, path).ok_or_else(no_file)
     }
 
     /// The parsed `metadata.json`, or why it is none.
     pub fn metadata(&self) -> Result<std::result::Result<Metadata, String>> {
-        let Ok(record) = self.file(b"metadata.json") else {
+        let manifest = self.manifest()?;
+        let Some(record) = file_in(&manifest, b"metadata.json") else {
             return Ok(Err("there is no file metadata.json".into()));
         };
-        let (_, size) = self.blob(record)?;
+        let (_, size) = self.blob(&manifest, record)?;
         if size > Metadata::MAX_BYTES {
             return Ok(Err(format!("metadata.json has {size} bytes")));
         }
         let bytes = self.read_all(record, Metadata::MAX_BYTES)?;
         Ok(Metadata::parse(&bytes).map_err(|e| format!("metadata.json: {e}")))
     }
+}
+
+fn file_in(manifest: &Manifest, path: &[u8]) -> Option<u32> {
+    manifest.find(path).filter(|&r| manifest.get(r).is_some_and(|r| r.kind() == RecordKind::File))
 }

@@ -105,6 +105,7 @@ impl Cache {
                 files: manifest.files(),
                 inferred: manifest.seal().inferred,
                 readable: metadata.is_some(),
+                top: Some(manifest.top()),
             },
             blobs: known,
             packs: Vec::new(),

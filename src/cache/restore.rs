@@ -20,8 +20,8 @@ use nix::fcntl::{AtFlags, OFlag, RenameFlags, renameat, renameat2};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at, ingest};
-use crate::model::RecordKind;
 use crate::model::manifest::Record;
+use crate::model::{Manifest, RecordKind};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -39,11 +39,12 @@ impl Entry {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let top = nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
             .map_err(|e| CacheError::io("open", dest, e.into()))?;
-        self.cache.touch(self);
-        match self.manifest.find(b"outputs") {
+        self.cache().touch(self);
+        let manifest = self.manifest()?;
+        match manifest.find(b"outputs") {
             Some(outputs) => {
-                work.expect(self.manifest.files(), self.manifest.logical_bytes());
-                Restorer::new(self, top, dest.to_owned(), how, force, work).run(outputs)
+                work.expect(manifest.files(), manifest.logical_bytes());
+                Restorer::new(self, &manifest, top, dest.to_owned(), how, force, work).run(outputs)
             }
             None => Ok(Restored::default()),
         }
@@ -52,13 +53,15 @@ impl Entry {
     /// Writes what is below the directory `record` into an open directory that is ours.
     pub(super) fn restore_into(&self, top: BorrowedFd<'_>, record: u32, how: RestoreAs) -> Result<Restored> {
         let own = top.try_clone_to_owned().map_err(|e| CacheError::io("open", "the draft", e))?;
-        Restorer::new(self, own, PathBuf::new(), how, true, &Work::default()).run(record)
+        let (manifest, work) = (self.manifest()?, Work::default());
+        Restorer::new(self, &manifest, own, PathBuf::new(), how, true, &work).run(record)
     }
 }
 
 /// One restore.
 struct Restorer<'a> {
     entry: &'a Entry,
+    manifest: &'a Manifest,
     top: OwnedFd,
     /// What the top is called in messages.
     label: PathBuf,
@@ -82,6 +85,7 @@ struct Place<'d> {
 impl<'a> Restorer<'a> {
     fn new(
         entry: &'a Entry,
+        manifest: &'a Manifest,
         top: OwnedFd,
         label: PathBuf,
         how: RestoreAs,
@@ -90,6 +94,7 @@ impl<'a> Restorer<'a> {
     ) -> Self {
         Restorer {
             entry,
+            manifest,
             top,
             label,
             how,
@@ -108,7 +113,7 @@ impl<'a> Restorer<'a> {
         while next < self.dirs.len() {
             let fd = self.open_dir(next)?;
             let place = Place { index: next, fd: fd.as_fd() };
-            for child in self.entry.manifest.children(self.dirs[next].0) {
+            for child in self.manifest.children(self.dirs[next].0) {
                 self.child(&place, child)?;
             }
             next += 1;
@@ -117,10 +122,10 @@ impl<'a> Restorer<'a> {
         Ok(self.done)
     }
 
-    fn names(&self, mut index: usize) -> Vec<&[u8]> {
+    fn names(&self, mut index: usize) -> Vec<&'a [u8]> {
         let mut names = Vec::new();
         while index != 0 {
-            names.push(self.entry.manifest.name(self.dirs[index].0));
+            names.push(self.manifest.name(self.dirs[index].0));
             index = self.dirs[index].1;
         }
         names.reverse();
@@ -140,11 +145,11 @@ impl<'a> Restorer<'a> {
     }
 
     fn record(&self, record: u32) -> &'a Record {
-        self.entry.manifest.get(record).expect("children are records")
+        self.manifest.get(record).expect("children are records")
     }
 
     fn child(&mut self, place: &Place<'_>, record: u32) -> Result<()> {
-        let name = self.entry.manifest.name(record);
+        let name = self.manifest.name(record);
         let there = at::stat_if_any(place.fd, name)
             .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?;
         match self.record(record).kind() {
@@ -165,7 +170,7 @@ impl<'a> Restorer<'a> {
     }
 
     fn dir(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
-        let name = self.entry.manifest.name(record);
+        let name = self.manifest.name(record);
         let fail = |e| CacheError::io("create", self.path(place.index, name), e);
         let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
         if is_dir == Some(false) {
@@ -182,7 +187,7 @@ impl<'a> Restorer<'a> {
 
     /// Is what stands there what we would write?
     fn alike(&self, place: &Place<'_>, record: u32, stat: &libc::stat) -> Result<bool> {
-        let (manifest, name) = (&self.entry.manifest, self.entry.manifest.name(record));
+        let (manifest, name) = (self.manifest, self.manifest.name(record));
         let wanted = self.record(record);
         let fail = |e| CacheError::io("read", self.path(place.index, name), e);
         match at::kind(stat) {
@@ -207,7 +212,7 @@ impl<'a> Restorer<'a> {
 
     /// Writes a file or symlink aside and renames it into place.
     fn write(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
-        let name = self.entry.manifest.name(record);
+        let name = self.manifest.name(record);
         if there.is_some() {
             self.in_the_way(place, name)?;
         }
@@ -242,8 +247,8 @@ impl<'a> Restorer<'a> {
     }
 
     fn make(&mut self, place: &Place<'_>, record: u32, temp: &[u8]) -> Result<()> {
-        let (entry, wanted) = (self.entry, self.record(record));
-        let name = entry.manifest.name(record);
+        let (manifest, wanted) = (self.manifest, self.record(record));
+        let name = manifest.name(record);
         if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
             let from = self.open_dir(*dir)?;
             linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty())
@@ -255,7 +260,7 @@ impl<'a> Restorer<'a> {
             return Ok(());
         }
         if wanted.kind() == RecordKind::Symlink {
-            let made = symlinkat(entry.manifest.target(record), place.fd, temp).map_err(io::Error::from);
+            let made = symlinkat(manifest.target(record), place.fd, temp).map_err(io::Error::from);
             let made = made.and_then(|()| at::set_mtime(place.fd, temp, wanted.mtime_ns()));
             made.map_err(|e| CacheError::io("create", self.path(place.index, name), e))?;
             self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
@@ -265,7 +270,7 @@ impl<'a> Restorer<'a> {
         let fail = |e| CacheError::io("write", &path, e);
         let file = at::create_new(place.fd, temp, 0o600).map_err(fail)?;
         self.fill(&file, record, &path)?;
-        at::set_xattrs(place.fd, temp, entry.manifest.xattrs(wanted)).map_err(fail)?;
+        at::set_xattrs(place.fd, temp, manifest.xattrs(wanted)).map_err(fail)?;
         // By the open file: 0o200 is part of the mode, so nothing later needs more rights.
         let mode = nix::sys::stat::Mode::from_bits_truncate(wanted.perm() | 0o200);
         nix::sys::stat::fchmod(&file, mode).map_err(|e| fail(e.into()))?;
@@ -312,7 +317,7 @@ impl<'a> Restorer<'a> {
     /// Modes, attributes and times of the directories we made, innermost first: what is written
     /// into a directory changes its time, and a read-only one could not be written into.
     fn finish_dirs(&self) -> Result<()> {
-        let manifest = &self.entry.manifest;
+        let manifest = self.manifest;
         for (record, parent, made) in self.dirs.iter().skip(1).rev() {
             if !made {
                 continue;

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use tar::{Builder, EntryType, Header};
 
 use super::{CacheError, Entry, Result, at};
-use crate::model::RecordKind;
+use crate::model::{Manifest, RecordKind};
 
 /// Prefix of pax records that hold an extended attribute.
 pub(super) const PAX_XATTR: &str = "SCHILY.xattr.";
@@ -18,17 +18,17 @@ const SHORT: usize = 100;
 impl Entry {
     /// Writes `outputs/` as a tar stream.
     pub fn write_tar(&self, out: &mut dyn Write) -> Result<()> {
-        self.cache.touch(self);
+        self.cache().touch(self);
         let mut tar = Builder::new(out);
-        if let Some(outputs) = self.manifest.find(b"outputs") {
+        let manifest = &*self.manifest()?;
+        if let Some(outputs) = manifest.find(b"outputs") {
             // Depth first, by name: directories before what is in them.
-            let mut waiting: Vec<_> =
-                self.manifest.children(outputs).rev().map(|c| (c, Vec::new())).collect();
+            let mut waiting: Vec<_> = manifest.children(outputs).rev().map(|c| (c, Vec::new())).collect();
             let mut first_names = std::collections::HashMap::new();
             while let Some((record, parent)) = waiting.pop() {
-                let path = at::join(&parent, self.manifest.name(record));
-                self.write_member(&mut tar, record, &path, &mut first_names)?;
-                waiting.extend(self.manifest.children(record).rev().map(|c| (c, path.clone())));
+                let path = at::join(&parent, manifest.name(record));
+                self.write_member(manifest, &mut tar, record, &path, &mut first_names)?;
+                waiting.extend(manifest.children(record).rev().map(|c| (c, path.clone())));
             }
         }
         tar.finish().map_err(|e| CacheError::io("write", "the tar stream", e))
@@ -36,15 +36,16 @@ impl Entry {
 
     fn write_member(
         &self,
+        manifest: &Manifest,
         tar: &mut Builder<&mut dyn Write>,
         record: u32,
         path: &[u8],
         first_names: &mut std::collections::HashMap<u32, Vec<u8>>,
     ) -> Result<()> {
         let fail = |e| CacheError::io("write", "the tar stream", e);
-        let r = self.manifest.get(record).expect("children are records");
+        let r = manifest.get(record).expect("children are records");
         let mut header = Header::new_gnu();
-        let (uid, gid) = self.manifest.owner(r);
+        let (uid, gid) = manifest.owner(r);
         header.set_uid(uid.into());
         header.set_gid(gid.into());
         header.set_mtime(r.mtime_ns().div_euclid(1_000_000_000).max(0) as u64);
@@ -65,7 +66,7 @@ impl Entry {
                     target = Some(first.clone());
                 } else if is_link {
                     header.set_entry_type(EntryType::Symlink);
-                    target = Some(self.manifest.target(record).to_vec());
+                    target = Some(manifest.target(record).to_vec());
                 } else {
                     header.set_entry_type(EntryType::Regular);
                     header.set_size(r.size());
@@ -73,7 +74,7 @@ impl Entry {
                 first_names.entry(r.canonical()).or_insert_with(|| path.to_vec());
             }
         }
-        self.write_pax(tar, record).map_err(fail)?;
+        write_pax(manifest, tar, record).map_err(fail)?;
         put_name(tar, &mut header, EntryType::GNULongName, &name).map_err(fail)?;
         if let Some(target) = target {
             put_name(tar, &mut header, EntryType::GNULongLink, &target).map_err(fail)?;
@@ -87,25 +88,25 @@ impl Entry {
             None => written.map_err(fail),
         }
     }
+}
 
-    /// What a header has no room for: fractions of a second and attributes.
-    fn write_pax(&self, tar: &mut Builder<&mut dyn Write>, record: u32) -> io::Result<()> {
-        let r = self.manifest.get(record).expect("children are records");
-        let mut records = Vec::new();
-        let (s, ns) = (r.mtime_ns().div_euclid(1_000_000_000), r.mtime_ns().rem_euclid(1_000_000_000));
-        if ns != 0 || s < 0 {
-            records.push(("mtime".to_owned(), pax_time(r.mtime_ns()).into_bytes()));
-        }
-        for (attr, value) in self.manifest.xattrs(r) {
-            if let Ok(attr) = std::str::from_utf8(attr) {
-                records.push((format!("{PAX_XATTR}{attr}"), value.to_vec()));
-            }
-        }
-        if records.is_empty() {
-            return Ok(());
-        }
-        tar.append_pax_extensions(records.iter().map(|(k, v)| (k.as_str(), v.as_slice())))
+/// What a header has no room for: fractions of a second and attributes.
+fn write_pax(manifest: &Manifest, tar: &mut Builder<&mut dyn Write>, record: u32) -> io::Result<()> {
+    let r = manifest.get(record).expect("children are records");
+    let mut records = Vec::new();
+    let (s, ns) = (r.mtime_ns().div_euclid(1_000_000_000), r.mtime_ns().rem_euclid(1_000_000_000));
+    if ns != 0 || s < 0 {
+        records.push(("mtime".to_owned(), pax_time(r.mtime_ns()).into_bytes()));
     }
+    for (attr, value) in manifest.xattrs(r) {
+        if let Ok(attr) = std::str::from_utf8(attr) {
+            records.push((format!("{PAX_XATTR}{attr}"), value.to_vec()));
+        }
+    }
+    if records.is_empty() {
+        return Ok(());
+    }
+    tar.append_pax_extensions(records.iter().map(|(k, v)| (k.as_str(), v.as_slice())))
 }
 
 /// Seconds with a fraction, as pax writes them.

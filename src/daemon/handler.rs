@@ -131,7 +131,7 @@ impl Daemon {
     /// A symlink into a view, and a lease that lasts as long as the symlink.
     fn link(&self, key: &EntryKey, dest: &Path) -> Result<Reply, Failure> {
         let entry = hit(&self.cache, key)?;
-        if entry.manifest().find(b"outputs").is_none() {
+        if entry.manifest()?.find(b"outputs").is_none() {
             return Err(Failure::failed(format!("the entry {key} has no outputs to link to")));
         }
         let shows = |v: &ViewFacts| v.view.scope.as_ref().is_none_or(|keys| keys.contains(key));

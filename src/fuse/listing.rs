@@ -69,7 +69,7 @@ impl Adapter {
                     Ok(f) => f,
                     // Removed between: not there.
                     Err(VfsError::NotFound | VfsError::Draft(nix::errno::Errno::ENOENT)) => continue,
-                    // One that cannot be opened hides no others: number 0 says that nothing is known of it.
+                    // One that cannot be looked at hides no others: number 0 says that nothing is known of it.
                     Err(e) => {
                         let code = errno(&e).code();
                         tracing::debug!(name = %i.name.escape_ascii(), code, "listed without attributes");

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
+use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::{Location, PackId};
 
@@ -90,6 +91,9 @@ pub struct EntryRow {
     pub inferred: bool,
     /// False: the metadata did not parse, so it is a miss.
     pub readable: bool,
+    /// What its top directory looks like, so that finding an entry reads no manifest; `None` in rows
+    /// that an older program wrote.
+    pub top: Option<Top>,
 }
 
 /// A blob as the index knows it.

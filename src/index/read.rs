@@ -10,6 +10,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{BlobRow, EntryRow, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite};
+use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::PackId;
 
@@ -53,7 +54,8 @@ impl Readers {
     }
 }
 
-const ENTRY: &str = "SELECT id, key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable FROM entries";
+const ENTRY: &str = "SELECT id, key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, \
+                     top_perm, top_nlink, top_mtime FROM entries";
 const BLOB: &str = "SELECT hash, size, refs, pack, off FROM blobs";
 
 fn key_at(r: &Row<'_>, column: usize) -> rusqlite::Result<EntryKey> {
@@ -74,7 +76,13 @@ pub(super) fn entry_row(r: &Row<'_>) -> rusqlite::Result<EntryRow> {
         files: r.get::<_, i64>(7)? as u64,
         inferred: r.get(8)?,
         readable: r.get(9)?,
+        top: top_at(r, 10)?,
     })
+}
+
+fn top_at(r: &Row<'_>, column: usize) -> rusqlite::Result<Option<Top>> {
+    let Some(perm) = r.get(column)? else { return Ok(None) };
+    Ok(Some(Top { perm, nlink: r.get(column + 1)?, mtime_ns: r.get(column + 2)? }))
 }
 
 fn blob_row(r: &Row<'_>) -> rusqlite::Result<BlobRow> {

@@ -13,10 +13,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use super::{IndexError, Result, sqlite};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Migration `i` leads from version `i` to `i + 1`.
-const MIGRATIONS: [&str; VERSION as usize] = ["
+const MIGRATIONS: [&str; VERSION as usize] = [
+    "
     CREATE TABLE entries(
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         key TEXT NOT NULL UNIQUE,
@@ -54,7 +55,14 @@ const MIGRATIONS: [&str; VERSION as usize] = ["
         pack_bytes INTEGER NOT NULL,
         live_bytes INTEGER NOT NULL,
         logical_bytes INTEGER NOT NULL);
-"];
+    ",
+    // Null in rows that were there before: their manifests are read instead.
+    "
+    ALTER TABLE entries ADD COLUMN top_perm INTEGER;
+    ALTER TABLE entries ADD COLUMN top_nlink INTEGER;
+    ALTER TABLE entries ADD COLUMN top_mtime INTEGER;
+    ",
+];
 
 /// One process has the index, as it has the store: what its connections share is kept in memory, and not
 /// in a file that a full disk would have no room for.
@@ -132,7 +140,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     tx.query_row("SELECT epoch FROM totals WHERE one = 1", [], |r| r.get::<_, u32>(0))
         .map_err(sqlite("read its totals"))?;
     for probe in [
-        "SELECT id, key, manifest, accessed_at FROM entries LIMIT 1",
+        "SELECT id, key, manifest, accessed_at, top_perm FROM entries LIMIT 1",
         "SELECT size, refs, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
     ] {

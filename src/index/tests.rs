@@ -46,6 +46,7 @@ fn entry(k: u8, m: u32, blobs: Vec<(BlobHash, u64, Location)>, packs: Vec<(PackI
             files: 1,
             inferred: false,
             readable: true,
+            top: Some(Top { perm: 0o750, nlink: 3, mtime_ns: -i64::from(m) }),
         },
         blobs,
         packs,
@@ -92,6 +93,27 @@ fn an_entry_survives_reopening_and_totals_add_up() {
         }
     );
     assert_eq!(index.pack_blobs(PackId(7)).unwrap().len(), 1);
+    assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn an_index_of_the_first_version_keeps_its_rows() {
+    let (dir, index) = open();
+    let row = |index: &Index| index.entry(&key(1)).unwrap().unwrap();
+    done(index.commit(entry(1, 1, vec![], vec![])).unwrap());
+    let written = row(&index);
+    assert!(written.top.is_some());
+    drop(index);
+    let file = dir.path().join("index.sqlite");
+    let drop_columns = ["top_perm", "top_nlink", "top_mtime"];
+    let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat();
+    run_sql(&file, &format!("{sql} PRAGMA user_version = 1"));
+
+    let (index, new) = Index::open(&file).unwrap();
+    assert!(!new);
+    assert_eq!(row(&index), EntryRow { top: None, ..written });
+    done(index.commit(entry(2, 2, vec![], vec![])).unwrap());
+    assert_eq!(index.entry(&key(2)).unwrap().unwrap().top, entry(2, 2, vec![], vec![]).row.top);
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
 }
 

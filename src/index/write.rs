@@ -316,8 +316,8 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
     sums.entries += 1;
     sums.logical += row.logical_bytes as i64;
     db.prepare_cached(
-        "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable)
-         VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable,
+         top_perm, top_nlink, top_mtime) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )
     .and_then(|mut q| {
         q.insert(params![
@@ -329,7 +329,10 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
             row.logical_bytes as i64,
             row.files as i64,
             row.inferred,
-            row.readable
+            row.readable,
+            row.top.map(|t| t.perm),
+            row.top.map(|t| t.nlink),
+            row.top.map(|t| t.mtime_ns)
         ])
     })
     .map_err(sqlite("add an entry"))

@@ -57,7 +57,7 @@ impl View {
                 found.attr.blocks = b.size.div_ceil(512);
                 found
             }
-            Target::Sealed(r) => self.sealed_found(&r),
+            Target::Sealed(r) => self.sealed_found(&r)?,
             Target::Draft(node) => draft_found(ino, &{
                 let (fd, _) = self.reach.pin(&node)?;
                 fstat(&*fd)?
@@ -85,7 +85,7 @@ impl View {
     /// A symlink's target.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         match self.target(ino)? {
-            Target::Sealed(r) => Ok(r.entry.manifest().target(r.record).to_vec()),
+            Target::Sealed(r) => Ok(r.manifest()?.target(r.record).to_vec()),
             Target::Draft(node) => self.draft_readlink(&node),
             Target::Link(l) => Ok(l.to_vec()),
             _ => Err(VfsError::Invalid),

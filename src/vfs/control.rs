@@ -126,8 +126,11 @@ impl View {
     fn lookup_blob(&self, name: &OsStr) -> Result<Found> {
         let hash: BlobHash = name.to_str().and_then(|n| n.parse().ok()).ok_or(VfsError::NotFound)?;
         if let Some(scope) = &self.scope {
-            let has = |e: &crate::cache::Entry| e.manifest().records().iter().any(|r| r.hash() == Some(hash));
-            if !scope.values().flatten().any(has) {
+            let mut has = false;
+            for entry in scope.values().flatten() {
+                has = has || entry.manifest()?.records().iter().any(|r| r.hash() == Some(hash));
+            }
+            if !has {
                 return Err(VfsError::NotFound);
             }
         }
@@ -255,6 +258,7 @@ mod tests {
                 files: 0,
                 inferred: false,
                 readable: true,
+                top: None,
             };
             NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None }
         });

@@ -16,11 +16,11 @@ use parking_lot::Mutex;
 use super::files::Handle;
 use super::nodes::DraftNode;
 use super::reach::identity;
-use super::sealed::SealedRef;
+use super::sealed::{SealedRef, kind_of};
 use super::types::{DirItem, Found, Ino, Kind};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::Draft;
-use crate::model::{EntryKey, RecordKind};
+use crate::model::EntryKey;
 use crate::store::DraftPlace;
 
 /// Items read from the index at a time.
@@ -55,7 +55,7 @@ impl View {
         match self.target(ino)? {
             // A listing that began in the draft goes on as it began: its positions mean nothing else.
             Target::Sealed(_) if fh != 0 && offset != 0 => self.list_begun(fh, offset),
-            Target::Sealed(r) => Ok(self.list_sealed(&r, offset)),
+            Target::Sealed(r) => self.list_sealed(&r, offset),
             Target::Draft(node) => self.list_draft(&node, fh, offset),
             Target::Fixed(ino::ROOT) => self.list_root(offset),
             Target::Fixed(ino::CONTROL) => Ok(self.list_control(offset)),
@@ -76,23 +76,17 @@ impl View {
         }
     }
 
-    fn list_sealed(&self, r: &SealedRef, offset: u64) -> Vec<DirItem> {
-        let (m, id) = (r.entry.manifest(), r.entry.row().id);
+    fn list_sealed(&self, r: &SealedRef, offset: u64) -> Result<Vec<DirItem>> {
+        let m = r.manifest()?;
         let range = m.children(r.record);
         let from = range.start.saturating_add(u32::try_from(offset).unwrap_or(u32::MAX)).min(range.end);
-        (from..range.end)
-            .take(4 * PAGE)
+        let shown = (from..range.end).take(4 * PAGE);
+        Ok(shown
             .map(|c| {
-                let kind = match m.records()[c as usize].kind() {
-                    RecordKind::Dir => Kind::Dir,
-                    RecordKind::File => Kind::File,
-                    RecordKind::Symlink => Kind::Symlink,
-                };
-                let number = m.get(c).and_then(|rec| self.nodes.converted_number(id, rec.canonical()));
-                let number = number.unwrap_or_else(|| self.sealed_number(&r.entry, c));
-                item(m.name(c), kind, number, u64::from(c - range.start) + 1)
+                let kind = kind_of(m.records()[c as usize].kind());
+                item(m.name(c), kind, self.sealed_number(r, &m, c), u64::from(c - range.start) + 1)
             })
-            .collect()
+            .collect())
     }
 
     fn list_draft(&self, node: &Arc<DraftNode>, fh: u64, offset: u64) -> Result<Vec<DirItem>> {

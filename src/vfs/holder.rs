@@ -40,7 +40,7 @@ impl Holder for View {
         let mut inos = self.nodes.converted_of(entry);
         if let Some(slot) = self.slots.of_entry(entry) {
             // Breadth-first order backwards: children before parents.
-            let records = slot.entry.manifest().records().len() as u32;
+            let records = slot.entry.manifest().map_or(1, |m| m.records().len() as u32);
             inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
             kernel.prune(self.shown_as(entry, slot.entry.key()), inos);
         } else if let Some(key) = self.nodes.converted_key(entry) {
@@ -57,7 +57,12 @@ impl Holder for View {
     fn sealed(&self, draft: &Draft, entry: &Entry) {
         // What the kernel knows must not hold the entry more than other look-ups do.
         let alone = self.cache.holders().len() < 2;
-        self.nodes.convert(draft, &entry.held_as(LeaseKind::View), &|node| alone || self.reach.stands(node));
+        let stands = |node: &_| alone || self.reach.stands(node);
+        let manifest = entry
+            .manifest()
+            .inspect_err(|e| tracing::error!(key = %entry.key(), "what is open of it stays a draft's: {e}"));
+        let view = entry.held_as(LeaseKind::View);
+        self.nodes.convert(draft, &view, manifest.ok().as_deref(), &stands);
         self.reach.clear();
         self.note_root_change();
     }

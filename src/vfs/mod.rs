@@ -164,9 +164,6 @@ impl View {
             ino::Meaning::Shard(s) => Ok(Target::Shard(s)),
             ino::Meaning::Sealed { slot, record } => {
                 let slot = self.slots.get(slot).ok_or(VfsError::Stale)?;
-                if slot.entry.manifest().get(record).is_none() {
-                    return Err(VfsError::Stale);
-                }
                 Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino, slot: Some(slot) }))
             }
             ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {

@@ -94,7 +94,7 @@ impl View {
     pub(super) fn lookup_key(&self, key: &EntryKey, used: bool) -> Result<Found> {
         if let Some(scope) = &self.scope {
             let entry = scope.get(key).and_then(Option::as_ref).ok_or(VfsError::NotFound)?;
-            return Ok(self.sealed_found(&self.sealed_enter(entry, 0)?));
+            return self.enter_entry(entry);
         }
         if let Some(draft) = self.shown_draft(key) {
             match self.enter_top(&draft) {
@@ -106,10 +106,13 @@ impl View {
         if self.publishing.hides(key)? {
             return Err(VfsError::NotFound);
         }
-        if used {
+        let found = if used {
             self.cache.touch(&entry);
-        }
-        Ok(Found { name_ttl: NAMES, ..self.sealed_found(&self.sealed_enter(&entry, 0)?) })
+            self.enter_entry(&entry)?
+        } else {
+            self.list_entry(&entry)?
+        };
+        Ok(Found { name_ttl: NAMES, ..found })
     }
 
     /// The top directory of a draft.

@@ -16,8 +16,8 @@ use parking_lot::{Mutex, RwLock};
 use super::ino;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry};
-use crate::model::BlobHash;
 use crate::model::groups::GroupHash;
+use crate::model::{BlobHash, Manifest};
 
 /// Names of one inode that are remembered; more can exist.
 const MAX_NAMES: usize = 16;
@@ -123,9 +123,9 @@ impl DraftNode {
     }
 
     /// The record it is in the entry its draft became; `None` without a name in it.
-    fn record_in(&self, entry: &Entry) -> Option<u32> {
-        let found = entry.manifest().find(&self.path()?)?;
-        Some(entry.manifest().get(found).map_or(found, |r| r.canonical()))
+    fn record_in(&self, manifest: &Manifest) -> Option<u32> {
+        let found = manifest.find(&self.path()?)?;
+        Some(manifest.get(found).map_or(found, |r| r.canonical()))
     }
 
     /// Its draft was sealed: it is this record now, or lives on through its descriptors.
@@ -371,9 +371,15 @@ impl Nodes {
 
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
     /// it stay as they are: they live on through their descriptors.
-    /// `stands` says whether a node is still what its known names lead to: another view may have
+    /// Without a manifest no node has one. `stands` says whether a node is still what its known names lead to: another view may have
     /// moved it, and have put something else there.
-    pub fn convert(&self, draft: &Draft, entry: &Entry, stands: &dyn Fn(&Arc<DraftNode>) -> bool) {
+    pub fn convert(
+        &self,
+        draft: &Draft,
+        entry: &Entry,
+        manifest: Option<&Manifest>,
+        stands: &dyn Fn(&Arc<DraftNode>) -> bool,
+    ) {
         // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
         // that are looked up between are found by another round.
         loop {
@@ -392,7 +398,7 @@ impl Nodes {
             }
             for batch in nodes.chunks(256) {
                 let records: Vec<_> =
-                    batch.iter().map(|n| n.record_in(entry).filter(|_| stands(n))).collect();
+                    batch.iter().map(|n| n.record_in(manifest?).filter(|_| stands(n))).collect();
                 let mut t = self.table.write();
                 for (node, record) in batch.iter().zip(records) {
                     t.drop_backing(node);

@@ -1,15 +1,19 @@
 //! Sealed entries: attributes, look-ups and reads straight from the manifest.
+//!
+//! An entry's top directory is answered from its row in the index: only what is below it needs the manifest.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::{CacheError, Entry};
-use crate::model::RecordKind;
+use crate::model::manifest::Top;
+use crate::model::{Manifest, RecordKind};
 use crate::store::PACK_LIMIT;
 
 /// A record of a sealed entry, under the number the kernel knows it by.
@@ -25,59 +29,119 @@ fn in_slot(slot: Arc<Slot>, record: u32) -> SealedRef {
     SealedRef { entry: slot.entry.clone(), record, ino: ino::sealed(slot.number, record), slot: Some(slot) }
 }
 
+impl SealedRef {
+    /// The entry's manifest, which has this record: asked for once per operation.
+    pub fn manifest(&self) -> Result<Arc<Manifest>> {
+        let manifest = self.entry.manifest()?;
+        if manifest.get(self.record).is_some() { Ok(manifest) } else { Err(VfsError::Stale) }
+    }
+
+    fn look(&self) -> Result<Look> {
+        match self.record {
+            0 => Ok(Look::of_top(self.entry.top()?)),
+            _ => Ok(Look::of(&*self.manifest()?, self.record)),
+        }
+    }
+}
+
+/// What a record looks like, in every view and under every number.
+struct Look {
+    kind: Kind,
+    perm: u32,
+    size: u64,
+    nlink: u32,
+    mtime_ns: i64,
+}
+
+impl Look {
+    fn of_top(top: Top) -> Look {
+        Look { kind: Kind::Dir, perm: top.perm, size: 0, nlink: top.nlink, mtime_ns: top.mtime_ns }
+    }
+
+    fn of(m: &Manifest, record: u32) -> Look {
+        let rec = &m.records()[record as usize];
+        let kind = kind_of(rec.kind());
+        let size = if kind == Kind::Dir { 0 } else { rec.size() };
+        Look { kind, perm: rec.perm(), size, nlink: m.nlink(rec), mtime_ns: rec.mtime_ns() }
+    }
+}
+
+pub(super) fn kind_of(kind: RecordKind) -> Kind {
+    match kind {
+        RecordKind::Dir => Kind::Dir,
+        RecordKind::File => Kind::File,
+        RecordKind::Symlink => Kind::Symlink,
+    }
+}
+
+/// Hard links share their first record's number.
+fn canonical(m: &Manifest, record: u32) -> u32 {
+    m.get(record).map_or(record, |r| r.canonical())
+}
+
 impl View {
-    pub(super) fn sealed_attr(&self, r: &SealedRef) -> Attr {
-        let m = r.entry.manifest();
-        let rec = &m.records()[r.record as usize];
-        let kind = match rec.kind() {
-            RecordKind::Dir => Kind::Dir,
-            RecordKind::File => Kind::File,
-            RecordKind::Symlink => Kind::Symlink,
-        };
+    fn attr_of(&self, r: &SealedRef, look: &Look) -> Attr {
         // A view that lets clients store over an entry must not have the kernel refuse the owner.
         let writable = self.options.overwrite == Overwrite::Replace && !self.options.read_only;
         let mask = if writable { 0o022 } else { 0o222 };
         // Whoever moves a directory to the trash must be allowed to write it: the kernel asks that first.
         let movable = if r.record == 0 && !self.options.read_only { 0o200 } else { 0 };
-        let mtime = Time::from_ns(rec.mtime_ns());
+        let mtime = Time::from_ns(look.mtime_ns);
         Attr {
             ino: r.ino,
-            kind,
-            perm: if kind == Kind::Symlink { 0o777 } else { rec.perm() & !mask | movable },
-            size: if kind == Kind::Dir { 0 } else { rec.size() },
-            blocks: if kind == Kind::File { rec.size().div_ceil(512) } else { 0 },
-            nlink: m.nlink(rec),
+            kind: look.kind,
+            perm: if look.kind == Kind::Symlink { 0o777 } else { look.perm & !mask | movable },
+            size: look.size,
+            blocks: if look.kind == Kind::File { look.size.div_ceil(512) } else { 0 },
+            nlink: look.nlink,
             uid: self.owner.0,
             gid: self.owner.1,
             rdev: 0,
             atime: mtime,
             mtime,
-            ctime: Time::from_ns(m.seal().sealed_at_ns),
+            ctime: Time::from_ns(r.entry.row().sealed_at_ns),
         }
     }
 
-    pub(super) fn sealed_found(&self, r: &SealedRef) -> Found {
+    fn found_as(&self, r: &SealedRef, look: &Look) -> Found {
         let generation = r.slot.as_ref().map_or(0, |s| s.generation);
-        Found { attr: self.sealed_attr(r), name_ttl: FOREVER, attr_ttl: FOREVER, generation }
+        Found { attr: self.attr_of(r, look), name_ttl: FOREVER, attr_ttl: FOREVER, generation }
     }
 
-    /// Counts a look-up of a record of `entry` and gives it its number.
-    pub(super) fn sealed_enter(&self, entry: &Entry, record: u32) -> Result<SealedRef> {
-        // Hard links share their first record's number.
-        let record = entry.manifest().get(record).map_or(record, |r| r.canonical());
-        let id = entry.row().id;
-        if let Some(node) = self.nodes.look_up_converted(id, record) {
+    pub(super) fn sealed_found(&self, r: &SealedRef) -> Result<Found> {
+        Ok(self.found_as(r, &r.look()?))
+    }
+
+    /// Counts a look-up of an entry's top directory.
+    pub(super) fn enter_entry(&self, entry: &Entry) -> Result<Found> {
+        // First what can fail: what was counted must be answered.
+        let look = Look::of_top(entry.top()?);
+        Ok(self.found_as(&self.enter(entry, 0)?, &look))
+    }
+
+    /// As `enter_entry`, for a listing: one that cannot be looked at is listed with its number all the same.
+    pub(super) fn list_entry(&self, entry: &Entry) -> Result<Found> {
+        if entry.top().is_ok() {
+            return self.enter_entry(entry);
+        }
+        let unknown = Top { perm: 0o555, nlink: 2, mtime_ns: entry.row().sealed_at_ns };
+        let found = self.found_as(&self.enter(entry, 0)?, &Look::of_top(unknown));
+        Ok(Found { attr_ttl: Duration::ZERO, ..found })
+    }
+
+    /// Counts a look-up of a (canonical) record of `entry` and gives it its number.
+    fn enter(&self, entry: &Entry, record: u32) -> Result<SealedRef> {
+        if let Some(node) = self.nodes.look_up_converted(entry.row().id, record) {
             return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino, slot: None });
         }
         let slot = self.slots.look_up(entry.clone()).ok_or(VfsError::Stale)?;
         Ok(in_slot(slot, record))
     }
 
-    /// As `sealed_enter`, for a child of a directory the kernel holds: its slot is alive, so that
-    /// counting takes no lock.
-    fn sealed_enter_child(&self, dir: &SealedRef, child: u32) -> Result<SealedRef> {
-        let Some(slot) = &dir.slot else { return self.sealed_enter(&dir.entry, child) };
-        let record = dir.entry.manifest().get(child).map_or(child, |r| r.canonical());
+    /// As `enter`, for a child of a directory the kernel holds: its slot is alive, so that counting
+    /// takes no lock.
+    fn enter_child(&self, dir: &SealedRef, record: u32) -> Result<SealedRef> {
+        let Some(slot) = &dir.slot else { return self.enter(&dir.entry, record) };
         if let Some(node) = self.nodes.look_up_converted(dir.entry.row().id, record) {
             return Ok(SealedRef { entry: dir.entry.clone(), record, ino: node.ino, slot: None });
         }
@@ -86,25 +150,32 @@ impl View {
     }
 
     pub(super) fn sealed_lookup(&self, dir: &SealedRef, name: &OsStr) -> Result<Found> {
-        let m = dir.entry.manifest();
+        let m = dir.manifest()?;
         if m.records()[dir.record as usize].kind() != RecordKind::Dir {
             return Err(VfsError::NotDir);
         }
         let child = m.lookup(dir.record, name.as_bytes()).ok_or(VfsError::NotFound)?;
-        let found = self.sealed_enter_child(dir, child)?;
-        Ok(self.sealed_found(&found))
+        let child = canonical(&m, child);
+        Ok(self.found_as(&self.enter_child(dir, child)?, &Look::of(&m, child)))
     }
 
-    /// The number of a record for listing, without counting a look-up.
-    pub(super) fn sealed_number(&self, entry: &Entry, record: u32) -> Ino {
-        let record = entry.manifest().get(record).map_or(record, |r| r.canonical());
-        self.slots.of_entry(entry.row().id).map_or(0, |s| ino::sealed(s.number, record))
+    /// The number of a directory's record for listing, without counting a look-up; 0 when it has none.
+    pub(super) fn sealed_number(&self, dir: &SealedRef, m: &Manifest, record: u32) -> Ino {
+        let (id, record) = (dir.entry.row().id, canonical(m, record));
+        if let Some(former) = self.nodes.converted_number(id, record) {
+            return former;
+        }
+        let of_slot = |slot: &Slot| ino::sealed(slot.number, record);
+        match &dir.slot {
+            Some(slot) => of_slot(slot),
+            None => self.slots.of_entry(id).map_or(0, |slot| of_slot(&slot)),
+        }
     }
 
     pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
-        let rec = &r.entry.manifest().records()[r.record as usize];
+        let size = r.look()?.size;
         if !self.read_only()
-            && rec.size() > PACK_LIMIT
+            && size > PACK_LIMIT
             && let Some(file) = r.entry.backing(r.record)?
         {
             return Ok(Opened { fh: 0, how: How::Backing(Arc::new(file.into())) });
@@ -114,10 +185,10 @@ impl View {
 
     /// An attribute change of a sealed entry succeeds only if it changes nothing.
     pub(super) fn sealed_setattr(&self, r: &SealedRef, set: &SetAttr) -> Result<Found> {
-        let found = self.sealed_found(r);
-        let rec = &r.entry.manifest().records()[r.record as usize];
+        let look = r.look()?;
+        let found = self.found_as(r, &look);
         let now = found.attr;
-        let same_mode = |m: u32| [now.perm, now.perm & !0o222, rec.perm()].contains(&(m & 0o7777));
+        let same_mode = |m: u32| [now.perm, now.perm & !0o222, look.perm].contains(&(m & 0o7777));
         let same_time = |t: SetTime| t == SetTime::At(now.mtime);
         let same = set.mode.is_none_or(same_mode)
             && set.uid.is_none_or(|u| u == now.uid)
@@ -158,5 +229,71 @@ impl View {
             }
         }
         VfsError::Stale
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Cache, LeaseKind, Limits, SealRequest, TaskFacts};
+    use crate::index::tests::run_sql;
+    use crate::vfs::{Caller, ViewOptions};
+
+    const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+    /// A store with the entry `abcd`, and what its manifest is called below `store`.
+    fn store(dir: &std::path::Path) -> (Cache, std::path::PathBuf) {
+        let cache = Cache::open(&dir.join("store"), Limits::default()).unwrap();
+        std::fs::create_dir(dir.join("tree")).unwrap();
+        std::fs::write(dir.join("tree/f"), "content").unwrap();
+        let key = "abcd".parse().unwrap();
+        let request = SealRequest { key, origin: Default::default(), inferred: false, replace: false };
+        let facts = TaskFacts::default();
+        let entry = cache.put_dir(&dir.join("tree"), &facts, [None, None], request).unwrap().into_entry();
+        let name = entry.manifest_hash();
+        (cache, dir.join(format!("store/manifests/{}/{name}", name.shard())))
+    }
+
+    fn reopen(cache: Cache, dir: &std::path::Path) -> (Cache, Arc<View>) {
+        cache.close().unwrap();
+        let cache = Cache::open(&dir.join("store"), Limits::default()).unwrap();
+        let view = View::new(cache.clone(), ViewOptions::default()).unwrap();
+        (cache, view)
+    }
+
+    #[test]
+    fn a_key_is_found_without_its_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, manifest) = store(dir.path());
+        let entry = cache.entry(&"abcd".parse().unwrap(), LeaseKind::Hold).unwrap().unwrap();
+        assert_eq!(entry.manifest().unwrap().top(), entry.top().unwrap());
+        drop(entry);
+        std::fs::rename(&manifest, dir.path().join("aside")).unwrap();
+        let (_cache, view) = reopen(cache, dir.path());
+        let top = view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")).unwrap();
+        assert_eq!(view.getattr(top.attr.ino).unwrap().attr, top.attr);
+        let below = || view.lookup(CALLER, top.attr.ino, OsStr::new("outputs"));
+        assert!(matches!(below(), Err(VfsError::Cache(_))), "lost, not absent");
+        std::fs::rename(dir.path().join("aside"), &manifest).unwrap();
+        assert!(below().is_ok(), "what was looked up before finds it again");
+    }
+
+    #[test]
+    fn a_row_without_the_top_directory_reads_it_from_the_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, manifest) = store(dir.path());
+        let old_rows = "UPDATE entries SET top_perm = NULL, top_nlink = NULL, top_mtime = NULL";
+        run_sql(&dir.path().join("store/index.sqlite"), old_rows);
+        let (cache, view) = reopen(cache, dir.path());
+        let found = view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")).unwrap();
+        assert_eq!((found.attr.kind, found.attr.nlink), (Kind::Dir, 4));
+        drop(view);
+        std::fs::remove_file(&manifest).unwrap();
+        let (_cache, view) = reopen(cache, dir.path());
+        assert!(matches!(view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")), Err(VfsError::Cache(_))));
+        let items = view.readdir(ino::ROOT, 0, 0).unwrap();
+        let listed = view.look_up_item(CALLER, ino::ROOT, &items[0]).unwrap();
+        assert!(listed.attr.ino != 0 && listed.attr_ttl.is_zero(), "it has its number all the same");
+        assert!(view.getattr(listed.attr.ino).is_err());
     }
 }

@@ -48,7 +48,7 @@ impl View {
     }
 
     fn sealed_xattr(&self, r: &SealedRef, name: &[u8]) -> Result<Vec<u8>> {
-        let m = r.entry.manifest();
+        let m = r.manifest()?;
         let rec = &m.records()[r.record as usize];
         let own = match name {
             KEY => Some(r.entry.key().as_str().to_owned()),
@@ -102,7 +102,7 @@ impl View {
         };
         match self.target(ino)? {
             Target::Sealed(r) => {
-                let m = r.entry.manifest();
+                let m = r.manifest()?;
                 m.xattrs(&m.records()[r.record as usize]).for_each(|(n, _)| add(n));
             }
             Target::Draft(node) => {

@@ -130,7 +130,7 @@ fn closed_parts_of_a_draft_are_sealed_as_they_are() {
     f.prepare(&draft);
     assert_eq!(path.join("outer").metadata().unwrap().mode() & 0o7777, 0o111, "put back after looking");
     let entry = f.cache.seal(&draft, request("abcd")).unwrap().into_entry();
-    let manifest = entry.manifest();
+    let manifest = entry.manifest().unwrap();
     let perm = |name: &[u8]| manifest.get(manifest.find(name).unwrap()).unwrap().perm();
     assert_eq!((perm(b"outer"), perm(b"outer/inner")), (0o111, 0));
     assert_eq!((perm(b"outer/inner/small"), perm(b"outer/inner/large")), (0, 0o200));

@@ -9,7 +9,7 @@ fn opening_an_entry_reads_no_content() {
     let f = f.reopen();
     let read = || f.cache.inner.blob_bytes_read.load(std::sync::atomic::Ordering::Relaxed);
     let entry = f.cache.entry(&key("abcd"), LeaseKind::View).unwrap().unwrap();
-    assert_eq!((entry.manifest().files(), read()), (10, 0));
+    assert_eq!((entry.manifest().unwrap().files(), read()), (10, 0));
     let record = entry.file(b"outputs/a/b/private").unwrap();
     assert_eq!(entry.read_all(record, 100).unwrap(), b"mine");
     assert_eq!(read(), 4);
@@ -58,7 +58,7 @@ fn a_blob_that_moved_is_found_again() {
     let old = store.packs().unwrap();
     let mut pack = store.new_pack().unwrap();
     let mut moved = Vec::new();
-    for (hash, size, record) in entry.manifest().blobs() {
+    for (hash, size, record) in entry.manifest().unwrap().blobs() {
         if size <= PACK_LIMIT {
             let content = entry.read_all(record, PACK_LIMIT).unwrap();
             moved.push((hash, pack.append(&hash, &content).unwrap()));
@@ -89,7 +89,7 @@ fn damage_is_an_error_an_event_and_goes_to_quarantine() {
     let tree = f.odd_tree("tree");
     let entry = f.put("abcd", &tree).unwrap().into_entry();
     let record = entry.file(b"outputs/large").unwrap();
-    let hash = entry.manifest().get(record).unwrap().hash().unwrap();
+    let hash = entry.manifest().unwrap().get(record).unwrap().hash().unwrap();
     let file = f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()));
     damage(&file, 1_000_000);
     let mut buf = [0; 100];
@@ -146,7 +146,9 @@ fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
     let name = f.put("abcd", &tree).unwrap().into_entry().manifest_hash();
     damage(&f.cache.store().root().join(format!("manifests/{}/{name}", name.shard())), 200);
     let f = f.reopen();
-    assert!(f.cache.entry(&key("abcd"), LeaseKind::Hold).is_err());
+    let entry = f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().unwrap();
+    assert!(entry.manifest().is_err() && entry.read(1, 0, &mut [0]).is_err() && entry.metadata().is_err());
+    assert!(entry.top().is_ok(), "finding the entry needs no manifest");
     assert!(!f.cache.check(&Task::default(), "abcd", CachePolicy::Normal).unwrap().hit);
     assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
     assert!(matches!(f.put("abcd", &tree).unwrap(), Sealed::New(_)));

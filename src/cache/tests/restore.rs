@@ -98,7 +98,9 @@ fn closed_directories_and_files() {
         return;
     }
     let entry = put.unwrap().into_entry();
-    let perm = |path: &[u8]| entry.manifest().get(entry.manifest().find(path).unwrap()).unwrap().perm();
+    let perm = |path: &[u8]| {
+        entry.manifest().unwrap().get(entry.manifest().unwrap().find(path).unwrap()).unwrap().perm()
+    };
     assert_eq!((perm(b"outputs/closed"), perm(b"outputs/closed/in")), (0o555, 0));
     let dest = f.beside("dest");
     entry.restore(&dest, RestoreAs::Auto, false).unwrap();

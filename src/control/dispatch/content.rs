@@ -121,12 +121,12 @@ pub(super) fn cat(
 ) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
     let shown = String::from_utf8_lossy(path).into_owned();
-    let record =
-        entry.manifest().find(path).ok_or(CacheError::NoFile { key: key.clone(), path: shown.clone() })?;
-    match entry.manifest().get(record).map(|r| r.kind()) {
+    let manifest = entry.manifest()?;
+    let record = manifest.find(path).ok_or(CacheError::NoFile { key: key.clone(), path: shown.clone() })?;
+    match manifest.get(record).map(|r| r.kind()) {
         Some(RecordKind::File) => {}
         Some(RecordKind::Symlink) => {
-            let target = String::from_utf8_lossy(entry.manifest().target(record)).into_owned();
+            let target = String::from_utf8_lossy(manifest.target(record)).into_owned();
             return Err(Failure::failed(format!("{shown} is a symlink to {target}; name the file itself")));
         }
         _ => {
@@ -147,7 +147,7 @@ pub(super) fn log(
     channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
-    let manifest = entry.manifest();
+    let manifest = entry.manifest()?;
     let file = |r: &u32| manifest.get(*r).is_some_and(|r| r.kind() == RecordKind::File);
     if let Some(record) = manifest.find(which.path().as_bytes()).filter(file) {
         stream(&entry, record, channel)?;

@@ -42,7 +42,7 @@ pub(super) fn page(cache: &Cache, after: i64, limit: usize) -> Result<Reply, Fai
 
 pub(super) fn tree(cache: &Cache, key: &EntryKey, path: &[u8]) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
-    let manifest = entry.manifest();
+    let manifest = &*entry.manifest()?;
     let at = manifest
         .find(path)
         .ok_or_else(|| CacheError::NoFile { key: key.clone(), path: String::from_utf8_lossy(path).into() })?;
@@ -83,7 +83,8 @@ fn node(manifest: &Manifest, index: u32, path: &[u8]) -> Option<NodeFacts> {
 
 pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     let entry = held(cache, key)?;
-    let seal = entry.manifest().seal();
+    let manifest = entry.manifest()?;
+    let seal = manifest.seal();
     let pins = cache.store().pins()?.into_iter().filter(|p| p.key == *key).map(|p| p.name).collect();
     let rejected = cache.rejection(key, Some(&entry.row().manifest)).map(|r| r.reason);
     let (metadata, metadata_error) = match entry.metadata()? {

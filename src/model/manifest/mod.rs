@@ -37,6 +37,17 @@ pub struct Seal {
     pub origin: Origin,
 }
 
+/// What an entry's top directory looks like: all that a look-up of the entry needs of its manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Top {
+    /// Permission bits as they were.
+    pub perm: u32,
+    /// 2 + subdirectories.
+    pub nlink: u32,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+}
+
 /// How an entry came to be; JSON in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Origin {

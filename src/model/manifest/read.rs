@@ -5,7 +5,7 @@ use zerocopy::FromBytes;
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
-use super::{Origin, Seal};
+use super::{Origin, Seal, Top};
 use crate::model::groups::{GroupHash, group_count, root_of_groups};
 use crate::model::hash::{BlobHash, ManifestHash};
 use crate::model::key::EntryKey;
@@ -307,6 +307,12 @@ impl Manifest {
     /// One record, if there is such an index.
     pub fn get(&self, index: u32) -> Option<&Record> {
         self.records().get(index as usize)
+    }
+
+    /// What the top directory looks like.
+    pub fn top(&self) -> Top {
+        let r = &self.records()[0];
+        Top { perm: r.perm(), nlink: self.nlink(r), mtime_ns: r.mtime_ns() }
     }
 
     /// Sum of the sizes of all files, hard links once.
