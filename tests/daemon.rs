@@ -129,6 +129,25 @@ fn mount_returns_when_ready_and_the_last_unmount_ends_the_daemon() {
 }
 
 #[test]
+fn an_unmount_given_another_store_waits_for_the_view_s_own_daemon() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    let out = p.command(&["unmount", "m1"]).env("OUTFS_STORE", p.at("other")).output().expect("outfs starts");
+    assert!(
+        out.status.success() && said(&out).contains(p.at("store").to_str().expect("plain")),
+        "{}",
+        said(&out)
+    );
+    assert!(!p.running() && !is_mounted(&p.at("m1")), "unmount returns when the daemon has let go");
+    // A path that mount options cannot say: the store must be named.
+    let mut odd = p.command(&["mount", "m1"]);
+    odd.env("OUTFS_STORE", p.at("odd,store"));
+    assert!(odd.status().expect("outfs starts").success() && is_mounted(&p.at("m1")));
+    let mut end = p.command(&["unmount", "m1"]);
+    assert!(end.env("OUTFS_STORE", p.at("odd,store")).status().expect("outfs starts").success());
+}
+
+#[test]
 fn a_second_mount_with_other_limits_says_so() {
     let p = Place::new();
     p.ok(&["mount", "m1", "--size", "6G"]);

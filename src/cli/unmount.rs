@@ -38,11 +38,20 @@ impl Unmount {
         // This command itself must not keep it busy.
         let _ = std::env::set_current_dir("/");
         // The view's own store, when the mount table names it, before the one that was meant.
-        let source = daemon::mounted_at(&at).map(|m| m.source).filter(|s| s.is_absolute());
-        for store in source.iter().chain([&cx.store]) {
+        let named = daemon::mounted_at(&at).and_then(|m| m.store());
+        for store in named.iter().chain([&cx.store]) {
             let request = Request::Unmount { at: at.clone().into(), lazy: self.lazy };
             match ask_to_end(store, request) {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    if !is_same(store, &cx.store) {
+                        let store = out::clean(&store.to_string_lossy());
+                        out::note(&format!(
+                            "{} was a view of the store {store}",
+                            out::clean(&at.to_string_lossy())
+                        ));
+                    }
+                    return Ok(());
+                }
                 Ok(false) => {}
                 Err(failure) if failure.kind == Kind::NotFound => {}
                 Err(failure) => return Err(failure),
@@ -63,6 +72,11 @@ impl Stop {
             }
         }
     }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |p: &Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
+    real(one) == real(other)
 }
 
 /// False when there is no daemon. When the daemon ends, returns after it has let go of the store.

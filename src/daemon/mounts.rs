@@ -1,7 +1,7 @@
 //! The mount table of this process. Must not know: who mounted what.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// One mount.
@@ -20,7 +20,15 @@ pub struct MountInfo {
 impl MountInfo {
     /// A view of outfs. (A mount made by root itself has no subtype.)
     pub fn is_outfs(&self) -> bool {
-        self.fs_type == "fuse.outfs" || (self.fs_type == "fuse" && self.source == Path::new("outfs"))
+        let source = self.source.as_os_str().as_bytes();
+        self.fs_type == "fuse.outfs"
+            || self.fs_type == "fuse" && (source == b"outfs" || source.starts_with(b"outfs:"))
+    }
+
+    /// The store that a view shows, where the mount names it.
+    pub fn store(&self) -> Option<PathBuf> {
+        let path = Path::new(OsStr::from_bytes(self.source.as_os_str().as_bytes().strip_prefix(b"outfs:")?));
+        (self.is_outfs() && path.is_absolute()).then(|| path.to_owned())
     }
 }
 
@@ -79,7 +87,11 @@ mod tests {
         let m = parse(line).unwrap();
         assert_eq!(m.at, Path::new("/mnt/a b\\c"));
         assert_eq!((m.dev.as_str(), m.is_outfs()), ("0:52", true));
-        assert_eq!(m.source, Path::new("/s t"));
+        assert_eq!((m.source.as_path(), m.store()), (Path::new("/s t"), None));
+        let of = |text: &str| parse(text.as_bytes()).unwrap();
+        let m = of("36 35 0:52 / /mnt rw - fuse outfs:/a\\040b:c rw");
+        assert!(m.is_outfs() && m.store() == Some("/a b:c".into()));
+        assert!(!of("36 35 0:52 / /mnt rw - fuse sshfs:/a rw").is_outfs());
         assert_eq!(parse(b"36 35 0:52 / /mnt"), None);
     }
 

@@ -173,10 +173,19 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     Ok(Mounted { at, end, handshake, unmounted: AtomicBool::new(false), fusers_own })
 }
 
+/// What the mount table calls the view: whose it is, so that `outfs unmount` finds its daemon. Mount options cannot
+/// say every path.
+fn source(store: &Path) -> String {
+    match store.to_str() {
+        Some(path) if !path.contains([',', '\\', '\n']) => format!("outfs:{path}"),
+        _ => "outfs".into(),
+    }
+}
+
 fn config(view: &View, options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::FSName("outfs".into()),
+        MountOption::FSName(source(view.store())),
         MountOption::Subtype("outfs".into()),
         MountOption::DefaultPermissions,
         MountOption::NoSuid,

@@ -148,6 +148,11 @@ impl View {
         Ok(view)
     }
 
+    /// Where the store lies that it shows.
+    pub fn store(&self) -> &std::path::Path {
+        self.cache.store().root()
+    }
+
     /// What the view shows and allows.
     pub fn options(&self) -> &ViewOptions {
         &self.options
