@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
 use crate::model::groups::GroupHasher;
+use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
 use crate::store::{Location, PackId, StoreError};
 
@@ -78,6 +79,15 @@ pub struct FsckReport {
     pub lost: Vec<EntryKey>,
     /// The index was made anew.
     pub rebuilt: bool,
+    /// What a second check found after a repair.
+    pub remaining: Vec<Damage>,
+}
+
+impl FsckReport {
+    /// Nothing is damaged (any more).
+    pub fn is_sound(&self) -> bool {
+        self.damage.iter().all(|d| d.repaired.is_some()) && self.remaining.is_empty()
+    }
 }
 
 /// Gathers what one check finds.
@@ -113,7 +123,13 @@ impl Cache {
         if options.repair {
             check.repair()?;
         }
-        Ok(check.report)
+        let mut report = check.report;
+        if options.repair && !report.damage.is_empty() {
+            // Only what a check of its own does not find any more is repaired.
+            let again = FsckOptions { repair: false, rebuild_index: false, ..options };
+            report.remaining = self.fsck(again, progress)?.damage;
+        }
+        Ok(report)
     }
 }
 
@@ -169,7 +185,10 @@ impl<'a> Check<'a> {
             let wrong = self.references()?;
             if self.cache.inner.index.changes() == before {
                 if !wrong.is_empty() {
-                    self.index_complaint(&format!("{} blobs have a wrong number of references", wrong.len()));
+                    self.index_complaint(&format!(
+                        "{} with a wrong number of references",
+                        counted(wrong.len() as u64, "blob", "blobs")
+                    ));
                 }
                 self.wrong_refs = wrong;
                 return Ok(());

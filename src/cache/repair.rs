@@ -8,6 +8,7 @@ use super::evict::Condemned;
 use super::fsck::{Check, path_of};
 use super::{Cache, CacheError, Result};
 use crate::index::EntryRow;
+use crate::model::units::counted;
 use crate::model::{BlobHash, EventKind};
 use crate::store::{Location, PackId, StoreError};
 
@@ -33,7 +34,7 @@ impl Check<'_> {
         }
         for (key, manifest, missing) in rebuilt.incomplete {
             let path = self.cache.inner.store.root().join("manifests").join(manifest.shard());
-            let what = format!("{missing} blobs of the entry {key} are lost");
+            let what = format!("{} of the entry {key} lost", counted(missing as u64, "blob", "blobs"));
             self.damage("manifest", path.join(manifest.to_hex()), what, vec![key.clone()]);
             self.report.lost.push(key);
         }
@@ -56,7 +57,7 @@ impl Check<'_> {
         self.set_notes_aside()?;
         self.mark("events", |cache| {
             let n = cache.inner.store.repair_events()?;
-            Ok(format!("{n} damaged lines were taken out of the log"))
+            Ok(format!("{} taken out of the log", counted(n, "damaged line", "damaged lines")))
         })?;
         self.quarantine_unreadable()?;
         self.mark_all();
@@ -215,7 +216,10 @@ impl Check<'_> {
 
     fn mark_all(&mut self) {
         let done = self.report.damage.iter().filter(|d| d.repaired.is_some()).count();
-        self.note_repair(&format!("{done} of {} damages were repaired", self.report.damage.len()));
+        self.note_repair(&format!(
+            "{done} of {} repaired",
+            counted(self.report.damage.len() as u64, "damage", "damages")
+        ));
     }
 
     fn remove_orphans(&mut self) -> Result<()> {

@@ -1,4 +1,5 @@
-//! `outfs fsck`: everything against everything; exit 4 when something is damaged.
+//! `outfs fsck`: everything against everything; exit 4 when something is damaged
+//! and was not repaired.
 
 use clap::Args;
 
@@ -7,9 +8,9 @@ use super::session::Session;
 use super::{Context, Output, unexpected};
 use crate::cache::{Damage, FsckOptions, FsckReport};
 use crate::control::{Failure, Kind, Reply, Request};
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
-/// Check the store; exit 4 when something is damaged
+/// Check the store; exit 4 when something is damaged, 0 when all of it was repaired
 #[derive(Args)]
 #[command(after_help = "Example: outfs fsck --verify-data --repair")]
 pub(crate) struct Fsck {
@@ -44,19 +45,26 @@ impl Fsck {
         } else {
             self.print(&facts)?;
         }
-        let left = facts.damage.iter().filter(|d| d.repaired.is_none()).count();
-        match (facts.damage.len(), left) {
-            (0, _) => Ok(()),
-            (found, 0) => Err(Failure::new(Kind::Damaged, format!("damage: {found} found and repaired"))),
-            (found, _) => Err(Failure::new(
-                Kind::Damaged,
-                format!("damage: {found} found; 'outfs fsck --repair' sets aside what is bad"),
-            )),
+        if facts.is_sound() {
+            return Ok(());
         }
+        let repaired = facts.damage.iter().filter(|d| d.repaired.is_some()).count();
+        let said = format!("damage: {} found, {repaired} repaired", facts.damage.len());
+        Err(Failure::new(
+            Kind::Damaged,
+            match (self.repair, facts.remaining.len()) {
+                (false, _) => format!("{said}; 'outfs fsck --repair' sets aside what is bad"),
+                (true, left) => format!("{said}, {left} left; unmount all views and repair again"),
+            },
+        ))
     }
 
     fn print(&self, report: &FsckReport) -> Result<(), Failure> {
         report.damage.iter().try_for_each(print)?;
+        for left in &report.remaining {
+            out::line("still damaged after the repair:")?;
+            print(left)?;
+        }
         for key in &report.lost {
             out::line(&format!("dropped the entry {key}"))?;
         }
@@ -67,11 +75,17 @@ impl Fsck {
             true => format!(", {} re-hashed", human_bytes(report.verified_bytes)),
             false => String::new(),
         };
-        out::line(&format!("checked {} entries and {} blobs{verified}", report.entries, report.blobs))?;
+        let entries = counted(report.entries, "entry", "entries");
+        let blobs = counted(report.blobs, "blob", "blobs");
+        out::line(&format!("checked {entries} and {blobs}{verified}"))?;
+        if !report.damage.is_empty() && report.is_sound() {
+            out::line(&format!("repaired all that was found ({})", report.damage.len()))?;
+        }
         match report.orphans {
             0 => Ok(()),
             n => out::line(&format!(
-                "{n} files belong to no entry (harmless; upkeep or --repair removes them)"
+                "{} to no entry (harmless; upkeep or --repair removes what does)",
+                counted(n as u64, "file belongs", "files belong")
             )),
         }
     }

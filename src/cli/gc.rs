@@ -6,7 +6,7 @@ use super::out::{self, Streams};
 use super::session::Session;
 use super::{Context, Output, unexpected};
 use crate::control::{Failure, Reply, Request, Span};
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// Evict what the limits ask for, drop abandoned drafts, compact packs
 #[derive(Args)]
@@ -45,7 +45,7 @@ impl Gc {
             out::line(&format!("{dropped} the draft {}", out::clean(draft)))?;
         }
         if facts.report.held > 0 {
-            out::line(&format!("{} more are pinned or in use", facts.report.held))?;
+            out::line(&format!("{} pinned or in use", counted(facts.report.held, "more is", "more are")))?;
         }
         let free = if facts.dry_run { "would be free" } else { "freed" };
         out::line(&format!(

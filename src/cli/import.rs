@@ -8,6 +8,7 @@ use super::out::{self, Streams};
 use super::session::Session;
 use super::{Context, Output, absolute, unexpected};
 use crate::control::{Failure, ImportKind, Reply, Request};
+use crate::model::units::counted;
 
 /// Store the entries of an existing cache directory; may be run again
 #[derive(Args)]
@@ -57,8 +58,8 @@ impl Import {
             ));
         }
         out::line(&format!(
-            "imported {} entries, {} were here already, {} left out",
-            facts.imported,
+            "imported {}, {} here already, {} left out",
+            counted(facts.imported, "entry", "entries"),
             facts.same,
             facts.skipped.len()
         ))

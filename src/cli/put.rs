@@ -11,7 +11,7 @@ use super::{Context, Output, absolute, unexpected};
 use crate::cache::TaskFacts;
 use crate::control::{Failure, PutRequest, RawPath, Reply, Request};
 use crate::model::EntryKey;
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// Store a directory (or a tar stream) as an entry's outputs
 #[derive(Args)]
@@ -96,5 +96,10 @@ pub(super) fn print_stored(reply: Reply, output: &Output) -> Result<(), Failure>
         return out::json(&value);
     }
     let said = if *new { "stored" } else { "unchanged" };
-    out::line(&format!("{said} {}: {} in {} files", entry.key, human_bytes(entry.bytes), entry.files))
+    out::line(&format!(
+        "{said} {}: {} in {}",
+        entry.key,
+        human_bytes(entry.bytes),
+        counted(entry.files, "file", "files")
+    ))
 }

@@ -11,7 +11,7 @@ use super::{Context, Output, absolute, unexpected};
 use crate::cache::RestoreAs;
 use crate::control::{Failure, Reply, Request};
 use crate::model::EntryKey;
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum As {
@@ -82,10 +82,10 @@ impl Restore {
         match reply {
             Reply::Restored(r) if self.output.json => out::json(&r),
             Reply::Restored(r) => out::line(&format!(
-                "restored {}: {} in {} files ({} by reflink), {} kept",
+                "restored {}: {} in {} ({} by reflink), {} kept",
                 self.key,
                 human_bytes(r.bytes),
-                r.files,
+                counted(r.files, "file", "files"),
                 r.reflinked,
                 r.kept
             )),

@@ -7,7 +7,7 @@ use super::session::Session;
 use super::{Context, Output, unexpected};
 use crate::control::{Failure, Reply, Request, ShowFacts};
 use crate::model::EntryKey;
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// Show how, by whom, when and from where an entry was sealed, and its metadata
 #[derive(Args)]
@@ -46,7 +46,7 @@ fn print(s: &ShowFacts) -> Result<(), Failure> {
     field("on", s.origin.host.clone())?;
     field("from", s.origin.source.clone())?;
     field("used", out::time(e.accessed_at))?;
-    field("holds", format!("{} in {} files", human_bytes(e.bytes), e.files))?;
+    field("holds", format!("{} in {}", human_bytes(e.bytes), counted(e.files, "file", "files")))?;
     field("inferred", if e.inferred { "yes: sealed by quiet".into() } else { String::new() })?;
     field("replaces", s.replaces.map(|m| m.to_hex()).unwrap_or_default())?;
     field("pins", s.pins.join(", "))?;

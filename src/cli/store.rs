@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::Context;
 use super::out::{self, Meter};
 use crate::control::{Failure, Kind};
+use crate::model::units::counted;
 use crate::store::Store;
 
 /// Do something with the store as a whole
@@ -35,7 +36,8 @@ impl StoreCommand {
         }
         let shown = out::clean(&cx.store.to_string_lossy());
         let meter = Meter::start(&format!("destroying {shown}"));
-        let destroyed = Store::destroy(&cx.store, &mut |files| meter.figure(|| format!("{files} files")));
+        let destroyed =
+            Store::destroy(&cx.store, &mut |files| meter.figure(|| counted(files, "file", "files")));
         meter.clear();
         destroyed?;
         out::line(&format!("destroyed {shown}"))

@@ -8,6 +8,7 @@ use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, Pr
 use super::watch::watched;
 use super::{Caller, entries, held, hit};
 use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
+use crate::model::units::counted;
 use crate::model::{EntryKey, RecordKind};
 use crate::store::DraftPlace;
 
@@ -26,7 +27,7 @@ pub(super) fn put(
     };
     let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
     let sealed = match &put.dir {
-        Some(dir) => watched(channel, (&format!("storing {}", put.key), "files"), |work| {
+        Some(dir) => watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
             cache.put_dir_watched(&dir.0, &put.facts, logs, request, work)
         })?,
         None => cache.put_tar(&mut channel.input(), &put.facts, logs, request)?,
@@ -95,7 +96,7 @@ pub(super) fn restore(
         .mode(dir_mode)
         .create(dest)
         .map_err(|e| Failure::failed(format!("cannot create {}: {e}", dest.display())))?;
-    let restored = watched(channel, (&format!("restoring {key}"), "files"), |work| {
+    let restored = watched(channel, (&format!("restoring {key}"), "file", "files"), |work| {
         entry.restore_watched(dest, how, force, work)
     })?;
     Ok(Reply::Restored(restored))
@@ -185,9 +186,8 @@ pub(super) fn import(
     let mut done = 0;
     let mut each = |key: &EntryKey| {
         done += 1;
-        let entries = if done == 1 { "entry" } else { "entries" };
         channel.progress(Progress {
-            what: format!("importing: {done} {entries}, last {key}"),
+            what: format!("importing: {}, last {key}", counted(done, "entry", "entries")),
             done,
             total: None,
         });

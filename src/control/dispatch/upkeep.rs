@@ -64,7 +64,8 @@ pub(super) fn gc(
     channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
     let options = GcOptions { dry_run, older_than };
-    let report = watched(channel, ("collecting", "entries"), |work| cache.gc_watched(&options, work))?;
+    let report =
+        watched(channel, ("collecting", "entry", "entries"), |work| cache.gc_watched(&options, work))?;
     Ok(Reply::Gc(GcFacts { report, dry_run }))
 }
 

@@ -6,7 +6,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::super::{Channel, Progress};
 use crate::cache::Work;
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// Often enough for people, rarely enough for the connection.
 pub(super) const TELL_EVERY: Duration = Duration::from_millis(100);
@@ -14,7 +14,7 @@ pub(super) const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Does `work` in a thread of its own, and tells how many of `things` are done until it ends.
 pub(super) fn watched<T: Send>(
     channel: &mut dyn Channel,
-    (what, things): (&str, &str),
+    (what, thing, things): (&str, &str, &str),
     work: impl FnOnce(&Work) -> T + Send,
 ) -> T {
     let figures = Work::default();
@@ -26,23 +26,28 @@ pub(super) fn watched<T: Send>(
             work(figures)
         });
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(TELL_EVERY) {
-            channel.progress(told(figures, what, things));
+            channel.progress(told(figures, what, thing, things));
         }
         running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-fn told(figures: &Work, what: &str, things: &str) -> Progress {
+fn told(figures: &Work, what: &str, thing: &str, things: &str) -> Progress {
     let ((n, bytes), (of, all)) = (figures.done(), figures.expected());
     if of == 0 {
         return Progress {
-            what: format!("{what}: {n} {things}, {}", human_bytes(bytes)),
+            what: format!("{what}: {}, {}", counted(n, thing, things), human_bytes(bytes)),
             done: n,
             total: None,
         };
     }
     let (n, bytes) = (n.min(of), bytes.min(all));
-    let what = format!("{what}: {n} of {of} {things}, {} of {}", human_bytes(bytes), human_bytes(all));
+    let what = format!(
+        "{what}: {n} of {}, {} of {}",
+        counted(of, thing, things),
+        human_bytes(bytes),
+        human_bytes(all)
+    );
     match all {
         0 => Progress { what, done: n, total: Some(of) },
         _ => Progress { what, done: bytes, total: Some(all) },
@@ -69,7 +74,7 @@ mod tests {
     #[test]
     fn what_takes_long_tells_how_far_it_is() {
         let (tell, told) = crossbeam_channel::unbounded();
-        let answer = watched(&mut Heard(tell), ("storing k", "files"), |work| {
+        let answer = watched(&mut Heard(tell), ("storing k", "file", "files"), |work| {
             let wait = |what: &str, done, total| {
                 let heard = || told.recv_timeout(Duration::from_secs(20)).unwrap();
                 let wanted = Progress { what: what.into(), done, total };
