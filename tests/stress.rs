@@ -217,6 +217,7 @@ struct Hold {
 
 impl Holder for Hold {
     fn prune(&self, _: i64) {}
+    fn prune_blobs(&self) {}
     fn changed(&self, _: &EntryKey) {}
     fn sealed(&self, _: &Draft, entry: &Entry) {
         if entry.key().as_str() != "busy" {

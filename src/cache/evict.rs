@@ -142,13 +142,16 @@ impl Cache {
         }
     }
 
-    /// Asks kernels for hidden entries that they still know: what was in use when it was hidden may
+    /// Asks kernels for hidden entries, and blobs, that they still know: what was in use when it was hidden may
     /// not be any more.
     pub(super) fn ask_for_hidden(&self) {
         let mut hidden: Vec<i64> = self.inner.upkeep.condemned.lock().keys().copied().collect();
         hidden.retain(|id| self.inner.leases.counts(*id).view > 0);
         for holder in self.holders() {
             hidden.iter().for_each(|id| holder.prune(*id));
+            if self.inner.upkeep.held_blobs.load(Ordering::Relaxed) > 0 {
+                holder.prune_blobs();
+            }
         }
     }
 

@@ -37,6 +37,8 @@ pub enum LeaseKind {
 pub trait Holder: Send + Sync {
     /// Ask the kernel to forget the entry with this row id, as far as it is unused. Must not wait.
     fn prune(&self, entry: i64);
+    /// Ask the kernel to forget blobs that no entry refers to, as far as they are unused. Must not wait.
+    fn prune_blobs(&self);
     /// The entry (sealed or draft) of this key was hidden, replaced or newly sealed: within
     /// [`NAMES_LAST`] the name must mean that.
     fn changed(&self, key: &crate::model::EntryKey);
@@ -242,6 +244,16 @@ impl LeaseTable {
         let mut r = Reservation { hashes: Vec::new(), shared: self.shared.clone() };
         r.add(hashes);
         r
+    }
+
+    /// Reserves one blob; `None` when it is just being freed.
+    pub(crate) fn try_reserve(&self, hash: BlobHash) -> Option<Reservation> {
+        let mut blobs = self.shared.blobs.lock();
+        if blobs.claimed.contains(&hash) {
+            return None;
+        }
+        *blobs.reserved.entry(hash).or_default() += 1;
+        Some(Reservation { hashes: vec![hash], shared: self.shared.clone() })
     }
 
     /// Of `hashes`, those that nobody reserves or claims: nobody can reserve them until the claim is
@@ -473,6 +485,8 @@ mod tests {
         let claim = t.claim([blob(1), blob(2)]);
         assert!(!claim.has(&blob(1)) && claim.has(&blob(2)));
         assert!(!t.claim([blob(2)]).has(&blob(2)));
+        assert!(t.try_reserve(blob(2)).is_none(), "it goes");
+        assert!(t.try_reserve(blob(1)).is_some() && t.is_reserved(&blob(1)));
         let order = Mutex::new(Vec::new());
         std::thread::scope(|s| {
             let waiting = s.spawn(|| {

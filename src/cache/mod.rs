@@ -22,6 +22,7 @@ mod evict;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;
+mod held;
 mod here;
 mod import;
 mod ingest;
@@ -54,6 +55,7 @@ pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, Cach
 pub use draft::{Closed, Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
+pub use held::HeldBlob;
 pub(crate) use here::{host_name, now_ns};
 pub use import::{ImportReport, Skipped};
 pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};

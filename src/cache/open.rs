@@ -63,6 +63,7 @@ impl Cache {
         self.inner.background.stop();
         self.inner.flush_accesses()?;
         self.reap()?;
+        self.free_let_go()?;
         self.remember_sweep();
         Ok(())
     }

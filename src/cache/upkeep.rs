@@ -5,7 +5,7 @@
 //! and is tried again next time.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use super::recent::Recent;
 use super::recover::Sweep;
 use super::usage::Accounts;
 use super::{Cache, Result};
-use crate::model::{EntryKey, EventKind};
+use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::PackId;
 
 /// Events are kept for this long …
@@ -35,6 +35,10 @@ pub(crate) struct Upkeep {
     pub(super) accounts: Accounts,
     /// Hidden entries whose bytes are still there, by row id.
     pub(super) condemned: Mutex<HashMap<i64, Condemned>>,
+    /// Blobs that somebody held and let go: nobody may want them any more.
+    pub(super) let_go: Mutex<Vec<BlobHash>>,
+    /// How many are held.
+    pub(super) held_blobs: AtomicUsize,
     /// Entries that a kernel was asked to forget, by row id: their second chance.
     pub(super) suspects: Mutex<HashMap<i64, Suspect>>,
     /// One round of eviction at a time.
@@ -63,6 +67,7 @@ impl Cache {
         part("write down accesses", self.inner.flush_accesses());
         self.ask_for_hidden();
         part("free evicted entries", self.reap());
+        part("free blobs that were let go", self.free_let_go());
         part("measure the store", self.refresh_usage());
         part("evict", self.evict_above_high_water());
         part("compact packs", self.compact_if_worth_it());

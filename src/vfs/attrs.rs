@@ -53,8 +53,8 @@ impl View {
             Target::Link(l) => own(Kind::Symlink, l.len() as u64, FOREVER),
             Target::Snapshot(s) => own(Kind::File, s.len() as u64, FOREVER),
             Target::Blob(b) => {
-                let mut found = own(Kind::File, b.size, FOREVER);
-                found.attr.blocks = b.size.div_ceil(512);
+                let mut found = own(Kind::File, b.held.size, FOREVER);
+                found.attr.blocks = b.held.size.div_ceil(512);
                 found
             }
             Target::Sealed(r) => self.sealed_found(&r)?,

@@ -134,8 +134,8 @@ impl View {
                 return Err(VfsError::NotFound);
             }
         }
-        let row = self.cache.index().blob(&hash)?.filter(|b| b.refs > 0).ok_or(VfsError::NotFound)?;
-        let ino = self.nodes.look_up_blob(hash, row.size);
+        let held = self.cache.hold_blob(&hash)?.ok_or(VfsError::NotFound)?;
+        let ino = self.nodes.look_up_blob(hash, held);
         // The name cannot mean anything else, but the blob may be evicted.
         Ok(Found { attr_ttl: FOREVER, ..self.getattr(ino)? })
     }

@@ -174,7 +174,7 @@ impl View {
     fn read_blob(&self, b: &BlobNode, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let at = self.cache.index().blob(&b.hash)?.ok_or(VfsError::Stale)?.location;
         let store = self.cache.store();
-        if group_count(b.size) > 0 && b.groups.get().is_none() && at == Location::Loose {
+        if group_count(b.held.size) > 0 && b.groups.get().is_none() && at == Location::Loose {
             // A blob without its entry has no group list at hand: the first read makes one.
             let file = store.blob_file(&b.hash)?;
             let mut hasher = GroupHasher::default();
@@ -196,7 +196,7 @@ impl View {
             let _ = b.groups.set(groups);
         }
         let groups = b.groups.get().map_or(&[][..], |g| g);
-        Ok(store.read_verified(&b.hash, b.size, groups, at, offset, buf)?)
+        Ok(store.read_verified(&b.hash, b.held.size, groups, at, offset, buf)?)
     }
 
     /// Writes to an open file; `drop_setid` clears set-id bits first, as a local file system does.

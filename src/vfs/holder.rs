@@ -48,6 +48,18 @@ impl Holder for View {
         }
     }
 
+    fn prune_blobs(&self) {
+        let (Some(kernel), blobs) = (self.kernel.get(), self.nodes.blobs()) else { return };
+        let hashes: Vec<_> = blobs.iter().map(|(_, hash)| *hash).collect();
+        // What cannot be asked now is asked in the next round.
+        let Ok(rows) = self.cache.index().blobs(&hashes) else { return };
+        let unused = blobs.iter().zip(rows).filter(|(_, row)| row.as_ref().is_none_or(|r| r.refs == 0));
+        let inos: Vec<_> = unused.map(|((ino, _), _)| *ino).collect();
+        if !inos.is_empty() {
+            kernel.prune(None, inos);
+        }
+    }
+
     fn changed(&self, _key: &EntryKey) {
         // The kernel asks for top-level names again after a second, and an entry that went is pruned.
         // Telling it more would need its lock of the top directory (see `fuse/notify.rs`).

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::ino;
 use super::types::{Ino, Kind};
-use crate::cache::{Draft, Entry};
+use crate::cache::{Draft, Entry, HeldBlob};
 use crate::model::groups::GroupHash;
 use crate::model::{BlobHash, Manifest};
 
@@ -147,8 +147,8 @@ impl DraftNode {
 pub struct BlobNode {
     /// Its name.
     pub hash: BlobHash,
-    /// Bytes.
-    pub size: u64,
+    /// Keeps it while the kernel knows it.
+    pub held: HeldBlob,
     /// Its group list, made when first read.
     pub groups: OnceLock<Vec<GroupHash>>,
 }
@@ -311,9 +311,19 @@ impl Nodes {
     }
 
     /// Finds or makes a blob's node.
-    pub fn look_up_blob(&self, hash: BlobHash, size: u64) -> Ino {
-        let make = |_| Node::Blob(Arc::new(BlobNode { hash, size, groups: OnceLock::new() }));
+    pub fn look_up_blob(&self, hash: BlobHash, held: HeldBlob) -> Ino {
+        let make = |_| Node::Blob(Arc::new(BlobNode { hash, held, groups: OnceLock::new() }));
         self.intern(Some(Key::Blob(hash)), None, make).0
+    }
+
+    /// The blobs that the kernel knows, by number.
+    pub fn blobs(&self) -> Vec<(Ino, BlobHash)> {
+        let t = self.table.read();
+        let blob = |(key, ino): (&Key, &Ino)| match key {
+            Key::Blob(hash) => Some((*ino, *hash)),
+            _ => None,
+        };
+        t.keys.iter().filter_map(blob).collect()
     }
 
     /// Counts one more look-up of a known number.

@@ -1,7 +1,7 @@
 //! Semantics 9: eviction.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::common::*;
 
@@ -217,4 +217,32 @@ fn s9_7_outfs_du() {
     assert_eq!(bytes("key2", "exclusive"), 0);
     assert!(bytes("key1", "shared") >= 2 * MIB as u64 && bytes("key1", "shared") < 2 * MIB as u64 + 4096);
     assert_eq!(bytes("key1", "shared"), bytes("key2", "shared"));
+}
+
+/// S9.4 It frees only blobs that no entry refers to and nobody uses by their hash …
+#[test]
+fn s9_4_a_blob_in_use_by_its_hash_stays() {
+    let mut m = Mount::new();
+    let read_only = m.add_view("read-only", &["--read-only"]);
+    for (key, len) in [("small", 3000), ("large", 3 * MIB)] {
+        for mnt in [m.mnt().to_owned(), read_only.clone()] {
+            let content = noise(len as u64, len);
+            m.entry_of(key, &content);
+            let path = mnt.join(".outfs/blobs").join(blake3::hash(&content).to_hex().as_str());
+            let blob = File::open(&path).expect("open");
+            m.evict(key);
+            // What is compacted and swept meanwhile must not take it either.
+            m.ok(&["gc"]);
+            let mut bytes = vec![0; len];
+            blob.read_exact_at(&mut bytes, 0).expect("it is held");
+            assert!(bytes == content, "{key} through {}", mnt.display());
+            eventually("the name to go", || fs::symlink_metadata(&path).is_err());
+            assert!(m.stats()["usage"]["held"].as_u64().expect("a number") >= len as u64, "{}", m.stats());
+            drop(blob);
+            eventually("the blob to be freed", || {
+                m.stats()["usage"]["held"] == 0 && files_below(&m.store().join("blobs")).is_empty()
+            });
+        }
+    }
+    assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
 }
