@@ -219,6 +219,17 @@ impl Read for FromStart<'_> {
 }
 
 impl Cache {
+    /// Whether the store's file system has leases. Where it has none, nothing but counting open files tells
+    /// whether somebody writes.
+    pub fn has_leases(&self) -> bool {
+        let probe = tempfile::NamedTempFile::new_in(self.inner.store.path("tmp"));
+        let asked = probe.and_then(|probe| {
+            let file = File::open(probe.path())?;
+            Ok(!matches!(ReadLease::ask(&file), Asked::Unsupported))
+        });
+        asked.unwrap_or(false)
+    }
+
     /// Hashes one closed file of a draft under a read lease and remembers the hash by (inode,
     /// size, mtime, ctime). `Ok(false)` when a writer has it or the hash was cancelled. `file`
     /// must not be open for writing itself.

@@ -154,7 +154,7 @@ impl fuser::Filesystem for Adapter {
         let _ = config.set_max_write(1 << 20);
         let _ = config.set_max_background(64);
         let mut passthrough = false;
-        if !self.view.read_only() && self.wanted != Passthrough::Off {
+        if self.wanted != Passthrough::Off && self.view.may_pass_through() {
             passthrough = nix::unistd::geteuid().is_root()
                 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();

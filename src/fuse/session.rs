@@ -153,7 +153,8 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let mut session = Session::new(adapter, &at, &config(&view, options)).map_err(io)?;
     if options.passthrough == Passthrough::Require && !handshake.passthrough.load(Ordering::Relaxed) {
         let _ = session.unmount();
-        let why = "passthrough was required, but it needs Linux 6.9 or newer, root, and a view that is not read-only";
+        let why = "passthrough was required, but it needs Linux 6.9 or newer, root, a view that is not read-only, and \
+                   a store on a file system with leases (fcntl F_SETLEASE)";
         return Err(fail(why.into(), false));
     }
     let device = std::os::fd::AsFd::as_fd(&session).try_clone_to_owned().map_err(io)?;

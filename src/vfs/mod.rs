@@ -163,6 +163,12 @@ impl View {
         self.options.read_only
     }
 
+    /// Whether the kernel may write to draft files by itself. Such a file is released when it is closed, while
+    /// a mapping of it still writes: only a lease shows that.
+    pub fn may_pass_through(&self) -> bool {
+        !self.read_only() && self.cache.has_leases()
+    }
+
     fn target(&self, ino: Ino) -> Result<Target> {
         match ino::meaning(ino) {
             ino::Meaning::Fixed(n) => Ok(Target::Fixed(n)),

@@ -160,6 +160,7 @@ pub struct Mount {
     daemon: Option<Child>,
     log: PathBuf,
     more_mounts: Vec<PathBuf>,
+    without_leases: bool,
     dir: tempfile::TempDir,
 }
 
@@ -191,6 +192,7 @@ impl Mount {
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             daemon: None,
             more_mounts: Vec::new(),
+            without_leases: false,
             mnt,
             dir,
         }
@@ -202,6 +204,12 @@ impl Mount {
         self
     }
 
+    /// Has the daemon find no leases, as on a file system without them (before the start).
+    pub fn without_leases(mut self) -> Mount {
+        self.without_leases = true;
+        self
+    }
+
     /// Starts the daemon and waits until the mount answers.
     #[track_caller]
     pub fn start(&mut self) {
@@ -210,6 +218,9 @@ impl Mount {
         let mut c = outfs();
         c.arg("mount").arg(&self.mnt).arg("--store").arg(&self.store).arg("--foreground").args(&self.args);
         c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
+        if self.without_leases {
+            forbid_leases(&mut c);
+        }
         let mut child = c.spawn().expect("the program under test starts");
         let mnt = self.mnt.clone();
         let end = Instant::now() + SOON;
@@ -503,6 +514,38 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         detach(&self.0);
     }
+}
+
+/// Makes fcntl(F_SETLEASE) fail with EINVAL in the program.
+fn forbid_leases(c: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, equal, give) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    // The number of the call is at 0, the low word of its second argument at 24.
+    let second = if cfg!(target_endian = "little") { 24 } else { 28 };
+    let mut filter = [
+        op(load, 0, 0, 0),
+        op(equal, 0, 3, libc::SYS_fcntl as u32),
+        op(load, 0, 0, second),
+        op(equal, 0, 1, libc::F_SETLEASE as u32),
+        op(give, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32),
+        op(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let install = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: two calls of the kernel that allocate nothing; the program lives through the second.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+        };
+        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: see `install`.
+    unsafe { c.pre_exec(install) };
 }
 
 #[track_caller]

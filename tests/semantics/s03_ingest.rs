@@ -130,3 +130,43 @@ fn s3_1_a_large_file_is_adopted_whole() {
     assert_eq!(reader.metadata().expect("fstat").ino(), ino);
     assert!(read(m.path("key1/outputs/big")) == content);
 }
+
+/// S3.3 Where the file system under the store has no leases, a blob is a reflink or a copy, never the
+/// draft's own inode; and nothing is passed through, so that a mapped file counts as open.
+#[test]
+fn s3_3_without_leases_blobs_are_copies() {
+    let mut m = Mount::unmounted(&["--size", "4G"]).without_leases();
+    m.start();
+    let content = noise(7, 3 << 20);
+    let top = m.draft("w", |out| {
+        write(out.join("large"), &content);
+        write(out.join("small"), "small");
+    });
+    let path = top.join("outputs/large");
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+    let map = Mapping::shared(&file, 8192, true);
+    drop(file);
+    map.set(100, b'!');
+    assert_errno!(fs::rename(&top, m.path("key1")), EBUSY);
+    map.set(101, b'!');
+    drop(map);
+    let mut content = content;
+    content[100..102].copy_from_slice(b"!!");
+
+    // Somebody who writes past the mount is not noticed; what is sealed is out of reach all the same.
+    let own = |f: &&std::path::PathBuf| f.ends_with("outputs/large");
+    let below = files_below(&m.store().join("drafts"));
+    let native =
+        OpenOptions::new().write(true).open(below.iter().find(own).expect("the draft's own")).expect("open");
+    eventually("the seal after the mapping has gone", || fs::rename(&top, m.path("key1")).is_ok());
+    native.write_all_at(b"later", 0).expect("write");
+    let sealed = m.path("key1/outputs/large");
+    assert!(read(&sealed) == content);
+    assert_eq!(hash_of(&sealed), wanted(&content));
+    assert_eq!(read(m.path("key1/outputs/small")), b"small");
+    let blobs = files_below(&m.store().join("blobs"));
+    assert_eq!(blobs.len(), 1);
+    let number = |f: &File| f.metadata().expect("fstat").ino();
+    assert_ne!(number(&File::open(&blobs[0]).expect("open")), number(&native));
+    assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
+}
