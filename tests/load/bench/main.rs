@@ -11,10 +11,12 @@ mod peers;
 mod place;
 mod reading;
 mod report;
+mod restoring;
 mod rows;
 mod stats;
 mod trees;
 mod worker;
+mod writing;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ fn run(args: &[String]) -> Result<(), String> {
     let mut results = Results::default();
     let started = std::time::Instant::now();
     reading::measure(&place, &options, &mut results)?;
+    restoring::measure(&place, &options, &mut results)?;
+    writing::measure(&place, &options, &mut results)?;
     report::print(&results, &options);
     println!("\nmeasured in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())

@@ -62,7 +62,7 @@ impl Options {
     pub fn wants_tree(&self, name: &str) -> bool {
         let default: &[&str] = match self.mode {
             Mode::Full => &["source", "target", "big", "tiny"],
-            Mode::Quick => &["source-4k", "big"],
+            Mode::Quick => &["source-2k", "quarter-big"],
             Mode::Smoke => &["few", "small-big"],
         };
         self.trees.as_ref().map_or(default.contains(&name), |trees| trees.iter().any(|t| t == name))
@@ -70,7 +70,7 @@ impl Options {
 
     /// Whether a peer is wanted; without `--peers`, those of the mode. Native is always measured.
     pub fn wants_peer(&self, name: &str) -> bool {
-        let quick = ["erofs", "overlayfs", "fuse-overlayfs"];
+        let quick = ["erofs", "fuse-overlayfs"];
         name == "native"
             || match &self.peers {
                 Some(peers) => peers.iter().any(|p| name == p || name.starts_with(&format!("{p} "))),
@@ -80,6 +80,6 @@ impl Options {
 
     /// How long a slow peer is measured again and again; after that one sample has to do.
     pub fn patience(&self) -> Duration {
-        Duration::from_secs_f64(if self.mode == Mode::Full { 10.0 } else { 1.5 })
+        Duration::from_secs_f64(if self.mode == Mode::Full { 60.0 } else { 2.0 })
     }
 }

@@ -53,6 +53,23 @@ impl Place {
         fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
         Ok(dir)
     }
+
+    /// Mounts a file system image of this run, made by `mkfs`, or a tmpfs without one.
+    pub fn volume(&self, name: &str, kind: &str, gib: u64) -> Result<PathBuf, String> {
+        let dir = self.fresh(name)?;
+        if kind == "tmpfs" {
+            run(Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={gib}g,mode=755"), "tmpfs"])
+                .arg(&dir))?;
+        } else {
+            let image = self.run.join(format!("{name}.img"));
+            let file = fs::File::create(&image).map_err(|e| format!("creating {}: {e}", image.display()))?;
+            file.set_len(gib << 30).map_err(|e| format!("extending {}: {e}", image.display()))?;
+            run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
+            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir))?;
+        }
+        Ok(dir)
+    }
 }
 
 /// A store and the views of its daemon, which ends with the value.
@@ -90,6 +107,44 @@ impl Store {
         }
         run(self.command([OsStr::new("mount"), at.as_os_str()]).args(options))?;
         Ok(at)
+    }
+
+    /// Ends the daemon with all its views.
+    pub fn stop(&self) -> Result<(), String> {
+        run(&mut self.command(["stop"]))
+    }
+
+    /// The store's numbers.
+    fn stats(&self) -> Result<serde_json::Value, String> {
+        let text = output(&mut self.command(["stats", "--json"]))?;
+        serde_json::from_str(&text).map_err(|e| format!("outfs stats: {e}"))
+    }
+
+    /// Waits until the daemon has nothing left to do: for 200 ms it used no processor time.
+    pub fn settle(&self) -> Result<(), String> {
+        let pid = self.stats()?["pid"].as_i64().ok_or("no daemon runs")?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut before = String::new();
+        while Instant::now() < deadline {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+                .map_err(|e| format!("the daemon's stat: {e}"))?;
+            let used = stat.split(' ').skip(13).take(2).collect::<Vec<_>>().join(" ");
+            if used == before {
+                return Ok(());
+            }
+            before = used;
+            thread::sleep(Duration::from_millis(200));
+        }
+        Err("the daemon is still busy after 20 s".into())
+    }
+
+    /// Nothing may be left of former samples: what a store holds already costs less to seal.
+    pub fn must_be_empty(&self) -> Result<(), String> {
+        let totals = &self.stats()?["totals"];
+        match (totals["entries"].as_u64(), totals["blobs"].as_u64()) {
+            (Some(0), Some(0)) => Ok(()),
+            _ => Err(format!("the store is not empty: {totals}")),
+        }
     }
 }
 
@@ -147,7 +202,7 @@ pub fn drop_caches() -> Result<(), String> {
     run(&mut Command::new("sync"))?;
     for _ in 0..2 {
         fs::write("/proc/sys/vm/drop_caches", "3").map_err(|e| format!("dropping caches: {e}"))?;
-        thread::sleep(Duration::from_millis(60));
+        thread::sleep(Duration::from_millis(25));
     }
     Ok(())
 }

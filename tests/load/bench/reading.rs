@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::options::{Mode, Options};
 use crate::peers::{self, Peer};
 use crate::place::{self, Place};
 use crate::rows::{READING, Reading, VIEWS, Work};
-use crate::stats::Results;
+use crate::stats::{Point, Results, Target};
 use crate::trees::{self, Tree};
 
 /// Runs a worker and gives the seconds it reports.
@@ -29,35 +29,44 @@ fn worker_output(user: bool, args: &[&str]) -> Result<String, String> {
     place::output(&mut command)
 }
 
-fn text(path: &Path) -> Result<&str, String> {
+/// A path as an argument of a worker.
+pub fn text(path: &Path) -> Result<&str, String> {
     path.to_str().ok_or(format!("{} is no text", path.display()))
 }
 
+/// Trees whose figures are judged; of the others there are fewer rows.
+const JUDGED: [&str; 5] = ["source", "source-8k", "source-2k", "big", "quarter-big"];
+const FEW: [&str; 3] = ["read-1", "read-find", "read-ls"];
+
 /// Measures all reading rows that are wanted.
 pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Result<(), String> {
-    let wanted = |r: &&Reading| {
-        let named = |state: &str| options.wants_row(&format!("{}-{state}", r.name));
-        r.cold.is_some() && named("cold") || r.warm.is_some() && named("warm")
-    };
     for name in trees::NAMES.into_iter().filter(|n| options.wants_tree(n)) {
-        let rows: Vec<_> = READING.iter().filter(wanted).filter(|r| r.big == trees::is_big(name)).collect();
+        let fits = |r: &&Reading| {
+            r.big == trees::is_big(name) && (name != "target" && name != "tiny" || FEW.contains(&r.name))
+        };
+        let wanted =
+            |r: &&Reading| wants(options, r, "cold").is_some() || wants(options, r, "warm").is_some();
+        let rows: Vec<_> = READING.iter().filter(fits).filter(wanted).collect();
         if rows.is_empty() {
             continue;
         }
-        eprintln!("{name}: setting up");
+        let started = Instant::now();
         let tree = trees::make(place, name)?;
         let list = place.run.join(format!("{name}.list"));
         fs::write(&list, tree.files.join("\n")).map_err(|e| format!("writing {}: {e}", list.display()))?;
         let served = peers::serve(place, &tree, options, &mut results.notes)?;
         same_bytes(&tree, &served.peers)?;
         results.notes.push(format!("{name}: {} files, {} MB", tree.files.len(), tree.bytes / 1_000_000));
-        for row in rows {
-            let started = Instant::now();
-            Run { row, tree: &tree, list: &list, options }.all(&served.peers, results)?;
-            eprintln!("{name}: {} in {:.1} s", row.name, started.elapsed().as_secs_f64());
-        }
+        eprintln!("{name}: set up in {:.0} s", started.elapsed().as_secs_f64());
+        Run { rows, tree: &tree, list: text(&list)?, options }.all(&served.peers, results)?;
     }
     Ok(())
+}
+
+/// The row's targets in a state, if that is wanted.
+fn wants(options: &Options, row: &Reading, state: &str) -> Option<[f64; 3]> {
+    let targets = if state == "cold" { row.cold } else { row.warm };
+    targets.filter(|_| options.wants_row(&format!("{}-{state}", row.name)))
 }
 
 /// Nothing is reported of a peer that shows other bytes.
@@ -77,84 +86,117 @@ fn same_bytes(tree: &Tree, peers: &[Peer]) -> Result<(), String> {
 }
 
 struct Run<'a> {
-    row: &'a Reading,
+    rows: Vec<&'a Reading>,
     tree: &'a Tree,
-    list: &'a PathBuf,
+    list: &'a str,
     options: &'a Options,
 }
 
 impl Run<'_> {
+    /// Peers take turns. Whoever comes first may find the disk in another state, so each round begins with another one.
     fn all(&self, peers: &[Peer], results: &mut Results) -> Result<(), String> {
         let mut spent: HashMap<&str, f64> = HashMap::new();
         for round in 0..self.options.repeat {
-            // Whoever comes first may find the disk in another state: each round begins with another peer.
+            let began = Instant::now();
             let (before, after) = peers.split_at(round % peers.len());
             for peer in after.iter().chain(before) {
                 let started = Instant::now();
                 let spent = spent.entry(peer.name).or_default();
                 let patient = peer.name == "native" || peer.name.starts_with("outfs");
                 if patient || *spent < self.options.patience().as_secs_f64() {
-                    self.one(peer, results)?;
+                    self.turn(peer, results)?;
                 }
                 *spent += started.elapsed().as_secs_f64();
             }
+            eprintln!("{}: round {} in {:.0} s", self.tree.name, round + 1, began.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    /// Cold, then warm; the cold run is what warms.
-    fn one(&self, peer: &Peer, results: &mut Results) -> Result<(), String> {
-        let named = |state: &str| format!("{}-{state}", self.row.name);
-        let mut add = |state: &str, targets: [f64; 3], seconds: f64| {
-            let judged = ["source", "source-8k", "source-4k", "big"].contains(&self.tree.name);
-            let view = VIEWS.iter().position(|v| *v == peer.name).filter(|_| judged);
-            let title = format!("{}, {state}", self.row.title);
-            results.add(&named(state), &title, self.tree.name, peer.name, view.map(|v| targets[v]), seconds);
-        };
-        let cold = self.row.cold.filter(|_| self.options.wants_row(&named("cold")));
-        match cold {
-            Some(targets) => {
+    /// All rows of one peer: those with a cold state first, which warm the rest.
+    fn turn(&self, peer: &Peer, results: &mut Results) -> Result<(), String> {
+        let mut hot = false;
+        for row in &self.rows {
+            if let Some(targets) = wants(self.options, row, "cold") {
                 place::drop_caches()?;
-                add("cold", targets, self.work(peer)?);
+                let took = self.work(row, peer)?;
+                self.add(results, row, peer, "cold", targets, took);
+                hot = true;
             }
-            None => self.warm_up(peer)?,
-        }
-        if let Some(targets) = self.row.warm.filter(|_| self.options.wants_row(&named("warm"))) {
-            let mut all = 0.0;
-            // What is short is measured three times, for a steadier median.
-            for _ in 0..3 {
-                let took = self.work(peer)?;
-                add("warm", targets, took);
-                all += took;
-                if all > 0.5 || self.options.mode == Mode::Smoke {
-                    break;
+            if let Some(targets) = wants(self.options, row, "warm") {
+                if !hot || row.cold.is_none() && !row.big {
+                    self.warm_up(row, peer)?;
+                    hot = true;
                 }
+                self.warm(row, peer, targets, results)?;
             }
         }
         Ok(())
+    }
+
+    /// What is short is measured three times, for a steadier median.
+    fn warm(
+        &self,
+        row: &Reading,
+        peer: &Peer,
+        targets: [f64; 3],
+        results: &mut Results,
+    ) -> Result<(), String> {
+        let mut all = 0.0;
+        for _ in 0..3 {
+            let took = self.work(row, peer)?;
+            self.add(results, row, peer, "warm", targets, took);
+            all += took;
+            if all > 0.5 || self.options.mode == Mode::Smoke {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        results: &mut Results,
+        row: &Reading,
+        peer: &Peer,
+        state: &str,
+        targets: [f64; 3],
+        took: f64,
+    ) {
+        let judged = JUDGED.contains(&self.tree.name);
+        let view = VIEWS.iter().position(|v| *v == peer.name).filter(|_| judged);
+        let point = Point {
+            row: &format!("{}-{state}", row.name),
+            title: &format!("{}, {state}", row.title),
+            tree: self.tree.name,
+            peer: peer.name,
+            base: "native",
+            target: view.map(|v| Target::Times(targets[v])),
+        };
+        results.add(point, took);
     }
 
     /// How pages came into the cache decides how large its folios are, so the large file is always read from its start.
-    fn warm_up(&self, peer: &Peer) -> Result<(), String> {
-        if !self.row.big {
-            return self.work(peer).map(drop);
+    fn warm_up(&self, row: &Reading, peer: &Peer) -> Result<(), String> {
+        if !row.big {
+            return self.work(row, peer).map(drop);
         }
         place::drop_caches()?;
         worker(peer.user, &["sequential", text(&peer.root.join("big"))?]).map(drop)
     }
 
-    fn work(&self, peer: &Peer) -> Result<f64, String> {
-        let (root, list) = (text(&peer.root)?, text(self.list)?);
+    fn work(&self, row: &Reading, peer: &Peer) -> Result<f64, String> {
+        let root = text(&peer.root)?;
         let big = peer.root.join("big");
         let big = text(&big)?;
-        match self.row.work {
-            Work::ReadAll(1) => worker(peer.user, &["read1", root, list]),
-            Work::ReadAll(_) => worker(peer.user, &["read2", root, list]),
+        match row.work {
+            Work::ReadAll(1) => worker(peer.user, &["read1", root, self.list]),
+            Work::ReadAll(_) => worker(peer.user, &["read2", root, self.list]),
             Work::Program(args) => worker(peer.user, &[&["run", root], args].concat()),
             Work::Sequential => worker(peer.user, &["sequential", big]),
             Work::Random => worker(peer.user, &["random", big]),
             Work::Mapped => worker(peer.user, &["mapped", big]),
         }
-        .map_err(|e| format!("{}: {} on {}: {e}", self.row.name, peer.name, self.tree.name))
+        .map_err(|e| format!("{}: {} on {}: {e}", row.name, peer.name, self.tree.name))
     }
 }

@@ -1,37 +1,60 @@
 //! Samples, and what is said about them.
 
+/// What a figure must not exceed.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// Times the baseline.
+    Times(f64),
+    /// Seconds.
+    Seconds(f64),
+}
+
+/// What a sample is of.
+#[derive(Clone, Copy)]
+pub struct Point<'a> {
+    /// The row's short name and what it means.
+    pub row: &'a str,
+    pub title: &'a str,
+    pub tree: &'a str,
+    pub peer: &'a str,
+    /// The peer that others are divided by.
+    pub base: &'a str,
+    pub target: Option<Target>,
+}
+
 /// The samples of one row, tree and peer, in seconds.
 pub struct Cell {
     pub row: String,
     pub title: String,
     pub tree: String,
     pub peer: String,
+    pub base: String,
+    pub target: Option<Target>,
     pub samples: Vec<f64>,
-    /// What the time over the baseline should not exceed.
-    pub target: Option<f64>,
 }
 
 /// All that was measured, in order.
 #[derive(Default)]
 pub struct Results {
     pub cells: Vec<Cell>,
-    /// What was left out, and why.
+    /// What the trees are, and what was left out and why.
     pub notes: Vec<String>,
 }
 
 impl Results {
     /// Adds a sample to a row.
-    pub fn add(&mut self, row: &str, title: &str, tree: &str, peer: &str, target: Option<f64>, seconds: f64) {
-        let found = self.cells.iter_mut().find(|c| c.row == row && c.tree == tree && c.peer == peer);
+    pub fn add(&mut self, p: Point, seconds: f64) {
+        let found = self.cells.iter_mut().find(|c| c.row == p.row && c.tree == p.tree && c.peer == p.peer);
         match found {
             Some(cell) => cell.samples.push(seconds),
             None => self.cells.push(Cell {
-                row: row.into(),
-                title: title.into(),
-                tree: tree.into(),
-                peer: peer.into(),
+                row: p.row.into(),
+                title: p.title.into(),
+                tree: p.tree.into(),
+                peer: p.peer.into(),
+                base: p.base.into(),
+                target: p.target,
                 samples: vec![seconds],
-                target: target.filter(|t| t.is_finite()),
             }),
         }
     }
@@ -40,6 +63,42 @@ impl Results {
     pub fn cell(&self, row: &str, tree: &str, peer: &str) -> Option<&Cell> {
         self.cells.iter().find(|c| c.row == row && c.tree == tree && c.peer == peer)
     }
+
+    /// The baseline's median for a cell.
+    pub fn base(&self, cell: &Cell) -> Option<f64> {
+        self.cell(&cell.row, &cell.tree, &cell.base).map(Cell::median)
+    }
+
+    /// The cell's figure over its target: above 1, it missed.
+    pub fn strain(&self, cell: &Cell) -> Option<f64> {
+        match cell.target? {
+            Target::Times(times) => Some(cell.median() / self.base(cell)? / times),
+            Target::Seconds(seconds) => Some(cell.median() / seconds),
+        }
+    }
+
+    /// The trees in order.
+    pub fn trees(&self) -> Vec<&str> {
+        distinct(self.cells.iter().map(|c| c.tree.as_str()))
+    }
+
+    /// The rows and peers of a tree in order.
+    pub fn table(&self, tree: &str) -> (Vec<&Cell>, Vec<&str>) {
+        let cells = || self.cells.iter().filter(|c| c.tree == tree);
+        let rows = distinct(cells().map(|c| c.row.as_str()));
+        let first = rows.iter().filter_map(|row| cells().find(|c| c.row == *row)).collect();
+        (first, distinct(cells().map(|c| c.peer.as_str())))
+    }
+}
+
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut some = vec![];
+    all.for_each(|one| {
+        if !some.contains(&one) {
+            some.push(one)
+        }
+    });
+    some
 }
 
 impl Cell {
@@ -55,5 +114,32 @@ impl Cell {
     pub fn spread(&self) -> (f64, f64) {
         let least = self.samples.iter().copied().fold(f64::INFINITY, f64::min);
         (least, self.samples.iter().copied().fold(0.0, f64::max))
+    }
+}
+
+/// Three digits that count.
+pub fn ratio(value: f64) -> String {
+    match value {
+        v if v < 0.1 => format!("{v:.4}"),
+        v if v < 10.0 => format!("{v:.2}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// Seconds in a unit that fits.
+pub fn seconds(value: f64) -> String {
+    match value {
+        v if v < 1e-3 => format!("{:.0} us", v * 1e6),
+        v if v < 1.0 => format!("{:.1} ms", v * 1e3),
+        v => format!("{v:.2} s"),
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Target::Times(times) => write!(f, "{times}"),
+            Target::Seconds(s) => write!(f, "{}", seconds(*s)),
+        }
     }
 }

@@ -17,8 +17,8 @@ pub struct Tree {
 }
 
 /// Every tree there is.
-pub const NAMES: [&str; 8] =
-    ["source", "source-8k", "source-4k", "target", "big", "tiny", "few", "small-big"];
+pub const NAMES: [&str; 9] =
+    ["source", "source-8k", "source-2k", "target", "big", "quarter-big", "tiny", "few", "small-big"];
 
 /// Whether a tree is one large file.
 pub fn is_big(name: &str) -> bool {
@@ -36,9 +36,10 @@ pub fn make(place: &Place, name: &'static str) -> Result<Tree, String> {
         match name {
             "source" => sources(place, &tmp, usize::MAX),
             "source-8k" => sources(place, &tmp, 8000),
-            "source-4k" => sources(place, &tmp, 4000),
+            "source-2k" => sources(place, &tmp, 2000),
             "target" => copy(&place.kept.join("target-tree/debug"), &tmp, |_, _| true, usize::MAX),
             "big" => random_file(&tmp.join("big"), 1024),
+            "quarter-big" => random_file(&tmp.join("big"), 256),
             "small-big" => random_file(&tmp.join("big"), 16),
             "tiny" => many(&tmp, 100_000),
             _ => many(&tmp, 300),

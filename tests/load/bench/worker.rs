@@ -148,9 +148,11 @@ fn mapped(path: &Path) -> io::Result<Duration> {
     })
 }
 
-/// `write PATH MIB close|sync`: writes a new file that nothing else shares.
+/// `write PATH MIB close|sync|publish [FROM TO]`: writes a new file that nothing else shares, and has it durable.
 fn write(path: &Path, rest: &[String]) -> io::Result<Duration> {
-    let [mib, end] = rest else { return Err(io::Error::other("write PATH MIB close|sync")) };
+    let [mib, end, names @ ..] = rest else {
+        return Err(io::Error::other("write PATH MIB close|sync|publish"));
+    };
     let mib: u64 = mib.parse().map_err(io::Error::other)?;
     let mut block = vec![0; 1 << 20];
     File::open("/dev/urandom")?.read_exact(&mut block)?;
@@ -160,7 +162,14 @@ fn write(path: &Path, rest: &[String]) -> io::Result<Duration> {
             block[..8].copy_from_slice(&n.to_le_bytes());
             file.write_all(&block)?;
         }
-        if end == "sync" { file.sync_all() } else { Ok(()) }
+        if end == "sync" {
+            file.sync_all()?;
+        }
+        drop(file);
+        match names {
+            [from, to] if end == "publish" => fs::rename(from, to),
+            _ => Ok(()),
+        }
     })
 }
 
