@@ -17,6 +17,9 @@ const DOTS: u64 = 2;
 impl Adapter {
     /// Fills a listing from `offset` on, until it is full or at its end.
     pub(super) fn list(&self, ino: INodeNo, fh: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
+        if offset == 0 {
+            self.view.rewind(fh);
+        }
         for (at, name) in [(1, "."), (2, "..")] {
             if offset < at && reply.add(ino, at, fuser::FileType::Directory, name) {
                 return Ok(());
@@ -48,6 +51,9 @@ impl Adapter {
         reply: &mut ReplyDirectoryPlus,
     ) -> Result<()> {
         let own = self.view.getattr(ino.0)?;
+        if offset == 0 {
+            self.view.rewind(fh);
+        }
         for (at, name) in [(1, "."), (2, "..")] {
             if offset < at && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), Generation(0))
             {

@@ -39,6 +39,11 @@ fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
     DirItem { name: name.to_vec(), kind, ino, next }
 }
 
+/// What comes after `offset` of names that were read at once.
+fn page_of(names: &[DirItem], offset: u64) -> Vec<DirItem> {
+    names.iter().skip(usize::try_from(offset).unwrap_or(usize::MAX)).take(4 * PAGE).cloned().collect()
+}
+
 impl View {
     /// Opens a directory: its handle (0 needs no release) and whether its listing lasts.
     pub fn opendir(&self, ino: Ino) -> Result<(u64, bool)> {
@@ -54,8 +59,10 @@ impl View {
     pub fn readdir(&self, ino: Ino, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
         match self.target(ino)? {
             // A listing that began in the draft goes on as it began: its positions mean nothing else.
-            Target::Sealed(_) if fh != 0 && offset != 0 => self.list_begun(fh, offset),
-            Target::Sealed(r) => self.list_sealed(&r, offset),
+            Target::Sealed(r) => match self.list_begun(fh, offset)? {
+                Some(begun) => Ok(begun),
+                None => self.list_sealed(&r, offset),
+            },
             Target::Draft(node) => self.list_draft(&node, fh, offset),
             Target::Fixed(ino::ROOT) => self.list_root(offset),
             Target::Fixed(ino::CONTROL) => Ok(self.list_control(offset)),
@@ -90,22 +97,37 @@ impl View {
     }
 
     fn list_draft(&self, node: &Arc<DraftNode>, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
-        let handle = if fh == 0 { None } else { Some(self.handle(fh)?) };
-        let Some(Handle::Dir(names)) = handle.as_deref() else { return self.read_names(node) };
-        if offset == 0 {
-            let fresh = self.read_names(node)?;
-            *names.lock() = fresh;
+        if let Some(begun) = self.list_begun(fh, offset)? {
+            return Ok(begun);
         }
-        self.list_begun(fh, offset)
+        let names = self.read_names(node)?;
+        let page = page_of(&names, offset);
+        if fh != 0
+            && let Handle::Dir(begun) = &*self.handle(fh)?
+        {
+            *begun.lock() = Some(names);
+        }
+        Ok(page)
     }
 
-    /// What comes next of the names that were read when the listing began.
-    fn list_begun(&self, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
+    /// What comes next of the names that were read when the listing began, if it began in a draft.
+    fn list_begun(&self, fh: u64, offset: u64) -> Result<Option<Vec<DirItem>>> {
+        if fh == 0 {
+            return Ok(None);
+        }
         let handle = self.handle(fh)?;
         let Handle::Dir(names) = &*handle else { return Err(VfsError::NotDir) };
         let names = names.lock();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(names.len());
-        Ok(names[from..].iter().take(4 * PAGE).cloned().collect())
+        Ok(names.as_ref().map(|names| page_of(names, offset)))
+    }
+
+    /// A listing begins anew: positions of the one before mean nothing any more.
+    pub fn rewind(&self, fh: u64) {
+        if let Ok(handle) = self.handle(fh)
+            && let Handle::Dir(names) = &*handle
+        {
+            *names.lock() = None;
+        }
     }
 
     fn read_names(&self, node: &Arc<DraftNode>) -> Result<Vec<DirItem>> {

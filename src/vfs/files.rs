@@ -30,7 +30,7 @@ pub(super) enum Handle {
     /// An open file of a draft.
     File { fd: Arc<OwnedFd>, node: Arc<DraftNode>, writer: bool },
     /// A directory of a draft being listed: its names as of the last rewind.
-    Dir(Mutex<Vec<DirItem>>),
+    Dir(Mutex<Option<Vec<DirItem>>>),
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.

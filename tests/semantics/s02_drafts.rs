@@ -440,3 +440,105 @@ fn s2_1_readdir_while_it_is_sealed() {
     made.sort();
     assert!(listed == made, "{} of {} names", listed.len(), made.len());
 }
+
+/// A directory that is read with positions.
+struct Listing(*mut libc::DIR);
+
+impl Listing {
+    fn of(dir: &Path) -> Listing {
+        let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).expect("no NUL");
+        // SAFETY: the path ends in NUL; the result is checked.
+        let open = unsafe { libc::opendir(path.as_ptr()) };
+        assert!(!open.is_null(), "opendir: {}", std::io::Error::last_os_error());
+        Listing(open)
+    }
+
+    /// The next name but `.` and `..`, and the position before it.
+    fn next(&mut self) -> Option<(libc::c_long, String)> {
+        loop {
+            // SAFETY: an open directory that only this thread has.
+            let (at, entry) = unsafe { (libc::telldir(self.0), libc::readdir(self.0)) };
+            if entry.is_null() {
+                return None;
+            }
+            // SAFETY: readdir gives a name that ends in NUL, valid until the next call.
+            let name = unsafe { std::ffi::CStr::from_ptr((*entry).d_name.as_ptr()) };
+            let name = name.to_str().expect("the test's names are text").to_owned();
+            if name != "." && name != ".." {
+                return Some((at, name));
+            }
+        }
+    }
+
+    fn rest(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.next()).map(|(_, name)| name).collect()
+    }
+
+    fn seek(&mut self, at: libc::c_long) {
+        // SAFETY: an open directory, and a position that telldir gave.
+        unsafe { libc::seekdir(self.0, at) }
+    }
+
+    fn rewind(&mut self) {
+        // SAFETY: an open directory.
+        unsafe { libc::rewinddir(self.0) }
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        // SAFETY: opened in `of`, closed once.
+        unsafe { libc::closedir(self.0) };
+    }
+}
+
+/// S2.1 telldir, seekdir and rewinddir while names go, and when the draft is sealed meanwhile.
+#[test]
+fn s2_1_positions_in_directories() {
+    const NAMES: usize = 10_000;
+    let m = Mount::new();
+    let top = m.draft("w", |out| (0..NAMES).for_each(|i| write(out.join(format!("f{i:05}")), "")));
+    let dir = top.join("outputs");
+    // Every other name goes.
+    let stays = |name: &String| name[1..].parse::<usize>().expect("a number") % 2 == 0;
+    let once = |mut names: Vec<String>, what: &str| {
+        names.retain(stays);
+        let listed = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!((names.len(), listed), (NAMES / 2, NAMES / 2), "{what}");
+    };
+    let mut list = Listing::of(&dir);
+    let (start, first) = list.next().expect("there are names");
+    let mut seen = vec![(start, first)];
+    seen.extend(std::iter::from_fn(|| list.next()).take(4000));
+    let (at, after) = (seen[2000].0, seen[2000..].iter().map(|(_, name)| name.clone()).collect::<Vec<_>>());
+    for i in (1..NAMES).step_by(2) {
+        fs::remove_file(dir.join(format!("f{i:05}"))).expect("unlink");
+    }
+    let rest = list.rest();
+    once(seen.iter().map(|(_, name)| name.clone()).chain(rest.clone()).collect(), "names went meanwhile");
+    let mut wanted: Vec<_> = after.into_iter().chain(rest).collect();
+    wanted.retain(stays);
+    // Back to the start is no new beginning: other positions go on meaning what they meant.
+    list.seek(start);
+    once(list.rest(), "from the first position");
+    list.seek(at);
+    let mut again = list.rest();
+    again.retain(stays);
+    assert!(again == wanted, "{} and {} names after a position", again.len(), wanted.len());
+    list.rewind();
+    let fresh = list.rest();
+    assert!(fresh.iter().all(stays), "what went is not listed anew");
+    once(fresh, "after rewinddir");
+
+    list.rewind();
+    list.next().expect("there are names");
+    fs::rename(&top, m.path("key1")).expect("seal");
+    list.rewind();
+    once(list.rest(), "rewound when it was sealed");
+    let mut list = Listing::of(&m.path("key1/outputs"));
+    let all: Vec<_> = std::iter::from_fn(|| list.next()).collect();
+    list.seek(all[3000].0);
+    assert!(list.rest().iter().eq(all[3000..].iter().map(|(_, name)| name)), "a sealed directory");
+}
