@@ -294,6 +294,7 @@ impl Made {
             files: self.manifest.files(),
             inferred: seal.inferred,
             readable: self.broken.is_none(),
+            metadata_bytes: super::usage::metadata_bytes(&self.manifest),
             top: Some(self.manifest.top()),
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::lease::{Choice, Reservation};
 use super::{Cache, CacheError, Result};
-use crate::index::{EntryRow, Freed};
+use crate::index::{EntryRow, Freed, occupied};
 use crate::model::{BlobHash, EntryKey, EventKind, ManifestHash};
 
 /// A hidden entry that somebody still holds.
@@ -73,7 +73,8 @@ impl Cache {
         };
         choice.condemn();
         self.inner.store.remove_manifest(&row.manifest)?;
-        Ok(Some(self.delete_freed(&freed)))
+        let outcome = self.delete_freed(&freed);
+        Ok(Some(Outcome { freed: outcome.freed + freed.metadata, ..outcome }))
     }
 
     /// Somebody holds it: it goes when they let go.
@@ -181,7 +182,7 @@ impl Cache {
         let packs = freed.packs.iter().map(|(id, size)| (store.remove_pack(*id), *size));
         for (result, size) in loose.chain(packs) {
             match result {
-                Ok(()) => outcome.freed += size,
+                Ok(()) => outcome.freed += occupied(size),
                 Err(e) => {
                     tracing::warn!(error = %e, "something evicted could not be deleted yet");
                     self.inner.upkeep.sweep.lock().left_something();

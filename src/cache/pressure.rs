@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::evict::Outcome;
 use super::here::now_ns;
 use super::{Cache, CacheError, Result, Usage, Work};
-use crate::index::EntryRow;
+use crate::index::{EntryRow, occupied};
 use crate::model::EntryKey;
+use crate::store::Location;
 
 /// Entries read from the index at a time.
 const PAGE: usize = 128;
@@ -78,7 +79,7 @@ struct Round {
 impl Round {
     fn ask(&mut self, row: &EntryRow) -> Result<()> {
         self.asked += 1;
-        self.asked_bytes += row.logical_bytes;
+        self.asked_bytes += row.logical_bytes + row.metadata_bytes;
         Ok(())
     }
     fn bytes(&self) -> u64 {
@@ -357,12 +358,15 @@ impl Plan {
     fn add(&mut self, cache: &Cache, row: &EntryRow) -> Result<u64> {
         let blobs = cache.inner.store.read_manifest(&row.manifest)?.blobs();
         let hashes: Vec<_> = blobs.iter().map(|(h, _, _)| *h).collect();
-        let mut freed = 0;
+        let mut freed = row.metadata_bytes;
         for blob in cache.inner.index.blobs(&hashes)?.into_iter().flatten() {
             let dropped = self.dropped.entry(blob.hash).or_default();
             *dropped += 1;
             if *dropped >= blob.refs {
-                freed += blob.size;
+                freed += match blob.location {
+                    Location::Loose => occupied(blob.size),
+                    Location::Pack { .. } => blob.size,
+                };
             }
         }
         Ok(freed)

@@ -105,6 +105,7 @@ impl Cache {
                 files: manifest.files(),
                 inferred: manifest.seal().inferred,
                 readable: metadata.is_some(),
+                metadata_bytes: super::usage::metadata_bytes(&manifest),
                 top: Some(manifest.top()),
             },
             blobs: known,

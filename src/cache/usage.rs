@@ -14,12 +14,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Cache, CacheError, Result};
-use crate::model::{BlobHash, EntryKey};
+use crate::index::occupied;
+use crate::model::{BlobHash, EntryKey, Manifest};
+use crate::store::table_bytes;
 
 /// The smallest default quota.
 const LEAST: u64 = 5 << 30;
-/// A manifest and its location table occupy about a block each.
-const METADATA_PER_ENTRY: u64 = 8192;
 /// Drafts are measured no more often than this.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 
@@ -44,7 +44,7 @@ pub struct Usage {
     pub held: u64,
     /// Bytes in packs that nothing refers to, of `used`.
     pub dead: u64,
-    /// Manifests and their tables (estimated), of `used`.
+    /// Manifests and their tables, of `used`.
     pub metadata: u64,
     /// Free on the file system that holds the store.
     pub disk_available: u64,
@@ -126,9 +126,8 @@ impl Cache {
         let quota = limits.size.map_or((disk / 10).max(LEAST), |s| s.of(disk)).min(disk);
         let reserve = limits.reserve.map_or(disk / 100, |s| s.of(disk)).min(disk);
         drop(limits);
-        let content = totals.loose_bytes + totals.pack_bytes;
-        let metadata = totals.entries * METADATA_PER_ENTRY;
-        let used = content + drafts + metadata;
+        let metadata = totals.metadata_bytes;
+        let used = totals.occupied_bytes + drafts + metadata;
         let available = quota.saturating_sub(used).min(disk_available.saturating_sub(reserve));
         let unlimited = self.inner.limits.read().entries.is_none();
         *self.inner.upkeep.accounts.roomy.lock() =
@@ -208,6 +207,11 @@ impl Cache {
         }
         Ok(du)
     }
+}
+
+/// Bytes that an entry's manifest and location table occupy.
+pub(super) fn metadata_bytes(manifest: &Manifest) -> u64 {
+    occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest.records().len()))
 }
 
 /// Bytes that a tree occupies, hard links once. What vanishes meanwhile counts nothing.

@@ -87,6 +87,8 @@ pub struct EntryRow {
     pub logical_bytes: u64,
     /// Number of file names.
     pub files: u64,
+    /// Bytes that its manifest and location table occupy on the disk.
+    pub metadata_bytes: u64,
     /// Sealed by quiet.
     pub inferred: bool,
     /// False: the metadata did not parse, so it is a miss.
@@ -107,6 +109,14 @@ pub struct BlobRow {
     pub refs: u64,
     /// Where it lies.
     pub location: Location,
+}
+
+/// What file systems give files: a file occupies a whole number of these.
+const BLOCK: u64 = 4096;
+
+/// The bytes that a file of this length occupies on the disk.
+pub fn occupied(len: u64) -> u64 {
+    len.div_ceil(BLOCK) * BLOCK
 }
 
 /// Everything one sealed entry adds; committed in one transaction.
@@ -147,6 +157,8 @@ pub enum Commit {
 pub struct Freed {
     /// The removed entry's manifest.
     pub manifest: Option<ManifestHash>,
+    /// Bytes that the removed entry's manifest and location table occupied.
+    pub metadata: u64,
     /// Loose blobs with no reference left (rows are gone already), and sizes.
     pub loose: Vec<(BlobHash, u64)>,
     /// Packs with no live blob left (rows are gone already), and file sizes.
@@ -183,6 +195,10 @@ pub struct Totals {
     pub pack_bytes: u64,
     /// Bytes of pack files that nothing refers to.
     pub dead_bytes: u64,
+    /// Bytes that pack files and loose blobs occupy on the disk, in whole blocks.
+    pub occupied_bytes: u64,
+    /// Bytes that manifests and location tables occupy.
+    pub metadata_bytes: u64,
     /// Sum of the entries' logical sizes.
     pub logical_bytes: u64,
 }

@@ -55,7 +55,7 @@ impl Readers {
 }
 
 const ENTRY: &str = "SELECT id, key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, \
-                     top_perm, top_nlink, top_mtime FROM entries";
+                     top_perm, top_nlink, top_mtime, metadata FROM entries";
 const BLOB: &str = "SELECT hash, size, refs, pack, off FROM blobs";
 
 fn key_at(r: &Row<'_>, column: usize) -> rusqlite::Result<EntryKey> {
@@ -77,6 +77,7 @@ pub(super) fn entry_row(r: &Row<'_>) -> rusqlite::Result<EntryRow> {
         inferred: r.get(8)?,
         readable: r.get(9)?,
         top: top_at(r, 10)?,
+        metadata_bytes: r.get::<_, i64>(13)? as u64,
     })
 }
 
@@ -241,7 +242,8 @@ impl Index {
     pub fn totals(&self) -> Result<Totals> {
         self.readers.with("read its totals", |db| {
             db.prepare_cached(
-                "SELECT entries, blobs, loose_bytes, pack_bytes, live_bytes, logical_bytes, unreferenced_bytes FROM totals",
+                "SELECT entries, blobs, loose_bytes, pack_bytes, live_bytes, logical_bytes, unreferenced_bytes,
+                 occupied_bytes, metadata_bytes FROM totals",
             )?
             .query_row([], |r| {
                 let n = |column| Ok::<u64, rusqlite::Error>(r.get::<_, i64>(column)?.max(0) as u64);
@@ -253,6 +255,8 @@ impl Index {
                     dead_bytes: n(3)?.saturating_sub(n(4)?),
                     logical_bytes: n(5)?,
                     unreferenced_bytes: n(6)?,
+                    occupied_bytes: n(7)?,
+                    metadata_bytes: n(8)?,
                 })
             })
         })
@@ -292,8 +296,9 @@ fn pack_row(r: &Row<'_>) -> rusqlite::Result<PackRow> {
 const SUMS: &[(&str, &str)] = &[
     (
         "the totals of entries differ from the entries",
-        "SELECT count(*) FROM totals t, (SELECT count(*) n, coalesce(sum(logical), 0) l FROM entries) e
-         WHERE t.entries <> e.n OR t.logical_bytes <> e.l",
+        "SELECT count(*) FROM totals t, (SELECT count(*) n, coalesce(sum(logical), 0) l,
+            coalesce(sum(metadata), 0) m FROM entries) e
+         WHERE t.entries <> e.n OR t.logical_bytes <> e.l OR t.metadata_bytes <> e.m",
     ),
     (
         "the totals of blobs differ from the blobs",
@@ -307,6 +312,12 @@ const SUMS: &[(&str, &str)] = &[
         "SELECT count(*) FROM totals t,
             (SELECT coalesce(sum(total), 0) n, coalesce(sum(live), 0) l FROM packs) p
          WHERE t.pack_bytes <> p.n OR t.live_bytes <> p.l",
+    ),
+    (
+        "the total of what is occupied differs from packs and blobs",
+        "SELECT count(*) FROM totals WHERE occupied_bytes <>
+            (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
+            (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs)",
     ),
     (
         "a pack's counters differ from its blobs",

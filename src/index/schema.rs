@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use super::{IndexError, Result, sqlite};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -61,6 +61,15 @@ const MIGRATIONS: [&str; VERSION as usize] = [
     ALTER TABLE entries ADD COLUMN top_perm INTEGER;
     ALTER TABLE entries ADD COLUMN top_nlink INTEGER;
     ALTER TABLE entries ADD COLUMN top_mtime INTEGER;
+    ",
+    // What manifest and table of the rows that were there occupy is an estimate.
+    "
+    ALTER TABLE entries ADD COLUMN metadata INTEGER NOT NULL DEFAULT 8192;
+    ALTER TABLE totals ADD COLUMN occupied_bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN metadata_bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE totals SET metadata_bytes = entries * 8192, occupied_bytes =
+        (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
+        (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs);
     ",
 ];
 
@@ -130,7 +139,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
         tx.execute_batch(step).map_err(sqlite("migrate its tables"))?;
     }
     if found == 0 {
-        tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
+        tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
             .map_err(sqlite("write its first totals"))?;
     }
     if found < VERSION {

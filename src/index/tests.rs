@@ -46,6 +46,7 @@ fn entry(k: u8, m: u32, blobs: Vec<(BlobHash, u64, Location)>, packs: Vec<(PackI
             files: 1,
             inferred: false,
             readable: true,
+            metadata_bytes: 8192,
             top: Some(Top { perm: 0o750, nlink: 3, mtime_ns: -i64::from(m) }),
         },
         blobs,
@@ -83,6 +84,8 @@ fn an_entry_survives_reopening_and_totals_add_up() {
     assert_eq!(
         index.totals().unwrap(),
         Totals {
+            occupied_bytes: 4096 + (1 << 20),
+            metadata_bytes: 8192,
             entries: 1,
             blobs: 2,
             loose_bytes: 1 << 20,
@@ -105,8 +108,10 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     assert!(written.top.is_some());
     drop(index);
     let file = dir.path().join("index.sqlite");
-    let drop_columns = ["top_perm", "top_nlink", "top_mtime"];
-    let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat();
+    let drop_columns = ["top_perm", "top_nlink", "top_mtime", "metadata"];
+    let totals =
+        "ALTER TABLE totals DROP COLUMN occupied_bytes; ALTER TABLE totals DROP COLUMN metadata_bytes;";
+    let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + totals;
     run_sql(&file, &format!("{sql} PRAGMA user_version = 1"));
 
     let (index, new) = Index::open(&file).unwrap();

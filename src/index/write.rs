@@ -109,7 +109,8 @@ impl Index {
                 return Ok(None);
             }
             let mut sums = Sums::default();
-            let mut freed = Freed { manifest: Some(manifest), ..Freed::default() };
+            let mut freed =
+                Freed { manifest: Some(manifest), metadata: row.metadata_bytes, ..Freed::default() };
             delete_entry(db, &row, &mut sums)?;
             for (hash, keep) in &blobs {
                 unrefer(db, hash, &mut sums)?;
@@ -220,6 +221,8 @@ struct Sums {
     logical: i64,
     pack_bytes: i64,
     live_bytes: i64,
+    occupied: i64,
+    metadata: i64,
     packs: BTreeMap<i64, PackSums>,
 }
 
@@ -259,6 +262,7 @@ impl Sums {
                 Some((0, total)) => {
                     db.execute("DELETE FROM packs WHERE id = ?1", [id]).map_err(sqlite("remove a pack"))?;
                     self.pack_bytes -= total;
+                    self.occupied -= blocks(total);
                     freed.packs.push((PackId(id as u64), total as u64));
                 }
                 _ => freed.dead_in_packs += died as u64,
@@ -267,7 +271,8 @@ impl Sums {
         db.prepare_cached(
             "UPDATE totals SET entries = entries + ?1, blobs = blobs + ?2, loose_bytes = loose_bytes + ?3,
              logical_bytes = logical_bytes + ?4, pack_bytes = pack_bytes + ?5, live_bytes = live_bytes + ?6,
-             unreferenced_bytes = unreferenced_bytes + ?7",
+             unreferenced_bytes = unreferenced_bytes + ?7, occupied_bytes = occupied_bytes + ?8,
+             metadata_bytes = metadata_bytes + ?9",
         )
         .and_then(|mut q| {
             q.execute([
@@ -278,6 +283,8 @@ impl Sums {
                 self.pack_bytes,
                 self.live_bytes,
                 self.unreferenced,
+                self.occupied,
+                self.metadata,
             ])
         })
         .map_err(sqlite("write its totals"))?;
@@ -315,9 +322,10 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64) -> Result<Commit
 fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64> {
     sums.entries += 1;
     sums.logical += row.logical_bytes as i64;
+    sums.metadata += row.metadata_bytes as i64;
     db.prepare_cached(
         "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable,
-         top_perm, top_nlink, top_mtime) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+         top_perm, top_nlink, top_mtime, metadata) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )
     .and_then(|mut q| {
         q.insert(params![
@@ -332,7 +340,8 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
             row.readable,
             row.top.map(|t| t.perm),
             row.top.map(|t| t.nlink),
-            row.top.map(|t| t.mtime_ns)
+            row.top.map(|t| t.mtime_ns),
+            row.metadata_bytes as i64
         ])
     })
     .map_err(sqlite("add an entry"))
@@ -341,6 +350,7 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
 fn delete_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<()> {
     sums.entries -= 1;
     sums.logical -= row.logical_bytes as i64;
+    sums.metadata -= row.metadata_bytes as i64;
     db.prepare_cached("DELETE FROM entries WHERE id = ?1")
         .and_then(|mut q| q.execute([row.id]))
         .map_err(sqlite("remove an entry"))?;
@@ -355,6 +365,7 @@ fn add_pack(db: &Connection, id: PackId, bytes: u64, sums: &mut Sums) -> Result<
         .map_err(sqlite("add a pack"))?;
     if added > 0 {
         sums.pack_bytes += bytes as i64;
+        sums.occupied += blocks(bytes as i64);
     }
     Ok(())
 }
@@ -403,8 +414,13 @@ fn add_blob(
         sums.pack(pack).rows += 1;
     } else {
         sums.loose += size as i64;
+        sums.occupied += blocks(size as i64);
     }
     Ok(true)
+}
+
+fn blocks(len: i64) -> i64 {
+    super::occupied(len as u64) as i64
 }
 
 /// All sums from the rows themselves.
@@ -420,7 +436,10 @@ const RECOUNT: &str = "
         loose_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE pack = 0),
         unreferenced_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE refs = 0),
         pack_bytes = (SELECT coalesce(sum(total), 0) FROM packs),
-        live_bytes = (SELECT coalesce(sum(live), 0) FROM packs)";
+        live_bytes = (SELECT coalesce(sum(live), 0) FROM packs),
+        metadata_bytes = (SELECT coalesce(sum(metadata), 0) FROM entries),
+        occupied_bytes = (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
+            (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs)";
 
 /// Counts one reference less; the row stays.
 fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
@@ -452,6 +471,7 @@ fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed
         sums.pack(pack).died += size;
     } else {
         sums.loose -= size;
+        sums.occupied -= blocks(size);
         freed.loose.push((*hash, size as u64));
     }
     Ok(())
@@ -481,6 +501,7 @@ fn move_blob(db: &Connection, hash: &BlobHash, to: Location, from: &[PackId], su
         sums.pack(pack).rows += 1;
     } else {
         sums.loose += size;
+        sums.occupied += blocks(size);
     }
     Ok(())
 }

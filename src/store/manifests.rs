@@ -96,6 +96,11 @@ impl Store {
     }
 }
 
+/// The length of a location table of so many records.
+pub(crate) fn table_bytes(records: usize) -> u64 {
+    (LOC_HEADER + records * LOC_SLOT + 32) as u64
+}
+
 pub(super) fn table_name(manifest: &str) -> String {
     format!("{manifest}.loc")
 }

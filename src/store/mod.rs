@@ -28,6 +28,7 @@ mod remove;
 mod tests;
 
 pub use error::StoreError;
+pub(crate) use manifests::table_bytes;
 pub use packs::PackWriter;
 pub use port::{Fault, skip_syncs};
 

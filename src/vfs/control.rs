@@ -258,6 +258,7 @@ mod tests {
                 files: 0,
                 inferred: false,
                 readable: true,
+                metadata_bytes: 0,
                 top: None,
             };
             NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None }
