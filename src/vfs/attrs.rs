@@ -47,8 +47,7 @@ impl View {
             return Ok(found);
         }
         Ok(match self.target(ino)? {
-            Target::Fixed(_) => own(Kind::Dir, 0, Duration::ZERO),
-            Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, NAMES),
+            Target::Fixed(_) | Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, NAMES),
             Target::Made => own(Kind::Dir, 0, Duration::ZERO),
             Target::Link(l) => own(Kind::Symlink, l.len() as u64, FOREVER),
             Target::Snapshot(s) => own(Kind::File, s.len() as u64, FOREVER),
