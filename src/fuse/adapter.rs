@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
@@ -20,7 +20,7 @@ use super::backing::Backings;
 use super::convert::{file_attr, time_of};
 use super::errno::errno;
 use super::jobs::Jobs;
-use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, SetTime, View, ino};
+use crate::vfs::{Attr, Caller, Found, How, Opened, Result, SetAttr, SetTime, View, ino};
 
 /// What the handshake found out, for whoever mounts.
 #[derive(Default)]
@@ -63,6 +63,12 @@ fn reply_entry(reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
         }
         Err(e) => reply.error(e),
     }
+}
+
+/// A name that does not exist, for the kernel to remember.
+fn reply_absent(reply: ReplyEntry, lasts: &Duration) {
+    // Number 0 says it; the attributes mean nothing.
+    reply.entry_with_ttls(lasts, lasts, &file_attr(&Attr::NONE), Generation(0));
 }
 
 fn reply_attr(reply: ReplyAttr, found: std::result::Result<Found, Errno>) {
@@ -171,7 +177,11 @@ impl fuser::Filesystem for Adapter {
         if self.view.look_up_waits(caller, parent.0) {
             return self.serve_long(reply, op, reply_entry);
         }
-        self.serve(reply, op, reply_entry);
+        let absence = self.view.absence_lasts(parent.0);
+        self.serve(reply, op, move |reply, found| match found {
+            Err(e) if e.code() == libc::ENOENT && !absence.is_zero() => reply_absent(reply, &absence),
+            found => reply_entry(reply, found),
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, n: u64) {

@@ -1,7 +1,8 @@
 //! Telling the kernel to let go of inodes.
 //!
 //! A thread of its own: nobody who answers requests, or is waited for by one who does, may send a
-//! notification. And nothing is sent that waits for a directory's lock, which a request in progress can
+//! notification that waits. (That attributes changed is sent at once: the kernel takes a spin lock for it and
+//! no other, and whoever made the change must see it.) And nothing is sent that waits for a directory's lock, which a request in progress can
 //! hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
 //! would do any more. (Before Linux 6.18 there is only the kind that does; it is sent for entries long unused.)
 
@@ -25,12 +26,16 @@ struct Prune {
 }
 
 /// The kernel's end of a session.
-pub struct KernelEnd(Sender<Prune>);
+pub struct KernelEnd {
+    prunes: Sender<Prune>,
+    notifier: Notifier,
+}
 
 impl KernelEnd {
     /// Starts the thread; it ends with the sender.
     pub fn start(notifier: Notifier, device: OwnedFd) -> std::io::Result<Self> {
         let (tx, rx) = unbounded::<Prune>();
+        let own = notifier.clone();
         std::thread::Builder::new().name("notify".into()).spawn(move || {
             let mut prunes = true;
             for Prune { name, inos } in rx {
@@ -40,13 +45,20 @@ impl KernelEnd {
                 }
             }
         })?;
-        Ok(Self(tx))
+        Ok(Self { prunes: tx, notifier: own })
     }
 }
 
 impl Kernel for KernelEnd {
     fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>) {
-        let _ = self.0.send(Prune { name: name.map(OsStr::to_owned), inos });
+        let _ = self.prunes.send(Prune { name: name.map(OsStr::to_owned), inos });
+    }
+
+    fn attributes_changed(&self, inos: &[Ino]) {
+        for ino in inos {
+            // A negative offset leaves the pages alone.
+            log_failure(self.notifier.inval_inode(INodeNo(*ino), -1, 0));
+        }
     }
 }
 

@@ -57,7 +57,7 @@ impl View {
                 found
             }
             Target::Sealed(r) => self.sealed_found(&r)?,
-            Target::Draft(node) => draft_found(ino, &{
+            Target::Draft(node) => draft_found(&node, &{
                 let (fd, _) = self.reach.pin(&node)?;
                 fstat(&*fd)?
             }),

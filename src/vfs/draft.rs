@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
@@ -38,9 +39,11 @@ pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
     }
 }
 
-pub(super) fn draft_found(ino: Ino, st: &libc::stat) -> Found {
-    // Attributes are always asked for: times and link counts are live.
-    Found { attr: draft_attr(ino, st), name_ttl: NAMES, attr_ttl: std::time::Duration::ZERO, generation: 0 }
+/// What the kernel may keep of a draft's inode: changes that go through it, or that it is told of, it
+/// knows; not what a mapping of a file writes, which reaches the file below by itself.
+pub(super) fn draft_found(node: &DraftNode, st: &libc::stat) -> Found {
+    let attr_ttl = if node.has_writer() { Duration::ZERO } else { NAMES };
+    Found { attr: draft_attr(node.ino, st), name_ttl: NAMES, attr_ttl, generation: 0 }
 }
 
 fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
@@ -76,7 +79,7 @@ impl View {
         let kind = Kind::of_mode(st.st_mode);
         let at = DraftAt::Child(dir, name);
         let node = self.nodes.look_up_draft(&dir.draft, identity(st), kind, at);
-        draft_found(node.ino, st)
+        draft_found(&node, st)
     }
 
     /// Gives a new inode the caller's identity and exactly the mode asked for.
@@ -192,6 +195,8 @@ impl View {
         if let Some((node, fd)) = known {
             node.drop_name(parent.ino, name, fd);
             self.reach.drop_dir(node.ino);
+            // The kernel counts links by itself, but leaves the time of the change alone.
+            self.attributes_changed(&[node.ino]);
         }
         Ok(())
     }
@@ -226,6 +231,7 @@ impl View {
             } else {
                 node.drop_name(to.ino, new, fd);
                 self.reach.drop_dir(node.ino);
+                self.attributes_changed(&[node.ino]);
             }
         }
         if let Some((node, _)) = moved {
@@ -272,7 +278,7 @@ impl View {
         if set.atime.is_some() || set.mtime.is_some() {
             sys::set_times(&path, set.atime, set.mtime)?;
         }
-        Ok(draft_found(node.ino, &fstat(&fd)?))
+        Ok(draft_found(node, &fstat(&fd)?))
     }
 
     pub(super) fn draft_readlink(&self, node: &Arc<DraftNode>) -> Result<Vec<u8>> {

@@ -97,7 +97,7 @@ impl View {
 
     fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, writer: bool) -> Opened {
         let fd = Arc::new(fd);
-        node.add_handle(&fd);
+        node.add_handle(&fd, writer);
         let fh = self.add_handle(Handle::File { fd: fd.clone(), node: node.clone(), writer });
         Opened { fh, how: How::Backing(fd) }
     }
@@ -222,6 +222,9 @@ impl View {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
         if let Handle::File { fd, node, writer: true } = &*handle {
             node.draft.writer_closed();
+            node.drop_writer();
+            // What a mapping wrote in the first second of a new file.
+            self.attributes_changed(&[node.ino]);
             // Small files are hashed when they are packed or asked for.
             if fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT) {
                 self.ingest.push(node.draft.clone(), fd.clone());

@@ -215,7 +215,7 @@ impl View {
         }
         let st = fstat(draft.tree())?;
         let node = self.nodes.draft(identity(&st)).ok_or(VfsError::Stale)?;
-        let top = draft_found(node.ino, &st);
+        let top = draft_found(&node, &st);
         let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());
         self.publishing
             .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, top, done: None }));

@@ -15,6 +15,9 @@ pub trait Kernel: Send + Sync {
     /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
     /// `name` is the entry's, unless it was hidden: something else may stand there now.
     fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>);
+
+    /// Ask again for the attributes of these inodes.
+    fn attributes_changed(&self, inos: &[Ino]);
 }
 
 impl View {
@@ -27,6 +30,13 @@ impl View {
 }
 
 impl View {
+    /// Tells the kernel of a change that it does not notice by itself.
+    pub(super) fn attributes_changed(&self, inos: &[Ino]) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.attributes_changed(inos);
+        }
+    }
+
     /// The name of the entry with this row id, if it is still this entry's.
     fn shown_as<'a>(&self, entry: i64, key: &'a EntryKey) -> Option<&'a OsStr> {
         let row = self.cache.index().entry(key).ok().flatten();
@@ -74,7 +84,8 @@ impl Holder for View {
             .manifest()
             .inspect_err(|e| tracing::error!(key = %entry.key(), "what is open of it stays a draft's: {e}"));
         let view = entry.held_as(LeaseKind::View);
-        self.nodes.convert(draft, &view, manifest.ok().as_deref(), &stands);
+        let sealed = self.nodes.convert(draft, &view, manifest.ok().as_deref(), &stands);
+        self.attributes_changed(&sealed);
         self.reach.clear();
         self.note_root_change();
     }

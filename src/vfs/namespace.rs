@@ -60,6 +60,14 @@ impl View {
         }
     }
 
+    /// How long the kernel may trust that a name does not exist here. A remembered absence keeps its
+    /// directory in the kernel's cache, where no prune takes it away: so only a scoped view has any, whose
+    /// entries stay for as long as it is mounted.
+    pub fn absence_lasts(&self, parent: Ino) -> Duration {
+        let sealed = matches!(ino::meaning(parent), ino::Meaning::Sealed { .. });
+        if sealed && self.scope.is_some() { FOREVER } else { Duration::ZERO }
+    }
+
     /// One of the tree's own directories: its name is as lasting as the mount.
     pub(super) fn own_found(&self, ino: Ino) -> Result<Found> {
         Ok(Found { name_ttl: FOREVER, ..self.getattr(ino)? })
@@ -127,7 +135,7 @@ impl View {
         // would show a tree that is being deleted.
         let ended = draft.has_ended();
         if ended == Some(false) || node.sealed().is_some() {
-            return Ok(draft_found(node.ino, &st));
+            return Ok(draft_found(&node, &st));
         }
         self.forget(node.ino, 1);
         Err(if ended.is_some() { VfsError::NotFound } else { VfsError::Committing(draft.clone()) })

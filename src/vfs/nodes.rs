@@ -34,6 +34,8 @@ pub struct DraftNode {
     pub kind: Kind,
     /// The draft's top directory.
     pub top: bool,
+    /// Handles for writing.
+    writers: AtomicUsize,
     state: Mutex<DraftState>,
 }
 
@@ -73,8 +75,19 @@ impl DraftNode {
         self.state.lock().handles.iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
+    /// Is it open for writing?
+    pub fn has_writer(&self) -> bool {
+        self.writers.load(Ordering::Relaxed) > 0
+    }
+
+    /// A handle for writing is gone.
+    pub fn drop_writer(&self) {
+        self.writers.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Remembers an open handle.
-    pub fn add_handle(&self, fd: &Arc<OwnedFd>) {
+    pub fn add_handle(&self, fd: &Arc<OwnedFd>, writer: bool) {
+        self.writers.fetch_add(usize::from(writer), Ordering::Relaxed);
         let mut s = self.state.lock();
         s.handles.retain(|h| h.strong_count() > 0);
         s.handles.push(Arc::downgrade(fd));
@@ -268,7 +281,8 @@ impl Nodes {
                 DraftAt::Child(..) => (false, None),
             };
             let state = Mutex::new(DraftState { fd, ..DraftState::default() });
-            Node::Draft(Arc::new(DraftNode { ino, draft: draft.clone(), backing, kind, top, state }))
+            let (draft, writers) = (draft.clone(), AtomicUsize::new(0));
+            Node::Draft(Arc::new(DraftNode { ino, draft, backing, kind, top, writers, state }))
         });
         let Node::Draft(node) = node else { unreachable!("backing keys name draft nodes only") };
         if let DraftAt::Child(parent, name) = at {
@@ -383,13 +397,15 @@ impl Nodes {
     /// it stay as they are: they live on through their descriptors.
     /// Without a manifest no node has one. `stands` says whether a node is still what its known names lead to: another view may have
     /// moved it, and have put something else there.
+    /// Says which nodes it found.
     pub fn convert(
         &self,
         draft: &Draft,
         entry: &Entry,
         manifest: Option<&Manifest>,
         stands: &dyn Fn(&Arc<DraftNode>) -> bool,
-    ) {
+    ) -> Vec<Ino> {
+        let mut all = Vec::new();
         // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
         // that are looked up between are found by another round.
         loop {
@@ -404,8 +420,9 @@ impl Nodes {
                 })
                 .collect();
             if nodes.is_empty() {
-                return;
+                return all;
             }
+            all.extend(nodes.iter().map(|n| n.ino));
             for batch in nodes.chunks(256) {
                 let records: Vec<_> =
                     batch.iter().map(|n| n.record_in(manifest?).filter(|_| stands(n))).collect();

@@ -91,6 +91,24 @@ pub struct Attr {
     pub ctime: Time,
 }
 
+impl Attr {
+    /// Those of nothing.
+    pub const NONE: Attr = Attr {
+        ino: 0,
+        kind: Kind::File,
+        perm: 0,
+        size: 0,
+        blocks: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        atime: Time { sec: 0, nsec: 0 },
+        mtime: Time { sec: 0, nsec: 0 },
+        ctime: Time { sec: 0, nsec: 0 },
+    };
+}
+
 /// A found or made name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {

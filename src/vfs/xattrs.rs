@@ -121,7 +121,9 @@ impl View {
         let node = self.changing_xattr(ino, name)?;
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
-        Ok(sys::set_xattr(&proc_path(&fd), name, value, flags)?)
+        sys::set_xattr(&proc_path(&fd), name, value, flags)?;
+        self.attributes_changed(&[node.ino]);
+        Ok(())
     }
 
     /// Removes an attribute of a draft's file.
@@ -129,7 +131,9 @@ impl View {
         let node = self.changing_xattr(ino, name)?;
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
-        Ok(sys::remove_xattr(&proc_path(&fd), name)?)
+        sys::remove_xattr(&proc_path(&fd), name)?;
+        self.attributes_changed(&[node.ino]);
+        Ok(())
     }
 
     fn changing_xattr(&self, ino: Ino, name: &OsStr) -> Result<Arc<DraftNode>> {
