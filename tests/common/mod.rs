@@ -224,8 +224,8 @@ impl Mount {
         let mut child = c.spawn().expect("the program under test starts");
         let mnt = self.mnt.clone();
         let end = Instant::now() + SOON;
-        // A stale mount of a killed daemon is a mount point too, but does not answer.
-        while !(is_mounted(&mnt) && fs::metadata(mnt.join(".outfs")).is_ok()) {
+        // A stale mount of a killed daemon is a mount point too, but does not answer what the kernel cannot know.
+        while !(is_mounted(&mnt) && nix::sys::statfs::statfs(&mnt).is_ok()) {
             if let Some(status) = child.try_wait().expect("our own child") {
                 panic!("outfs mount ended with {status}:\n{}", self.log_text());
             }
