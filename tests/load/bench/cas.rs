@@ -8,7 +8,7 @@ use crate::hash::sha256;
 
 /// Stores a tree below `cas` and gives its digest as `hash/size`.
 pub fn capture(tree: &Path, cas: &Path) -> io::Result<String> {
-    let objects = cas.join("cas/objects");
+    let objects = cas.join("objects");
     for n in 0..256 {
         fs::create_dir_all(objects.join(format!("{n:02x}")))?;
     }

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn run(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
     let place = Place::new(&options)?;
-    let mut results = Results::default();
+    let mut results = Results { unjudged: options.mode == options::Mode::Smoke, ..Results::default() };
     let started = std::time::Instant::now();
     reading::measure(&place, &options, &mut results)?;
     restoring::measure(&place, &options, &mut results)?;

@@ -138,12 +138,17 @@ impl Store {
         Err("the daemon is still busy after 20 s".into())
     }
 
-    /// Nothing may be left of former samples: what a store holds already costs less to seal.
-    pub fn must_be_empty(&self) -> Result<(), String> {
-        let totals = &self.stats()?["totals"];
-        match (totals["entries"].as_u64(), totals["blobs"].as_u64()) {
-            (Some(0), Some(0)) => Ok(()),
-            _ => Err(format!("the store is not empty: {totals}")),
+    /// Waits until nothing is left of former samples: what a store holds already costs less to seal. What the kernel
+    /// still knows is freed a little later.
+    pub fn wait_until_empty(&self) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let totals = &self.stats()?["totals"];
+            match (totals["entries"].as_u64(), totals["blobs"].as_u64()) {
+                (Some(0), Some(0)) => return Ok(()),
+                _ if Instant::now() > deadline => return Err(format!("the store is not empty: {totals}")),
+                _ => thread::sleep(Duration::from_millis(100)),
+            }
         }
     }
 }

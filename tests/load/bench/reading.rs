@@ -54,8 +54,8 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
         let tree = trees::make(place, name)?;
         let list = place.run.join(format!("{name}.list"));
         fs::write(&list, tree.files.join("\n")).map_err(|e| format!("writing {}: {e}", list.display()))?;
-        let served = peers::serve(place, &tree, options, &mut results.notes)?;
-        same_bytes(&tree, &served.peers)?;
+        let mut served = peers::serve(place, &tree, options, &mut results.notes)?;
+        same_bytes(&tree, &mut served.peers, &mut results.notes)?;
         results.notes.push(format!("{name}: {} files, {} MB", tree.files.len(), tree.bytes / 1_000_000));
         eprintln!("{name}: set up in {:.0} s", started.elapsed().as_secs_f64());
         Run { rows, tree: &tree, list: text(&list)?, options }.all(&served.peers, results)?;
@@ -69,20 +69,35 @@ fn wants(options: &Options, row: &Reading, state: &str) -> Option<[f64; 3]> {
     targets.filter(|_| options.wants_row(&format!("{}-{state}", row.name)))
 }
 
-/// Nothing is reported of a peer that shows other bytes.
-fn same_bytes(tree: &Tree, peers: &[Peer]) -> Result<(), String> {
-    let mut native = None;
-    for peer in peers {
-        let hash = worker_output(peer.user, &["tree", text(&peer.root)?])?;
-        let native = native.get_or_insert_with(|| hash.clone());
-        if *native != hash {
-            return Err(format!(
-                "{}: {} shows other bytes than native: nothing is reported",
-                tree.name, peer.name
-            ));
+/// Nothing is reported when a peer shows other bytes than native; one that cannot be read at all is left out.
+fn same_bytes(tree: &Tree, peers: &mut Vec<Peer>, notes: &mut Vec<String>) -> Result<(), String> {
+    let (mut native, mut other) = (None, None);
+    peers.retain(|peer| match text(&peer.root).and_then(|root| worker_output(peer.user, &["tree", root])) {
+        Ok(hash) => {
+            let native = native.get_or_insert_with(|| hash.clone());
+            if *native != hash {
+                other = Some(peer.name);
+            }
+            true
         }
+        Err(e) if !peer.name.starts_with("outfs") => {
+            notes.push(format!("{} left out: {}: {e}", peer.name, tree.name));
+            false
+        }
+        Err(e) => {
+            notes.push(e);
+            other = Some(peer.name);
+            true
+        }
+    });
+    match other {
+        Some(name) => Err(format!(
+            "{}: {name} shows other bytes than native: nothing is reported\n{}",
+            tree.name,
+            notes.join("\n")
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 struct Run<'a> {

@@ -113,7 +113,7 @@ fn sample(row: &Row, volume: &Volume, options: &Options, results: &mut Results) 
     add("native", None, took);
     for (n, (peer, store, view)) in volume.stores.iter().enumerate() {
         let failed = |e: String| format!("{}: {peer}: {e}", row.name);
-        store.must_be_empty().and_then(|()| store.settle()).map_err(failed)?;
+        store.wait_until_empty().and_then(|()| store.settle()).map_err(failed)?;
         sync()?;
         let took = through(row.work, volume, store, view, mib).map_err(failed)?;
         add(peer, row.targets.map(|t| t[n]), took);
