@@ -84,8 +84,8 @@ impl Fsck {
         match report.orphans {
             0 => Ok(()),
             n => out::line(&format!(
-                "{} to no entry (harmless; upkeep or --repair removes what does)",
-                counted(n as u64, "file belongs", "files belong")
+                "{} to no entry (harmless; upkeep or --repair cleans up)",
+                counted(n, "file belongs", "files belong")
             )),
         }
     }

@@ -22,10 +22,12 @@ const GROUP: usize = 512;
 
 /// Tells a caller how its job ended, given what became of the transaction.
 type Finish = Box<dyn FnOnce(Option<IndexError>) + Send>;
+/// Without a connection (the transaction is lost already) it only prepares its answer.
+type Run = Box<dyn FnMut(Option<&Connection>) -> Finish + Send>;
+
 /// A job; it may run twice, the second time after the first transaction failed.
 struct Job {
-    /// Without a connection (the transaction is lost already) it only prepares its answer.
-    run: Box<dyn FnMut(Option<&Connection>) -> Finish + Send>,
+    run: Run,
     /// It lets something be deleted: worth the spare.
     frees: bool,
 }
