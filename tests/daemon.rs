@@ -248,6 +248,42 @@ fn a_killed_daemon_is_succeeded() {
     assert!(!is_mounted(&p.at("m1")), "a dead mount is unmounted without a daemon");
 }
 
+/// A copy of a process's descriptor of the FUSE device.
+fn copy_of_device(pid: nix::unistd::Pid) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    let device = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("our daemon")
+        .flatten()
+        .find(|e| fs::read_link(e.path()).is_ok_and(|to| to == Path::new("/dev/fuse")))
+        .expect("it serves a mount");
+    let number: i32 = device.file_name().to_str().and_then(|n| n.parse().ok()).expect("a number");
+    // SAFETY: two calls that take numbers; what they give is checked, and is ours alone.
+    unsafe {
+        let process = libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0);
+        assert!(process >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+        let process = std::os::fd::OwnedFd::from_raw_fd(process as i32);
+        let copy = libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&process), number, 0);
+        assert!(copy >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
+        std::os::fd::OwnedFd::from_raw_fd(copy as i32)
+    }
+}
+
+/// A dead daemon's mount that answers nobody, because its connection still stands, is taken over too.
+#[test]
+fn a_hanging_mount_of_a_killed_daemon_is_taken_over() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let kept = copy_of_device(p.pid());
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the daemon to end", || !p.running());
+    assert!(is_mounted(&p.at("m1")));
+    p.ok(&["mount", "m1"]);
+    assert_eq!(read(p.at("m1/key1/outputs/f")), b"key1");
+    drop(kept);
+    assert_eq!(read(p.at("m1/key1/outputs/f")), b"key1", "the new mount is another connection");
+}
+
 #[test]
 fn a_link_holds_its_entry_while_it_stands() {
     let p = Place::new();

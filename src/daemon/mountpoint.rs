@@ -2,8 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use super::mounts::mounted_at;
+use super::mounts::{MountInfo, mounted_at};
 use super::unmount;
 use crate::control::{Failure, Kind};
 
@@ -51,6 +53,49 @@ pub fn canonical(at: &Path) -> io::Result<PathBuf> {
         }
         other => other,
     }
+}
+
+/// A daemon that lives answers within this time.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// As `take_over`, for a mount point of this store's last daemon, which is dead. Its connection can stand all the same,
+/// when a thread of it hangs in the kernel or somebody has a copy of its descriptor: then nobody answers, and
+/// whoever looks at the mount waits for ever.
+pub(super) fn take_over_ours(at: &Path) -> Result<(), Failure> {
+    if let Some(there) = mounted_at(at).filter(MountInfo::is_outfs)
+        && !answers(at)
+    {
+        tracing::warn!(at = %at.display(), "the mount of a dead daemon hangs; it is cut off");
+        // Where that cannot be said, it is detached: those inside go on waiting, all others do not.
+        if abort(&there).is_err() {
+            unmount::detach(at, true)
+                .map_err(|e| Failure::failed(format!("cannot detach {}: {e}", at.display())))?;
+        }
+    }
+    take_over(at)
+}
+
+/// Whether the mount answers at all.
+fn answers(at: &Path) -> bool {
+    let (tell, told) = mpsc::channel();
+    let asked = at.to_owned();
+    // It may never come back; then it ends with the process, or when the connection is cut.
+    let ask = move || {
+        let _ = nix::sys::statfs::statfs(&asked);
+        let _ = tell.send(());
+    };
+    match std::thread::Builder::new().name("ask".into()).spawn(ask) {
+        Ok(_) => told.recv_timeout(ANSWER).is_ok(),
+        Err(_) => true,
+    }
+}
+
+/// Cuts a connection, if the kernel's control files are there (root mounts them at boot).
+fn abort(there: &MountInfo) -> io::Result<()> {
+    let number = there.dev.rsplit(':').next().unwrap_or_default();
+    let file = Path::new("/sys/fs/fuse/connections").join(number).join("abort");
+    let mut file = std::fs::OpenOptions::new().write(true).open(file)?;
+    io::Write::write_all(&mut file, b"1")
 }
 
 /// Detaches dead outfs mounts from `at`, however many lie over each other.
