@@ -7,6 +7,7 @@
 mod cas;
 mod hash;
 mod options;
+mod page;
 mod peers;
 mod place;
 mod reading;
@@ -14,6 +15,7 @@ mod report;
 mod restoring;
 mod rows;
 mod stats;
+mod svg;
 mod trees;
 mod worker;
 mod writing;
@@ -47,6 +49,10 @@ fn run(args: &[String]) -> Result<(), String> {
     restoring::measure(&place, &options, &mut results)?;
     writing::measure(&place, &options, &mut results)?;
     report::print(&results, &options);
+    if options.write {
+        let shown = args.iter().filter(|a| *a != "--write").map(|a| format!(" {a}")).collect::<String>();
+        page::write(&results, &place, &shown)?;
+    }
     println!("\nmeasured in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }

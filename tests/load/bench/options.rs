@@ -1,6 +1,6 @@
 //! What was asked for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How much is measured.
 #[derive(Clone, Copy, PartialEq)]
@@ -20,12 +20,25 @@ pub struct Options {
     pub trees: Option<Vec<String>>,
     pub peers: Option<Vec<String>>,
     pub repeat: usize,
+    /// When no further round begins.
+    pub until: Instant,
+    /// Whether docs/benchmarks/ is written.
+    pub write: bool,
 }
 
 impl Options {
     /// Reads the arguments that `scripts/bench` passes on.
     pub fn parse(args: &[String]) -> Result<Self, String> {
-        let mut options = Self { mode: Mode::Full, only: None, trees: None, peers: None, repeat: 0 };
+        let mut options = Self {
+            mode: Mode::Full,
+            only: None,
+            trees: None,
+            peers: None,
+            repeat: 0,
+            until: Instant::now(),
+            write: false,
+        };
+        let mut limit = None;
         let list = |text: &str| Some(text.split(',').map(str::to_owned).collect());
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -33,6 +46,8 @@ impl Options {
             match arg.as_str() {
                 "--quick" => options.mode = Mode::Quick,
                 "--smoke" => options.mode = Mode::Smoke,
+                "--limit" => limit = Some(value()?.parse().map_err(|_| "--limit takes seconds")?),
+                "--write" => options.write = true,
                 "--only" => options.only = Some(value()?.clone()),
                 "--trees" => options.trees = list(value()?),
                 "--peers" => options.peers = list(value()?),
@@ -50,6 +65,8 @@ impl Options {
                 Mode::Smoke => 1,
             };
         }
+        let limit = limit.unwrap_or(if options.mode == Mode::Full { 2400 } else { 120 });
+        options.until = Instant::now() + Duration::from_secs(limit);
         Ok(options)
     }
 
@@ -78,8 +95,13 @@ impl Options {
             }
     }
 
+    /// Whether a round that takes as long as the last may begin.
+    pub fn has_time(&self, last: Duration) -> bool {
+        Instant::now() + last < self.until
+    }
+
     /// How long a slow peer is measured again and again; after that one sample has to do.
     pub fn patience(&self) -> Duration {
-        Duration::from_secs_f64(if self.mode == Mode::Full { 60.0 } else { 2.0 })
+        Duration::from_secs_f64(if self.mode == Mode::Full { 30.0 } else { 2.0 })
     }
 }

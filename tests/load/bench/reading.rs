@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::options::{Mode, Options};
 use crate::peers::{self, Peer};
@@ -111,7 +111,12 @@ impl Run<'_> {
     /// Peers take turns. Whoever comes first may find the disk in another state, so each round begins with another one.
     fn all(&self, peers: &[Peer], results: &mut Results) -> Result<(), String> {
         let mut spent: HashMap<&str, f64> = HashMap::new();
+        let mut last = Duration::ZERO;
         for round in 0..self.options.repeat {
+            if round > 0 && !self.options.has_time(last) {
+                results.notes.push(format!("{}: out of time after {round} rounds", self.tree.name));
+                break;
+            }
             let began = Instant::now();
             let (before, after) = peers.split_at(round % peers.len());
             for peer in after.iter().chain(before) {
@@ -123,7 +128,8 @@ impl Run<'_> {
                 }
                 *spent += started.elapsed().as_secs_f64();
             }
-            eprintln!("{}: round {} in {:.0} s", self.tree.name, round + 1, began.elapsed().as_secs_f64());
+            last = began.elapsed();
+            eprintln!("{}: round {} in {:.0} s", self.tree.name, round + 1, last.as_secs_f64());
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::options::{Mode, Options};
 use crate::peers::{self, KEY};
@@ -61,7 +62,13 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
     };
     // A small farm is made quickly; the view takes as long as ever.
     let farm = (options.mode == Mode::Full).then_some(Target::Times(1.0 / FASTER));
-    for _ in 0..options.repeat {
+    let mut last_round = Duration::ZERO;
+    for round in 0..options.repeat {
+        if round > 0 && !options.has_time(last_round) {
+            results.notes.push(format!("restoring: out of time after {round} rounds"));
+            break;
+        }
+        let began = Instant::now();
         for way in &ways {
             let took = restore(way, &last)?;
             add(results, WARM, name, way.peer, None, took);
@@ -73,6 +80,7 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
         add(results, COLD, name, BASE, None, restore(&ways[0], &last)?);
         let took = first_byte(&store, &view, &last, true)?;
         add(results, COLD, name, "outfs view", farm, took);
+        last_round = began.elapsed();
     }
     drop(reflinks);
     Ok(())

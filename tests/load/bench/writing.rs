@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::options::{Mode, Options};
 use crate::place::{self, Place, Store};
@@ -70,7 +71,11 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
             }
         };
         for row in rows {
-            for _ in 0..options.repeat {
+            for round in 0..options.repeat {
+                if round > 0 && !options.has_time(Duration::ZERO) {
+                    results.notes.push(format!("{}: out of time after {round} rounds", row.name));
+                    break;
+                }
                 sample(row, &volume, options, results)?;
             }
             eprintln!("{} done", row.name);
