@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::hash;
@@ -91,6 +92,8 @@ fn copy(
                 std::os::unix::fs::symlink(fs::read_link(top.join(&path))?, &target)?;
             } else if wanted(&path, &facts) && count < limit {
                 fs::copy(top.join(&path), &target)?;
+                // Some crates have files that only their owner may read; an ordinary user reads them here, too.
+                fs::set_permissions(&target, fs::Permissions::from_mode(facts.permissions().mode() | 0o444))?;
                 count += 1;
             }
         }
