@@ -212,8 +212,8 @@ fn config(view: &View, options: &MountOptions) -> Config {
         if view.read_only() { MountOption::RO } else { MountOption::RW },
     ];
     // Where only root comes in there is nothing to check, and a check needs attributes that every change in
-    // a directory makes the kernel ask for again.
-    if options.allow_other || !nix::unistd::geteuid().is_root() {
+    // a directory makes the kernel ask for again. Where nothing changes it has them.
+    if options.allow_other || view.read_only() || !nix::unistd::geteuid().is_root() {
         config.mount_options.push(MountOption::DefaultPermissions);
     }
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };

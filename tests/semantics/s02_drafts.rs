@@ -47,6 +47,36 @@ fn s2_1_rename_and_its_flags() {
     assert_errno!(fs::rename(d.join("full"), d.join("full/below")), EINVAL);
 }
 
+/// S2.1 Inside a draft the mount behaves as a local POSIX file system … (and so does an entry: for root, too, a
+/// file is executable only if somebody may execute it)
+#[test]
+fn s2_1_access_tells_what_is_executable() {
+    use nix::unistd::{AccessFlags, access};
+    let mut m = Mount::new();
+    m.entry("key1", |out| {
+        for (name, mode) in [("plain", 0o644), ("program", 0o700)] {
+            write(out.join(name), "#!/bin/sh\n");
+            chmod(out.join(name), mode).expect("chmod");
+        }
+    });
+    let d = m.work("w");
+    mkdir(&d);
+    sh("cp", &[&"-a", &m.path("key1/outputs/plain"), &m.path("key1/outputs/program"), &d]);
+    let read_only = m.add_view("ro", &["--read-only"]);
+    for dir in [d.clone(), m.path("key1/outputs"), read_only.join("key1/outputs")] {
+        let may = |name: &str| access(&dir.join(name), AccessFlags::X_OK);
+        assert_eq!(may("plain"), Err(nix::errno::Errno::EACCES), "{}", dir.display());
+        assert_eq!((may("program"), may("")), (Ok(()), Ok(())), "{}", dir.display());
+        assert_eq!(access(&dir.join("plain"), AccessFlags::R_OK), Ok(()));
+        assert_errno!(Command::new(dir.join("plain")).status(), EACCES);
+        assert!(Command::new(dir.join("program")).status().expect("it may be executed").success());
+        let inside = Command::new("/bin/true").current_dir(&dir).status();
+        assert!(inside.expect("it may be entered").success());
+    }
+    chmod(d.join("plain"), 0o744).expect("chmod");
+    assert_eq!(access(&d.join("plain"), AccessFlags::X_OK), Ok(()), "at once");
+}
+
 /// S2.1 … link, symlink …
 #[test]
 fn s2_1_link_and_symlink() {
