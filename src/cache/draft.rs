@@ -150,8 +150,12 @@ impl Draft {
     }
     /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
     pub(super) fn alone(&self, deadline: Instant) -> Result<Alone<'_>> {
-        match self.gate.try_write_until(deadline) {
-            Some(stage) if *stage == Stage::Open => Ok(Alone { stage, _wake: Wake(self) }),
+        // Before the guard, so that it is dropped after it, also when nothing comes of this: whoever asked in
+        // the moment between was told to wait.
+        let wake = Wake(self);
+        let entered = self.gate.try_write_until(deadline);
+        match entered {
+            Some(stage) if *stage == Stage::Open => Ok(Alone { stage, _wake: wake }),
             Some(_) => Err(CacheError::Gone(self.name())),
             None => Err(CacheError::Busy { path: format!("the draft {}", self.name()) }),
         }

@@ -1,7 +1,7 @@
 //! Drafts: their places, and what outlives the owner.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::super::Closed;
@@ -58,6 +58,28 @@ fn a_replacement_begins_as_a_copy_and_replaces() {
     let Sealed::New(new) = f.cache.seal(&draft, replace).unwrap() else { panic!("not replaced") };
     assert_eq!(new.read_all(new.file(b"outputs/a/b/private").unwrap(), 10).unwrap(), b"new");
     assert_eq!(old.read_all(old.file(b"outputs/zz").unwrap(), 10).unwrap(), b"mine");
+}
+
+#[test]
+fn nobody_waits_for_ever_because_somebody_else_came_too_late() {
+    const ROUNDS: usize = 200_000;
+    let f = Fixture::new();
+    let (draft, _) = f.in_place("abcd");
+    f.cache.drop_draft(&draft, "test").unwrap();
+    let (told, over) = (Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert!(draft.alone(Instant::now()).is_err());
+            }
+        });
+        for _ in 0..ROUNDS {
+            let told = told.clone();
+            draft.when_open(move || drop(told.fetch_add(1, Ordering::Relaxed)));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(told.load(Ordering::Relaxed), ROUNDS);
 }
 
 #[test]
