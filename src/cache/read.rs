@@ -84,35 +84,24 @@ impl Entry {
     ) -> Result<T> {
         let (mut asked, mut moves) = (false, 0);
         loop {
-            let missing = match loaded.location(record).map(&mut work) {
+            // Others who read this entry correct its table, too: what counts is whether we have tried there.
+            let tried = loaded.location(record);
+            let error = match tried.map(&mut work) {
                 Some(Ok(done)) => return Ok(done),
-                Some(Err(StoreError::Missing { what, path })) => StoreError::Missing { what, path },
-                Some(Err(e @ StoreError::Corrupt { .. })) => {
-                    // It may have been stored anew elsewhere since our locations were written.
-                    let before = loaded.location(record);
-                    if !asked {
-                        asked = true;
-                        self.relocate(loaded)?;
-                        if loaded.location(record) != before {
-                            continue;
-                        }
-                    }
-                    self.damaged(loaded, record, hash, &e)?;
-                    return Err(e.into());
-                }
+                Some(Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. }))) => e,
                 Some(Err(e)) => return Err(e.into()),
                 None => StoreError::Missing {
                     what: format!("blob {hash}"),
                     path: self.cache().inner.store.root().to_owned(),
                 },
             };
-            let before = loaded.location(record);
             self.relocate(loaded)?;
             moves += 1;
-            // Compaction may have moved it again meanwhile.
-            if loaded.location(record) == before && asked || moves > MOVES {
-                self.damaged(loaded, record, hash, &missing)?;
-                return Err(missing.into());
+            // Compaction may have moved it, and again meanwhile; a damaged one may have been stored anew elsewhere.
+            let sure = asked || matches!(error, StoreError::Corrupt { .. });
+            if loaded.location(record) == tried && sure || moves > MOVES {
+                self.damaged(loaded, record, hash, &error, tried)?;
+                return Err(error.into());
             }
             asked = true;
         }
@@ -120,13 +109,20 @@ impl Entry {
 
     /// Reports a damaged or missing blob once, and sets a damaged file of its own aside. A damaged
     /// blob in a pack stays where it is: its neighbours are sound.
-    fn damaged(&self, loaded: &Loaded, record: u32, hash: &BlobHash, error: &StoreError) -> Result<()> {
+    fn damaged(
+        &self,
+        loaded: &Loaded,
+        record: u32,
+        hash: &BlobHash,
+        error: &StoreError,
+        tried: Option<Location>,
+    ) -> Result<()> {
         if !self.cache().inner.damaged.lock().insert(*hash) {
             return Ok(());
         }
         let path = at::show(&loaded.manifest.paths()[record as usize]);
         self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
-        if matches!(error, StoreError::Corrupt { .. }) && loaded.location(record) == Some(Location::Loose) {
+        if matches!(error, StoreError::Corrupt { .. }) && tried == Some(Location::Loose) {
             self.cache().inner.store.quarantine_blob(hash)?;
         }
         Ok(())
@@ -194,4 +190,31 @@ impl Entry {
 
 fn file_in(manifest: &Manifest, path: &[u8]) -> Option<u32> {
     manifest.find(path).filter(|&r| manifest.get(r).is_some_and(|r| r.kind() == RecordKind::File))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Fixture, events};
+    use super::*;
+    use crate::model::EventKind;
+
+    #[test]
+    fn what_another_reader_has_found_anew_is_not_damaged() {
+        let f = Fixture::new();
+        let entry = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry();
+        let record = entry.file(b"outputs/zz").unwrap();
+        let loaded = entry.loaded().unwrap();
+        let (hash, _) = entry.blob(&loaded.manifest, record).unwrap();
+        loaded.relocate(vec![Some(Location::Loose); loaded.manifest.records().len()]);
+        let found = entry.at_location(&loaded, record, &hash, |at| match at {
+            Location::Loose => {
+                // Somebody else finds where it lies now, before we ask.
+                entry.relocate(&loaded).unwrap();
+                Err(StoreError::Corrupt { path: "old".into(), line: None, why: "rotten".into() })
+            }
+            new => Ok(new),
+        });
+        assert_eq!(found.unwrap(), loaded.location(record).unwrap());
+        assert!(!events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
+    }
 }
