@@ -215,7 +215,8 @@ impl View {
         }
         let st = fstat(draft.tree())?;
         let node = self.nodes.draft(identity(&st)).ok_or(VfsError::Stale)?;
-        let top = draft_found(&node, &st);
+        // It is the draft's for this one rename only.
+        let top = Found { attr_ttl: Duration::ZERO, ..draft_found(&node, &st) };
         let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());
         self.publishing
             .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, top, done: None }));

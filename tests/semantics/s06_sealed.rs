@@ -172,6 +172,35 @@ fn rich(out: &Path) {
 
 /// S6.5 A manifest keeps … user xattrs, the mtime to the nanosecond, hard links (of symlinks too), and symlinks byte
 /// for byte.
+/// S6.6 A view shows modes with the write bits masked …, owned by the user who mounted: from the moment of sealing
+/// on, whatever the kernel remembers of the draft. (D11 excepts the owner's write bit of the top directory.)
+#[test]
+fn s6_6_what_was_just_sealed_shows_no_draft() {
+    need_root();
+    let m = Mount::new();
+    // GNU stat asks for what it prints alone: a change time would have the kernel ask again.
+    let shown = |at: &Path| sh("stat", &[&"-c", &"%a %u", &at.join(""), &at.join("outputs"), &at.join("f")]);
+    for how in ["rename", "chmod", "seal"] {
+        let (draft, entry) = (m.work(how), m.path(format!("key-{how}")));
+        let draft = if how == "rename" { draft } else { entry.clone() };
+        mkdir(&draft);
+        mkdir(draft.join("outputs"));
+        write(draft.join("f"), "x");
+        write(draft.join("metadata.json"), METADATA);
+        for name in ["", "outputs", "f"] {
+            chmod(draft.join(name), 0o777).expect("chmod");
+            chown(draft.join(name), Some(1000), Some(1000)).expect("chown");
+        }
+        assert_eq!(shown(&draft), "777 1000\n".repeat(3));
+        match how {
+            "rename" => drop(sh("mv", &[&"-T", &draft, &entry])),
+            "chmod" => chmod(&draft, 0o555).expect("chmod"),
+            _ => m.seal(&["key-seal"]),
+        }
+        assert_eq!(shown(&entry), "755 0\n555 0\n555 0\n", "{how}");
+    }
+}
+
 /// S6.6 A view shows modes with the write bits masked (0600 becomes 0400, never more), owned by the user
 /// who mounted.
 #[test]
