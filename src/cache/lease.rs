@@ -246,14 +246,9 @@ impl LeaseTable {
         r
     }
 
-    /// Reserves one blob; `None` when it is just being freed.
-    pub(crate) fn try_reserve(&self, hash: BlobHash) -> Option<Reservation> {
-        let mut blobs = self.shared.blobs.lock();
-        if blobs.claimed.contains(&hash) {
-            return None;
-        }
-        *blobs.reserved.entry(hash).or_default() += 1;
-        Some(Reservation { hashes: vec![hash], shared: self.shared.clone() })
+    /// Whoever reserves this blob now waits.
+    pub(crate) fn is_claimed(&self, hash: &BlobHash) -> bool {
+        self.shared.blobs.lock().claimed.contains(hash)
     }
 
     /// Of `hashes`, those that nobody reserves or claims: nobody can reserve them until the claim is
@@ -485,8 +480,7 @@ mod tests {
         let claim = t.claim([blob(1), blob(2)]);
         assert!(!claim.has(&blob(1)) && claim.has(&blob(2)));
         assert!(!t.claim([blob(2)]).has(&blob(2)));
-        assert!(t.try_reserve(blob(2)).is_none(), "it goes");
-        assert!(t.try_reserve(blob(1)).is_some() && t.is_reserved(&blob(1)));
+        assert!(t.is_claimed(&blob(2)) && !t.is_claimed(&blob(1)) && t.is_reserved(&blob(1)));
         let order = Mutex::new(Vec::new());
         std::thread::scope(|s| {
             let waiting = s.spawn(|| {

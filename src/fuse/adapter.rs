@@ -172,9 +172,10 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let caller = caller(req);
+        let waits = self.view.look_up_waits(caller, parent.0, name);
         let name = name.to_owned();
         let op = move |view: &View| view.lookup(caller, parent.0, &name);
-        if self.view.look_up_waits(caller, parent.0) {
+        if waits {
             return self.serve_long(reply, op, reply_entry);
         }
         let absence = self.view.absence_lasts(parent.0);

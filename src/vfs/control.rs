@@ -60,6 +60,11 @@ fn link_name(row: &EntryRow) -> String {
     format!("{}-{}", at.strftime("%Y%m%dT%H%M%S%.6fZ"), row.key.short())
 }
 
+/// The blob that a name in `blobs` means.
+pub(super) fn blob_named(name: &OsStr) -> Option<BlobHash> {
+    name.to_str()?.parse().ok()
+}
+
 fn item(name: &str, kind: Kind, next: u64) -> DirItem {
     DirItem { name: name.as_bytes().to_vec(), kind, ino: 0, next }
 }
@@ -124,7 +129,7 @@ impl View {
     }
 
     fn lookup_blob(&self, name: &OsStr) -> Result<Found> {
-        let hash: BlobHash = name.to_str().and_then(|n| n.parse().ok()).ok_or(VfsError::NotFound)?;
+        let hash = blob_named(name).ok_or(VfsError::NotFound)?;
         if let Some(scope) = &self.scope {
             let mut has = false;
             for entry in scope.values().flatten() {

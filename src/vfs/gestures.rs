@@ -255,12 +255,17 @@ impl View {
         }
     }
 
-    /// Whether this look-up is the one between a publishing rename's two attempts: it will wait
-    /// for the draft to be sealed, so it must not be answered by a thread that others need.
-    pub fn look_up_waits(&self, caller: Caller, parent: Ino) -> bool {
-        parent == ino::CONTROL
-            && !self.publishing.none()
-            && self.publishing.with(|all| all.get(&caller.pid).is_some_and(|p| p.done.is_none()))
+    /// Whether this look-up must not be answered by a thread that others need: it waits for a draft to be
+    /// sealed (between a publishing rename's two attempts), or for a blob that may be going.
+    pub fn look_up_waits(&self, caller: Caller, parent: Ino, name: &OsStr) -> bool {
+        match parent {
+            ino::CONTROL => {
+                !self.publishing.none()
+                    && self.publishing.with(|all| all.get(&caller.pid).is_some_and(|p| p.done.is_none()))
+            }
+            ino::BLOBS => super::control::blob_named(name).is_some_and(|hash| self.cache.may_go(&hash)),
+            _ => false,
+        }
     }
 
     /// Seals the draft that `caller` is publishing; a failure shows at its second RENAME.
