@@ -20,7 +20,7 @@ use super::nodes::{BlobNode, DraftNode};
 use super::reach::proc_path;
 use super::types::{Caller, DirItem, Found, How, Ino, Opened};
 use super::{Result, Target, VfsError, View, sys};
-use crate::cache::{Cache, Draft};
+use crate::cache::{Cache, CacheError, Draft};
 use crate::model::BlobHash;
 use crate::model::groups::{GroupHasher, group_count};
 use crate::store::{Location, PACK_LIMIT, StoreError};
@@ -172,7 +172,20 @@ impl View {
     }
 
     fn read_blob(&self, b: &BlobNode, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let at = self.cache.index().blob(&b.hash)?.ok_or(VfsError::Stale)?.location;
+        let mut missed = None;
+        loop {
+            let at = self.cache.index().blob(&b.hash)?.ok_or(VfsError::Stale)?.location;
+            match self.read_blob_at(b, at, offset, buf) {
+                // Compaction may have moved it since the index was asked.
+                Err(VfsError::Cache(CacheError::Store(StoreError::Missing { .. }))) if missed != Some(at) => {
+                    missed = Some(at);
+                }
+                read => return read,
+            }
+        }
+    }
+
+    fn read_blob_at(&self, b: &BlobNode, at: Location, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let store = self.cache.store();
         if group_count(b.held.size) > 0 && b.groups.get().is_none() && at == Location::Loose {
             // A blob without its entry has no group list at hand: the first read makes one.
