@@ -3,13 +3,14 @@
 //! `OUTFS_BIN` names the program. Everything here panics with a reason: a load program has no other way on.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// A store, a mount point and whoever serves them; cleaned up on drop.
+/// A store, a mount point and whoever serves them; cleaned up on drop, but for a directory that was given.
 pub struct Daemon {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
 }
 
 impl Daemon {
@@ -17,7 +18,13 @@ impl Daemon {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("outfs-load-").tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("mnt")).expect("the mount point");
-        Self { dir }
+        Self { dir: dir.path().to_owned(), _temporary: Some(dir) }
+    }
+
+    /// In a directory that stays, with what an earlier run left there.
+    pub fn kept(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir.join("mnt")).expect("the mount point");
+        Self { dir: dir.to_owned(), _temporary: None }
     }
 
     /// Mounts and gives the time from start to mounted.
@@ -32,17 +39,17 @@ impl Daemon {
 
     /// Where it is mounted.
     pub fn mnt(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+        self.dir.join("mnt")
     }
 
     /// The store.
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.dir.join("store")
     }
 
     /// Room for a program's own files, on the store's file system.
     pub fn scratch(&self) -> PathBuf {
-        self.dir.path().join("scratch")
+        self.dir.join("scratch")
     }
 
     /// The serving process.
