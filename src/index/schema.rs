@@ -102,7 +102,7 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         }
         Role::Reader => {
             db.pragma_update(None, "query_only", true)?;
-            db.pragma_update(None, "cache_size", -2048)?;
+            db.pragma_update(None, "cache_size", -8192)?;
         }
     }
     Ok(db)
