@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::schema::key_number;
 use super::{BlobRow, EntryRow, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite};
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
@@ -97,8 +98,8 @@ fn blob_row(r: &Row<'_>) -> rusqlite::Result<BlobRow> {
 
 /// The entry with this key, on any connection.
 pub(super) fn entry_by_key(db: &Connection, key: &EntryKey) -> rusqlite::Result<Option<EntryRow>> {
-    let mut q = db.prepare_cached(&format!("{ENTRY} WHERE key = ?1"))?;
-    q.query_row([key.as_str()], entry_row).optional()
+    let mut q = db.prepare_cached(&format!("{ENTRY} WHERE number = ?1 AND key = ?2"))?;
+    q.query_row(params![key_number(key.as_str()), key.as_str()], entry_row).optional()
 }
 
 impl Index {

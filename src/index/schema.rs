@@ -8,12 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::{IndexError, Result, sqlite};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -71,7 +72,45 @@ const MIGRATIONS: [&str; VERSION as usize] = [
         (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
         (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs);
     ",
+    // Keys are found by a short number, whose tree is small enough to stay in memory. That a key is there
+    // once is seen to by the one writer.
+    "
+    CREATE TABLE entries_by_number(
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        manifest BLOB NOT NULL,
+        task_id TEXT NOT NULL,
+        sealed_at INTEGER NOT NULL,
+        accessed_at INTEGER NOT NULL,
+        logical INTEGER NOT NULL,
+        files INTEGER NOT NULL,
+        inferred INTEGER NOT NULL,
+        readable INTEGER NOT NULL,
+        top_perm INTEGER,
+        top_nlink INTEGER,
+        top_mtime INTEGER,
+        metadata INTEGER NOT NULL);
+    INSERT INTO entries_by_number SELECT id, key, key_number(key), manifest, task_id, sealed_at, accessed_at,
+        logical, files, inferred, readable, top_perm, top_nlink, top_mtime, metadata FROM entries;
+    DELETE FROM sqlite_sequence WHERE name = 'entries_by_number';
+    INSERT INTO sqlite_sequence(name, seq)
+        SELECT 'entries_by_number', seq FROM sqlite_sequence WHERE name = 'entries';
+    DROP TABLE entries;
+    ALTER TABLE entries_by_number RENAME TO entries;
+    CREATE INDEX entries_number ON entries(number);
+    CREATE INDEX entries_accessed ON entries(accessed_at);
+    CREATE INDEX entries_manifest ON entries(manifest);
+    CREATE INDEX entries_task ON entries(task_id, sealed_at);
+    ",
 ];
+
+/// The number by which a key is found: the first eight bytes of its BLAKE3 hash, little-endian. Two keys may
+/// share one.
+pub(super) fn key_number(key: &str) -> i64 {
+    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(key.as_bytes()).as_bytes();
+    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
 
 /// One process has the index, as it has the store: what its connections share is kept in memory, and not
 /// in a file that a full disk would have no room for.
@@ -95,6 +134,9 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "mmap_size", 0)?;
     match role {
         Role::Writer => {
+            // For migrations.
+            let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
+            db.create_scalar_function("key_number", 1, flags, |c| Ok(key_number(c.get_raw(0).as_str()?)))?;
             db.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
             db.pragma_update(None, "synchronous", "FULL")?;
             db.pragma_update(None, "journal_size_limit", 64 << 20)?;
@@ -149,7 +191,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     tx.query_row("SELECT epoch FROM totals WHERE one = 1", [], |r| r.get::<_, u32>(0))
         .map_err(sqlite("read its totals"))?;
     for probe in [
-        "SELECT id, key, manifest, accessed_at, top_perm FROM entries LIMIT 1",
+        "SELECT id, key, number, manifest, accessed_at, top_perm FROM entries LIMIT 1",
         "SELECT size, refs, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
     ] {

@@ -108,17 +108,18 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     assert!(written.top.is_some());
     drop(index);
     let file = dir.path().join("index.sqlite");
-    let drop_columns = ["top_perm", "top_nlink", "top_mtime", "metadata"];
+    let drop_columns = ["number", "top_perm", "top_nlink", "top_mtime", "metadata"];
     let totals =
         "ALTER TABLE totals DROP COLUMN occupied_bytes; ALTER TABLE totals DROP COLUMN metadata_bytes;";
     let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + totals;
-    run_sql(&file, &format!("{sql} PRAGMA user_version = 1"));
+    run_sql(&file, &format!("DROP INDEX entries_number; {sql} PRAGMA user_version = 1"));
 
     let (index, new) = Index::open(&file).unwrap();
     assert!(!new);
     assert_eq!(row(&index), EntryRow { top: None, ..written });
     done(index.commit(entry(2, 2, vec![], vec![])).unwrap());
     assert_eq!(index.entry(&key(2)).unwrap().unwrap().top, entry(2, 2, vec![], vec![]).row.top);
+    assert!(index.entry(&key(2)).unwrap().unwrap().id > written.id, "numbers go on");
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
 }
 

@@ -324,8 +324,8 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
     sums.logical += row.logical_bytes as i64;
     sums.metadata += row.metadata_bytes as i64;
     db.prepare_cached(
-        "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable,
-         top_perm, top_nlink, top_mtime, metadata) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, top_perm,
+         top_nlink, top_mtime, metadata, number) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )
     .and_then(|mut q| {
         q.insert(params![
@@ -341,7 +341,8 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
             row.top.map(|t| t.perm),
             row.top.map(|t| t.nlink),
             row.top.map(|t| t.mtime_ns),
-            row.metadata_bytes as i64
+            row.metadata_bytes as i64,
+            schema::key_number(row.key.as_str())
         ])
     })
     .map_err(sqlite("add an entry"))
