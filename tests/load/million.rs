@@ -29,8 +29,9 @@ const STEP: u64 = 7919;
 const FEW: u64 = 1000;
 const MAX_START: Duration = Duration::from_millis(300);
 const MAX_RESIDENT: u64 = 100 << 20;
-/// Look-ups in the large store, over those in the small one; a scan would be a thousand.
-const MAX_RATIO: f64 = 1.5;
+/// Look-ups in the large store, over those in the small one. The daemon's own part is 6 µs over 2.5 µs; most of a
+/// look-up is waking up its thread and the caller, which takes 10 to 50 µs as the machine pleases.
+const MAX_RATIO: f64 = 2.5;
 
 /// Does nothing: the standard library and SQLite call these instead of libc's.
 #[unsafe(no_mangle)]
