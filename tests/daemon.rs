@@ -284,6 +284,39 @@ fn a_hanging_mount_of_a_killed_daemon_is_taken_over() {
     assert_eq!(read(p.at("m1/key1/outputs/f")), b"key1", "the new mount is another connection");
 }
 
+/// A process that goes on when this is dropped.
+struct Halted(Pid);
+
+impl Halted {
+    fn new(pid: Pid) -> Self {
+        kill(pid, Signal::SIGSTOP).expect("our daemon");
+        Self(pid)
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Where a killed daemon's view stood there may be another store's by now: that one is left alone.
+#[test]
+fn another_stores_view_is_not_taken_over() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the daemon to end", || !p.running());
+    p.ok(&["mount", "m1", "--store", "other"]);
+    let other = p.json(&["stats", "--store", "other"])["pid"].as_i64().expect("a daemon runs");
+    let halted = Halted::new(Pid::from_raw(other as i32));
+    p.ok(&["mount", "m2"]);
+    drop(halted);
+    p.entry("key1");
+    p.ok(&["show", "key1", "--store", "other"]);
+    p.ok(&["stop", "--store", "other"]);
+}
+
 #[test]
 fn a_link_holds_its_entry_while_it_stands() {
     let p = Place::new();

@@ -60,11 +60,12 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// As `take_over`, for a mount point of this store's last daemon, which is dead. Its connection can stand all the same,
 /// when a thread of it hangs in the kernel or somebody has a copy of its descriptor: then nobody answers, and
-/// whoever looks at the mount waits for ever.
-pub(super) fn take_over_ours(at: &Path) -> Result<(), Failure> {
-    if let Some(there) = mounted_at(at).filter(MountInfo::is_outfs)
-        && !answers(at)
-    {
+/// whoever looks at the mount waits for ever. What is another store's view by now is left alone: its daemon may live.
+pub(super) fn take_over_ours(at: &Path, store: &Path) -> Result<(), Failure> {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let ours = |m: &MountInfo| m.is_outfs() && m.store().is_none_or(|of| real(&of) == real(store));
+    let Some(there) = mounted_at(at).filter(ours) else { return Ok(()) };
+    if !answers(at) {
         tracing::warn!(at = %at.display(), "the mount of a dead daemon hangs; it is cut off");
         // Where that cannot be said, it is detached: those inside go on waiting, all others do not.
         if abort(&there).is_err() {

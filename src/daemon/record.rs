@@ -38,7 +38,7 @@ pub(super) fn write(store: &Path, name: &str, what: &impl serde::Serialize) {
 /// Detaches what a killed daemon of this store left mounted.
 pub(super) fn take_over(store: &Path) {
     for at in read::<Vec<RawPath>>(store, VIEWS).unwrap_or_default() {
-        if let Err(e) = mountpoint::take_over_ours(&at.0) {
+        if let Err(e) = mountpoint::take_over_ours(&at.0, store) {
             tracing::warn!("{e}");
         }
     }
