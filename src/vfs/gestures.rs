@@ -312,6 +312,13 @@ impl View {
         Ok(())
     }
 
+    /// Remembers that this view has seen the draft being made (needed as `note_writer` is).
+    pub(super) fn note_born(&self, draft: &Draft) {
+        if self.options.seal_quiet.is_some() {
+            self.born_here.lock().insert(draft.id().to_owned(), Writers::default());
+        }
+    }
+
     /// Remembers who changes a draft that may be sealed by quiet (not needed in other views).
     pub(super) fn note_writer(&self, caller: Caller, draft: &Draft) {
         if self.options.seal_quiet.is_some()

@@ -15,7 +15,6 @@ use super::draft::{Make, draft_found};
 use super::nodes::{DraftAt, Node};
 use super::reach::{identity, proc_path};
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
-use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::{Draft, LeaseKind, now_ns};
 use crate::model::EntryKey;
@@ -159,7 +158,7 @@ impl View {
     fn start_draft(&self, caller: Caller, place: DraftPlace, mode: u32) -> Result<Found> {
         self.cache.make_room(0)?;
         let draft = self.cache.create_draft(place)?;
-        self.born_here.lock().insert(draft.id().to_owned(), Writers::default());
+        self.note_born(&draft);
         self.note_writer(caller, &draft);
         let top = own_top(&draft)?;
         let path = proc_path(&top);

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
-use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::{CacheError, Entry};
 use crate::model::manifest::Top;
@@ -222,7 +221,7 @@ impl View {
         let _one = self.replacing.lock();
         if self.cache.draft_for(entry.key()).is_none() {
             match self.cache.create_replacement(entry) {
-                Ok(draft) => drop(self.born_here.lock().insert(draft.id().to_owned(), Writers::default())),
+                Ok(draft) => self.note_born(&draft),
                 // Another view was faster: the change continues there.
                 Err(CacheError::DraftExists(_)) => {}
                 Err(e) => return e.into(),
