@@ -126,6 +126,15 @@ impl Cache {
     /// Seals a draft: durable when it returns. `Busy` with writers open, `Exists` when the key has
     /// other outputs, `SpecialFile` for what cannot be stored.
     pub fn seal(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
+        self.seal_draft(draft, request, true)
+    }
+
+    /// The same for gestures that never succeed on an existing key: with `Sealed::Same` the draft stays.
+    pub fn seal_first(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
+        self.seal_draft(draft, request, false)
+    }
+
+    fn seal_draft(&self, draft: &Arc<Draft>, request: SealRequest, same_ends_it: bool) -> Result<Sealed> {
         let _turn = self.inner.sealing.enter(&request.key);
         let deadline = Instant::now() + PATIENCE;
         let mut insisting = None;
@@ -156,6 +165,9 @@ impl Cache {
                 continue;
             }
             let outcome = self.commit(&draft.stash, prepared.tree, &request)?;
+            if let (Outcome::Same(entry), false) = (&outcome, same_ends_it) {
+                return Ok(Sealed::Same(entry.clone()));
+            }
             draft.going.store(!matches!(outcome, Outcome::Stale), std::sync::atomic::Ordering::Release);
             if let Outcome::New(entry, _) = &outcome {
                 self.holders().iter().for_each(|h| h.sealed(draft, entry));

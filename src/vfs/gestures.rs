@@ -248,7 +248,7 @@ impl View {
         let source = String::from_utf8_lossy(name).into_owned();
         let origin = Origin { how: "rename".into(), uid: caller.uid, host: host_name(), source };
         let request = SealRequest { key, origin, inferred: false, replace: false };
-        match self.cache.seal(draft, request)? {
+        match self.cache.seal_first(draft, request)? {
             Sealed::New(entry) => Ok(entry),
             // Somebody else was first, with the same outputs: a rename never replaces.
             Sealed::Same(_) => Err(VfsError::Exists),

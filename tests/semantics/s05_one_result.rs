@@ -38,6 +38,38 @@ fn s5_1_s5_2_a_rename_onto_a_key_is_eexist() {
     assert_errno!(fs::create_dir(m.path("key1")), EEXIST);
 }
 
+/// S5.2 A rename onto an existing key is always EEXIST, even with the same content: also when both come at once.
+#[test]
+fn s5_2_of_renames_at_once_one_wins() {
+    let m = Mount::new();
+    let together = std::sync::Barrier::new(2);
+    for round in 0..20 {
+        let key = m.path(format!("key{round}"));
+        let publish = |name: &str| {
+            let draft = m.draft(&format!("{name}{round}"), |out| write(out.join("f"), "same"));
+            together.wait();
+            let renamed = fs::rename(&draft, &key);
+            match renamed {
+                Ok(()) => {
+                    assert_errno!(fs::symlink_metadata(&draft), ENOENT);
+                    1
+                }
+                refused => {
+                    assert_errno!(refused, EEXIST);
+                    assert_eq!(read(draft.join("outputs/f")), b"same", "the draft stays");
+                    fs::remove_dir_all(&draft).expect("rm -r");
+                    0
+                }
+            }
+        };
+        let won = std::thread::scope(|s| {
+            let other = s.spawn(|| publish("other"));
+            publish("one") + other.join().expect("no panic")
+        });
+        assert_eq!((won, read(key.join("outputs/f"))), (1, b"same".to_vec()), "round {round}");
+    }
+}
+
 /// S5.3 `put`, `seal` and the library succeed and change nothing when the key has the same outputs
 /// already: path, type, executable bit, content and link target.
 #[test]
