@@ -15,7 +15,7 @@ use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};
 use crate::index::{Commit, EntryRow, NewEntry, Replaced};
 use crate::model::manifest::{Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest, ManifestHash};
-use crate::store::{Location, PackId};
+use crate::store::{Location, PackId, parts_of};
 
 /// What a tree's `metadata.json` is.
 pub(super) enum Found {
@@ -134,7 +134,7 @@ impl Cache {
     /// Writes the manifest durably, and the location table beside it.
     fn write_out(&self, made: &Made) -> Result<()> {
         let name = self.inner.store.write_manifest(made.manifest.as_bytes())?;
-        Ok(self.inner.store.write_locations(&name, &made.table)?)
+        Ok(self.inner.store.write_locations(&name, &made.table, &parts_of(&made.manifest))?)
     }
 
     /// The entry that has the key already; inner `None` when it is damaged beyond opening.

@@ -72,6 +72,7 @@ impl Cache {
             return Ok(None);
         };
         choice.condemn();
+        self.inner.peeks.forget(&row.manifest);
         self.inner.store.remove_manifest(&row.manifest)?;
         let outcome = self.delete_freed(&freed);
         Ok(Some(Outcome { freed: outcome.freed + freed.metadata, ..outcome }))
@@ -160,6 +161,7 @@ impl Cache {
         let Some(Condemned { manifest, blobs }) = self.inner.upkeep.condemned.lock().remove(&id) else {
             return Ok(Outcome::default());
         };
+        self.inner.peeks.forget(&manifest);
         self.inner.store.remove_manifest(&manifest)?;
         let hashes = blobs.hashes().to_vec();
         drop(blobs);

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{Cache, Entry, HeldEntry, LeaseKind, Result};
 use crate::index::EntryRow;
 use crate::model::{EntryKey, EventKind, Manifest, ManifestHash, Metadata};
-use crate::store::{Location, StoreError};
+use crate::store::{Location, StoreError, parts_of};
 
 /// Bytes of manifests and location tables kept in memory.
 pub(super) const LOADED_BYTES: usize = 32 << 20;
@@ -55,7 +55,7 @@ impl Loaded {
 pub(super) struct LastLoaded(RwLock<Weak<Loaded>>);
 
 impl LastLoaded {
-    fn get(&self) -> Option<Arc<Loaded>> {
+    pub fn get(&self) -> Option<Arc<Loaded>> {
         let loaded = self.0.read().upgrade()?;
         if !loaded.used.load(Ordering::Relaxed) {
             loaded.used.store(true, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl AllLoaded {
         AllLoaded { state: Mutex::new((LruCache::unbounded(), 0)), limit }
     }
 
-    fn get(&self, hash: &ManifestHash) -> Option<Arc<Loaded>> {
+    pub fn get(&self, hash: &ManifestHash) -> Option<Arc<Loaded>> {
         self.state.lock().0.get(hash).cloned()
     }
 
@@ -186,6 +186,7 @@ impl Cache {
             Err(e @ StoreError::Corrupt { .. }) => {
                 self.report_damage(Some(&row.key), &format!("the manifest: {e}"));
                 self.inner.store.quarantine_manifest(&row.manifest)?;
+                self.inner.peeks.forget(&row.manifest);
                 return Err(e.into());
             }
             Err(e) => return Err(e.into()),
@@ -194,6 +195,7 @@ impl Cache {
             Some(table) if table.len() == manifest.records().len() => table,
             _ => self.find_locations(&manifest)?,
         };
+        self.inner.peeks.forget(&row.manifest);
         Ok(self.inner.loaded.put(Loaded::new(manifest, table)))
     }
 
@@ -212,7 +214,7 @@ impl Cache {
         let table: Vec<_> =
             manifest.records().iter().map(|r| by_hash.get(&r.hash()?).copied().flatten()).collect();
         // A cache of what the index knows: worth having, not worth failing for.
-        if let Err(e) = self.inner.store.write_locations(&manifest.hash(), &table) {
+        if let Err(e) = self.inner.store.write_locations(&manifest.hash(), &table, &parts_of(manifest)) {
             tracing::debug!("cannot write a location table: {e}");
         }
         Ok(table)

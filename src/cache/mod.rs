@@ -29,6 +29,7 @@ mod ingest;
 mod lease;
 mod lookup;
 mod open;
+mod peek;
 mod pin;
 mod pressure;
 mod put;
@@ -204,6 +205,7 @@ pub(crate) struct Inner {
     sealing: seal::Sealing,
     claims: stash::Claims,
     loaded: lookup::AllLoaded,
+    peeks: peek::Peeks,
     /// Blobs found damaged since the start: stored anew when they come again.
     damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
     /// Content bytes that entries were read for.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::background::Background;
-use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup};
+use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup, peek};
 use crate::index::Index;
 use crate::store::{Access, Store};
 
@@ -30,6 +30,7 @@ impl Cache {
                 sealing: Default::default(),
                 claims: Default::default(),
                 loaded: lookup::AllLoaded::new(lookup::LOADED_BYTES),
+                peeks: peek::Peeks::default(),
                 damaged: Default::default(),
                 blob_bytes_read: Default::default(),
                 background,

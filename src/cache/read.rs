@@ -131,7 +131,13 @@ impl Entry {
     /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
     /// Survives compaction under its feet (asks the index again).
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let loaded = self.loaded()?;
+        let loaded = match self.0.loaded.get() {
+            Some(loaded) => loaded,
+            None => match self.read_peeking(record, offset, buf) {
+                Some(n) => return Ok(n),
+                None => self.loaded()?,
+            },
+        };
         let (hash, size) = self.blob(&loaded.manifest, record)?;
         let groups = loaded.manifest.groups(record);
         let inner = &self.cache().inner;

@@ -211,7 +211,7 @@ impl Cache {
 
 /// Bytes that an entry's manifest and location table occupy.
 pub(super) fn metadata_bytes(manifest: &Manifest) -> u64 {
-    occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest.records().len()))
+    occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest))
 }
 
 /// Bytes that a tree occupies, hard links once. What vanishes meanwhile counts nothing.

@@ -2,7 +2,8 @@
 //!
 //! A group's value is the chaining value of that aligned subtree of the blob's own BLAKE3
 //! tree, so a group can be checked alone against the list, and the list against the blob's
-//! name. Blobs of at most one group have no list: their name is the check.
+//! name. Blobs of at most one group have no list: their name is the check. Manifests are checked in
+//! smaller pieces, parts, in the same way.
 
 use blake3::hazmat::{self, HasherExt, Mode};
 
@@ -28,25 +29,52 @@ pub fn group_count(size: u64) -> usize {
 /// The blob hash that a group list (of a blob of `size` bytes) stands for; `None` when the
 /// list's length does not fit the size.
 pub fn root_of_groups(groups: &[GroupHash], size: u64) -> Option<BlobHash> {
-    if groups.len() != group_count(size) || groups.is_empty() {
+    root_of(groups, size, GROUP).map(BlobHash)
+}
+
+/// Bytes per part of a manifest: what is read and verified at once where only little of one is needed.
+pub const PART: usize = 16 * 1024;
+
+/// The value of the part that starts at `index * PART` of something with more than one part.
+pub fn part_hash(index: u64, bytes: &[u8]) -> GroupHash {
+    debug_assert!(!bytes.is_empty() && bytes.len() <= PART);
+    blake3::Hasher::new().set_input_offset(index * PART as u64).update(bytes).finalize_non_root()
+}
+
+/// The values of all parts; empty up to one part.
+pub fn part_hashes(bytes: &[u8]) -> Vec<GroupHash> {
+    if bytes.len() <= PART {
+        return Vec::new();
+    }
+    (0..).zip(bytes.chunks(PART)).map(|(i, part)| part_hash(i, part)).collect()
+}
+
+/// The hash that a list of part values (of `size` bytes) stands for; `None` when there are not as many as
+/// the size demands, or at most one.
+pub fn root_of_parts(parts: &[GroupHash], size: u64) -> Option<[u8; 32]> {
+    root_of(parts, size, PART)
+}
+
+/// The root above the values of pieces of `piece` bytes each, a power of two times 1 KiB.
+fn root_of(values: &[GroupHash], size: u64, piece: usize) -> Option<[u8; 32]> {
+    if size <= piece as u64 || values.len() as u64 != size.div_ceil(piece as u64) {
         return None;
     }
     let split = hazmat::left_subtree_len(size);
-    let left_groups = (split / GROUP as u64) as usize;
-    let (l, r) = groups.split_at(left_groups);
-    let left = subtree(l, split);
-    let right = subtree(r, size - split);
-    Some(BlobHash(*hazmat::merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()))
+    let (l, r) = values.split_at((split / piece as u64) as usize);
+    let left = subtree(l, split, piece);
+    let right = subtree(r, size - split, piece);
+    Some(*hazmat::merge_subtrees_root(&left, &right, Mode::Hash).as_bytes())
 }
 
-/// Depth is log2 of the group count, so the recursion is at most 46 deep.
-fn subtree(groups: &[GroupHash], len: u64) -> GroupHash {
-    if let [one] = groups {
+/// Depth is log2 of the number of values, so the recursion is at most 50 deep.
+fn subtree(values: &[GroupHash], len: u64, piece: usize) -> GroupHash {
+    if let [one] = values {
         return *one;
     }
     let split = hazmat::left_subtree_len(len);
-    let (l, r) = groups.split_at((split / GROUP as u64) as usize);
-    hazmat::merge_subtrees_non_root(&subtree(l, split), &subtree(r, len - split), Mode::Hash)
+    let (l, r) = values.split_at((split / piece as u64) as usize);
+    hazmat::merge_subtrees_non_root(&subtree(l, split, piece), &subtree(r, len - split, piece), Mode::Hash)
 }
 
 /// Hashes a blob that arrives in pieces; keeps one group in memory.
@@ -123,5 +151,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn parts_stand_for_the_whole() {
+        for n in [PART + 1, 2 * PART, 2 * PART + 1, 3 * PART + 5, 17 * PART - 1] {
+            let d = data(n);
+            let parts = part_hashes(&d);
+            assert_eq!(root_of_parts(&parts, n as u64), Some(BlobHash::of(&d).0), "{n}");
+            assert_eq!(root_of_parts(&parts[1..], n as u64), None);
+        }
+        assert!(part_hashes(&data(PART)).is_empty());
+        assert_eq!(root_of_parts(&[], PART as u64), None);
     }
 }

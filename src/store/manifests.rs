@@ -7,13 +7,17 @@
 use std::ffi::OsStr;
 
 use super::dir::{Dir, Temp};
+use super::peek::part_count;
 use super::{Location, PackId, Result, Store, StoreError};
+use crate::model::groups::GroupHash;
 use crate::model::{Manifest, ManifestHash};
 
 const LOC_MAGIC: &[u8; 8] = b"OUTFSLC1";
 /// Magic, manifest, number of slots.
-const LOC_HEADER: usize = 8 + 32 + 8;
-const LOC_SLOT: usize = 16;
+pub(super) const LOC_HEADER: usize = 8 + 32 + 8;
+pub(super) const LOC_SLOT: usize = 16;
+/// The hash of header and slots.
+pub(super) const LOC_CHECK: usize = 32;
 
 impl Store {
     /// Writes a manifest durably (temp, fdatasync, rename, directory sync); idempotent.
@@ -39,10 +43,11 @@ impl Store {
             path: path.clone(),
         })?;
         let corrupt = |why| StoreError::Corrupt { path: path.clone(), line: None, why };
-        if ManifestHash::of(&bytes) != *hash {
-            return Err(corrupt("its content does not have the hash in its name".into()));
+        let other = || corrupt("its content does not have the hash in its name".into());
+        match Manifest::parse_as(bytes, *hash) {
+            Ok(manifest) => manifest.ok_or_else(other),
+            Err(e) => Err(corrupt(e.to_string())),
         }
-        Manifest::parse(bytes).map_err(|e| corrupt(e.to_string()))
     }
 
     /// Unlinks a manifest and its location table, and syncs the directory; a missing one is fine.
@@ -76,12 +81,19 @@ impl Store {
     }
 
     /// Writes the location table beside a manifest: one slot per record (`None` for what is no
-    /// file). Not synced: it can be rebuilt.
-    pub fn write_locations(&self, manifest: &ManifestHash, table: &[Option<Location>]) -> Result<()> {
+    /// file), and the values of the manifest's parts. Not synced: it can be rebuilt.
+    pub fn write_locations(
+        &self,
+        manifest: &ManifestHash,
+        table: &[Option<Location>],
+        parts: &[GroupHash],
+    ) -> Result<()> {
         self.writable()?;
         let (shard, name) = self.manifest_place(manifest)?;
         let mut temp = Temp::create(&self.tmp)?;
-        temp.write(&encode_table(manifest, table))?;
+        let mut bytes = encode_table(manifest, table);
+        bytes.extend_from_slice(parts.as_flattened());
+        temp.write(&bytes)?;
         temp.publish(&shard, OsStr::new(&table_name(&name)), false)
     }
 
@@ -96,9 +108,10 @@ impl Store {
     }
 }
 
-/// The length of a location table of so many records.
-pub(crate) fn table_bytes(records: usize) -> u64 {
-    (LOC_HEADER + records * LOC_SLOT + 32) as u64
+/// The length of the location table of a manifest.
+pub(crate) fn table_bytes(manifest: &Manifest) -> u64 {
+    let parts = part_count(manifest.as_bytes().len()) * size_of::<GroupHash>();
+    (LOC_HEADER + manifest.records().len() * LOC_SLOT + LOC_CHECK + parts) as u64
 }
 
 pub(super) fn table_name(manifest: &str) -> String {
@@ -139,22 +152,35 @@ fn encode_table(manifest: &ManifestHash, table: &[Option<Location>]) -> Vec<u8> 
     out
 }
 
-fn decode_table(manifest: &ManifestHash, bytes: &[u8]) -> Option<Vec<Option<Location>>> {
-    let (body, check) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-    let (header, slots) = body.split_at_checked(LOC_HEADER)?;
-    let number = |b: &[u8]| b.try_into().ok().map(u64::from_le_bytes);
-    let sound = blake3::hash(body).as_bytes() == check
-        && &header[..8] == LOC_MAGIC
-        && &header[8..40] == manifest.as_bytes()
-        && number(&header[40..])?.checked_mul(LOC_SLOT as u64) == Some(slots.len() as u64);
-    if !sound {
-        return None;
-    }
-    let slot = |s: &[u8]| match (number(&s[..8])?, number(&s[8..])?) {
+/// The number of slots, when this is the start of that manifest's table.
+pub(super) fn names_table(header: &[u8; LOC_HEADER], manifest: &ManifestHash) -> Option<u64> {
+    let sound = &header[..8] == LOC_MAGIC && &header[8..40] == manifest.as_bytes();
+    sound.then(|| number(&header[40..])).flatten()
+}
+
+/// What a slot says; outer `None` when that is nothing.
+pub(super) fn slot_location(slot: &[u8]) -> Option<Option<Location>> {
+    let (pack, offset) = slot.split_at_checked(8)?;
+    match (number(pack)?, number(offset)?) {
         (0, 0) => Some(None),
         (0, 1) => Some(Some(Location::Loose)),
         (0, _) => None,
         (pack, offset) => Some(Some(Location::Pack { pack: PackId(pack), offset })),
-    };
-    slots.chunks_exact(LOC_SLOT).map(slot).collect()
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// The values of parts after the check are left to those who need them.
+fn decode_table(manifest: &ManifestHash, bytes: &[u8]) -> Option<Vec<Option<Location>>> {
+    let slots = names_table(bytes.first_chunk()?, manifest)?;
+    let end = slots.checked_mul(LOC_SLOT as u64)?.checked_add(LOC_HEADER as u64)?;
+    let (body, rest) = bytes.split_at_checked(usize::try_from(end).ok()?)?;
+    let check = rest.first_chunk::<LOC_CHECK>()?;
+    if blake3::hash(body).as_bytes() != check {
+        return None;
+    }
+    body[LOC_HEADER..].chunks_exact(LOC_SLOT).map(slot_location).collect()
 }

@@ -19,6 +19,7 @@ mod lock;
 mod manifests;
 mod open;
 mod packs;
+mod peek;
 mod pins;
 mod port;
 mod quarantine;
@@ -30,6 +31,7 @@ mod tests;
 pub use error::StoreError;
 pub(crate) use manifests::table_bytes;
 pub use packs::PackWriter;
+pub(crate) use peek::{Parts, parts_of};
 pub use port::{Fault, skip_syncs};
 
 use std::fs::File;

@@ -11,7 +11,7 @@ use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::{CacheError, Entry};
-use crate::model::manifest::Top;
+use crate::model::manifest::{Child, Looks, Top};
 use crate::model::{Manifest, RecordKind};
 use crate::store::PACK_LIMIT;
 
@@ -35,34 +35,16 @@ impl SealedRef {
         if manifest.get(self.record).is_some() { Ok(manifest) } else { Err(VfsError::Stale) }
     }
 
-    fn look(&self) -> Result<Look> {
+    fn look(&self) -> Result<Looks> {
         match self.record {
-            0 => Ok(Look::of_top(self.entry.top()?)),
-            _ => Ok(Look::of(&*self.manifest()?, self.record)),
+            0 => Ok(looks_of(self.entry.top()?)),
+            record => self.entry.looks(record)?.ok_or(VfsError::Stale),
         }
     }
 }
 
-/// What a record looks like, in every view and under every number.
-struct Look {
-    kind: Kind,
-    perm: u32,
-    size: u64,
-    nlink: u32,
-    mtime_ns: i64,
-}
-
-impl Look {
-    fn of_top(top: Top) -> Look {
-        Look { kind: Kind::Dir, perm: top.perm, size: 0, nlink: top.nlink, mtime_ns: top.mtime_ns }
-    }
-
-    fn of(m: &Manifest, record: u32) -> Look {
-        let rec = &m.records()[record as usize];
-        let kind = kind_of(rec.kind());
-        let size = if kind == Kind::Dir { 0 } else { rec.size() };
-        Look { kind, perm: rec.perm(), size, nlink: m.nlink(rec), mtime_ns: rec.mtime_ns() }
-    }
+fn looks_of(top: Top) -> Looks {
+    Looks { kind: RecordKind::Dir, perm: top.perm, size: 0, nlink: top.nlink, mtime_ns: top.mtime_ns }
 }
 
 pub(super) fn kind_of(kind: RecordKind) -> Kind {
@@ -79,19 +61,20 @@ fn canonical(m: &Manifest, record: u32) -> u32 {
 }
 
 impl View {
-    fn attr_of(&self, r: &SealedRef, look: &Look) -> Attr {
+    fn attr_of(&self, r: &SealedRef, look: &Looks) -> Attr {
         // A view that lets clients store over an entry must not have the kernel refuse the owner.
         let writable = self.options.overwrite == Overwrite::Replace && !self.options.read_only;
         let mask = if writable { 0o022 } else { 0o222 };
         // Whoever moves a directory to the trash must be allowed to write it: the kernel asks that first.
         let movable = if r.record == 0 && !self.options.read_only { 0o200 } else { 0 };
         let mtime = Time::from_ns(look.mtime_ns);
+        let kind = kind_of(look.kind);
         Attr {
             ino: r.ino,
-            kind: look.kind,
-            perm: if look.kind == Kind::Symlink { 0o777 } else { look.perm & !mask | movable },
+            kind,
+            perm: if kind == Kind::Symlink { 0o777 } else { look.perm & !mask | movable },
             size: look.size,
-            blocks: if look.kind == Kind::File { look.size.div_ceil(512) } else { 0 },
+            blocks: if kind == Kind::File { look.size.div_ceil(512) } else { 0 },
             nlink: look.nlink,
             uid: self.owner.0,
             gid: self.owner.1,
@@ -102,7 +85,7 @@ impl View {
         }
     }
 
-    fn found_as(&self, r: &SealedRef, look: &Look) -> Found {
+    fn found_as(&self, r: &SealedRef, look: &Looks) -> Found {
         let generation = r.slot.as_ref().map_or(0, |s| s.generation);
         Found { attr: self.attr_of(r, look), name_ttl: FOREVER, attr_ttl: FOREVER, generation }
     }
@@ -114,7 +97,7 @@ impl View {
     /// Counts a look-up of an entry's top directory.
     pub(super) fn enter_entry(&self, entry: &Entry) -> Result<Found> {
         // First what can fail: what was counted must be answered.
-        let look = Look::of_top(entry.top()?);
+        let look = looks_of(entry.top()?);
         Ok(self.found_as(&self.enter(entry, 0)?, &look))
     }
 
@@ -124,7 +107,7 @@ impl View {
             return self.enter_entry(entry);
         }
         let unknown = Top { perm: 0o555, nlink: 2, mtime_ns: entry.row().sealed_at_ns };
-        let found = self.found_as(&self.enter(entry, 0)?, &Look::of_top(unknown));
+        let found = self.found_as(&self.enter(entry, 0)?, &looks_of(unknown));
         Ok(Found { attr_ttl: Duration::ZERO, ..found })
     }
 
@@ -149,13 +132,11 @@ impl View {
     }
 
     pub(super) fn sealed_lookup(&self, dir: &SealedRef, name: &OsStr) -> Result<Found> {
-        let m = dir.manifest()?;
-        if m.records()[dir.record as usize].kind() != RecordKind::Dir {
-            return Err(VfsError::NotDir);
+        match dir.entry.child(dir.record, name.as_bytes())?.ok_or(VfsError::Stale)? {
+            Child::Is(record, looks) => Ok(self.found_as(&self.enter_child(dir, record)?, &looks)),
+            Child::Absent => Err(VfsError::NotFound),
+            Child::NotDir => Err(VfsError::NotDir),
         }
-        let child = m.lookup(dir.record, name.as_bytes()).ok_or(VfsError::NotFound)?;
-        let child = canonical(&m, child);
-        Ok(self.found_as(&self.enter_child(dir, child)?, &Look::of(&m, child)))
     }
 
     /// The number of a directory's record for listing, without counting a look-up; 0 when it has none.

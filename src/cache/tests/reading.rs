@@ -1,6 +1,8 @@
 //! Opening and reading entries, whole and damaged.
 
 use super::*;
+use crate::model::ManifestHash;
+use crate::model::manifest::Child;
 
 #[test]
 fn opening_an_entry_reads_no_content() {
@@ -42,7 +44,7 @@ fn lost_location_tables_are_made_anew() {
     let name = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry().manifest_hash();
     let store = f.cache.store();
     let table = store.read_locations(&name).unwrap().unwrap();
-    store.write_locations(&name, &[]).unwrap();
+    store.write_locations(&name, &[], &[]).unwrap();
     let f = f.reopen();
     let entry = f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().unwrap();
     assert_eq!(entry.read_all(entry.file(b"outputs/zz").unwrap(), 10).unwrap(), b"mine");
@@ -153,4 +155,68 @@ fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
     assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
     assert!(matches!(f.put("abcd", &tree).unwrap(), Sealed::New(_)));
     assert!(matches!(f.cache.lookup(&key("abcd")).unwrap(), Lookup::Hit { .. }));
+}
+
+/// An entry of many files, and the record of the last; what is in the file called `n` is `n`.
+fn many_files(f: &Fixture) -> (ManifestHash, u64) {
+    let tree = f.beside("many");
+    std::fs::create_dir(&tree).unwrap();
+    (0..4000).for_each(|n| std::fs::write(tree.join(format!("{n:04}")), format!("{n}")).unwrap());
+    let entry = f.put("many", &tree).unwrap().into_entry();
+    (entry.manifest_hash(), entry.file(b"outputs/3999").unwrap().into())
+}
+
+fn read_one(entry: &Entry, name: &str) -> Result<Vec<u8>> {
+    let Some(Child::Is(outputs, _)) = entry.child(0, b"outputs")? else { panic!("outputs") };
+    let Some(Child::Is(record, looks)) = entry.child(outputs, name.as_bytes())? else { panic!("{name}") };
+    assert_eq!(entry.looks(record)?, Some(looks));
+    let mut content = vec![0; 10];
+    let n = entry.read(record, 0, &mut content)?;
+    content.truncate(n);
+    Ok(content)
+}
+
+#[test]
+fn one_file_of_a_large_entry_is_read_without_the_whole_manifest() {
+    let f = Fixture::new();
+    let (name, _) = many_files(&f);
+    let f = f.reopen();
+    let entry = f.cache.entry(&key("many"), LeaseKind::Hold).unwrap().unwrap();
+    let in_memory = || f.cache.inner.loaded.get(&name).is_some();
+    assert_eq!(read_one(&entry, "3999").unwrap(), b"3999");
+    assert_eq!(entry.child(0, b"none").unwrap(), Some(Child::Absent));
+    assert!(!in_memory());
+    for n in 0..4000 {
+        assert_eq!(read_one(&entry, &format!("{n:04}")).unwrap(), format!("{n}").as_bytes());
+    }
+    assert!(in_memory(), "whoever reads many files reads the manifest once");
+}
+
+#[test]
+fn a_damaged_part_of_a_manifest_is_an_error_and_an_event() {
+    let f = Fixture::new();
+    let (name, last) = many_files(&f);
+    // The modification time of `3000`: the name would be found.
+    let path = f.cache.store().root().join(format!("manifests/{}/{name}", name.shard()));
+    damage(&path, 176 + (last - 999) * 64 + 40);
+    let f = f.reopen();
+    let entry = f.cache.entry(&key("many"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(read_one(&entry, "0000").unwrap(), b"0", "other parts are sound");
+    assert!(read_one(&entry, "3000").is_err());
+    assert!(events(&f.cache).iter().any(|e| matches!(e, EventKind::Damaged { .. })));
+    assert!(!path.exists(), "it is in quarantine");
+    assert!(entry.looks(1).is_err(), "from now on nothing is read from it");
+}
+
+#[test]
+fn a_wrong_slot_of_a_large_table_is_put_right() {
+    let f = Fixture::new();
+    let (name, last) = many_files(&f);
+    let table = f.cache.store().root().join(format!("manifests/{}/{name}.loc", name.shard()));
+    damage(&table, 48 + last * 16 + 8);
+    let f = f.reopen();
+    let entry = f.cache.entry(&key("many"), LeaseKind::Hold).unwrap().unwrap();
+    for n in ["3998", "3999", "3997"] {
+        assert_eq!(read_one(&entry, n).unwrap(), n.as_bytes());
+    }
 }

@@ -1,7 +1,7 @@
 //! Manifests: the immutable, sorted table of an entry's tree.
 //!
 //! `layout` is the byte format, [`TreeBuilder`] makes manifests, [`Manifest`] reads them in
-//! place. Invariant: a [`Manifest`] that exists was validated completely, so its accessors
+//! place, [`Peek`] reads single records of one that is not in memory. Invariant: a [`Manifest`] that exists was validated completely, so its accessors
 //! cannot fail or panic, whatever bytes it was made of. Records stand in breadth-first order,
 //! the children of a directory side by side and sorted by name (byte order), so that a
 //! look-up is a binary search and a file's content hash one array index away.
@@ -9,12 +9,14 @@
 
 mod builder;
 mod layout;
+mod peek;
 mod read;
 #[cfg(test)]
 mod tests;
 
 pub use builder::{Attrs, Content, NodeId, TreeBuilder, TreeError};
 pub use layout::Record;
+pub use peek::{Child, Looks, Peek, Verified};
 pub use read::{FormatError, Manifest, RecordKind};
 
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@ use zerocopy::FromBytes;
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
-use super::{Origin, Seal, Top};
+use super::{Child, Looks, Origin, Seal, Top};
 use crate::model::groups::{GroupHash, group_count, root_of_groups};
 use crate::model::hash::{BlobHash, ManifestHash};
 use crate::model::key::EntryKey;
@@ -77,6 +77,15 @@ impl Manifest {
     pub fn parse(bytes: impl Into<Box<[u8]>>) -> Result<Self, FormatError> {
         let bytes = bytes.into();
         let hash = ManifestHash::of(&bytes);
+        Self::named(bytes, hash)
+    }
+
+    /// As `parse`, of bytes that should have this name; `None` when they have another.
+    pub fn parse_as(bytes: Vec<u8>, hash: ManifestHash) -> Result<Option<Self>, FormatError> {
+        if ManifestHash::of(&bytes) != hash { Ok(None) } else { Self::named(bytes.into(), hash).map(Some) }
+    }
+
+    fn named(bytes: Box<[u8]>, hash: ManifestHash) -> Result<Self, FormatError> {
         let (header, _) = Header::ref_from_prefix(&bytes)
             .map_err(|_| FormatError::Length { found: bytes.len() as u64, expected: HEADER as u64 })?;
         if header.magic != MAGIC {
@@ -357,6 +366,21 @@ impl Manifest {
         let children = &self.records()[range.start as usize..range.end as usize];
         let at = children.binary_search_by(|r| self.name_of(r).cmp(name)).ok()?;
         Some(range.start + at as u32)
+    }
+
+    /// What a record looks like, if there is such an index.
+    pub fn looks(&self, index: u32) -> Option<Looks> {
+        self.get(index).map(|r| Looks::new(r, self.nlink(r)))
+    }
+
+    /// The child of `dir` called `name`, and what it looks like; `None` when there is no record `dir`.
+    pub fn child(&self, dir: u32, name: &[u8]) -> Option<Child> {
+        if !is_dir(self.get(dir)?) {
+            return Some(Child::NotDir);
+        }
+        let Some(found) = self.lookup(dir, name) else { return Some(Child::Absent) };
+        let canonical = self.get(found)?.canonical();
+        Some(Child::Is(canonical, self.looks(canonical)?))
     }
 
     /// The record at a `/`-separated path below the top; empty components are skipped, `.`

@@ -155,3 +155,52 @@ proptest! {
         prop_assert_eq!(m.lookup(0, b"zzzz"), None);
     }
 }
+
+/// Bytes of a manifest that have been verified.
+struct Sound(Vec<u8>);
+
+impl Verified for Sound {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn fill(&self, at: u64, to: &mut [u8]) -> Option<()> {
+        to.copy_from_slice(self.0.get(at as usize..)?.get(..to.len())?);
+        Some(())
+    }
+}
+
+#[test]
+fn a_peek_says_what_the_manifest_says() {
+    let m = Manifest::parse(sample()).unwrap();
+    let peek = Peek::new(Sound(sample())).unwrap();
+    assert_eq!(peek.records() as usize, m.records().len());
+    for dir in 0..peek.records() + 1 {
+        assert_eq!(peek.looks(dir), m.looks(dir));
+        let names = (1..peek.records()).map(|r| m.name(r));
+        for name in names.chain([&b"none"[..], b"", b"\xff"]) {
+            assert_eq!(peek.child(dir, name), m.child(dir, name), "{dir} {name:?}");
+        }
+    }
+    let (out, y) = (m.find(b"outputs").unwrap(), m.find(b"outputs/y\xff\n").unwrap());
+    assert!(matches!(peek.child(out, b"z"), Some(Child::Is(r, looks)) if r == y && looks.nlink == 2));
+    assert_eq!((peek.child(y, b"z"), peek.child(out, b"q")), (Some(Child::NotDir), Some(Child::Absent)));
+}
+
+#[test]
+fn a_peek_into_anything_ends_without_panic() {
+    let (bytes, m) = (sample(), Manifest::parse(sample()).unwrap());
+    for i in 0..bytes.len() {
+        for flip in [1 << (i % 8), 0xff] {
+            let mut b = bytes.clone();
+            b[i] ^= flip;
+            let Some(peek) = Peek::new(Sound(b)) else { continue };
+            for record in 0..m.records().len() as u32 {
+                let _ = (peek.looks(record), peek.child(record, b"z"), peek.child(0, m.name(record)));
+            }
+        }
+    }
+    for n in 0..bytes.len() {
+        assert!(Peek::new(Sound(bytes[..n].to_vec())).is_none(), "{n}");
+    }
+}

@@ -43,7 +43,7 @@ fn a_location_table_is_laid_out_as_the_page_says() {
     let (_dir, s) = store();
     let manifest = ManifestHash::of(b"any");
     let place = Location::Pack { pack: PackId(3), offset: 64 };
-    s.write_locations(&manifest, &[None, Some(Location::Loose), Some(place)]).unwrap();
+    s.write_locations(&manifest, &[None, Some(Location::Loose), Some(place)], &[]).unwrap();
     let mut expected = b"OUTFSLC1".to_vec();
     expected.extend(manifest.as_bytes());
     for number in [3u64, 0, 0, 0, 1, 3, 64] {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::{as_ordinary_user, is_root, key, store};
 use crate::model::groups::{GROUP, GroupHasher};
-use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
-use crate::model::{BlobHash, EventKind};
+use crate::model::manifest::{Attrs, Child, Content, Origin, Seal, TreeBuilder};
+use crate::model::{BlobHash, EventKind, Manifest};
 use crate::store::*;
 
 fn data(n: usize, seed: u8) -> Vec<u8> {
@@ -78,13 +78,76 @@ fn manifests_round_trip_and_damage_is_noticed() {
     assert!(s.manifests().unwrap().is_empty());
 }
 
+/// A manifest of many files and its location table.
+fn large_manifest() -> (Manifest, Vec<Option<Location>>) {
+    let mut tree = TreeBuilder::new(Attrs { mode: 0o755, ..Attrs::default() });
+    for i in 0..5000 {
+        let name = format!("{i:05}");
+        let file = tree.file(tree.top(), name.as_bytes(), Attrs::default(), None).unwrap();
+        let content = Content { hash: BlobHash::of(name.as_bytes()), size: 5, groups: Vec::new() };
+        tree.set_content(file, content);
+    }
+    let (replaces, origin) = (None, Origin::default());
+    let seal = Seal { key: key("abcd1234"), sealed_at_ns: 1, inferred: false, replaces, origin };
+    let manifest = Manifest::parse(tree.finish(&seal).unwrap()).unwrap();
+    let place = |i: u64| Location::Pack { pack: PackId(7), offset: 99 + i };
+    let table = std::iter::once(None).chain((1..=5000).map(|i| Some(place(i)))).collect();
+    (manifest, table)
+}
+
+#[test]
+fn a_large_manifest_is_read_in_verified_parts() {
+    let (_dir, s) = store();
+    let (manifest, table) = large_manifest();
+    let hash = s.write_manifest(manifest.as_bytes()).unwrap();
+    s.write_locations(&hash, &table, &[]).unwrap();
+    assert!(s.peek_manifest(&hash).is_none(), "without the values of its parts");
+    s.write_locations(&hash, &table, &parts_of(&manifest)).unwrap();
+    assert_eq!(s.read_locations(&hash).unwrap().unwrap(), table);
+    let peek = s.peek_manifest(&hash).unwrap();
+    for record in [1, 2, 2500, 5000] {
+        let name = manifest.name(record);
+        assert_eq!(peek.child(0, name), manifest.child(0, name));
+        assert_eq!(peek.bytes().location(record), table[record as usize]);
+    }
+    assert_eq!((peek.child(0, b"x"), peek.record(5001).is_none()), (Some(Child::Absent), true));
+    // One that is asked for too much is better read whole.
+    let asked = (1..=5000).filter(|r| peek.child(0, manifest.name(*r)).is_some()).count();
+    assert!((10..1000).contains(&asked), "{asked}");
+
+    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    let damage = |path: &Path, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    // A part that differs says nothing, not even where it is sound; the others do.
+    damage(&path, 176 + 3500 * 64);
+    let peek = s.peek_manifest(&hash).unwrap();
+    assert_eq!(peek.looks(1), manifest.looks(1));
+    assert!(peek.looks(3500).is_none() && peek.looks(3499).is_none());
+    assert!(matches!(s.read_manifest(&hash), Err(StoreError::Corrupt { .. })));
+    // The list of parts is checked against the name.
+    let table = path.with_extension("loc");
+    let end = std::fs::metadata(&table).unwrap().len() as usize;
+    for at in [0, 8, 40, end - 1] {
+        damage(&table, at);
+        assert!(s.peek_manifest(&hash).is_none(), "byte {at} of the table");
+        damage(&table, at);
+        assert!(s.peek_manifest(&hash).is_some());
+    }
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(300_000).unwrap();
+    assert!(s.peek_manifest(&hash).is_none());
+}
+
 #[test]
 fn a_location_table_is_given_back_or_is_absent() {
     let (_dir, s) = store();
     let hash = s.write_manifest(&manifest_bytes(b"a")).unwrap();
     assert_eq!(s.read_locations(&hash).unwrap(), None);
     let table = [None, Some(Location::Loose), Some(Location::Pack { pack: PackId(7), offset: 99 })];
-    s.write_locations(&hash, &table).unwrap();
+    s.write_locations(&hash, &table, &[]).unwrap();
     assert_eq!(s.read_locations(&hash).unwrap().unwrap(), table);
     assert_eq!(s.manifests().unwrap(), [hash]);
     let path = s.root().join("manifests").join(hash.shard()).join(format!("{hash}.loc"));
@@ -98,7 +161,7 @@ fn a_location_table_is_given_back_or_is_absent() {
         std::fs::write(&path, &good[..at]).unwrap();
         assert_eq!(s.read_locations(&hash).unwrap(), None, "cut at {at}");
     }
-    s.write_locations(&hash, &table).unwrap();
+    s.write_locations(&hash, &table, &[]).unwrap();
     s.remove_manifest(&hash).unwrap();
     assert!(files_below(&s.root().join("manifests")).is_empty());
 }
