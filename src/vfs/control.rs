@@ -107,11 +107,13 @@ impl View {
                 }
             }
             ino::WORK => {
-                let top = self.publishing.top_as(caller.pid, name.as_bytes());
-                if let Some(top) = top.filter(|top| self.nodes.add(top.attr.ino)) {
+                let Some(draft) = self.cache.work_draft(name.as_bytes()) else {
+                    let published = self.publishing.top_as(caller.pid, name.as_bytes());
+                    let (top, node) = published.ok_or(VfsError::NotFound)?;
+                    // The entry may have been evicted already, and the kernel have forgotten it.
+                    self.nodes.look_up_again(&node);
                     return Ok(top);
-                }
-                let draft = self.cache.work_draft(name.as_bytes()).ok_or(VfsError::NotFound)?;
+                };
                 // A gesture takes the name away at any time.
                 Ok(Found { name_ttl: Duration::ZERO, ..self.enter_top(&draft)? })
             }

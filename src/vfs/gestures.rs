@@ -44,6 +44,7 @@ struct Publication {
     /// The draft's top directory as the kernel knows it. Whoever moves a directory must be allowed
     /// to write it, which nobody but root may in a sealed entry.
     top: Found,
+    node: Arc<DraftNode>,
     /// How sealing ended, once it has.
     done: Option<Result<Entry>>,
 }
@@ -94,12 +95,14 @@ impl Publishing {
     }
 
     /// What a renaming thread still finds under its draft's old name.
-    pub fn top_as(&self, thread: u32, name: &[u8]) -> Option<Found> {
+    pub fn top_as(&self, thread: u32, name: &[u8]) -> Option<(Found, Arc<DraftNode>)> {
         if self.none() {
             return None;
         }
         self.with(|all| match all.get(&thread) {
-            Some(Publication { name: n, top, done: Some(Ok(_)), .. }) if n == name => Some(*top),
+            Some(Publication { name: n, top, node, done: Some(Ok(_)), .. }) if n == name => {
+                Some((*top, node.clone()))
+            }
             _ => None,
         })
     }
@@ -218,8 +221,9 @@ impl View {
         // It is the draft's for this one rename only.
         let top = Found { attr_ttl: Duration::ZERO, ..draft_found(&node, &st) };
         let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());
-        self.publishing
-            .with(|all| all.insert(caller.pid, Publication { draft, key, name, since, top, done: None }));
+        self.publishing.with(|all| {
+            all.insert(caller.pid, Publication { draft, key, name, since, top, node, done: None })
+        });
         Err(VfsError::Stale)
     }
 
@@ -227,6 +231,10 @@ impl View {
     fn finish_publication(&self, caller: Caller, name: &OsStr, new: &OsStr) -> Option<Result<()>> {
         let found = self.publishing.with(|all| all.remove(&caller.pid))?;
         if found.name != name.as_bytes() || new != found.key.as_str() {
+            return None;
+        }
+        // Nor when something else has the name by now: the second one of the other never came.
+        if self.cache.work_draft(&found.name).is_some_and(|now| !Arc::ptr_eq(&now, &found.draft)) {
             return None;
         }
         let done = match found.done {
@@ -361,4 +369,77 @@ fn reads_metadata(draft: &Draft) -> bool {
     plain
         && std::io::Read::read_to_end(&mut std::fs::File::from(fd), &mut bytes).is_ok()
         && Metadata::parse(&bytes).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::vfs::ViewOptions;
+
+    const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+    struct Fixture {
+        view: Arc<View>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+            let view = View::new(cache, ViewOptions::default()).unwrap();
+            Fixture { view, _dir: dir }
+        }
+
+        /// A draft with a directory in it; the number of its top.
+        fn draft(&self, inside: &str) -> Ino {
+            let top = self.view.mkdir(CALLER, ino::WORK, OsStr::new("w"), 0o755).unwrap().attr.ino;
+            self.view.mkdir(CALLER, top, OsStr::new(inside), 0o755).unwrap();
+            top
+        }
+
+        fn rename(&self) -> Result<()> {
+            self.view.rename(CALLER, ino::WORK, OsStr::new("w"), ino::ROOT, OsStr::new("abcd"), 0)
+        }
+
+        /// What the kernel does up to the second RENAME: the draft is sealed then.
+        fn first_rename(&self) {
+            assert!(matches!(self.rename(), Err(VfsError::Stale)));
+            self.view.lookup(CALLER, ino::CONTROL, OsStr::new("work")).unwrap();
+        }
+
+        fn evict(&self) {
+            assert!(self.view.cache.evict(&"abcd".parse().unwrap(), "test").unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_evicted_while_it_is_published_was_published() {
+        let f = Fixture::new();
+        let top = f.draft("one");
+        f.first_rename();
+        f.evict();
+        f.view.forget(top, 1);
+        let found = f.view.lookup(CALLER, ino::WORK, OsStr::new("w")).unwrap();
+        assert_eq!(found.attr.ino, top);
+        f.rename().unwrap();
+        assert!(matches!(f.view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")), Err(VfsError::NotFound)));
+        f.view.forget(top, 1);
+        assert!(matches!(f.view.getattr(top), Err(VfsError::Stale)));
+    }
+
+    #[test]
+    fn a_rename_that_never_came_back_says_nothing_of_the_next() {
+        let f = Fixture::new();
+        f.draft("one");
+        f.first_rename();
+        f.evict();
+        let top = f.draft("two");
+        assert_eq!(f.view.lookup(CALLER, ino::WORK, OsStr::new("w")).unwrap().attr.ino, top);
+        f.first_rename();
+        f.rename().unwrap();
+        let entry = f.view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")).unwrap().attr.ino;
+        assert!(f.view.lookup(CALLER, entry, OsStr::new("two")).is_ok(), "this one was sealed");
+    }
 }

@@ -340,15 +340,11 @@ impl Nodes {
         t.keys.iter().filter_map(blob).collect()
     }
 
-    /// Counts one more look-up of a known number.
-    pub fn add(&self, ino: Ino) -> bool {
-        match self.table.write().held.get_mut(&ino) {
-            Some(h) => {
-                h.lookups += 1;
-                true
-            }
-            None => false,
-        }
+    /// Counts one more look-up of a draft's node; one that was forgotten gets its number back.
+    pub fn look_up_again(&self, node: &Arc<DraftNode>) {
+        let mut t = self.table.write();
+        let held = t.held.entry(node.ino);
+        held.or_insert_with(|| Held { node: Node::Draft(node.clone()), lookups: 0 }).lookups += 1;
     }
 
     /// Takes back `n` look-ups; the node goes with the last.
@@ -431,8 +427,8 @@ impl Nodes {
                     t.drop_backing(node);
                     node.settle(record.map(|r| (entry.clone(), r)));
                     if let Some(record) = record.filter(|_| t.held.contains_key(&node.ino)) {
-                        t.converted.insert((entry.row().id, record), node.ino);
-                        self.converted.fetch_add(1, Ordering::Relaxed);
+                        let known = t.converted.insert((entry.row().id, record), node.ino);
+                        self.converted.fetch_add(usize::from(known.is_none()), Ordering::Relaxed);
                     }
                 }
             }
