@@ -37,7 +37,7 @@ pub enum Passthrough {
 pub struct MountOptions {
     /// See [`Passthrough`].
     pub passthrough: Passthrough,
-    /// Other users may enter (the kernel checks permissions in any case).
+    /// Other users may enter; then the kernel checks permissions.
     pub allow_other: bool,
     /// Threads that answer requests, at least 2.
     pub threads: usize,
