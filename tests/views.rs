@@ -155,6 +155,9 @@ fn xattrs() {
     assert_eq!(xattr_text(&f, "user.outfs.blake3"), Some(blake3::hash(b"content").to_hex().to_string()));
     assert_eq!(xattr_text(&f, "user.outfs.residency").as_deref(), Some("local"));
     assert_eq!(xattr::get(&f, "security.capability").expect("no error but ENODATA"), None);
+    assert_eq!(xattr::get(&f, "security.ima").expect("no error but ENODATA"), None);
+    let labels = xattr::get(&f, "security.selinux").expect_err("there are no labels");
+    assert_eq!(labels.raw_os_error(), Some(nix::libc::EOPNOTSUPP));
     assert_eq!(xattr::get(&f, "system.posix_acl_access").ok().flatten(), None);
     assert_eq!(xattr::get(&f, "user.other").expect("no error but ENODATA"), None);
     let text = sh("getfattr", &[&"-n", &"user.outfs.key", &"--absolute-names", &m.path("key1")]);

@@ -155,7 +155,9 @@ impl fuser::Filesystem for Adapter {
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            // There are no ACLs; with this the kernel remembers that of each file, and `ls -l` need not ask.
+            | InitFlags::FUSE_POSIX_ACL;
         let _ = config.add_capabilities(useful & config.capabilities());
         let _ = config.set_max_write(1 << 20);
         let _ = config.set_max_background(64);

@@ -1,6 +1,6 @@
 //! Mounting and unmounting.
 //!
-//! Mounts are private, nosuid and nodev; where others than root come in, the kernel checks permissions. As root the mount is
+//! Mounts are private, nosuid and nodev, and the kernel checks permissions. As root the mount is
 //! made directly, otherwise by fusermount3.
 
 use std::path::{Path, PathBuf};
@@ -206,16 +206,12 @@ fn config(view: &View, options: &MountOptions) -> Config {
     config.mount_options = vec![
         MountOption::FSName(source(view.store())),
         MountOption::Subtype("outfs".into()),
+        MountOption::DefaultPermissions,
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoAtime,
         if view.read_only() { MountOption::RO } else { MountOption::RW },
     ];
-    // Where only root comes in there is nothing to check, and a check needs attributes that every change in
-    // a directory makes the kernel ask for again. Where nothing changes it has them.
-    if options.allow_other || view.read_only() || !nix::unistd::geteuid().is_root() {
-        config.mount_options.push(MountOption::DefaultPermissions);
-    }
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(2));
     // Each thread its own queue, where we may open the device ourselves.

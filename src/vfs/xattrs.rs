@@ -20,6 +20,8 @@ const KEY: &[u8] = b"user.outfs.key";
 const STATE: &[u8] = b"user.outfs.state";
 const BLAKE3: &[u8] = b"user.outfs.blake3";
 const RESIDENCY: &[u8] = b"user.outfs.residency";
+/// There are no labels at all. Told so, `ls -l` asks once; of a file that merely has none it asks for each.
+const SELINUX: &[u8] = b"security.selinux";
 /// Names that belong to outfs.
 const OWN: &[u8] = b"user.outfs.";
 
@@ -27,6 +29,9 @@ impl View {
     /// The value of an extended attribute.
     pub fn get_xattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         let name_bytes = name.as_bytes();
+        if name_bytes == SELINUX {
+            return Err(VfsError::Unsupported);
+        }
         if !name_bytes.starts_with(b"user.") {
             return Err(VfsError::NoAttribute);
         }
