@@ -505,10 +505,9 @@ impl fuser::Filesystem for Adapter {
         self.change(&[ino], reply, move |view| view.remove_xattr(ino.0, &name), reply_empty);
     }
 
-    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        // Only from mounts that root alone can enter: elsewhere the kernel answers (default_permissions).
-        let execute = mask.contains(AccessFlags::X_OK);
-        reply_empty(reply, run(|| self.view.access(ino.0, execute)));
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions (default_permissions).
+        reply.error(Errno::ENOSYS);
     }
 
     fn fallocate(

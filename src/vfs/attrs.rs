@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::draft::draft_found;
@@ -63,20 +62,6 @@ impl View {
                 fstat(&*fd)?
             }),
         })
-    }
-
-    /// What access(2) and chdir(2) ask of a mount where only root comes in and the kernel checks nothing: root may
-    /// do all but execute what nobody may execute.
-    pub fn access(&self, ino: Ino, execute: bool) -> Result<()> {
-        if !execute {
-            return Ok(());
-        }
-        let attr = self.getattr(ino)?.attr;
-        match attr.kind {
-            Kind::Dir => Ok(()),
-            _ if attr.perm & 0o111 != 0 => Ok(()),
-            _ => Err(Errno::EACCES.into()),
-        }
     }
 
     /// Changes attributes. Taking the write bits of a draft's top directory may seal it: see
