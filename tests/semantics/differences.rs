@@ -122,32 +122,3 @@ fn d11_the_top_of_an_entry() {
     assert_eq!((mode(m.mnt()), mode(&ro)), (0o755, 0o555));
     assert_errno!(fs::write(m.path("key1/new"), "x"), EROFS);
 }
-
-/// D12 Where root alone comes in … no permissions are checked but whether a file may be executed: a root process
-/// that has given up its capabilities may do what one with them may. (And nobody else may do anything.)
-#[test]
-fn d12_root_alone_comes_in() {
-    use nix::fcntl::{OFlag, openat};
-    need_root();
-    let m = Mount::new();
-    let d = m.work("w");
-    mkdir(&d);
-    write(d.join("theirs"), "x");
-    std::os::unix::fs::chown(d.join("theirs"), Some(1000), Some(1000)).expect("chown");
-    chmod(d.join("theirs"), 0o600).expect("chmod");
-    let without = |program: &[&dyn AsRef<std::ffi::OsStr>]| {
-        let given_up: [&dyn AsRef<std::ffi::OsStr>; 2] = [&"--bounding-set=-all", &"--inh-caps=-all"];
-        sh_out("setpriv", &[&given_up, program, &[&d.join("theirs")]].concat()).status.success()
-    };
-    assert!(without(&[&"cat"]) && !without(&[&"test", &"-x"]));
-    // Another user's process cannot even come by a descriptor; one that has put on that user's file-system id can.
-    let dir = File::open(&d).expect("open");
-    let as_user = std::thread::spawn(move || {
-        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(1000));
-        let own = openat(&dir, "theirs", OFlag::O_RDONLY, nix::sys::stat::Mode::empty());
-        (own.err(), nix::sys::stat::mkdirat(&dir, "new", nix::sys::stat::Mode::S_IRWXU))
-    });
-    let refused = nix::errno::Errno::EACCES;
-    assert_eq!(as_user.join().expect("no panic"), (Some(refused), Err(refused)));
-    assert!(!d.join("new").exists());
-}
