@@ -442,8 +442,6 @@ impl Model {
         };
         let nlink = match kind {
             'd' => 0,
-            // A manifest keeps names of one symlink as symlinks of their own.
-            'l' if sealed => 1,
             _ => self.links(self.tops[&top].root, ino),
         };
         Stat { kind, mode, size, nlink, mtime: if kind == 'f' { node.mtime } else { None } }
