@@ -4,6 +4,7 @@
 //! this way (`None`) the manifest must say, which also is who reports damage. What is kept for
 //! this is bounded. Must not know: what is asked for an entry's sake.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,13 +12,14 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{Entry, Result};
-use crate::model::groups::GROUP;
 use crate::model::manifest::{Child, Looks, Peek};
-use crate::model::{Manifest, ManifestHash, RecordKind};
-use crate::store::Parts;
+use crate::model::{Manifest, ManifestHash};
+use crate::store::{Location, Parts};
 
 /// Entries with fewer files are not worth it.
 const FROM_FILES: u64 = 2000;
+/// Lists of groups of larger contents are better kept than read for every piece.
+const MOST_CONTENT: u64 = 16 << 20;
 /// Manifests looked at this way at a time.
 const MOST: usize = 16;
 
@@ -84,14 +86,22 @@ impl Entry {
         }
     }
 
-    /// As `read`, of an entry that is not in memory: a small file that lies where it lay.
+    /// As `read`, of an entry that is not in memory: a file that lies where it lay.
     pub(super) fn read_peeking(&self, record: u32, offset: u64, buf: &mut [u8]) -> Option<usize> {
         let peek = self.peek()?;
-        let r = peek.record(record).filter(|r| r.kind() == RecordKind::File && r.size() <= GROUP as u64)?;
-        let at = peek.bytes().location(record)?;
+        let r = peek.record(record).filter(|r| r.size() <= MOST_CONTENT)?;
+        let (groups, at) = (peek.groups(record)?, peek.bytes().location(record)?);
         let inner = &self.cache().inner;
-        let n = inner.store.read_verified(&r.hash()?, r.size(), &[], at, offset, buf).ok()?;
+        let n = inner.store.read_verified(&r.hash()?, r.size(), &groups, at, offset, buf).ok()?;
         inner.blob_bytes_read.fetch_add(n as u64, Ordering::Relaxed);
         Some(n)
+    }
+
+    /// As `backing`, of an entry that is not in memory: the file of a large blob that lies where it lay.
+    pub(super) fn backing_peeking(&self, record: u32) -> Option<File> {
+        let peek = self.peek()?;
+        let hash = peek.record(record)?.hash()?;
+        let loose = peek.bytes().location(record)? == Location::Loose;
+        loose.then(|| self.cache().inner.store.blob_file(&hash).ok()).flatten()
     }
 }

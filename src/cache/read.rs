@@ -149,7 +149,13 @@ impl Entry {
 
     /// The loose file behind a large record, for passthrough and reflinks; `None` when packed.
     pub fn backing(&self, record: u32) -> Result<Option<File>> {
-        let loaded = self.loaded()?;
+        let loaded = match self.0.loaded.get() {
+            Some(loaded) => loaded,
+            None => match self.backing_peeking(record) {
+                Some(file) => return Ok(Some(file)),
+                None => self.loaded()?,
+            },
+        };
         let (hash, _) = self.blob(&loaded.manifest, record)?;
         let store = &self.cache().inner.store;
         self.at_location(&loaded, record, &hash, |at| match at {

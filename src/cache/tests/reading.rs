@@ -162,6 +162,7 @@ fn many_files(f: &Fixture) -> (ManifestHash, u64) {
     let tree = f.beside("many");
     std::fs::create_dir(&tree).unwrap();
     (0..4000).for_each(|n| std::fs::write(tree.join(format!("{n:04}")), format!("{n}")).unwrap());
+    std::fs::write(tree.join("00 large"), bytes(600_000, 1)).unwrap();
     let entry = f.put("many", &tree).unwrap().into_entry();
     (entry.manifest_hash(), entry.file(b"outputs/3999").unwrap().into())
 }
@@ -185,6 +186,12 @@ fn one_file_of_a_large_entry_is_read_without_the_whole_manifest() {
     let in_memory = || f.cache.inner.loaded.get(&name).is_some();
     assert_eq!(read_one(&entry, "3999").unwrap(), b"3999");
     assert_eq!(entry.child(0, b"none").unwrap(), Some(Child::Absent));
+    let Some(Child::Is(outputs, _)) = entry.child(0, b"outputs").unwrap() else { panic!("outputs") };
+    let Some(Child::Is(large, _)) = entry.child(outputs, b"00 large").unwrap() else { panic!("00 large") };
+    let mut piece = [0; 100];
+    assert_eq!(entry.read(large, 300_000, &mut piece).unwrap(), 100);
+    assert_eq!(piece[..], bytes(600_000, 1)[300_000..300_100]);
+    assert!(entry.backing(large).unwrap().is_some());
     assert!(!in_memory());
     for n in 0..4000 {
         assert_eq!(read_one(&entry, &format!("{n:04}")).unwrap(), format!("{n}").as_bytes());

@@ -5,10 +5,13 @@
 //! this way, read the manifest". So there is nothing here that can be wrong about damage.
 //! Must not know: where the bytes lie.
 
+use std::cmp::Ordering;
+
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::layout::{DirBody, Extra, Header, MAGIC, Record, VERSION};
+use super::layout::{DirBody, Extra, GroupRow, Header, MAGIC, Record, VERSION};
 use super::read::RecordKind;
+use crate::model::groups::{GroupHash, group_count};
 
 /// Bytes of a manifest, verified.
 pub trait Verified {
@@ -48,6 +51,9 @@ pub enum Child {
 pub struct Peek<V> {
     bytes: V,
     records: u32,
+    rows: u32,
+    /// Where group values and heap begin.
+    groups: u64,
     heap: u64,
 }
 
@@ -55,18 +61,15 @@ impl<V: Verified> Peek<V> {
     /// Reads the header.
     pub fn new(bytes: V) -> Option<Peek<V>> {
         let header: Header = read(&bytes, 0)?;
-        let records = header.records.get();
-        let heap = [
-            u64::from(records) * size_of::<Record>() as u64,
-            u64::from(header.group_rows.get()) * 16,
-            header.groups.get().checked_mul(32)?,
-        ]
-        .into_iter()
-        .try_fold(size_of::<Header>() as u64, u64::checked_add)?;
+        let (records, rows) = (header.records.get(), header.group_rows.get());
+        let groups = size_of::<Header>() as u64
+            + u64::from(records) * size_of::<Record>() as u64
+            + u64::from(rows) * size_of::<GroupRow>() as u64;
+        let heap = header.groups.get().checked_mul(size_of::<GroupHash>() as u64)?.checked_add(groups)?;
         let sound = header.magic == MAGIC
             && header.version.get() == VERSION
             && heap.checked_add(header.heap_len.get()) == Some(bytes.size());
-        sound.then_some(Peek { bytes, records, heap })
+        sound.then_some(Peek { bytes, records, rows, groups, heap })
     }
 
     /// The bytes it reads.
@@ -94,6 +97,39 @@ impl<V: Verified> Peek<V> {
         Some(Looks::new(&r, extra.nlink.get()))
     }
 
+    /// The group list of a file; empty up to one group.
+    pub fn groups(&self, index: u32) -> Option<Vec<GroupHash>> {
+        let r = self.record(index).filter(|r| r.hash().is_some())?;
+        let count = group_count(r.size());
+        if count == 0 {
+            return Some(Vec::new());
+        }
+        let (mut low, mut high) = (0, self.rows);
+        while low < high {
+            let at = low + (high - low) / 2;
+            let back = u64::from(self.rows - at) * size_of::<GroupRow>() as u64;
+            let row: GroupRow = read(&self.bytes, self.groups - back)?;
+            match row.record.get().cmp(&r.canonical()) {
+                Ordering::Equal => return self.list(&row, count),
+                Ordering::Less => low = at + 1,
+                Ordering::Greater => high = at,
+            }
+        }
+        None
+    }
+
+    fn list(&self, row: &GroupRow, count: usize) -> Option<Vec<GroupHash>> {
+        let each = size_of::<GroupHash>() as u64;
+        let at = row.first.get().checked_mul(each)?.checked_add(self.groups)?;
+        let end = (count as u64).checked_mul(each)?.checked_add(at)?;
+        if row.count.get() as usize != count || end > self.heap {
+            return None;
+        }
+        let mut list = vec![[0; 32]; count];
+        self.bytes.fill(at, list.as_flattened_mut())?;
+        Some(list)
+    }
+
     /// The child of `dir` called `name`.
     pub fn child(&self, dir: u32, name: &[u8]) -> Option<Child> {
         let dir = self.record(dir)?;
@@ -110,11 +146,11 @@ impl<V: Verified> Peek<V> {
             let found = &mut buf[..r.name_len as usize];
             self.bytes.fill(self.heap + u64::from(r.name_off.get()), found)?;
             match (*found).cmp(name) {
-                std::cmp::Ordering::Equal => {
+                Ordering::Equal => {
                     return Some(Child::Is(r.canonical(), self.looks(r.canonical())?));
                 }
-                std::cmp::Ordering::Less => (low, count) = (at.checked_add(1)?, count - half - 1),
-                std::cmp::Ordering::Greater => count = half,
+                Ordering::Less => (low, count) = (at.checked_add(1)?, count - half - 1),
+                Ordering::Greater => count = half,
             }
         }
         Some(Child::Absent)

@@ -177,6 +177,8 @@ fn a_peek_says_what_the_manifest_says() {
     assert_eq!(peek.records() as usize, m.records().len());
     for dir in 0..peek.records() + 1 {
         assert_eq!(peek.looks(dir), m.looks(dir));
+        let groups = m.get(dir).filter(|r| r.hash().is_some()).map(|_| m.groups(dir).to_vec());
+        assert_eq!(peek.groups(dir), groups);
         let names = (1..peek.records()).map(|r| m.name(r));
         for name in names.chain([&b"none"[..], b"", b"\xff"]) {
             assert_eq!(peek.child(dir, name), m.child(dir, name), "{dir} {name:?}");
@@ -197,6 +199,7 @@ fn a_peek_into_anything_ends_without_panic() {
             let Some(peek) = Peek::new(Sound(b)) else { continue };
             for record in 0..m.records().len() as u32 {
                 let _ = (peek.looks(record), peek.child(record, b"z"), peek.child(0, m.name(record)));
+                peek.groups(record);
             }
         }
     }
