@@ -12,8 +12,10 @@ use crate::report;
 use crate::stats::{Cell, Results, Target, ratio};
 use crate::svg::{self, Bar};
 
-/// The charts: file, title, and which rows are in them.
-const CHARTS: [(&str, &str, fn(&Cell) -> bool); 5] = [
+/// A chart: its file, its title, and which rows are in it.
+type Chart = (&'static str, &'static str, fn(&Cell) -> bool);
+
+const CHARTS: [Chart; 5] = [
     ("cold.svg", "Reading with cold caches, time over native ext4", |c| {
         c.row.starts_with("read-") && c.row.ends_with("-cold")
     }),
