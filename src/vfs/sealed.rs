@@ -236,7 +236,15 @@ mod tests {
 
     fn reopen(cache: Cache, dir: &std::path::Path) -> (Cache, Arc<View>) {
         cache.close().unwrap();
-        let cache = Cache::open(&dir.join("store"), Limits::default()).unwrap();
+        // A view that was dropped leaves its thread a moment to end.
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        let cache = loop {
+            match Cache::open(&dir.join("store"), Limits::default()) {
+                Ok(cache) => break cache,
+                Err(e) if std::time::Instant::now() >= end => panic!("{e}"),
+                Err(_) => std::thread::yield_now(),
+            }
+        };
         let view = View::new(cache.clone(), ViewOptions::default()).unwrap();
         (cache, view)
     }
