@@ -391,9 +391,8 @@ impl Nodes {
 
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
     /// it stay as they are: they live on through their descriptors.
-    /// Without a manifest no node has one. `stands` says whether a node is still what its known names lead to: another view may have
-    /// moved it, and have put something else there.
-    /// Says which nodes it found.
+    /// Without a manifest no node has one. `stands` says whether a node is still what its known names lead
+    /// to: another view may have moved it, and have put something else there. Gives the nodes it found.
     pub fn convert(
         &self,
         draft: &Draft,
