@@ -6,20 +6,16 @@
 //! stays there for the next run.
 
 mod daemon;
+mod fill;
 
-use std::ffi::c_int;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, percentile};
-use outfs::cache::{Cache, Limits, SealRequest, TaskFacts};
-use outfs::model::EntryKey;
-use outfs::model::manifest::Origin;
+use fill::key;
 
-const THREADS: u64 = 16;
 /// Look-ups before it is the other store's turn.
 const TURN: u64 = 50;
 const LOOKUPS: u64 = 900;
@@ -33,61 +29,9 @@ const MAX_RESIDENT: u64 = 100 << 20;
 /// look-up is waking up its thread and the caller, which takes 10 to 50 µs as the machine pleases.
 const MAX_RATIO: f64 = 2.5;
 
-/// Does nothing: the standard library and SQLite call these instead of libc's.
-#[unsafe(no_mangle)]
-extern "C" fn fsync(_fd: c_int) -> c_int {
-    0
-}
-
-/// See `fsync`.
-#[unsafe(no_mangle)]
-extern "C" fn fdatasync(_fd: c_int) -> c_int {
-    0
-}
-
-/// See `fsync`.
-#[unsafe(no_mangle)]
-extern "C" fn syncfs(_fd: c_int) -> c_int {
-    0
-}
-
-fn key(n: u64) -> String {
-    blake3::hash(&n.to_le_bytes()).to_hex().to_string()
-}
-
-fn put(cache: &Cache, n: u64, source: &Path) {
-    fs::write(source.join("result.txt"), format!("the result of task {n}\n")).expect("the output");
-    let facts = TaskFacts { task_id: format!("task-{}", n % 1000), duration_ms: n, ..TaskFacts::default() };
-    let request = SealRequest {
-        key: EntryKey::parse(&key(n)).expect("a hash is a key"),
-        origin: Origin { how: "library".into(), ..Origin::default() },
-        inferred: false,
-        replace: false,
-    };
-    cache.put_dir(source, &facts, [None, None], request).unwrap_or_else(|e| panic!("entry {n}: {e}"));
-}
-
 fn make(daemon: &Daemon, entries: u64) {
     let started = Instant::now();
-    let cache = Cache::open(&daemon.store(), Limits::default()).expect("a new store");
-    std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (cache, source) = (&cache, daemon.scratch().join(thread.to_string()));
-            scope.spawn(move || {
-                fs::create_dir_all(&source).expect("a source directory");
-                for n in (thread..entries).step_by(THREADS as usize) {
-                    put(cache, n, &source);
-                    if (n + 1) % 50_000 == 0 {
-                        eprintln!("{} entries after {:.0?}", n + 1, started.elapsed());
-                    }
-                }
-            });
-        }
-    });
-    cache.close().expect("close the store");
-    // What was left to the page cache must not be written while it is measured.
-    // SAFETY: sync(2) takes and returns nothing.
-    unsafe { libc::sync() };
+    fill::entries(&daemon.store(), &daemon.scratch(), 0..entries);
     println!("{entries} entries made in {:.0?}", started.elapsed());
 }
 

@@ -5,7 +5,12 @@
 //! Must not know: how outfs works inside; it uses the command line and mounts, as everybody does.
 
 mod cas;
+mod curves;
+#[path = "../fill.rs"]
+mod fill;
+mod growth;
 mod hash;
+mod kept;
 mod options;
 mod page;
 mod peers;
@@ -45,13 +50,18 @@ fn run(args: &[String]) -> Result<(), String> {
     let place = Place::new(&options)?;
     let mut results = Results { unjudged: options.mode == options::Mode::Smoke, ..Results::default() };
     let started = std::time::Instant::now();
-    reading::measure(&place, &options, &mut results)?;
-    restoring::measure(&place, &options, &mut results)?;
-    writing::measure(&place, &options, &mut results)?;
+    if options.growth {
+        growth::measure(&place, &options, &mut results)?;
+    } else {
+        reading::measure(&place, &options, &mut results)?;
+        restoring::measure(&place, &options, &mut results)?;
+        writing::measure(&place, &options, &mut results)?;
+    }
     report::print(&results, &options);
     if options.write {
-        let shown = args.iter().filter(|a| *a != "--write").map(|a| format!(" {a}")).collect::<String>();
-        page::write(&results, &place, &shown)?;
+        let quoted = |a: &String| if a.contains('|') { format!(" '{a}'") } else { format!(" {a}") };
+        let shown = args.iter().filter(|a| *a != "--write").map(quoted).collect::<String>();
+        page::write(results, &place, &shown)?;
     }
     println!("\nmeasured in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())

@@ -14,6 +14,7 @@ pub enum Mode {
 }
 
 /// The options of a run.
+#[derive(Clone)]
 pub struct Options {
     pub mode: Mode,
     pub only: Option<String>,
@@ -24,6 +25,10 @@ pub struct Options {
     pub until: Instant,
     /// Whether docs/benchmarks/ is written.
     pub write: bool,
+    /// Whether it is measured how costs grow, instead of the tables.
+    pub growth: bool,
+    /// Entries of the largest store that growth is measured with.
+    pub most: u64,
 }
 
 impl Options {
@@ -37,6 +42,8 @@ impl Options {
             repeat: 0,
             until: Instant::now(),
             write: false,
+            growth: false,
+            most: 100_000,
         };
         let mut limit = None;
         let list = |text: &str| Some(text.split(',').map(str::to_owned).collect());
@@ -48,6 +55,8 @@ impl Options {
                 "--smoke" => options.mode = Mode::Smoke,
                 "--limit" => limit = Some(value()?.parse().map_err(|_| "--limit takes seconds")?),
                 "--write" => options.write = true,
+                "--growth" => options.growth = true,
+                "--most" => options.most = value()?.parse().map_err(|_| "--most takes a number")?,
                 "--only" => options.only = Some(value()?.clone()),
                 "--trees" => options.trees = list(value()?),
                 "--peers" => options.peers = list(value()?),

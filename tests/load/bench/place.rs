@@ -115,7 +115,7 @@ impl Store {
     }
 
     /// The store's numbers.
-    fn stats(&self) -> Result<serde_json::Value, String> {
+    pub fn stats(&self) -> Result<serde_json::Value, String> {
         let text = output(&mut self.command(["stats", "--json"]))?;
         serde_json::from_str(&text).map_err(|e| format!("outfs stats: {e}"))
     }
@@ -141,15 +141,33 @@ impl Store {
     /// Waits until nothing is left of former samples: what a store holds already costs less to seal. What the kernel
     /// still knows is freed a little later.
     pub fn wait_until_empty(&self) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        self.wait("empty", |totals| {
+            totals["entries"].as_u64() == Some(0) && totals["blobs"].as_u64() == Some(0)
+        })
+    }
+
+    /// Waits until so many entries are left.
+    pub fn wait_for_entries(&self, count: u64) -> Result<(), String> {
+        self.wait("as it was", |totals| totals["entries"].as_u64() == Some(count))
+    }
+
+    fn wait(&self, what: &str, done: impl Fn(&serde_json::Value) -> bool) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let totals = &self.stats()?["totals"];
-            match (totals["entries"].as_u64(), totals["blobs"].as_u64()) {
-                (Some(0), Some(0)) => return Ok(()),
-                _ if Instant::now() > deadline => return Err(format!("the store is not empty: {totals}")),
-                _ => thread::sleep(Duration::from_millis(100)),
+            if done(totals) {
+                return Ok(());
             }
+            if Instant::now() > deadline {
+                return Err(format!("the store is not {what}: {totals}"));
+            }
+            thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// The memory that the daemon has in use, in bytes.
+    pub fn resident(&self) -> Result<u64, String> {
+        resident(self.stats()?["pid"].as_u64().ok_or("no daemon runs")?)
     }
 }
 
@@ -157,6 +175,15 @@ impl Drop for Store {
     fn drop(&mut self) {
         let _ = self.command(["stop"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
+}
+
+/// `VmRSS` of a process, in bytes.
+pub fn resident(pid: u64) -> Result<u64, String> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(|e| format!("reading {path}: {e}"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kb = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kb.map(|kb| kb * 1024).ok_or(format!("{path}: no VmRSS"))
 }
 
 /// Makes a directory the ordinary user's.
@@ -210,6 +237,11 @@ pub fn drop_caches() -> Result<(), String> {
         thread::sleep(Duration::from_millis(25));
     }
     Ok(())
+}
+
+/// Empties the name and inode caches only: what a first look-up finds.
+pub fn drop_names() -> Result<(), String> {
+    fs::write("/proc/sys/vm/drop_caches", "2").map_err(|e| format!("dropping caches: {e}"))
 }
 
 /// Waits until something is mounted at `at`.

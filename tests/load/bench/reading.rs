@@ -24,7 +24,7 @@ pub fn worker(user: bool, args: &[&str]) -> Result<f64, String> {
 fn worker_output(user: bool, args: &[&str]) -> Result<String, String> {
     let program = std::env::current_exe().map_err(|e| format!("where this program is: {e}"))?;
     let mut command = Command::new("timeout");
-    command.args(["-k", "5", "300"]).arg(program).arg("worker").args(args);
+    command.args(["-k", "5", "900"]).arg(program).arg("worker").args(args);
     place::become_user(&mut command, user);
     place::output(&mut command)
 }
@@ -70,7 +70,7 @@ fn wants(options: &Options, row: &Reading, state: &str) -> Option<[f64; 3]> {
 }
 
 /// Nothing is reported when a peer shows other bytes than native; one that cannot be read at all is left out.
-fn same_bytes(tree: &Tree, peers: &mut Vec<Peer>, notes: &mut Vec<String>) -> Result<(), String> {
+pub fn same_bytes(tree: &Tree, peers: &mut Vec<Peer>, notes: &mut Vec<String>) -> Result<(), String> {
     let (mut native, mut other) = (None, None);
     peers.retain(|peer| match text(&peer.root).and_then(|root| worker_output(peer.user, &["tree", root])) {
         Ok(hash) => {
@@ -211,8 +211,7 @@ impl Run<'_> {
         let big = peer.root.join("big");
         let big = text(&big)?;
         match row.work {
-            Work::ReadAll(1) => worker(peer.user, &["read1", root, self.list]),
-            Work::ReadAll(_) => worker(peer.user, &["read2", root, self.list]),
+            Work::ReadAll(threads) => worker(peer.user, &[&format!("read{threads}"), root, self.list]),
             Work::Program(args) => worker(peer.user, &[&["run", root], args].concat()),
             Work::Sequential => worker(peer.user, &["sequential", big]),
             Work::Random => worker(peer.user, &["random", big]),

@@ -1,5 +1,6 @@
 //! What was measured, as tables on the terminal.
 
+use crate::curves;
 use crate::options::{Mode, Options};
 use crate::stats::{Cell, Results, Target, ratio, seconds};
 
@@ -8,6 +9,13 @@ pub fn print(results: &Results, options: &Options) {
     for tree in results.trees() {
         println!("\n{tree}: time over the first column, least to most; ! misses its target");
         table(results, tree);
+    }
+    for chart in results.charts() {
+        println!("\n{}", chart[0].title);
+        for row in curves::rows(&chart) {
+            let (x, values) = row.split_first().expect("a row begins with x");
+            println!("{x:<38}{}", values.iter().map(|v| format!("{v:<16}")).collect::<String>().trim_end());
+        }
     }
     results.notes.iter().for_each(|note| println!("{note}"));
     if options.mode != Mode::Smoke {

@@ -48,7 +48,7 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
     let store = Store::new(place, &place.run.join("restore-outfs"), false)?;
     place::run(store.command(["put", KEY]).arg(&tree.dir))?;
     let view = store.mount("view", &["--read-only", "--size", "20G"])?;
-    let mut ways = ways(place, &tree, &store, &below)?;
+    let mut ways = ways(place, &tree, &store, &below, &mut results.notes)?;
     // The store serves one view; where reflinks are possible there is another.
     let reflinks = match reflinks(place, &tree) {
         Ok((store, more)) => {
@@ -105,7 +105,13 @@ fn outfs(store: &Store, place: &Place, how: &str) -> Result<Vec<String>, String>
     Ok(words(&["env", &var, text(&place.outfs)?, "restore", "--as", how, KEY]))
 }
 
-fn ways(place: &Place, tree: &Tree, store: &Store, below: &Path) -> Result<Vec<Way>, String> {
+fn ways(
+    place: &Place,
+    tree: &Tree,
+    store: &Store,
+    below: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Way>, String> {
     let dir = text(&tree.dir)?;
     let archive = peers::image(place, tree, "tar.zst", |to| {
         let mut make = Command::new("tar");
@@ -114,13 +120,27 @@ fn ways(place: &Place, tree: &Tree, store: &Store, below: &Path) -> Result<Vec<W
     })?;
     let unpack = ["sh", "-c", "mkdir \"$2\" && tar -C \"$2\" -I zstd -xf \"$1\"", "-", text(&archive)?];
     let way = |peer, command| Way { peer, command, below: below.to_owned() };
-    Ok(vec![
+    let mut ways = vec![
         way(BASE, words(&["cp", "-al", dir])),
         way("cp -r", words(&["cp", "-r", dir])),
         way("tar.zst", words(&unpack)),
         way("outfs link", outfs(store, place, "link")?),
         way("outfs copy", outfs(store, place, "copy")?),
-    ])
+    ];
+    match std::env::var("BENCH_CUENV") {
+        Ok(program) => ways.push(way("cuenv", cuenv(place, tree, program)?)),
+        Err(_) => notes.push("cuenv left out: scripts/test-clients --no-run builds it".into()),
+    }
+    Ok(ways)
+}
+
+/// cuenv's `restore_outputs`, from a cache as cuenv lays it out.
+fn cuenv(place: &Place, tree: &Tree, program: String) -> Result<Vec<String>, String> {
+    let root = place.fresh("restore-cuenv")?;
+    let entry = root.join(&KEY[..2]).join(&KEY[2..4]).join(KEY);
+    fs::create_dir_all(&entry).map_err(|e| format!("creating {}: {e}", entry.display()))?;
+    place::run(Command::new("cp").arg("-a").arg(&tree.dir).arg(entry.join("outputs")))?;
+    Ok(vec![program, text(&root)?.to_owned(), KEY.to_owned()])
 }
 
 /// The same on XFS, which can share data between files.

@@ -1,7 +1,12 @@
 //! Samples, and what is said about them.
 
+use serde::{Deserialize, Serialize};
+
+use crate::curves::Curve;
+
 /// What a figure must not exceed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Target {
     /// Times the baseline.
     Times(f64),
@@ -23,20 +28,28 @@ pub struct Point<'a> {
 }
 
 /// The samples of one row, tree and peer, in seconds.
+#[derive(Serialize, Deserialize)]
 pub struct Cell {
     pub row: String,
     pub title: String,
     pub tree: String,
     pub peer: String,
+    #[serde(rename = "baseline")]
     pub base: String,
     pub target: Option<Target>,
+    #[serde(rename = "seconds")]
     pub samples: Vec<f64>,
+    /// Which of the runs it is from.
+    #[serde(default)]
+    pub run: usize,
 }
 
 /// All that was measured, in order.
 #[derive(Default)]
 pub struct Results {
     pub cells: Vec<Cell>,
+    /// How costs grow.
+    pub curves: Vec<Curve>,
     /// What the trees are, and what was left out and why.
     pub notes: Vec<String>,
     /// Whether figures are only there to see that all works.
@@ -57,6 +70,7 @@ impl Results {
                 base: p.base.into(),
                 target: p.target.filter(|_| !self.unjudged),
                 samples: vec![seconds],
+                run: 0,
             }),
         }
     }
@@ -104,12 +118,9 @@ fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 impl Cell {
-    /// The middle sample; of an even number, the mean of the two in the middle.
+    /// The median of the samples.
     pub fn median(&self) -> f64 {
-        let mut sorted = self.samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+        median(&self.samples)
     }
 
     /// The smallest and the largest sample.
@@ -117,6 +128,14 @@ impl Cell {
         let least = self.samples.iter().copied().fold(f64::INFINITY, f64::min);
         (least, self.samples.iter().copied().fold(0.0, f64::max))
     }
+}
+
+/// The middle one; of an even number, the mean of the two in the middle.
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
 /// Three digits that count.

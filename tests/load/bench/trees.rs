@@ -135,7 +135,7 @@ fn random_file(path: &Path, mib: u64) -> io::Result<()> {
 }
 
 /// Files of up to 1,000 bytes, 100 to a directory.
-fn many(to: &Path, count: usize) -> io::Result<()> {
+pub fn many(to: &Path, count: usize) -> io::Result<()> {
     let mut random = Random::new(2);
     for n in 0..count {
         let dir = to.join(format!("d{:03}", n / 100));

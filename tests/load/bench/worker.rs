@@ -1,7 +1,8 @@
 //! One measurement, in a process of its own: prints how long it took in nanoseconds.
 //!
-//! usage: `bench worker WORK PATH [LIST]`; WORK is one of `read1`, `read2`, `sequential`, `random`, `mapped`, `first`,
-//! `tree` (which prints the tree's hash), `write` and `run` (`run PATH PROGRAM…`). LIST names files relative to PATH.
+//! usage: `bench worker WORK PATH [LIST]`; WORK is one of `readN` (with N threads), `sequential`, `random`, `mapped`,
+//! `first`, `stat`, `tree` (which prints the tree's hash), `write`, `run` (`run PATH PROGRAM…`) and those of `growth/work.rs`.
+//! LIST names files relative to PATH.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -12,7 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::hash;
+use crate::{growth, hash};
 
 /// Operations of the random rows.
 const RANDOM: u64 = 100_000;
@@ -40,19 +41,22 @@ pub fn main(args: &[String]) -> ExitCode {
 
 fn measure(work: &str, path: &Path, rest: &[String]) -> io::Result<Duration> {
     match work {
-        "read1" => read_all(path, &list(rest)?, 1),
-        "read2" => read_all(path, &list(rest)?, 2),
         "sequential" => timed(|| read_file(path, &mut vec![0; 1 << 20]).map(drop)),
         "random" => random(path),
         "mapped" => mapped(path),
         "first" => timed(|| File::open(path)?.read_exact(&mut [0])),
+        "stat" => timed(|| fs::symlink_metadata(path).map(drop)),
         "write" => write(path, rest),
         "run" => program(path, rest),
-        _ => Err(io::Error::other("no such work")),
+        _ => match work.strip_prefix("read").and_then(|n| n.parse().ok()) {
+            Some(threads) => read_all(path, &list(rest)?, threads),
+            None => growth::work::measure(work, path, rest),
+        },
     }
 }
 
-fn timed(work: impl FnOnce() -> io::Result<()>) -> io::Result<Duration> {
+/// How long `work` took.
+pub fn timed(work: impl FnOnce() -> io::Result<()>) -> io::Result<Duration> {
     let started = Instant::now();
     work()?;
     Ok(started.elapsed())

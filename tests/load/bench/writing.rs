@@ -111,7 +111,8 @@ fn sample(row: &Row, volume: &Volume, options: &Options, results: &mut Results) 
     };
     let mut add = |peer: &str, target: Option<f64>, took: f64| {
         let target = target.filter(|t| t.is_finite()).map(Target::Times);
-        let point = Point { row: row.name, title: row.title, tree: "written", peer, base: "native", target };
+        let title = &format!("{}, {}", row.title, row.volume);
+        let point = Point { row: row.name, title, tree: "written", peer, base: "native", target };
         results.add(point, took);
     };
     let took = native(row.work, volume, mib).map_err(|e| format!("{}: native: {e}", row.name))?;
