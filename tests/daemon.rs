@@ -118,6 +118,8 @@ fn mount_returns_when_ready_and_the_last_unmount_ends_the_daemon() {
     assert!(is_mounted(&p.at("m1")));
     let socket = fs::metadata(p.at("store/control.sock")).expect("the socket");
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    let name = read(format!("/proc/{}/comm", p.pid()));
+    assert_eq!(name, b"outfs\n", "what ps calls it");
     p.ok(&["mount", "m2", "--read-only"]);
     let status = p.json(&["status"]);
     assert_eq!(status["views"].as_array().map(Vec::len), Some(2));
@@ -430,6 +432,24 @@ fn stop_returns_when_the_store_was_closed_in_order() {
             "taken out by an owner that ended in order"
         );
     }
+}
+
+#[test]
+fn stop_does_not_wait_for_the_hash_of_a_large_file() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    fs::create_dir(p.at("m1/key1")).expect("a draft");
+    // All hole: it costs no space, and minutes to hash with a debug build.
+    fs::File::create(p.at("m1/key1/large")).and_then(|f| f.set_len(64 << 30)).expect("a large file");
+    let daemon = p.pid();
+    let hashing = || {
+        let fds = fs::read_dir(format!("/proc/{daemon}/fd")).expect("it runs");
+        let names = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        names.filter(|name| name.ends_with("key1/large") || name.ends_with("tree/large")).count() > 0
+    };
+    eventually("the file is being hashed", hashing);
+    p.ok(&["stop"]);
+    assert!(read(p.at("store/lock")).trim_ascii().is_empty(), "closed in order");
 }
 
 #[test]

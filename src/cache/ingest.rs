@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -80,6 +81,19 @@ impl<'f> ReadLease<'f> {
         }
     }
 
+    /// Asks again for some milliseconds while there is a writer: of a file that was passed through, the
+    /// kernel tells that it was closed just before it has closed it.
+    fn ask_after_close(file: &'f File) -> Asked<'f> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match Self::ask(file) {
+                Asked::Writer if pause < Duration::from_millis(16) => std::thread::sleep(pause),
+                asked => return asked,
+            }
+            pause *= 2;
+        }
+    }
+
     /// False as soon as somebody waits to write.
     pub fn stands(&self) -> bool {
         lease_call(self.0, libc::F_GETLEASE, 0).is_ok_and(|kind| kind == libc::F_RDLCK)
@@ -144,14 +158,18 @@ impl Memory {
 impl Running<'_> {
     /// Hashes all of `file`; `None` when it was cancelled or the lease was broken.
     pub fn hash(&self, file: &File, lease: &ReadLease<'_>) -> io::Result<Option<Content>> {
-        let go_on = || !self.cancelled.load(Ordering::Acquire) && lease.stands();
-        hash_file(file, &go_on)
+        hash_file(file, &|| self.goes_on() && lease.stands())
+    }
+
+    /// Nobody has cancelled it.
+    fn goes_on(&self) -> bool {
+        !self.cancelled.load(Ordering::Acquire)
     }
 
     /// Remembers a result, unless it was cancelled. The lease must still be held.
     pub fn remember(&self, id: FileId, content: &Content) {
         let mut state = self.memory.state.lock();
-        if !self.cancelled.load(Ordering::Acquire) {
+        if self.goes_on() {
             state.known.insert((id.dev, id.ino), (id, content.clone()));
         }
     }
@@ -231,21 +249,24 @@ impl Cache {
     }
 
     /// Hashes one closed file of a draft under a read lease and remembers the hash by (inode,
-    /// size, mtime, ctime). `Ok(false)` when a writer has it or the hash was cancelled. `file`
-    /// must not be open for writing itself.
+    /// size, mtime, ctime). `Ok(false)` when a writer has it, it has no name any more, or the hash was
+    /// cancelled (also by closing the cache). `file` must not be open for writing itself.
     pub fn ingest(&self, draft: &Arc<Draft>, file: &File) -> Result<bool> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let fail = |e| CacheError::io("hash", format!("a file of the draft {}", draft.id()), e);
         let stat = at::stat_of(file).map_err(fail)?;
-        if at::kind(&stat) != libc::S_IFREG {
+        if at::kind(&stat) != libc::S_IFREG || stat.st_nlink == 0 {
             return Ok(false);
         }
         let running = draft.memory.start(stat.st_dev, stat.st_ino);
         // A description of its own: a lease belongs to one, and asks for a read-only one.
         let file = File::open(path).map_err(fail)?;
-        let Asked::Granted(lease) = ReadLease::ask(&file) else { return Ok(false) };
+        let Asked::Granted(lease) = ReadLease::ask_after_close(&file) else { return Ok(false) };
         let id = FileId::of(&at::stat_of(&file).map_err(fail)?);
-        let Some(content) = running.hash(&file, &lease).map_err(fail)? else { return Ok(false) };
+        let named = || at::stat_of(&file).is_ok_and(|stat| stat.st_nlink > 0);
+        let closing = || self.inner.closing.load(Ordering::Relaxed);
+        let go_on = || running.goes_on() && lease.stands() && named() && !closing();
+        let Some(content) = hash_file(&file, &go_on).map_err(fail)? else { return Ok(false) };
         running.remember(id, &content);
         drop(lease);
         drop(running);

@@ -211,6 +211,8 @@ pub(crate) struct Inner {
     /// Content bytes that entries were read for.
     pub(crate) blob_bytes_read: std::sync::atomic::AtomicU64,
     background: background::Background,
+    /// What may be left to the next start is left to it.
+    closing: std::sync::atomic::AtomicBool,
 }
 
 /// What a metadata file is made of when a client does not write one itself.

@@ -34,6 +34,7 @@ impl Cache {
                 damaged: Default::default(),
                 blob_bytes_read: Default::default(),
                 background,
+                closing: Default::default(),
             }
         });
         started.map_err(|e| CacheError::io("start a thread for", root, e))?;
@@ -58,9 +59,10 @@ impl Cache {
         &self.inner.index
     }
 
-    /// Finishes what runs in the background and writes down the accesses. The store is free for another
-    /// owner when the last clone of the cache and the last [`Entry`](super::Entry) are gone.
+    /// Finishes what runs in the background, but for hashing drafts' files, and writes down the accesses.
+    /// The store is free for another owner when the last clone of the cache and the last [`Entry`](super::Entry) are gone.
     pub fn close(self) -> Result<()> {
+        self.inner.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         self.inner.background.stop();
         self.inner.flush_accesses()?;
         self.reap()?;

@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use clap::Args;
@@ -29,6 +30,8 @@ impl Background {
         let start: Start = serde_json::from_reader(io::stdin().lock()).map_err(|e| {
             Failure::new(Kind::Usage, format!("this command is for outfs itself; use 'outfs mount' ({e})"))
         })?;
+        // Else `ps` and `pgrep` would know it as "exe".
+        let _ = nix::sys::prctl::set_name(c"outfs");
         // Fails only for a leader of a process group, who has no terminal to lose then.
         let _ = nix::unistd::setsid();
         let ended = daemon::run(&start, |result| {
@@ -64,6 +67,7 @@ fn leave_terminal() {
 pub(super) fn spawn(start: &Start) -> Result<ViewFacts, Failure> {
     let io = |what: &str, e: io::Error| Failure::failed(format!("cannot {what} the daemon: {e}"));
     let mut child = Command::new("/proc/self/exe")
+        .arg0("outfs")
         .arg("daemon")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

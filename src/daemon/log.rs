@@ -88,7 +88,8 @@ impl LogSpec {
         let filter = match std::env::var("OUTFS_LOG") {
             Ok(text) => EnvFilter::try_new(&text)
                 .map_err(|e| Failure::new(Kind::Usage, format!("OUTFS_LOG={text} cannot be used: {e}")))?,
-            Err(_) => EnvFilter::new(level),
+            // What fuser complains about is no fault: clients that were killed while they waited for a reply.
+            Err(_) => EnvFilter::new(format!("{level},fuser=off")),
         };
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
         let done = match (&self.target, self.json) {

@@ -4,6 +4,7 @@
 //! number alone); a handle for writing is counted in its draft from before the file is opened
 //! until after it was released, so that sealing knows its writers.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -233,15 +234,19 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        if let Handle::File { fd, node, writer: true } = &*handle {
-            node.draft.writer_closed();
-            node.drop_writer();
-            // What a mapping wrote in the first second of a new file.
-            self.attributes_changed(&[node.ino]);
-            // Small files are hashed when they are packed or asked for.
-            if fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT) {
-                self.ingest.push(node.draft.clone(), fd.clone());
-            }
+        let Handle::File { fd, node, writer: true } = &*handle else { return };
+        node.draft.writer_closed();
+        node.drop_writer();
+        // What a mapping wrote in the first second of a new file.
+        self.attributes_changed(&[node.ino]);
+        // Small files are hashed when they are packed or asked for.
+        let large = fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
+        let reopened = large.then(|| open(&proc_path(fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));
+        let draft = node.draft.clone();
+        // The lease that hashing needs is not given while the writer's own descriptor is open.
+        drop(handle);
+        if let Some(Ok(file)) = reopened {
+            self.ingest.push(draft, file.into());
         }
     }
 
@@ -339,22 +344,17 @@ fn read_full(fd: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize> {
 }
 
 /// Files whose last writer may have gone, hashed one after another in the background.
-pub(super) struct IngestQueue(Sender<(Arc<Draft>, Arc<OwnedFd>)>);
+pub(super) struct IngestQueue(Sender<(Arc<Draft>, File)>);
 
 impl IngestQueue {
     /// More than this many waiting files are left to sealing.
     const WAITING: usize = 256;
 
     pub fn start(cache: Cache) -> Self {
-        let (tx, rx) = bounded::<(Arc<Draft>, Arc<OwnedFd>)>(Self::WAITING);
+        let (tx, rx) = bounded::<(Arc<Draft>, File)>(Self::WAITING);
         let work = move || {
-            for (draft, fd) in rx {
-                let reopened = open(&proc_path(&fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-                // The lease needs the writer's own descriptor to be gone.
-                drop(fd);
-                if let Ok(file) = reopened
-                    && let Err(e) = cache.ingest(&draft, &std::fs::File::from(file))
-                {
+            for (draft, file) in rx {
+                if let Err(e) = cache.ingest(&draft, &file) {
                     tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed; sealing will do it");
                 }
             }
@@ -366,7 +366,8 @@ impl IngestQueue {
         Self(tx)
     }
 
-    fn push(&self, draft: Arc<Draft>, fd: Arc<OwnedFd>) {
-        let _ = self.0.try_send((draft, fd));
+    /// `file` is open for reading only.
+    fn push(&self, draft: Arc<Draft>, file: File) {
+        let _ = self.0.try_send((draft, file));
     }
 }
