@@ -1,4 +1,4 @@
-//! One thread for what nobody should wait for: deleting drafts, writing down accesses.
+//! One thread for what nobody should wait for: deleting drafts, writing down accesses, loading keys.
 //!
 //! Invariants: it holds the cache only weakly, so it never keeps it open; nothing that was reported
 //! done depends on it (what it has not done is done again by recovery, or lost at no harm).
@@ -14,11 +14,15 @@ use crate::store::StoreError;
 
 /// How often accesses are written down.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// Keys taken into memory at a time: other jobs come between.
+const KEYS: usize = 10_000;
 
 /// What the thread does.
 pub(super) enum Job {
     /// Delete a draft's directory; what was linked from it into the store becomes the store's own.
     RemoveDraft(String, Vec<BlobHash>),
+    /// Take keys into memory, from where it was left.
+    LoadKeys((i64, i64)),
     /// Write down accesses now.
     Flush,
     /// Answer when all before is done.
@@ -46,6 +50,7 @@ impl Background {
                 let Some(cache) = cache.upgrade() else { return };
                 match job {
                     Job::RemoveDraft(id, linked) => remove_draft(&cache, &id, &linked),
+                    Job::LoadKeys(after) => load_keys(&cache, after),
                     Job::Flush => flush(&cache),
                     Job::Wait(done) => drop(done.send(())),
                     Job::Stop(done) => {
@@ -80,6 +85,15 @@ impl Background {
         self.send(job(done));
         // An error means that the thread has ended already.
         let _ = wait.recv();
+    }
+}
+
+fn load_keys(cache: &Inner, after: (i64, i64)) {
+    match cache.index.load_keys(after, KEYS) {
+        Ok(Some(next)) => cache.background.send(Job::LoadKeys(next)),
+        Ok(None) => {}
+        // Keys are found without it, slower.
+        Err(e) => tracing::warn!("keys are not kept in memory: {e}"),
     }
 }
 

@@ -5,17 +5,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::background::Background;
+use super::background::{Background, Job};
 use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup, peek};
 use crate::index::Index;
 use crate::store::{Access, Store};
+
+/// Bytes of memory for the keys of all entries.
+const KEYS_BYTES: usize = 48 << 20;
 
 impl Cache {
     /// Opens the store at `root` as its owner, creates it if missing, recovers from any kind of death.
     pub fn open(root: &Path, limits: Limits) -> Result<Cache> {
         ingest::ignore_sigio();
         let store = Arc::new(Store::open(root, Access::Own)?);
-        let (index, fresh) = Index::open(&store.path("index.sqlite"))?;
+        let (index, fresh) = Index::open(&store.path("index.sqlite"), KEYS_BYTES)?;
         let mut started = Ok(());
         let inner = Arc::new_cyclic(|cache| {
             let (background, thread) = Background::start(cache.clone());
@@ -42,6 +45,11 @@ impl Cache {
         cache.recover(fresh)?;
         cache.load_drafts()?;
         Ok(cache)
+    }
+
+    /// Has the keys of all entries taken into memory, in the background: worth it for who looks many up.
+    pub fn load_keys(&self) {
+        self.inner.background.send(Job::LoadKeys((i64::MIN, 0)));
     }
 
     /// The store.

@@ -65,6 +65,8 @@ pub struct Stats {
     pub usage: Usage,
     /// What the index holds.
     pub totals: crate::index::Totals,
+    /// The keys of all entries are in memory: a look-up is at its fastest.
+    pub keys_in_memory: bool,
     /// Bytes of outputs read from packs and blobs by this process.
     pub blob_bytes_read: u64,
     /// Entries evicted by this process.
@@ -155,6 +157,7 @@ impl Cache {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             usage: self.usage()?,
             totals: self.inner.index.totals()?,
+            keys_in_memory: self.inner.index.has_keys(),
             blob_bytes_read: self.inner.blob_bytes_read.load(Ordering::Relaxed),
             evicted: self.inner.upkeep.evicted.load(Ordering::Relaxed),
             pins,

@@ -158,6 +158,9 @@ pub struct StatsFacts {
     pub pins: u64,
     /// Entries the daemon has evicted since it started.
     pub evicted: u64,
+    /// It has the keys of all entries in memory: a look-up is at its fastest.
+    #[serde(default)]
+    pub keys_in_memory: bool,
     /// Bytes of outputs it has read since then.
     pub blob_bytes_read: u64,
     /// What limits hold.

@@ -117,6 +117,8 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let running = Running { daemon, server, wake, ended, worker };
     match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
         Ok(facts) => {
+            // Now that it is mounted: it takes a while, and nobody waits for it.
+            running.daemon.cache().load_keys();
             tracing::info!(store = %store.display(), at = %facts.at.0.display(), "the daemon runs");
             Ok((running, facts))
         }

@@ -5,6 +5,9 @@
 //! is on disk (WAL, synchronous=FULL); concurrent commits are grouped into one transaction.
 //! Must not know: files of the store other than its own, leases, FUSE.
 
+mod keys;
+#[cfg(test)]
+mod keys_tests;
 mod read;
 mod schema;
 mod spare;
@@ -209,6 +212,7 @@ pub struct Index {
     epoch: AtomicU32,
     writer: writer::Writer,
     readers: Arc<read::Readers>,
+    keys: Arc<keys::Keys>,
     /// The highest row id handed out, so that ids go on growing when the index is made anew.
     last_id: Arc<AtomicI64>,
     /// Changes of entries since it was opened.

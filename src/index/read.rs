@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::keys::Known;
 use super::schema::key_number;
 use super::{BlobRow, EntryRow, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite};
 use crate::model::manifest::Top;
@@ -99,12 +100,21 @@ fn blob_row(r: &Row<'_>) -> rusqlite::Result<BlobRow> {
 /// The entry with this key, on any connection.
 pub(super) fn entry_by_key(db: &Connection, key: &EntryKey) -> rusqlite::Result<Option<EntryRow>> {
     let mut q = db.prepare_cached(&format!("{ENTRY} WHERE number = ?1 AND key = ?2"))?;
-    q.query_row(params![key_number(key.as_str()), key.as_str()], entry_row).optional()
+    q.query_row(params![key_number(key) as i64, key.as_str()], entry_row).optional()
 }
 
 impl Index {
     /// The entry with this key.
     pub fn entry(&self, key: &EntryKey) -> Result<Option<EntryRow>> {
+        match self.keys.find(key_number(key)) {
+            Known::Absent => return Ok(None),
+            Known::At(id) => {
+                if let Some(row) = self.entry_by_id(id)?.filter(|row| row.key == *key) {
+                    return Ok(Some(row));
+                }
+            }
+            Known::Unclear => {}
+        }
         self.readers.with("look up an entry", |db| entry_by_key(db, key))
     }
 
@@ -113,6 +123,30 @@ impl Index {
         self.readers.with("look up an entry", |db| {
             db.prepare_cached(&format!("{ENTRY} WHERE id = ?1"))?.query_row([id], entry_row).optional()
         })
+    }
+
+    /// Takes up to `limit` rows with (number, id) after `after` into the table of keys in memory; where to go on, `None`
+    /// at the end. From then on a key is found at one look into SQLite, and that one is absent at none.
+    pub fn load_keys(&self, after: (i64, i64), limit: usize) -> Result<Option<(i64, i64)>> {
+        if self.keys.is_complete() || self.keys.has_given_up() {
+            return Ok(None);
+        }
+        let rows: Vec<(i64, i64)> = self.readers.with("list key numbers", |db| {
+            let mut q = db.prepare_cached(
+                "SELECT number, id FROM entries WHERE (number, id) > (?1, ?2) ORDER BY number, id LIMIT ?3",
+            )?;
+            q.query_map(params![after.0, after.1, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
+        })?;
+        rows.iter().for_each(|(number, id)| self.keys.add(*number as u64, *id));
+        if rows.len() < limit {
+            self.keys.complete();
+        }
+        Ok(rows.last().copied().filter(|_| rows.len() == limit))
+    }
+
+    /// Whether all keys are in memory.
+    pub fn has_keys(&self) -> bool {
+        self.keys.is_complete()
     }
 
     /// Up to `limit` entries with `id > after`, by id.

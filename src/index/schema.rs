@@ -12,6 +12,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::{IndexError, Result, sqlite};
+use crate::model::EntryKey;
 
 /// The newest `user_version` this program knows.
 pub(super) const VERSION: u32 = 4;
@@ -106,10 +107,14 @@ const MIGRATIONS: [&str; VERSION as usize] = [
 ];
 
 /// The number by which a key is found: the first eight bytes of its BLAKE3 hash, little-endian. Two keys may
-/// share one.
-pub(super) fn key_number(key: &str) -> i64 {
-    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(key.as_bytes()).as_bytes();
-    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+/// share one. SQLite has it as a signed number.
+pub(super) fn key_number(key: &EntryKey) -> u64 {
+    number(key.as_str())
+}
+
+fn number(text: &str) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(text.as_bytes()).as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// One process has the index, as it has the store: what its connections share is kept in memory, and not
@@ -136,7 +141,7 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         Role::Writer => {
             // For migrations.
             let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
-            db.create_scalar_function("key_number", 1, flags, |c| Ok(key_number(c.get_raw(0).as_str()?)))?;
+            db.create_scalar_function("key_number", 1, flags, |c| Ok(number(c.get_raw(0).as_str()?) as i64))?;
             db.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
             db.pragma_update(None, "synchronous", "FULL")?;
             db.pragma_update(None, "journal_size_limit", 64 << 20)?;
@@ -144,7 +149,9 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         }
         Role::Reader => {
             db.pragma_update(None, "query_only", true)?;
-            db.pragma_update(None, "cache_size", -8192)?;
+            // The inner pages of a large store's trees; its leaves the kernel has, and no cache would have room for
+            // them. A larger one is slower: memory that is new is not in the processor's caches.
+            db.pragma_update(None, "cache_size", -1024)?;
         }
     }
     Ok(db)

@@ -14,9 +14,17 @@ pub(crate) fn run_sql(file: &std::path::Path, text: &str) {
     db.execute_batch(text).unwrap();
 }
 
+/// Opens an index that has its keys in memory.
+fn open_at(file: &std::path::Path) -> Result<(Index, bool)> {
+    let (index, new) = Index::open(file, 1 << 20)?;
+    assert_eq!(index.load_keys((i64::MIN, 0), 1000)?, None);
+    assert!(index.has_keys());
+    Ok((index, new))
+}
+
 fn open() -> (tempfile::TempDir, Index) {
     let dir = tempfile::tempdir().unwrap();
-    let (index, new) = Index::open(&dir.path().join("index.sqlite")).unwrap();
+    let (index, new) = open_at(&dir.path().join("index.sqlite")).unwrap();
     assert!(new);
     (dir, index)
 }
@@ -29,11 +37,16 @@ fn key(n: u8) -> EntryKey {
     EntryKey::parse(&format!("key-{n}")).unwrap()
 }
 
-fn manifest(n: u32) -> ManifestHash {
+pub(super) fn manifest(n: u32) -> ManifestHash {
     ManifestHash::of(&n.to_le_bytes())
 }
 
-fn entry(k: u8, m: u32, blobs: Vec<(BlobHash, u64, Location)>, packs: Vec<(PackId, u64)>) -> NewEntry {
+pub(super) fn entry(
+    k: u8,
+    m: u32,
+    blobs: Vec<(BlobHash, u64, Location)>,
+    packs: Vec<(PackId, u64)>,
+) -> NewEntry {
     NewEntry {
         row: EntryRow {
             id: 0,
@@ -59,7 +72,7 @@ fn at(pack: u64, offset: u64) -> Location {
     Location::Pack { pack: PackId(pack), offset }
 }
 
-fn done(c: Commit) -> i64 {
+pub(super) fn done(c: Commit) -> i64 {
     match c {
         Commit::Done(id, _) => id,
         Commit::Taken(row) => panic!("taken by {row:?}"),
@@ -75,7 +88,7 @@ fn an_entry_survives_reopening_and_totals_add_up() {
     assert!(matches!(index.commit(entry(2, 2, vec![], vec![])), Err(IndexError::Closed)));
     drop(index);
 
-    let (index, new) = Index::open(&dir.path().join("index.sqlite")).unwrap();
+    let (index, new) = open_at(&dir.path().join("index.sqlite")).unwrap();
     assert!(!new);
     let row = index.entry(&key(1)).unwrap().unwrap();
     assert_eq!((row.id, row.manifest, row.files), (id, manifest(1), 1));
@@ -114,7 +127,7 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + totals;
     run_sql(&file, &format!("DROP INDEX entries_number; {sql} PRAGMA user_version = 1"));
 
-    let (index, new) = Index::open(&file).unwrap();
+    let (index, new) = open_at(&file).unwrap();
     assert!(!new);
     assert_eq!(row(&index), EntryRow { top: None, ..written });
     done(index.commit(entry(2, 2, vec![], vec![])).unwrap());
@@ -262,7 +275,7 @@ fn an_unusable_file_is_set_aside_and_a_newer_one_is_refused() {
     let bad = dir.path().join("index.sqlite.bad");
     for content in [&b"this is no database, but it is long enough to look at"[..], &[7; 8192]] {
         std::fs::write(&file, content).unwrap();
-        let (index, new) = Index::open(&file).unwrap();
+        let (index, new) = open_at(&file).unwrap();
         assert!(new && index.totals().unwrap() == Totals::default());
         assert_eq!(std::fs::read(&bad).unwrap(), content);
         drop(index);
@@ -270,13 +283,13 @@ fn an_unusable_file_is_set_aside_and_a_newer_one_is_refused() {
     }
     // Somebody else's database, and a directory.
     Connection::open(&file).unwrap().execute_batch("CREATE TABLE entries(x); PRAGMA user_version=1").unwrap();
-    assert!(Index::open(&file).unwrap().1);
+    assert!(open_at(&file).unwrap().1);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
-    assert!(Index::open(&file).unwrap().1);
+    assert!(open_at(&file).unwrap().1);
 
     Connection::open(&file).unwrap().execute_batch("PRAGMA user_version=99").unwrap();
-    let e = Index::open(&file).unwrap_err();
+    let e = open_at(&file).unwrap_err();
     assert!(matches!(e, IndexError::TooNew { found: 99, .. }), "{e}");
     assert!(file.exists());
 }
@@ -289,7 +302,10 @@ fn reset_begins_anew_with_a_greater_epoch_and_growing_ids() {
     index.reset().unwrap();
     assert!(index.epoch() > epoch);
     assert_eq!(index.totals().unwrap(), Totals::default());
-    assert!(done(index.commit(entry(1, 1, vec![], vec![])).unwrap()) > first);
+    assert_eq!(index.entry(&key(1)).unwrap(), None);
+    let second = done(index.commit(entry(1, 1, vec![], vec![])).unwrap());
+    assert!(second > first);
+    assert_eq!(index.entry(&key(1)).unwrap().unwrap().id, second);
 }
 
 /// What the model knows: entries with their blobs, blobs with references and place, packs.
@@ -415,6 +431,10 @@ fn check(index: &Index, m: &Model) {
     }
     let packs: BTreeSet<u64> = index.packs_after(PackId(0), 999).unwrap().iter().map(|p| p.id.0).collect();
     assert_eq!(packs, m.packs);
+    for k in 0u8..6 {
+        let row = index.entry(&key(k)).unwrap();
+        assert_eq!(row.map(|r| r.manifest), m.entries.get(&k).map(|(no, _)| manifest(*no)), "key {k}");
+    }
     let totals = index.totals().unwrap();
     assert_eq!((totals.entries, totals.blobs), (m.entries.len() as u64, m.blobs.len() as u64));
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::keys::Keys;
 use super::read::{Readers, entry_by_key};
+use super::schema::key_number;
 use super::writer::Writer;
 use super::{
     Commit, EntryRow, Freed, Index, IndexError, NewEntry, Result, from_columns, schema, sqlite, to_columns,
@@ -21,8 +23,8 @@ use crate::store::{Location, PackId};
 
 impl Index {
     /// Opens (or creates) the index in `file`; the flag says whether it was new (or unusable and
-    /// set aside as `<file>.bad`), so that the caller rebuilds it.
-    pub fn open(file: &Path) -> Result<(Index, bool)> {
+    /// set aside as `<file>.bad`), so that the caller rebuilds it. Keys take up at most `keys` bytes of memory.
+    pub fn open(file: &Path, keys: usize) -> Result<(Index, bool)> {
         let (db, new) = schema::open_writer(file)?;
         let epoch =
             db.query_row("SELECT epoch FROM totals", [], |r| r.get(0)).map_err(sqlite("read its epoch"))?;
@@ -31,12 +33,14 @@ impl Index {
             .optional()
             .map_err(sqlite("read its last row id"))?;
         let readers = Arc::new(Readers::new(file));
-        let writer = Writer::start(db, file, readers.clone())?;
+        let keys = Arc::new(Keys::new(keys));
+        let writer = Writer::start(db, file, readers.clone(), keys.clone())?;
         let index = Index {
             file: file.to_owned(),
             epoch: AtomicU32::new(epoch),
             writer,
             readers,
+            keys,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or(0))),
             changes: AtomicU64::new(0),
         };
@@ -79,14 +83,25 @@ impl Index {
     /// Adds an entry; durable when it returns. Counts a reference per distinct blob, adds new
     /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
     pub fn commit(&self, new: NewEntry) -> Result<Commit> {
-        let last_id = self.last_id.clone();
-        self.changing(|w| w.run(move |db| commit(db, &new, &last_id)))
+        let (last_id, keys) = (self.last_id.clone(), self.keys.clone());
+        let done = self.changing(|w| w.run(move |db| commit(db, &new, &last_id, &keys)))?;
+        self.forget_replaced(&done);
+        Ok(done)
     }
 
     /// Adds many entries in one transaction: all or, on an error, none.
     pub fn commit_all(&self, new: Vec<NewEntry>) -> Result<Vec<Commit>> {
-        let last_id = self.last_id.clone();
-        self.changing(|w| w.run(move |db| new.iter().map(|n| commit(db, n, &last_id)).collect()))
+        let (last_id, keys) = (self.last_id.clone(), self.keys.clone());
+        let commit_all = move |db: &Connection| new.iter().map(|n| commit(db, n, &last_id, &keys)).collect();
+        let done: Vec<Commit> = self.changing(|w| w.run(commit_all))?;
+        done.iter().for_each(|d| self.forget_replaced(d));
+        Ok(done)
+    }
+
+    fn forget_replaced(&self, done: &Commit) {
+        if let Commit::Done(_, Some(old)) = done {
+            self.keys.remove(key_number(&old.key), old.id);
+        }
     }
 
     /// Removes an entry whose distinct blobs are `blobs`, if `manifest` is still its manifest;
@@ -119,9 +134,11 @@ impl Index {
                 }
             }
             sums.apply(db, &mut freed)?;
-            Ok(Some(freed))
+            Ok(Some((row, freed)))
         };
-        self.changing(|w| w.run_freeing(remove))
+        let Some((row, freed)) = self.changing(|w| w.run_freeing(remove))? else { return Ok(None) };
+        self.keys.remove(key_number(&row.key), row.id);
+        Ok(Some(freed))
     }
 
     /// Rebuilding: takes up blobs that lie in the store, without references, and packs. What is
@@ -292,7 +309,7 @@ impl Sums {
     }
 }
 
-fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64) -> Result<Commit> {
+fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64, keys: &Keys) -> Result<Commit> {
     let mut sums = Sums::default();
     let old = entry_by_key(db, &new.row.key).map_err(sqlite("look up an entry"))?;
     if let Some(old) = &old {
@@ -311,6 +328,7 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64) -> Result<Commit
         refer(db, hash, *size, *at, &mut sums)?;
     }
     let id = insert_entry(db, &new.row, &mut sums)?;
+    keys.add(key_number(&new.row.key), id);
     // A new pack of which every blob was known elsewhere stays until compaction takes it: others
     // of the same group of commits may still refer to it.
     let mut freed = Freed::default();
@@ -342,7 +360,7 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
             row.top.map(|t| t.nlink),
             row.top.map(|t| t.mtime_ns),
             row.metadata_bytes as i64,
-            schema::key_number(row.key.as_str())
+            key_number(&row.key) as i64
         ])
     })
     .map_err(sqlite("add an entry"))

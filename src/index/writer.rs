@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, ffi};
 
+use super::keys::Keys;
 use super::read::Readers;
 use super::spare::Spare;
 use super::{IndexError, Result, schema, sqlite};
@@ -47,9 +48,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(db: Connection, file: &Path, readers: Arc<Readers>) -> Result<Writer> {
+    pub(super) fn start(
+        db: Connection,
+        file: &Path,
+        readers: Arc<Readers>,
+        keys: Arc<Keys>,
+    ) -> Result<Writer> {
         let (jobs, inbox) = unbounded();
-        let state = Thread { db, file: file.to_owned(), readers, spare: Spare::beside(file) };
+        let state = Thread { db, file: file.to_owned(), readers, keys, spare: Spare::beside(file) };
         let thread = std::thread::Builder::new()
             .name("outfs-index".into())
             .spawn(move || state.run(&inbox))
@@ -151,6 +157,7 @@ struct Thread {
     db: Connection,
     file: PathBuf,
     readers: Arc<Readers>,
+    keys: Arc<Keys>,
     spare: Spare,
 }
 
@@ -195,6 +202,8 @@ impl Thread {
         schema::set_aside(&self.file)?;
         self.db = schema::open_writer(&self.file)?.0;
         self.readers.forget();
+        // Here, where nothing is being committed.
+        self.keys.clear();
         Ok(())
     }
 

@@ -52,11 +52,14 @@ impl Daemon {
         self.dir.join("scratch")
     }
 
+    /// The store's numbers, as JSON.
+    pub fn stats(&self) -> serde_json::Value {
+        serde_json::from_str(&self.run(&["stats", "--json"])).expect("stats are JSON")
+    }
+
     /// The serving process.
     pub fn pid(&self) -> i32 {
-        let stats: serde_json::Value =
-            serde_json::from_str(&self.run(&["stats", "--json"])).expect("stats are JSON");
-        stats["pid"].as_i64().expect("stats have the daemon's pid") as i32
+        self.stats()["pid"].as_i64().expect("stats have the daemon's pid") as i32
     }
 
     /// Runs `outfs` on this store; panics unless it succeeds.

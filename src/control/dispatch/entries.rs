@@ -158,6 +158,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         drafts: cache.drafts().len() as u64,
         pins: stats.pins,
         evicted: stats.evicted,
+        keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,
         limits: LimitFlags::of(&cache.limits()),
     })))
