@@ -16,7 +16,7 @@ use fuser::{
 };
 
 use super::Passthrough;
-use super::backing::Backings;
+use super::backing::{Backings, for_writing};
 use super::convert::{file_attr, time_of};
 use super::errno::errno;
 use super::jobs::Jobs;
@@ -111,7 +111,8 @@ fn reply_open(backings: &Backings, ino: u64, reply: ReplyOpen, opened: std::resu
         Err(e) => return reply.error(e),
     };
     let id = match &opened.how {
-        How::Backing(file) => backings.open(ino, file, |f| reply.open_backing(f)),
+        How::Backing(file) => backings.open(ino, || for_writing(file, |f| reply.open_backing(f))),
+        How::Blob(file) => backings.open(ino, || reply.open_backing(&**file)),
         How::Keep => backings.join(ino),
     };
     match id {
@@ -128,8 +129,8 @@ fn reply_create(backings: &Backings, reply: ReplyCreate, made: std::result::Resu
     let (attr, fh, generation) =
         (file_attr(&found.attr), FileHandle(opened.fh), Generation(found.generation));
     let id = match &opened.how {
-        How::Backing(file) => backings.open(found.attr.ino, file, |f| reply.open_backing(f)),
-        How::Keep => None,
+        How::Backing(file) => backings.open(found.attr.ino, || for_writing(file, |f| reply.open_backing(f))),
+        How::Blob(_) | How::Keep => None,
     };
     match id {
         // The kernel takes one time to live for both; the attributes' is the shorter.

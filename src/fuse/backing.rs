@@ -32,17 +32,14 @@ impl Backings {
     pub fn open(
         &self,
         ino: u64,
-        file: &OwnedFd,
-        register: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
+        register: impl FnOnce() -> std::io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         if !self.enabled {
             return None;
         }
         let mut open = self.open.lock();
         let entry = open.entry(ino).or_insert_with(|| {
-            // The kernel keeps the registered descriptor until the last release. It must not be one
-            // for writing, or the file would seem to have a writer for as long as it has a reader.
-            let id = read_only(file).and_then(|f| without_fsetid(|| register(&f))?);
+            let id = register();
             if let Err(e) = &id {
                 tracing::debug!(error = %e, "this file cannot be passed through");
             }
@@ -77,6 +74,16 @@ impl Backings {
             drop(last);
         }
     }
+}
+
+/// Registers a file that may come to be written to; one that nobody writes to is registered as it is.
+pub fn for_writing(
+    file: &OwnedFd,
+    register: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
+) -> std::io::Result<BackingId> {
+    // The kernel keeps the registered descriptor until the last release. It must not be one
+    // for writing, or the file would seem to have a writer for as long as it has a reader.
+    read_only(file).and_then(|f| without_fsetid(|| register(&f))?)
 }
 
 /// The words of capset(2), version 3.

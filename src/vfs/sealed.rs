@@ -158,7 +158,7 @@ impl View {
             && size > PACK_LIMIT
             && let Some(file) = r.entry.backing(r.record)?
         {
-            return Ok(Opened { fh: 0, how: How::Backing(Arc::new(file.into())) });
+            return Ok(Opened { fh: 0, how: How::Blob(Arc::new(file.into())) });
         }
         Ok(Opened { fh: 0, how: How::Keep })
     }

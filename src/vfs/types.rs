@@ -161,6 +161,8 @@ pub enum How {
     Keep,
     /// By the kernel on this file, where it can; else through this view, with the page cache.
     Backing(Arc<OwnedFd>),
+    /// The same, on a file that nobody writes to any more.
+    Blob(Arc<OwnedFd>),
 }
 
 /// An opened file.
