@@ -149,8 +149,8 @@ impl TreeBuilder {
         Ok(NodeId(id))
     }
 
-    /// Node indices in record order, and for each directory its first child's position.
-    fn order(&self) -> (Vec<u32>, HashMap<u32, u32>) {
+    /// What each directory holds, by name.
+    fn children(&self) -> HashMap<u32, Vec<u32>> {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         for (i, n) in self.nodes.iter().enumerate().skip(1) {
             children.entry(n.parent).or_default().push(i as u32);
@@ -158,6 +158,12 @@ impl TreeBuilder {
         for list in children.values_mut() {
             list.sort_unstable_by(|&a, &b| self.nodes[a as usize].name.cmp(&self.nodes[b as usize].name));
         }
+        children
+    }
+
+    /// Node indices in record order, and for each directory its first child's position.
+    fn order(&self) -> (Vec<u32>, HashMap<u32, u32>) {
+        let children = self.children();
         let mut order = vec![0u32];
         let mut first = HashMap::new();
         let mut at = 0;
@@ -171,14 +177,19 @@ impl TreeBuilder {
         (order, first)
     }
 
-    /// The files in record order: the order to hash and pack them in.
+    /// The files in the order in which programs walk a tree (depth first, by name): the order to hash and pack
+    /// them in, so that whoever reads them all reads a pack from its start to its end. Records stand in
+    /// another: a directory's children side by side.
     pub fn files_in_order(&self) -> Vec<NodeId> {
-        let (order, _) = self.order();
-        order
-            .into_iter()
-            .filter(|&i| matches!(self.nodes[i as usize].kind, Kind::File { .. }))
-            .map(NodeId)
-            .collect()
+        let children = self.children();
+        let (mut files, mut next) = (Vec::new(), vec![0u32]);
+        while let Some(at) = next.pop() {
+            if matches!(self.nodes[at as usize].kind, Kind::File { .. }) {
+                files.push(NodeId(at));
+            }
+            next.extend(children.get(&at).into_iter().flatten().rev());
+        }
+        files
     }
 
     /// Writes the manifest.

@@ -80,6 +80,25 @@ fn what_goes_in_comes_out() {
 }
 
 #[test]
+fn files_are_packed_in_the_order_of_a_walk() {
+    let mut b = TreeBuilder::new(attrs(0o755));
+    let mut names = Vec::new();
+    let mut file = |b: &mut TreeBuilder, parent, name: &'static str| {
+        names.push((b.file(parent, name.as_bytes(), attrs(0o644), None).unwrap(), name));
+    };
+    let top = b.top();
+    file(&mut b, top, "z");
+    let m = b.dir(top, b"m", attrs(0o755)).unwrap();
+    file(&mut b, m, "last");
+    let deep = b.dir(m, b"deep", attrs(0o755)).unwrap();
+    file(&mut b, top, "a");
+    file(&mut b, deep, "first");
+    let order: Vec<_> =
+        b.files_in_order().iter().map(|f| names.iter().find(|n| n.0 == *f).unwrap().1).collect();
+    assert_eq!(order, ["a", "first", "last", "z"]);
+}
+
+#[test]
 fn bad_trees_are_refused() {
     let mut b = TreeBuilder::new(attrs(0o755));
     for bad in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
