@@ -4,6 +4,7 @@
 //! nothing behind; the worker takes the time itself, so that starting a process is in no figure.
 //! Must not know: how outfs works inside; it uses the command line and mounts, as everybody does.
 
+mod ahead;
 mod cas;
 mod curves;
 #[path = "../fill.rs"]
@@ -53,8 +54,8 @@ fn run(args: &[String]) -> Result<(), String> {
     if options.growth {
         growth::measure(&place, &options, &mut results)?;
     } else {
-        reading::measure(&place, &options, &mut results)?;
-        restoring::measure(&place, &options, &mut results)?;
+        reading::measure(&place, &options.leaving(0.45), &mut results)?;
+        restoring::measure(&place, &options.leaving(0.3), &mut results)?;
         writing::measure(&place, &options, &mut results)?;
     }
     report::print(&results, &options);

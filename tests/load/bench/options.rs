@@ -23,6 +23,8 @@ pub struct Options {
     pub repeat: usize,
     /// When no further round begins.
     pub until: Instant,
+    /// How long all of it may take.
+    limit: Duration,
     /// Whether docs/benchmarks/ is written.
     pub write: bool,
     /// Whether it is measured how costs grow, instead of the tables.
@@ -41,6 +43,7 @@ impl Options {
             peers: None,
             repeat: 0,
             until: Instant::now(),
+            limit: Duration::ZERO,
             write: false,
             growth: false,
             most: 100_000,
@@ -75,8 +78,15 @@ impl Options {
             };
         }
         let limit = limit.unwrap_or(if options.mode == Mode::Full { 2400 } else { 120 });
-        options.until = Instant::now() + Duration::from_secs(limit);
+        options.limit = Duration::from_secs(limit);
+        options.until = Instant::now() + options.limit;
         Ok(options)
+    }
+
+    /// The options of a part, which leaves `rest` of the time to those after it, unless only some rows are wanted.
+    pub fn leaving(&self, rest: f64) -> Self {
+        let rest = if self.only.is_some() { 0.0 } else { rest };
+        Self { until: self.until - self.limit.mul_f64(rest), ..self.clone() }
     }
 
     /// Whether a row of this name is wanted: `--only` takes alternatives (`read-1|grep`), each a part of the name.

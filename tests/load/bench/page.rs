@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::ahead;
 use crate::curves;
 use crate::kept::{self, Kept, Run};
 use crate::place::{Place, output};
@@ -59,6 +60,7 @@ pub fn write(mut results: Results, place: &Place, how: &str) -> Result<(), Strin
         let _ = writeln!(page, "\n## {tree}\n");
         table(&mut page, results, tree);
     }
+    ahead(&mut page, results);
     for chart in results.charts() {
         let name = format!("grow-{}.svg", chart[0].chart);
         save(&name, &svg::lines(&chart))?;
@@ -73,6 +75,22 @@ pub fn write(mut results: Results, place: &Place, how: &str) -> Result<(), Strin
     runs(&mut page, &kept);
     save("README.md", &page)?;
     save("results.json", &kept.json()?)
+}
+
+fn ahead(page: &mut String, results: &Results) {
+    let all = ahead::all(results);
+    if all.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        page,
+        "\n## Beside other FUSE file systems\n\nHow many times faster the read-only view is than the fastest of them. It must be twice \
+         as fast with cold caches, and not slower with warm ones.\n\n| | | |\n|---|---|---|"
+    );
+    for a in all {
+        let text = a.text().replace('>', "&gt;");
+        let _ = writeln!(page, "| {} | {} | {text} |", a.cell.tree, a.cell.title);
+    }
 }
 
 /// Which figures are from which run.

@@ -1,5 +1,6 @@
 //! What was measured, as tables on the terminal.
 
+use crate::ahead;
 use crate::curves;
 use crate::options::{Mode, Options};
 use crate::stats::{Cell, Results, Target, ratio, seconds};
@@ -18,8 +19,9 @@ pub fn print(results: &Results, options: &Options) {
         }
     }
     results.notes.iter().for_each(|note| println!("{note}"));
-    if options.mode != Mode::Smoke {
+    if options.mode != Mode::Smoke && !results.cells.is_empty() {
         verdict(results);
+        ahead(results);
     }
 }
 
@@ -65,6 +67,16 @@ pub fn text(results: &Results, cell: &Cell) -> String {
         text += &format!(" <={target}{}", if strain > 1.0 { "!" } else { "" });
     }
     text
+}
+
+/// The read-only view beside the fastest other FUSE file system.
+fn ahead(results: &Results) {
+    let all = ahead::all(results);
+    let behind: Vec<_> = all.iter().filter(|a| !a.met()).collect();
+    println!("\nahead of every FUSE peer as wanted in {} of {} rows", all.len() - behind.len(), all.len());
+    for a in behind {
+        println!("  {:<22} {:<10} {}", a.cell.row, a.cell.tree, a.text());
+    }
 }
 
 fn verdict(results: &Results) {

@@ -71,6 +71,8 @@ pub fn measure(place: &Place, options: &Options, results: &mut Results) -> Resul
             }
         };
         for row in rows {
+            // A new file system is slow at first, and native would be the first to write.
+            native(row.work, &volume, mib(options)).map_err(|e| format!("{}: {e}", row.name))?;
             for round in 0..options.repeat {
                 if round > 0 && !options.has_time(Duration::ZERO) {
                     results.notes.push(format!("{}: out of time after {round} rounds", row.name));
@@ -103,12 +105,17 @@ fn set_up(place: &Place, kind: &'static str, options: &Options) -> Result<Volume
     Ok(Volume { dir, source, stores })
 }
 
-fn sample(row: &Row, volume: &Volume, options: &Options, results: &mut Results) -> Result<(), String> {
-    let mib = match options.mode {
+/// How large the one file is.
+fn mib(options: &Options) -> &'static str {
+    match options.mode {
         Mode::Full => "512",
         Mode::Quick => "256",
         Mode::Smoke => "8",
-    };
+    }
+}
+
+fn sample(row: &Row, volume: &Volume, options: &Options, results: &mut Results) -> Result<(), String> {
+    let mib = mib(options);
     let mut add = |peer: &str, target: Option<f64>, took: f64| {
         let target = target.filter(|t| t.is_finite()).map(Target::Times);
         let title = &format!("{}, {}", row.title, row.volume);
