@@ -17,9 +17,6 @@ use crate::index::EntryRow;
 use crate::model::{EntryKey, EventKind, Manifest, ManifestHash, Metadata};
 use crate::store::{Location, StoreError, parts_of};
 
-/// Bytes of manifests and location tables kept in memory.
-pub(super) const LOADED_BYTES: usize = 32 << 20;
-
 /// A manifest in memory, and where the blob of each of its records lies.
 pub(super) struct Loaded {
     pub manifest: Arc<Manifest>,

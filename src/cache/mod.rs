@@ -28,6 +28,7 @@ mod import;
 mod ingest;
 mod lease;
 mod lookup;
+mod memory;
 mod open;
 mod peek;
 mod pin;
@@ -73,13 +74,13 @@ use serde::{Deserialize, Serialize};
 use crate::index::{EntryRow, Index};
 use crate::model::EntryKey;
 use crate::model::manifest::Origin;
-use crate::model::units::Size;
+use crate::model::units::{Bytes, Size};
 use crate::store::Store;
 
 /// What every use case returns.
 pub type Result<T> = std::result::Result<T, CacheError>;
 
-/// How much a store may hold and when things go; the defaults are the command line's.
+/// How much a store may hold, when things go, and how much memory that takes; the defaults are the command line's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -99,6 +100,8 @@ pub struct Limits {
     /// Drafts idle for longer are dropped.
     #[serde(with = "crate::cache::seconds")]
     pub draft_ttl: Duration,
+    /// Memory that the process that owns the store may take; it counts when the store is opened.
+    pub memory: Bytes,
 }
 
 impl Default for Limits {
@@ -111,6 +114,7 @@ impl Default for Limits {
             low_water: 85,
             min_age: Duration::from_secs(600),
             draft_ttl: Duration::from_secs(86400),
+            memory: Bytes(128 << 20),
         }
     }
 }

@@ -6,19 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::background::{Background, Job};
+use super::memory::Shares;
 use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup, peek};
 use crate::index::Index;
 use crate::store::{Access, Store};
-
-/// Bytes of memory for the keys of all entries.
-const KEYS_BYTES: usize = 48 << 20;
 
 impl Cache {
     /// Opens the store at `root` as its owner, creates it if missing, recovers from any kind of death.
     pub fn open(root: &Path, limits: Limits) -> Result<Cache> {
         ingest::ignore_sigio();
         let store = Arc::new(Store::open(root, Access::Own)?);
-        let (index, fresh) = Index::open(&store.path("index.sqlite"), KEYS_BYTES)?;
+        let shares = Shares::of(limits.memory);
+        let (index, fresh) = Index::open(&store.path("index.sqlite"), shares.keys)?;
         let mut started = Ok(());
         let inner = Arc::new_cyclic(|cache| {
             let (background, thread) = Background::start(cache.clone());
@@ -32,8 +31,8 @@ impl Cache {
                 drafts: Default::default(),
                 sealing: Default::default(),
                 claims: Default::default(),
-                loaded: lookup::AllLoaded::new(lookup::LOADED_BYTES),
-                peeks: peek::Peeks::default(),
+                loaded: lookup::AllLoaded::new(shares.manifests),
+                peeks: peek::Peeks::new(shares.peeks),
                 damaged: Default::default(),
                 blob_bytes_read: Default::default(),
                 background,

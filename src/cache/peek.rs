@@ -20,30 +20,34 @@ use crate::store::{Location, Parts};
 const FROM_FILES: u64 = 2000;
 /// Lists of groups of larger contents are better kept than read for every piece.
 const MOST_CONTENT: u64 = 16 << 20;
-/// Manifests looked at this way at a time.
+/// Most bytes that are kept of one manifest.
+const EACH: usize = 1 << 20;
+/// Manifests looked at this way at a time, if there is memory for them.
 const MOST: usize = 16;
 
 /// The manifests that are being looked at.
-pub(super) struct Peeks(Mutex<LruCache<ManifestHash, Arc<Peek<Parts>>>>);
-
-impl Default for Peeks {
-    fn default() -> Self {
-        Peeks(Mutex::new(LruCache::unbounded()))
-    }
+pub(super) struct Peeks {
+    all: Mutex<LruCache<ManifestHash, Arc<Peek<Parts>>>>,
+    most: usize,
 }
 
 impl Peeks {
+    /// Room for `bytes`, but for one at least.
+    pub fn new(bytes: usize) -> Peeks {
+        Peeks { all: Mutex::new(LruCache::unbounded()), most: (bytes / EACH).clamp(1, MOST) }
+    }
+
     fn keep(&self, hash: ManifestHash, peek: Arc<Peek<Parts>>) {
-        let mut all = self.0.lock();
+        let mut all = self.all.lock();
         all.put(hash, peek);
-        let old = if all.len() > MOST { all.pop_lru() } else { None };
+        let old = if all.len() > self.most { all.pop_lru() } else { None };
         drop(all);
         drop(old);
     }
 
     /// Its manifest is in memory, or gone.
     pub fn forget(&self, hash: &ManifestHash) {
-        let old = self.0.lock().pop(hash);
+        let old = self.all.lock().pop(hash);
         drop(old);
     }
 }
@@ -54,7 +58,7 @@ impl Entry {
         if row.files < FROM_FILES || inner.loaded.get(&row.manifest).is_some() {
             return None;
         }
-        if let Some(there) = inner.peeks.0.lock().get(&row.manifest) {
+        if let Some(there) = inner.peeks.all.lock().get(&row.manifest) {
             return Some(there.clone());
         }
         let new = Arc::new(inner.store.peek_manifest(&row.manifest)?);

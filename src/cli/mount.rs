@@ -13,7 +13,7 @@ use crate::control::{Failure, Kind, LimitFlags, Reply, Request, Span, ViewFacts}
 use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
 use crate::fuse::{MountOptions, Passthrough};
 use crate::model::EntryKey;
-use crate::model::units::Size;
+use crate::model::units::{Bytes, Size};
 use crate::vfs::{Overwrite, ViewOptions};
 
 /// How long to wait for an owner that is about to go.
@@ -63,6 +63,9 @@ pub(crate) struct Mount {
     /// Drop drafts that were idle for so long [default: 24h]
     #[arg(long, value_name = "DURATION")]
     draft_ttl: Option<Span>,
+    /// Memory the daemon may take for what it keeps of the store [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
     /// Allow no change; reading is fastest so
     #[arg(long)]
     read_only: bool,
@@ -162,6 +165,7 @@ impl Mount {
             entries: self.max_entries,
             min_age: self.min_age,
             draft_ttl: self.draft_ttl,
+            memory: self.memory,
             ..LimitFlags::default()
         }
     }

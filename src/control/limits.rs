@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Limits;
-use crate::model::units::{Size, UnitError, human_bytes, parse_duration};
+use crate::model::units::{Bytes, Size, UnitError, human_bytes, parse_duration};
 
 /// A duration written like `10s` or `24h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,9 @@ pub struct LimitFlags {
     /// Drafts idle for longer are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft_ttl: Option<Span>,
+    /// Memory that the daemon may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
 }
 
 impl LimitFlags {
@@ -88,6 +91,7 @@ impl LimitFlags {
         limits.low_water = self.low_water.unwrap_or(limits.low_water);
         limits.min_age = self.min_age.map_or(limits.min_age, |s| s.0);
         limits.draft_ttl = self.draft_ttl.map_or(limits.draft_ttl, |s| s.0);
+        limits.memory = self.memory.unwrap_or(limits.memory);
     }
 
     /// What is given here and differs from `limits`, as `--size 5G (it runs with 10%)`.
@@ -113,6 +117,7 @@ impl LimitFlags {
         compare("low_water", wanted.low_water.to_string(), limits.low_water.to_string());
         compare("--min-age", Span(wanted.min_age).to_string(), Span(limits.min_age).to_string());
         compare("--draft-ttl", Span(wanted.draft_ttl).to_string(), Span(limits.draft_ttl).to_string());
+        compare("--memory", human_bytes(wanted.memory.0), human_bytes(limits.memory.0));
         found
     }
 
@@ -126,6 +131,7 @@ impl LimitFlags {
             low_water: Some(limits.low_water),
             min_age: Some(Span(limits.min_age)),
             draft_ttl: Some(Span(limits.draft_ttl)),
+            memory: Some(limits.memory),
         }
     }
 }

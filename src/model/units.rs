@@ -35,6 +35,34 @@ impl Size {
     }
 }
 
+/// An amount of bytes, written like a [`Size`] that is no share of anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = UnitError;
+    fn from_str(s: &str) -> Result<Self, UnitError> {
+        match s.parse() {
+            Ok(Size::Bytes(bytes)) => Ok(Bytes(bytes)),
+            _ => Err(UnitError { text: s.into(), what: "number of bytes", example: "128M or 1GiB" }),
+        }
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = UnitError;
+    fn try_from(s: String) -> Result<Self, UnitError> {
+        s.parse()
+    }
+}
+
+impl From<Bytes> for String {
+    fn from(b: Bytes) -> String {
+        b.0.to_string()
+    }
+}
+
 fn split_number(s: &str) -> Option<(f64, &str)> {
     let s = s.trim();
     let end = s.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(s.len());
@@ -126,6 +154,8 @@ mod tests {
         assert_eq!("2GiB".parse(), Ok(Size::Bytes(2 << 30)));
         assert_eq!("10%".parse(), Ok(Size::Percent(10.0)));
         assert_eq!(Size::Percent(10.0).of(1000), 100);
+        assert_eq!("2M".parse(), Ok(Bytes(2 << 20)));
+        assert!("10%".parse::<Bytes>().is_err());
         for bad in ["", "x", "10q", "101%", "-1", "1e99", "9999999T"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }

@@ -1,0 +1,56 @@
+//! What the daemon takes of memory stays below `--memory`.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use common::Mount;
+
+/// `VmRSS` of a process, in bytes.
+fn resident(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon's status");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") * 1024
+}
+
+/// Looks at everything below a directory, and gives how many there were.
+fn walk(dir: &Path) -> usize {
+    fs::read_dir(dir)
+        .expect("a directory")
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let is_dir = fs::symlink_metadata(&path).expect("what is listed is there").is_dir();
+            1 + if is_dir { walk(&path) } else { 0 }
+        })
+        .sum()
+}
+
+#[test]
+fn a_walk_over_large_manifests_stays_below_the_bound() {
+    const ENTRIES: usize = 20;
+    const LINKS: usize = 1000;
+    const BOUND: u64 = 64 << 20;
+    let mut m = Mount::new();
+    let tree = m.outside("tree");
+    fs::create_dir(&tree).expect("mkdir");
+    for n in 0..LINKS {
+        symlink(format!("{n:0>4000}"), tree.join(n.to_string())).expect("a symlink");
+    }
+    for n in 0..ENTRIES {
+        m.ok(&["put", &format!("large-{n}"), tree.to_str().expect("text")]);
+    }
+    m.restart_with(&["--memory", "64M"]);
+    let mut most = 0;
+    for n in 0..ENTRIES {
+        assert!(walk(&m.path(format!("large-{n}"))) > LINKS);
+        most = most.max(resident(m.pid()));
+    }
+    let manifests: u64 = ENTRIES as u64 * LINKS as u64 * 4000;
+    assert!(manifests > BOUND);
+    assert!(most < BOUND, "{} MiB, and may be {}", most >> 20, BOUND >> 20);
+    // What is there is told apart from what is wanted.
+    let other = m.run(&["mount", m.outside("other").to_str().expect("text"), "--memory", "32M"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("--memory 32.0 MiB (it runs with 64.0 MiB)"));
+}
