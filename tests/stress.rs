@@ -219,6 +219,8 @@ impl Holder for Hold {
     fn prune(&self, _: i64) {}
     fn prune_blobs(&self) {}
     fn changed(&self, _: &EntryKey) {}
+    fn draft_changed(&self, _: &Draft) {}
+    fn names_changed(&self, _: (u64, u64)) {}
     fn sealed(&self, _: &Draft, entry: &Entry) {
         if entry.key().as_str() != "busy" {
             return;

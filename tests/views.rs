@@ -242,6 +242,27 @@ fn a_root_with_many_keys() {
     assert_eq!(count, 1531);
 }
 
+/// What the kernel knows it lists without asking (decision 0026): no message for a directory, however many there are.
+#[test]
+fn known_listings_send_no_message() {
+    let m = Mount::new();
+    m.entry("key1", |out| {
+        for i in 0..200 {
+            mkdir(out.join(format!("d{i}")));
+            (0..3).for_each(|j| write(out.join(format!("d{i}/f{j}")), "x"));
+        }
+    });
+    let list = || sh("sh", &[&"-c", &"cd \"$0\" && find . && ls -lR .", &m.path("key1/outputs")]);
+    let all = list();
+    list();
+    let trace = Trace::attach(m.pid(), m.outside("trace"));
+    assert!(list() == all);
+    let calls = trace.finish();
+    let answers = calls.iter().filter(|l| l.contains("write") && l.contains("/dev/fuse")).count();
+    // Names of the top directory last a second.
+    assert!(answers < 20, "{answers} messages");
+}
+
 /// No output data is read from the store before a reader asks for it.
 #[test]
 fn nothing_is_read_before_a_reader_asks() {

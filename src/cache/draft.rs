@@ -268,6 +268,8 @@ impl Cache {
         let draft = made?;
         tables.take(&place, &draft.id);
         tables.by_id.insert(draft.id.clone(), draft.clone());
+        drop(tables);
+        self.tell_of_draft(&draft);
         Ok(draft)
     }
 
@@ -377,6 +379,8 @@ impl Cache {
             Ok(()) => {
                 tables.leave(&from, &draft.id);
                 *draft.place.lock() = to;
+                drop(tables);
+                self.tell_of_draft(draft);
                 Ok(())
             }
             Err(e) => {
@@ -402,6 +406,10 @@ impl Cache {
         Ok(())
     }
 
+    fn tell_of_draft(&self, draft: &Draft) {
+        self.holders().iter().for_each(|h| h.draft_changed(draft));
+    }
+
     /// Takes a draft that is `Gone` out of the tables, throws away what was prepared for it
     /// and has its tree deleted in the background; `linked` are the blobs that share files with it.
     pub(super) fn forget_draft(&self, draft: &Arc<Draft>, linked: Vec<BlobHash>) {
@@ -411,6 +419,7 @@ impl Cache {
             tables.leave(&place, &draft.id);
             tables.by_id.remove(&draft.id);
         }
+        self.tell_of_draft(draft);
         draft.stash.discard();
         self.inner.upkeep.accounts.draft_gone(&draft.id);
         // At once: a draft of what was reported sealed must not come back after a death.

@@ -44,6 +44,10 @@ pub trait Holder: Send + Sync {
     fn changed(&self, key: &crate::model::EntryKey);
     /// A draft became a sealed entry: called with the draft's gate held, before its tree is deleted.
     fn sealed(&self, draft: &super::Draft, entry: &super::Entry);
+    /// A draft was made, moved, or has gone: other drafts are listed now.
+    fn draft_changed(&self, draft: &super::Draft);
+    /// Another holder has changed names in the directory of a draft with this device and inode number.
+    fn names_changed(&self, dir: (u64, u64));
 }
 
 /// Keeps an entry from being freed; dropping gives it back.

@@ -234,6 +234,8 @@ impl Holder for Kernel {
         self.changed.lock().push(key.clone());
     }
     fn sealed(&self, _: &Draft, _: &Entry) {}
+    fn draft_changed(&self, _: &Draft) {}
+    fn names_changed(&self, _: (u64, u64)) {}
 }
 
 #[test]

@@ -401,22 +401,13 @@ impl fuser::Filesystem for Adapter {
         self.fsync(req, ino, FileHandle(0), datasync, reply);
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.view.read_only() {
-            reply.error(Errno::ENOSYS);
-            return;
-        }
-        match run(|| self.view.opendir(ino.0)) {
-            Ok((fh, true)) => {
-                reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
-            }
-            Ok((fh, false)) => reply.opened(FileHandle(fh), FopenFlags::empty()),
-            Err(e) => reply.error(e),
-        }
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Said once, it is true for the whole connection: listings need no handle, and the kernel remembers them.
+        reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let filled = run(|| self.list(ino, fh.0, offset, &mut reply));
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let filled = run(|| self.list(ino, offset, &mut reply));
         match filled {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
@@ -427,31 +418,16 @@ impl fuser::Filesystem for Adapter {
         &self,
         req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let who = caller(req);
-        let filled = run(|| self.list_with_attributes(who, ino, fh.0, offset, &mut reply));
+        let filled = run(|| self.list_with_attributes(who, ino, offset, &mut reply));
         match filled {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
         }
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        let done = run(|| {
-            self.view.release(fh.0);
-            Ok(())
-        });
-        reply_empty(reply, done);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

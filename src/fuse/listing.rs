@@ -16,19 +16,23 @@ const DOTS: u64 = 2;
 
 impl Adapter {
     /// Fills a listing from `offset` on, until it is full or at its end.
-    pub(super) fn list(&self, ino: INodeNo, fh: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
-        if offset == 0 {
-            self.view.rewind(fh);
-        }
+    pub(super) fn list(&self, ino: INodeNo, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
         for (at, name) in [(1, "."), (2, "..")] {
             if offset < at && reply.add(ino, at, fuser::FileType::Directory, name) {
                 return Ok(());
             }
         }
-        let mut from = offset.saturating_sub(DOTS);
+        let start = offset.saturating_sub(DOTS);
+        let mut from = start;
         loop {
-            let items = self.view.readdir(ino.0, fh, from)?;
-            let Some(last) = items.last() else { return Ok(()) };
+            let items = self.view.readdir(ino.0, from)?;
+            let Some(last) = items.last() else {
+                // An answer without a name: the kernel takes the listing for whole.
+                if offset >= DOTS && from == start {
+                    self.view.end_of_listing(ino.0);
+                }
+                return Ok(());
+            };
             from = last.next;
             for i in &items {
                 // A listing must not say 0: that means 'deleted' to old readers.
@@ -46,29 +50,31 @@ impl Adapter {
         &self,
         who: Caller,
         ino: INodeNo,
-        fh: u64,
         offset: u64,
         reply: &mut ReplyDirectoryPlus,
     ) -> Result<()> {
         let own = self.view.getattr(ino.0)?;
-        if offset == 0 {
-            self.view.rewind(fh);
-        }
         for (at, name) in [(1, "."), (2, "..")] {
             if offset < at && reply.add(ino, at, name, &Duration::ZERO, &file_attr(&own.attr), Generation(0))
             {
                 return Ok(());
             }
         }
-        let mut from = offset.saturating_sub(DOTS);
+        let start = offset.saturating_sub(DOTS);
+        let mut from = start;
         let mut counted = false;
         loop {
-            let items = match self.view.readdir(ino.0, fh, from) {
+            let items = match self.view.readdir(ino.0, from) {
                 // The kernel must hear of what was counted for it; its next call fails.
                 Err(_) if counted => return Ok(()),
                 items => items?,
             };
-            let Some(last) = items.last() else { return Ok(()) };
+            let Some(last) = items.last() else {
+                if offset >= DOTS && from == start {
+                    self.view.end_of_listing(ino.0);
+                }
+                return Ok(());
+            };
             from = last.next;
             for i in &items {
                 let found = match self.view.look_up_item(who, ino.0, i) {

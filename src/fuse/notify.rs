@@ -1,9 +1,10 @@
-//! Telling the kernel to let go of inodes.
+//! Telling the kernel to let go of inodes, and of what it remembers of them.
 //!
 //! A thread of its own: nobody who answers requests, or is waited for by one who does, may send a
 //! notification that waits. (That attributes changed is sent at once: the kernel takes a spin lock for it and
-//! no other, and whoever made the change must see it.) And nothing is sent that waits for a directory's lock, which a request in progress can
-//! hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
+//! no other, and whoever made the change must see it. That names changed waits for the locks of the pages which hold
+//! them: for who is copying these, who waits for no request.) And nothing is sent that waits for a directory's lock,
+//! which a request in progress can hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
 //! would do any more. (Before Linux 6.18 there is only the kind that does; it is sent for entries long unused.)
 
 use std::ffi::{OsStr, OsString};
@@ -13,45 +14,52 @@ use std::os::fd::OwnedFd;
 use crossbeam_channel::{Sender, unbounded};
 use fuser::{INodeNo, Notifier};
 
-use crate::vfs::{Ino, Kernel};
+use crate::vfs::{Ino, Kernel, When};
 
 /// FUSE_NOTIFY_PRUNE of Linux 6.18: ask to drop unused dentries of inodes.
 const FUSE_NOTIFY_PRUNE: i32 = 9;
 /// Inodes per message.
 const PRUNE_BATCH: usize = 4096;
 
-struct Prune {
-    name: Option<OsString>,
-    inos: Vec<Ino>,
+enum Message {
+    Prune { name: Option<OsString>, inos: Vec<Ino> },
+    Names(Vec<Ino>),
 }
 
 /// The kernel's end of a session.
 pub struct KernelEnd {
-    prunes: Sender<Prune>,
+    messages: Sender<Message>,
     notifier: Notifier,
 }
 
 impl KernelEnd {
     /// Starts the thread; it ends with the sender.
     pub fn start(notifier: Notifier, device: OwnedFd) -> std::io::Result<Self> {
-        let (tx, rx) = unbounded::<Prune>();
+        let (tx, rx) = unbounded::<Message>();
         let own = notifier.clone();
         std::thread::Builder::new().name("notify".into()).spawn(move || {
             let mut prunes = true;
-            for Prune { name, inos } in rx {
+            for message in rx {
+                let (name, inos) = match message {
+                    Message::Names(inos) => {
+                        forget_names(&notifier, &inos);
+                        continue;
+                    }
+                    Message::Prune { name, inos } => (name, inos),
+                };
                 prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
                 if let (false, Some(name)) = (prunes, name) {
                     log_failure(notifier.inval_entry(INodeNo(crate::vfs::ino::ROOT), &name));
                 }
             }
         })?;
-        Ok(Self { prunes: tx, notifier: own })
+        Ok(Self { messages: tx, notifier: own })
     }
 }
 
 impl Kernel for KernelEnd {
     fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>) {
-        let _ = self.prunes.send(Prune { name: name.map(OsStr::to_owned), inos });
+        let _ = self.messages.send(Message::Prune { name: name.map(OsStr::to_owned), inos });
     }
 
     fn attributes_changed(&self, inos: &[Ino]) {
@@ -59,6 +67,21 @@ impl Kernel for KernelEnd {
             // A negative offset leaves the pages alone.
             log_failure(self.notifier.inval_inode(INodeNo(*ino), -1, 0));
         }
+    }
+
+    fn names_changed(&self, inos: Vec<Ino>, when: When) {
+        match when {
+            When::Now => forget_names(&self.notifier, &inos),
+            When::Soon => drop(self.messages.send(Message::Names(inos))),
+        }
+    }
+}
+
+/// Takes the pages in which the kernel keeps listings. It waits for each page's lock: whoever has that is copying
+/// names out of it.
+fn forget_names(notifier: &Notifier, inos: &[Ino]) {
+    for ino in inos {
+        log_failure(notifier.inval_inode(INodeNo(*ino), 0, 0));
     }
 }
 

@@ -47,7 +47,9 @@ impl View {
             return Ok(found);
         }
         Ok(match self.target(ino)? {
-            Target::Fixed(_) | Target::Shard(_) | Target::Task(_) => own(Kind::Dir, 0, NAMES),
+            Target::Fixed(_) | Target::Shard(_) => own(Kind::Dir, 0, NAMES),
+            // Nothing tells the kernel when their listing changes, so that it asks for their time before each.
+            Target::Task(_) => own(Kind::Dir, 0, Duration::ZERO),
             Target::Made => own(Kind::Dir, 0, Duration::ZERO),
             Target::Link(l) => own(Kind::Symlink, l.len() as u64, FOREVER),
             Target::Snapshot(s) => own(Kind::File, s.len() as u64, FOREVER),

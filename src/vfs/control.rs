@@ -272,7 +272,7 @@ mod tests {
         });
         cache.index().commit_all(rows.collect()).unwrap();
         let view = View::new(cache, ViewOptions::default()).unwrap();
-        let from = |offset| view.readdir(ino::BY_TASK, 0, offset).unwrap();
+        let from = |offset| view.readdir(ino::BY_TASK, offset).unwrap();
         let mut all: Vec<DirItem> = Vec::new();
         loop {
             let page = from(all.last().map_or(0, |i| i.next));

@@ -1,7 +1,7 @@
 //! Listing directories: in pages, each item saying where to go on.
 //!
-//! Only drafts need a handle (their names as of the last rewind); everything else is listed
-//! from its position alone, which stays the same while other names come and go. The top directory lists
+//! There are no handles: everything is listed from a position alone, which stays the same while other names come
+//! and go. Directories of drafts go by their names (`names`), sealed ones by record. The top directory lists
 //! drafts first and then entries by row id, in pages from the index: a draft that is sealed meanwhile
 //! appears again rather than not at all.
 
@@ -11,20 +11,19 @@ use std::sync::Arc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use parking_lot::Mutex;
 
-use super::files::Handle;
+use super::holder::When;
+use super::names::{PAGE, Shown, in_order, page_after};
 use super::nodes::DraftNode;
 use super::reach::identity;
 use super::sealed::{SealedRef, kind_of};
+use super::slots::Slot;
 use super::types::{DirItem, Found, Ino, Kind};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
 use crate::cache::Draft;
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
 
-/// Items read from the index at a time.
-const PAGE: usize = 512;
 /// Positions of the top directory's entries start here: row id + this.
 const ENTRIES: u64 = 1 << 61;
 
@@ -39,31 +38,17 @@ fn item(name: &[u8], kind: Kind, ino: Ino, next: u64) -> DirItem {
     DirItem { name: name.to_vec(), kind, ino, next }
 }
 
-/// What comes after `offset` of names that were read at once.
-fn page_of(names: &[DirItem], offset: u64) -> Vec<DirItem> {
-    names.iter().skip(usize::try_from(offset).unwrap_or(usize::MAX)).take(4 * PAGE).cloned().collect()
-}
-
 impl View {
-    /// Opens a directory: its handle (0 needs no release) and whether its listing lasts.
-    pub fn opendir(&self, ino: Ino) -> Result<(u64, bool)> {
-        match self.target(ino)? {
-            Target::Draft(_) => Ok((self.add_handle(Handle::Dir(Mutex::default())), false)),
-            Target::Sealed(_) => Ok((0, true)),
-            Target::Snapshot(_) | Target::Link(_) | Target::Blob(_) => Err(VfsError::NotDir),
-            _ => Ok((0, false)),
-        }
-    }
-
     /// The next items after `offset` (0 starts; `.` and `..` are the adapter's). Empty at the end.
-    pub fn readdir(&self, ino: Ino, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
+    pub fn readdir(&self, ino: Ino, offset: u64) -> Result<Vec<DirItem>> {
+        // First: if it is sealed meanwhile, either that is told or the names are those of the entry.
+        self.with_shown(ino, Shown::showing);
         match self.target(ino)? {
-            // A listing that began in the draft goes on as it began: its positions mean nothing else.
-            Target::Sealed(r) => match self.list_begun(fh, offset)? {
-                Some(begun) => Ok(begun),
-                None => self.list_sealed(&r, offset),
+            Target::Sealed(r) => match &r.slot {
+                Some(slot) => self.list_sealed(&r, slot, offset),
+                None => self.list_by_name(ino, offset, || self.former_names(&r)),
             },
-            Target::Draft(node) => self.list_draft(&node, fh, offset),
+            Target::Draft(node) => self.list_by_name(ino, offset, || self.read_names(&node)),
             Target::Fixed(ino::ROOT) => self.list_root(offset),
             Target::Fixed(ino::CONTROL) => Ok(self.list_control(offset)),
             Target::Fixed(ino::WORK) => Ok(self.list_work(offset)),
@@ -71,6 +56,26 @@ impl View {
             Target::Task(task) => self.list_task(&task, offset),
             Target::Fixed(_) | Target::Shard(_) | Target::Made => Ok(Vec::new()),
             _ => Err(VfsError::NotDir),
+        }
+    }
+
+    fn with_shown<T>(&self, dir: Ino, work: impl FnOnce(&Shown) -> T) -> Option<T> {
+        match self.own_shown.get(usize::try_from(dir).ok()?) {
+            Some(shown) => Some(work(shown)),
+            None => self.nodes.draft_node(dir).map(|node| work(&node.shown)),
+        }
+    }
+
+    /// A listing is at its end, and the kernel about to remember it.
+    pub fn end_of_listing(&self, ino: Ino) {
+        self.listings.forget(ino);
+        let stale = self.with_shown(ino, Shown::at_end).unwrap_or(false);
+        // What a rename hides until it returns is not told when it never does.
+        let hiding = ino == ino::ROOT && !self.publishing.none();
+        if (stale || hiding)
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.names_changed(vec![ino], When::Soon);
         }
     }
 
@@ -83,51 +88,48 @@ impl View {
         }
     }
 
-    fn list_sealed(&self, r: &SealedRef, offset: u64) -> Result<Vec<DirItem>> {
+    fn list_sealed(&self, r: &SealedRef, slot: &Slot, offset: u64) -> Result<Vec<DirItem>> {
         let m = r.manifest()?;
         let range = m.children(r.record);
         let from = range.start.saturating_add(u32::try_from(offset).unwrap_or(u32::MAX)).min(range.end);
-        let shown = (from..range.end).take(4 * PAGE);
+        let shown = (from..range.end).take(PAGE);
         Ok(shown
             .map(|c| {
                 let kind = kind_of(m.records()[c as usize].kind());
-                item(m.name(c), kind, self.sealed_number(r, &m, c), u64::from(c - range.start) + 1)
+                item(m.name(c), kind, self.number_in(slot, &m, c), u64::from(c - range.start) + 1)
             })
             .collect())
     }
 
-    fn list_draft(&self, node: &Arc<DraftNode>, fh: u64, offset: u64) -> Result<Vec<DirItem>> {
-        if let Some(begun) = self.list_begun(fh, offset)? {
-            return Ok(begun);
-        }
-        let names = self.read_names(node)?;
-        let page = page_of(&names, offset);
-        if fh != 0
-            && let Handle::Dir(begun) = &*self.handle(fh)?
-        {
-            *begun.lock() = Some(names);
-        }
-        Ok(page)
+    /// What comes after `offset` in a directory that is, or was, in a draft. `read` gives its names.
+    fn list_by_name(
+        &self,
+        ino: Ino,
+        offset: u64,
+        read: impl FnOnce() -> Result<Vec<DirItem>>,
+    ) -> Result<Vec<DirItem>> {
+        let begun = if offset == 0 { None } else { self.listings.get(ino) };
+        let names = match begun {
+            Some(names) => names,
+            None => {
+                let names = in_order(read()?);
+                self.listings.keep(ino, names.clone());
+                names
+            }
+        };
+        Ok(page_after(&names, offset))
     }
 
-    /// What comes next of the names that were read when the listing began, if it began in a draft.
-    fn list_begun(&self, fh: u64, offset: u64) -> Result<Option<Vec<DirItem>>> {
-        if fh == 0 {
-            return Ok(None);
-        }
-        let handle = self.handle(fh)?;
-        let Handle::Dir(names) = &*handle else { return Err(VfsError::NotDir) };
-        let names = names.lock();
-        Ok(names.as_ref().map(|names| page_of(names, offset)))
-    }
-
-    /// A listing begins anew: positions of the one before mean nothing any more.
-    pub fn rewind(&self, fh: u64) {
-        if let Ok(handle) = self.handle(fh)
-            && let Handle::Dir(names) = &*handle
-        {
-            *names.lock() = None;
-        }
+    /// The names of a sealed directory that the kernel knows from the draft.
+    fn former_names(&self, r: &SealedRef) -> Result<Vec<DirItem>> {
+        let m = r.manifest()?;
+        let slot = self.slot_of_former(r)?;
+        let children = m.children(r.record);
+        let listed = |c| {
+            let kind = kind_of(m.records()[c as usize].kind());
+            item(m.name(c), kind, self.number_in(&slot, &m, c), 0)
+        };
+        Ok(children.map(listed).collect())
     }
 
     fn read_names(&self, node: &Arc<DraftNode>) -> Result<Vec<DirItem>> {
@@ -148,7 +150,7 @@ impl View {
             }
             let kind = entry.file_type().map_or(Kind::File, Kind::of_dirent);
             let number = self.nodes.number_of(&node.draft, (dev, entry.ino())).unwrap_or(entry.ino());
-            names.push(item(name, kind, number, names.len() as u64 + 1));
+            names.push(item(name, kind, number, 0));
         }
         Ok(names)
     }

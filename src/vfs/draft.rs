@@ -141,6 +141,7 @@ impl View {
                 Some(mode)
             }
         };
+        self.tell_others(parent);
         let st = self.adopt_new(&dir, name, caller, mode)?;
         Ok(self.draft_enter(parent, name, &st))
     }
@@ -157,6 +158,7 @@ impl View {
         let dir = self.reach.dir(parent)?;
         let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&*dir, name, flags, Mode::from_bits_truncate(mode & 0o7777))?;
+        self.tell_others(parent);
         let st = self.adopt_new(&dir, name, caller, Some(mode))?;
         Ok((self.draft_enter(parent, name, &st), fd))
     }
@@ -174,6 +176,7 @@ impl View {
         let dir = self.reach.dir(parent)?;
         let (fd, _) = self.reach.pin(node)?;
         linkat(AT_FDCWD, &proc_path(&fd), &*dir, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+        self.tell_others(parent);
         let st = stat_at(&dir, name)?;
         Ok(self.draft_enter(parent, name, &st))
     }
@@ -192,6 +195,7 @@ impl View {
         let known = self.known_at(&dir, name);
         let how = if dir_wanted { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         unlinkat(&*dir, name, how)?;
+        self.tell_others(parent);
         if let Some((node, fd)) = known {
             node.drop_name(parent.ino, name, fd);
             self.reach.drop_dir(node.ino);
@@ -218,6 +222,8 @@ impl View {
         let moved = self.known_at(&from_dir, name);
         let target = self.known_at(&to_dir, new);
         renameat2(&*from_dir, name, &*to_dir, new, flags)?;
+        self.tell_others(from);
+        self.tell_others(to);
         // Renaming one hard link over another of the same file changes nothing.
         if let (Some((a, _)), Some((b, _))) = (&moved, &target)
             && a.ino == b.ino

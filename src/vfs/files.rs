@@ -1,8 +1,8 @@
 //! Open files: opening, reading, writing, and ingesting after the last writer.
 //!
-//! Invariants: only draft files and directory listings have handles (sealed files are read by
-//! number alone); a handle for writing is counted in its draft from before the file is opened
-//! until after it was released, so that sealing knows its writers.
+//! Invariants: only draft files have handles (sealed files are read by number alone); a handle for
+//! writing is counted in its draft from before the file is opened until after it was released, so that
+//! sealing knows its writers.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -15,23 +15,21 @@ use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, fdatasync, fsync, lseek64};
-use parking_lot::Mutex;
 
 use super::nodes::{BlobNode, DraftNode};
 use super::reach::proc_path;
-use super::types::{Caller, DirItem, Found, How, Ino, Opened};
+use super::types::{Caller, Found, How, Ino, Opened};
 use super::{Result, Target, VfsError, View, sys};
 use crate::cache::{Cache, CacheError, Draft};
 use crate::model::BlobHash;
 use crate::model::groups::{GroupHasher, group_count};
 use crate::store::{Location, PACK_LIMIT, StoreError};
 
-/// What a handle number stands for.
-pub(super) enum Handle {
-    /// An open file of a draft.
-    File { fd: Arc<OwnedFd>, node: Arc<DraftNode>, writer: bool },
-    /// A directory of a draft being listed: its names as of the last rewind.
-    Dir(Mutex<Option<Vec<DirItem>>>),
+/// What a handle number stands for: an open file of a draft.
+pub(super) struct Handle {
+    fd: Arc<OwnedFd>,
+    pub(super) node: Arc<DraftNode>,
+    pub(super) writer: bool,
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.
@@ -42,21 +40,14 @@ fn writes(flags: i32) -> bool {
 }
 
 impl View {
-    pub(super) fn add_handle(&self, handle: Handle) -> u64 {
+    fn add_handle(&self, handle: Handle) -> u64 {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.handles.write().insert(fh, Arc::new(handle));
         fh
     }
 
-    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        self.handles.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
-    }
-
-    fn file_handle(&self, fh: u64) -> Result<(Arc<OwnedFd>, Arc<DraftNode>)> {
-        match &*self.handle(fh)? {
-            Handle::File { fd, node, .. } => Ok((fd.clone(), node.clone())),
-            Handle::Dir(_) => Err(VfsError::IsDir),
-        }
+    fn file(&self, fh: u64) -> Result<Arc<OwnedFd>> {
+        self.handles.read().get(&fh).map(|h| h.fd.clone()).ok_or(VfsError::BadHandle)
     }
 
     /// Opens a file.
@@ -99,7 +90,7 @@ impl View {
     fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, writer: bool) -> Opened {
         let fd = Arc::new(fd);
         node.add_handle(&fd, writer);
-        let fh = self.add_handle(Handle::File { fd: fd.clone(), node: node.clone(), writer });
+        let fh = self.add_handle(Handle { fd: fd.clone(), node: node.clone(), writer });
         Opened { fh, how: How::Backing(fd) }
     }
 
@@ -151,7 +142,7 @@ impl View {
     /// Reads from an open file (or, for sealed files and control files, by number).
     pub fn read(&self, ino: Ino, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if fh != 0 {
-            let (fd, _) = self.file_handle(fh)?;
+            let fd = self.file(fh)?;
             return read_full(&fd, offset, buf);
         }
         match self.target(ino)? {
@@ -215,7 +206,7 @@ impl View {
 
     /// Writes to an open file; `drop_setid` clears set-id bits first, as a local file system does.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], drop_setid: bool) -> Result<usize> {
-        let (fd, _) = self.file_handle(fh)?;
+        let fd = self.file(fh)?;
         if drop_setid {
             sys::drop_setid(&fd)?;
         }
@@ -234,7 +225,7 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        let Handle::File { fd, node, writer: true } = &*handle else { return };
+        let Handle { fd, node, writer: true } = &*handle else { return };
         node.draft.writer_closed();
         node.drop_writer();
         // What a mapping wrote in the first second of a new file.
@@ -252,15 +243,10 @@ impl View {
 
     /// Makes an open file durable.
     pub fn fsync(&self, ino: Ino, fh: u64, data_only: bool) -> Result<()> {
-        if fh != 0
-            && let Handle::File { fd, .. } = &*self.handle(fh)?
-        {
-            if data_only {
-                fdatasync(&**fd)?
-            } else {
-                fsync(&**fd)?
-            }
-            return Ok(());
+        if fh != 0 {
+            let fd = self.file(fh)?;
+            let synced = if data_only { fdatasync(&*fd) } else { fsync(&*fd) };
+            return Ok(synced?);
         }
         match self.target(ino)? {
             Target::Draft(node) => {
@@ -275,7 +261,7 @@ impl View {
     /// fallocate(2) on an open file; `drop_setid` as in [`write`](View::write).
     pub fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64, drop_setid: bool) -> Result<()> {
         self.cache.make_room(0)?;
-        let (fd, _) = self.file_handle(fh)?;
+        let fd = self.file(fh)?;
         if drop_setid {
             sys::drop_setid(&fd)?;
         }
@@ -286,7 +272,7 @@ impl View {
     /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64> {
         if fh != 0 {
-            let (fd, _) = self.file_handle(fh)?;
+            let fd = self.file(fh)?;
             let whence = match whence {
                 libc::SEEK_DATA => Whence::SeekData,
                 libc::SEEK_HOLE => Whence::SeekHole,
@@ -315,7 +301,7 @@ impl View {
         if from.0 == 0 || to.0 == 0 {
             return Err(VfsError::CrossDevice);
         }
-        let ((src, _), (dst, _)) = (self.file_handle(from.0)?, self.file_handle(to.0)?);
+        let (src, dst) = (self.file(from.0)?, self.file(to.0)?);
         if drop_setid {
             sys::drop_setid(&dst)?;
         }

@@ -64,7 +64,7 @@ impl Publishing {
         result
     }
 
-    fn none(&self) -> bool {
+    pub fn none(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
 
@@ -185,7 +185,6 @@ impl View {
                 self.cache.evict(&key, "trash")?;
             }
         }
-        self.note_root_change();
         Ok(())
     }
 
@@ -194,20 +193,16 @@ impl View {
             if self.cache.work_draft(new.as_bytes()).is_some() {
                 return Err(VfsError::Exists);
             }
-            self.cache.move_draft(draft, DraftPlace::Work { name: new.as_bytes().to_vec() })?;
-            self.note_root_change();
-            return Ok(());
+            return Ok(self.cache.move_draft(draft, DraftPlace::Work { name: new.as_bytes().to_vec() })?);
         }
         let key = EntryKey::parse_os(new).map_err(|_| VfsError::Invalid)?;
         if self.cache.draft_for(&key).is_some() || self.cache.index().entry(&key)?.is_some() {
             return Err(VfsError::Exists);
         }
         match draft.place() {
-            DraftPlace::Work { name } => self.publish(caller, draft, key, &name)?,
-            _ => self.cache.move_draft(draft, DraftPlace::InPlace { key })?,
+            DraftPlace::Work { name } => self.publish(caller, draft, key, &name),
+            _ => Ok(self.cache.move_draft(draft, DraftPlace::InPlace { key })?),
         }
-        self.note_root_change();
-        Ok(())
     }
 
     /// The first RENAME of a publication; the kernel comes back after the look-ups between.
@@ -316,7 +311,6 @@ impl View {
         let replace = self.options.overwrite == Overwrite::Replace;
         let origin = Origin { how: how.into(), uid: self.owner.0, host: host_name(), source: String::new() };
         self.cache.seal(draft, SealRequest { key, origin, inferred, replace })?;
-        self.note_root_change();
         Ok(())
     }
 

@@ -1,16 +1,19 @@
 //! The view as a holder of entries: what the cache tells it, and what it tells the kernel.
 //!
-//! Nothing here waits: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
+//! Nothing here waits but for [`When::Now`]: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
 use std::ffi::OsStr;
+use std::sync::atomic::Ordering;
 
 use super::View;
 use super::ino;
+use super::nodes::DraftNode;
+use super::reach::identity;
 use super::types::Ino;
-use crate::cache::{Draft, Entry, Holder, LeaseKind};
+use crate::cache::{Draft, Entry, Holder, LeaseKind, now_ns};
 use crate::model::EntryKey;
 
-/// The kernel behind a view, as far as it can be told things. Must not block the caller.
+/// The kernel behind a view, as far as it can be told things. Must not block the caller, but for [`When::Now`].
 pub trait Kernel: Send + Sync {
     /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
     /// `name` is the entry's, unless it was hidden: something else may stand there now.
@@ -18,6 +21,19 @@ pub trait Kernel: Send + Sync {
 
     /// Ask again for the attributes of these inodes.
     fn attributes_changed(&self, inos: &[Ino]);
+
+    /// Forget what names these directories were listed with, and ask again for their attributes.
+    fn names_changed(&self, inos: Vec<Ino>, when: When);
+}
+
+/// When the kernel is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before this returns: whoever waits for the change must see it. This may wait for who is just copying these
+    /// names, so it is not for threads that answer requests.
+    Now,
+    /// By another thread.
+    Soon,
 }
 
 impl View {
@@ -30,6 +46,26 @@ impl View {
 }
 
 impl View {
+    /// Remembers that the tree's own directories list other names now. Call it after the change: a listing that has the
+    /// new time has the change, too.
+    pub(super) fn note_root_change(&self) {
+        let later = |last| Some(now_ns().max(last + 1));
+        let _ = self.root_changed.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+        let listed = [ino::ROOT, ino::WORK, ino::BY_TASK];
+        let listed = listed.into_iter().filter(|n| self.own_shown[*n as usize].changed());
+        self.attributes_changed(&listed.collect::<Vec<_>>());
+    }
+
+    /// Tells the other views that names in a directory of a draft were changed here.
+    pub(super) fn tell_others(&self, dir: &DraftNode) {
+        let me: *const View = self;
+        for other in self.cache.holders() {
+            if !std::ptr::addr_eq(std::sync::Arc::as_ptr(&other), me) {
+                other.names_changed(dir.backing);
+            }
+        }
+    }
+
     /// Tells the kernel of a change that it does not notice by itself.
     pub(super) fn attributes_changed(&self, inos: &[Ino]) {
         if let Some(kernel) = self.kernel.get() {
@@ -72,7 +108,8 @@ impl Holder for View {
 
     fn changed(&self, _key: &EntryKey) {
         // The kernel asks for top-level names again after a second, and an entry that went is pruned.
-        // Telling it more would need its lock of the top directory (see `fuse/notify.rs`).
+        // Telling it more of names than what listings show would need its lock of the top directory (see
+        // `fuse/notify.rs`).
         self.note_root_change();
     }
 
@@ -86,7 +123,31 @@ impl Holder for View {
         let view = entry.held_as(LeaseKind::View);
         let sealed = self.nodes.convert(draft, &view, manifest.ok().as_deref(), &stands);
         self.attributes_changed(&sealed);
+        // Numbers are others now, of names that the kernel did not look up, and metadata may have been added.
+        let listed = |ino: &Ino| self.nodes.draft_node(*ino).is_some_and(|node| node.shown.changed());
+        let listed: Vec<_> = sealed.into_iter().filter(listed).collect();
+        listed.iter().for_each(|ino| self.listings.forget(*ino));
+        if let Some(kernel) = self.kernel.get() {
+            kernel.names_changed(listed, When::Now);
+        }
         self.reach.clear();
         self.note_root_change();
+    }
+
+    fn draft_changed(&self, draft: &Draft) {
+        self.note_root_change();
+        // One that is gone is to be asked for by its name again.
+        let top = nix::sys::stat::fstat(draft.tree()).ok().and_then(|st| self.nodes.draft(identity(&st)));
+        if let Some(top) = top.filter(|top| std::ptr::eq(&*top.draft, draft)) {
+            self.attributes_changed(&[top.ino]);
+        }
+    }
+
+    fn names_changed(&self, dir: (u64, u64)) {
+        if let (Some(node), Some(kernel)) = (self.nodes.draft(dir), self.kernel.get())
+            && node.shown.changed()
+        {
+            kernel.names_changed(vec![node.ino], When::Soon);
+        }
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Operations are methods of [`View`], in a file per subject: `namespace` (which node a name is),
 //! `sealed`, `draft`, `control` (each kind of node), `files` (open, read, write), `dirs`
-//! (listing), `attrs`, `xattrs`, `gestures` (sealing and evicting by rename and chmod).
+//! and `names` (listing), `attrs`, `xattrs`, `gestures` (sealing and evicting by rename and chmod).
 
 mod attrs;
 mod control;
@@ -19,6 +19,7 @@ mod files;
 mod gestures;
 mod holder;
 pub mod ino;
+mod names;
 mod namespace;
 mod nodes;
 mod reach;
@@ -30,7 +31,7 @@ mod writers;
 mod xattrs;
 
 pub use error::{Result, VfsError};
-pub use holder::Kernel;
+pub use holder::{Kernel, When};
 pub use types::*;
 
 use std::collections::HashMap;
@@ -86,6 +87,9 @@ pub struct View {
     reach: Reach,
     handles: RwLock<HashMap<u64, Arc<files::Handle>>>,
     next_handle: AtomicU64,
+    listings: names::Listings,
+    /// The tree's own directories, by number.
+    own_shown: [names::Shown; ino::TRASH as usize + 1],
     kernel: OnceLock<Box<dyn Kernel>>,
     /// Last change of the top directory, nanoseconds since 1970.
     root_changed: AtomicI64,
@@ -135,6 +139,8 @@ impl View {
             reach: Reach::default(),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
+            listings: names::Listings::default(),
+            own_shown: Default::default(),
             kernel: OnceLock::new(),
             root_changed: AtomicI64::new(now_ns()),
             born_here: Mutex::default(),
@@ -202,7 +208,10 @@ impl View {
             ino::Meaning::Sealed { slot, .. } => self.slots.forget(slot, n),
             ino::Meaning::Table(t) => {
                 self.reach.drop_dir(t);
-                self.nodes.forget(t, n);
+                self.listings.forget(t);
+                if let Some(slot) = self.nodes.forget(t, n) {
+                    self.slots.forget(slot.number, 1);
+                }
             }
             ino::Meaning::Fixed(_) | ino::Meaning::Shard(_) => {}
         }
@@ -213,8 +222,8 @@ impl Drop for View {
     /// A connection that was cut off (`umount -f`) releases nothing: its writers are gone all the same.
     fn drop(&mut self) {
         for (_, handle) in self.handles.get_mut().drain() {
-            if let files::Handle::File { node, writer: true, .. } = &*handle {
-                node.draft.writer_closed();
+            if handle.writer {
+                handle.node.draft.writer_closed();
             }
         }
     }

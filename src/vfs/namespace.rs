@@ -16,7 +16,7 @@ use super::nodes::{DraftAt, Node};
 use super::reach::{identity, proc_path};
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
-use crate::cache::{Draft, LeaseKind, now_ns};
+use crate::cache::{Draft, LeaseKind};
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
 
@@ -166,12 +166,7 @@ impl View {
             nix::unistd::chown(&path, Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(caller.gid)))?;
         }
         fchmodat(AT_FDCWD, &path, Mode::from_bits_truncate(mode & 0o7777), FchmodatFlags::FollowSymlink)?;
-        self.note_root_change();
         self.enter_top(&draft)
-    }
-
-    pub(super) fn note_root_change(&self) {
-        self.root_changed.store(now_ns(), std::sync::atomic::Ordering::Relaxed);
     }
 
     fn start_entry(&self, caller: Caller, key: EntryKey, mode: u32) -> Result<Found> {
@@ -289,9 +284,7 @@ impl View {
         if dir.iter().flatten().any(|e| !matches!(e.file_name().to_bytes(), b"." | b"..")) {
             return Err(VfsError::NotEmpty);
         }
-        self.cache.drop_draft(draft, "removed")?;
-        self.note_root_change();
-        Ok(())
+        Ok(self.cache.drop_draft(draft, "removed")?)
     }
 
     /// A symlink node that is the same for the same target.

@@ -14,6 +14,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 use super::ino;
+use super::names::Shown;
+use super::slots::Slot;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry, HeldBlob};
 use crate::model::groups::GroupHash;
@@ -34,6 +36,8 @@ pub struct DraftNode {
     pub kind: Kind,
     /// The draft's top directory.
     pub top: bool,
+    /// Of a directory: what the kernel may remember of its names.
+    pub(super) shown: Shown,
     /// Handles for writing.
     writers: AtomicUsize,
     state: Mutex<DraftState>,
@@ -49,6 +53,8 @@ struct DraftState {
     handles: Vec<std::sync::Weak<OwnedFd>>,
     /// Set when the draft was sealed, for those that have a place in the entry.
     sealed: Option<(Entry, u32)>,
+    /// The entry's slot, looked up once for this node, if it was listed since.
+    slot: Option<Arc<Slot>>,
     /// The draft was sealed.
     settled: bool,
 }
@@ -57,6 +63,15 @@ impl DraftNode {
     /// The sealed record it became, if its draft was sealed.
     pub fn sealed(&self) -> Option<(Entry, u32)> {
         self.state.lock().sealed.clone()
+    }
+
+    /// The slot whose numbers its listings show, once it is sealed: looked up the first time.
+    pub(super) fn listed_with(&self, look_up: impl FnOnce() -> Option<Arc<Slot>>) -> Option<Arc<Slot>> {
+        let mut s = self.state.lock();
+        if s.slot.is_none() {
+            s.slot = look_up();
+        }
+        s.slot.clone()
     }
 
     /// The newest known place.
@@ -238,6 +253,14 @@ impl Nodes {
         }
     }
 
+    /// The draft node with this number.
+    pub fn draft_node(&self, ino: Ino) -> Option<Arc<DraftNode>> {
+        match self.get(ino)? {
+            Node::Draft(d) => Some(d),
+            _ => None,
+        }
+    }
+
     fn number(&self) -> Ino {
         ino::table(self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
@@ -282,7 +305,8 @@ impl Nodes {
             };
             let state = Mutex::new(DraftState { fd, ..DraftState::default() });
             let (draft, writers) = (draft.clone(), AtomicUsize::new(0));
-            Node::Draft(Arc::new(DraftNode { ino, draft, backing, kind, top, writers, state }))
+            let shown = Shown::default();
+            Node::Draft(Arc::new(DraftNode { ino, draft, backing, kind, top, shown, writers, state }))
         });
         let Node::Draft(node) = node else { unreachable!("backing keys name draft nodes only") };
         if let DraftAt::Child(parent, name) = at {
@@ -347,13 +371,13 @@ impl Nodes {
         held.or_insert_with(|| Held { node: Node::Draft(node.clone()), lookups: 0 }).lookups += 1;
     }
 
-    /// Takes back `n` look-ups; the node goes with the last.
-    pub fn forget(&self, ino: Ino, n: u64) {
+    /// Takes back `n` look-ups; the node goes with the last, which gives the slot that it was listed with.
+    pub fn forget(&self, ino: Ino, n: u64) -> Option<Arc<Slot>> {
         let mut t = self.table.write();
-        let Some(h) = t.held.get_mut(&ino) else { return };
+        let h = t.held.get_mut(&ino)?;
         h.lookups = h.lookups.saturating_sub(n);
         if h.lookups > 0 {
-            return;
+            return None;
         }
         let held = t.held.remove(&ino).expect("it was there under the same lock");
         match &held.node {
@@ -373,7 +397,10 @@ impl Nodes {
         }
         // Dropped outside the lock: a node can hold the last lease of an entry.
         drop(t);
-        drop(held);
+        match &held.node {
+            Node::Draft(d) => d.state.lock().slot.take(),
+            _ => None,
+        }
     }
 
     /// The former draft node that is this sealed record; counts a look-up.

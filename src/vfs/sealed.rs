@@ -139,17 +139,19 @@ impl View {
         }
     }
 
-    /// The number of a directory's record for listing, without counting a look-up; 0 when it has none.
-    pub(super) fn sealed_number(&self, dir: &SealedRef, m: &Manifest, record: u32) -> Ino {
-        let (id, record) = (dir.entry.row().id, canonical(m, record));
-        if let Some(former) = self.nodes.converted_number(id, record) {
-            return former;
-        }
-        let of_slot = |slot: &Slot| ino::sealed(slot.number, record);
-        match &dir.slot {
-            Some(slot) => of_slot(slot),
-            None => self.slots.of_entry(id).map_or(0, |slot| of_slot(&slot)),
-        }
+    /// The number of a record for listing, without counting a look-up.
+    pub(super) fn number_in(&self, slot: &Slot, m: &Manifest, record: u32) -> Ino {
+        let record = canonical(m, record);
+        let former = self.nodes.converted_number(slot.entry.row().id, record);
+        former.unwrap_or_else(|| ino::sealed(slot.number, record))
+    }
+
+    /// The slot of the entry that a former draft node is in, whose numbers its listing shows. The kernel
+    /// remembers these for as long as it knows the node: so does the slot.
+    pub(super) fn slot_of_former(&self, r: &SealedRef) -> Result<Arc<Slot>> {
+        let node = self.nodes.draft_node(r.ino).ok_or(VfsError::Stale)?;
+        let slot = node.listed_with(|| self.slots.look_up(r.entry.clone())).ok_or(VfsError::Stale)?;
+        Ok(slot)
     }
 
     pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
@@ -279,7 +281,7 @@ mod tests {
         std::fs::remove_file(&manifest).unwrap();
         let (_cache, view) = reopen(cache, dir.path());
         assert!(matches!(view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")), Err(VfsError::Cache(_))));
-        let items = view.readdir(ino::ROOT, 0, 0).unwrap();
+        let items = view.readdir(ino::ROOT, 0).unwrap();
         let listed = view.look_up_item(CALLER, ino::ROOT, &items[0]).unwrap();
         assert!(listed.attr.ino != 0 && listed.attr_ttl.is_zero(), "it has its number all the same");
         assert!(view.getattr(listed.attr.ino).is_err());

@@ -198,10 +198,9 @@ impl Direct {
             return Err(libc::ENOTDIR);
         }
         let view = self.view().clone();
-        let (fh, _) = view.opendir(dir.ino).map_err(errno)?;
         let (mut names, mut offset) = (std::collections::BTreeSet::new(), 0);
         loop {
-            let page = view.readdir(dir.ino, fh, offset).map_err(errno)?;
+            let page = view.readdir(dir.ino, offset).map_err(errno)?;
             let Some(last) = page.last() else { break };
             offset = last.next;
             for item in page {
@@ -209,9 +208,7 @@ impl Direct {
                 assert!(names.insert(name), "{:?} comes twice", item.name);
             }
         }
-        if fh != 0 {
-            view.release(fh);
-        }
+        view.end_of_listing(dir.ino);
         Ok(Seen::Names(names))
     }
 

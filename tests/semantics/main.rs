@@ -9,6 +9,7 @@ mod common;
 mod differences;
 mod s01_keys;
 mod s02_drafts;
+mod s02_listings;
 mod s03_ingest;
 mod s04_sealing;
 mod s05_one_result;
