@@ -1,0 +1,76 @@
+//! Whether a store that lost its power kept what was promised.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+
+use crate::daemon::Daemon;
+use crate::disk::run;
+use crate::ingest::whole;
+use crate::work::{EVICTING, PINNED, SEALED, UNPINNING};
+
+/// What was told by the moment of the cut.
+#[derive(Default)]
+pub struct Told {
+    sealed: HashSet<String>,
+    pinned: HashSet<String>,
+}
+
+impl Told {
+    /// Takes a mark into account.
+    pub fn learn(&mut self, mark: &str) {
+        let (what, key) = mark.split_once(' ').expect("a mark is a word and a key");
+        match what {
+            SEALED => drop(self.sealed.insert(key.into())),
+            EVICTING => drop(self.sealed.remove(key)),
+            PINNED => drop(self.pinned.insert(key.into())),
+            UNPINNING => drop(self.pinned.remove(key)),
+            _ => panic!("unknown mark {mark}"),
+        }
+    }
+
+    /// Entries that must be there.
+    pub fn entries(&self) -> usize {
+        self.sealed.len()
+    }
+}
+
+/// Starts outfs on the store and looks at everything; `Err` says what was not kept.
+pub fn check(daemon: &Daemon, told: &Told) -> Result<(), String> {
+    let mnt = daemon.mnt();
+    outfs(daemon, &["mount", mnt.to_str().expect("a path of this program's own is text")])?;
+    let kept = entries(daemon, &mnt, told).and_then(|()| pins(daemon, told));
+    let stopped = outfs(daemon, &["stop"]).map(drop);
+    kept.and(stopped)?;
+    outfs(daemon, &["fsck", "--verify-data"]).map(drop)
+}
+
+fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
+    let listed = keys(&outfs(daemon, &["ls", "--json"])?);
+    if let Some(lost) = told.sealed.difference(&listed).next() {
+        return Err(format!("{lost} was reported sealed and is lost"));
+    }
+    listed.iter().try_for_each(|key| whole(mnt, key))
+}
+
+fn pins(daemon: &Daemon, told: &Told) -> Result<(), String> {
+    let listed = keys(&outfs(daemon, &["pin", "--json"])?);
+    match told.pinned.difference(&listed).next() {
+        Some(lost) => Err(format!("the pin of {lost} is lost")),
+        None => Ok(()),
+    }
+}
+
+/// The keys in lines of JSON.
+fn keys(lines: &str) -> HashSet<String> {
+    let key = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("outfs prints JSON");
+        value["key"].as_str().expect("every line has a key").to_owned()
+    };
+    lines.lines().map(key).collect()
+}
+
+fn outfs(daemon: &Daemon, args: &[&str]) -> Result<String, String> {
+    let program = std::env::var_os("OUTFS_BIN").expect("OUTFS_BIN names the outfs program");
+    run(Command::new(program).args(args).env("OUTFS_STORE", daemon.store()))
+}
