@@ -452,3 +452,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_disk_that_fills_up_in_the_middle_of_a_change_is_called_full() {
+    let (_dir, index) = open();
+    done(index.commit(entry(1, 1, vec![(hash(1), 1, Location::Loose)], vec![])).unwrap());
+    let limit = |pages: &'static str| {
+        let set = move |db: &Connection| {
+            db.query_row(pages, [], |r| r.get::<_, i64>(0)).map_err(sqlite("limit its pages"))
+        };
+        index.writer.run(set).unwrap();
+    };
+    limit("PRAGMA max_page_count = 1");
+    let many = (0..9999u32).map(|n| (BlobHash::of(&n.to_le_bytes()), 1, Location::Loose)).collect();
+    let full = index.commit(entry(2, 2, many, vec![])).unwrap_err();
+    assert!(full.is_no_space(), "{full}");
+    assert!(index.entry(&key(1)).unwrap().is_some() && index.entry(&key(2)).unwrap().is_none());
+    limit("PRAGMA max_page_count = 1000000");
+    done(index.commit(entry(2, 2, vec![(hash(2), 1, Location::Loose)], vec![])).unwrap());
+    assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
+}

@@ -23,8 +23,9 @@ const GROUP: usize = 512;
 
 /// Tells a caller how its job ended, given what became of the transaction.
 type Finish = Box<dyn FnOnce(Option<IndexError>) + Send>;
-/// Without a connection (the transaction is lost already) it only prepares its answer.
-type Run = Box<dyn FnMut(Option<&Connection>) -> Finish + Send>;
+/// Without a connection (the transaction is lost already) it only prepares its answer. With the answer comes what
+/// SQLite said if it failed the job.
+type Run = Box<dyn FnMut(Option<&Connection>) -> (Finish, Option<Failed>) + Send>;
 
 /// A job; it may run twice, the second time after the first transaction failed.
 struct Job {
@@ -90,13 +91,15 @@ impl Writer {
         mut job: impl FnMut(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (answer, wait) = bounded(1);
-        let run = Box::new(move |db: Option<&Connection>| -> Finish {
+        let run = Box::new(move |db: Option<&Connection>| -> (Finish, Option<Failed>) {
             let result = db.map_or(Err(IndexError::Closed), |db| in_savepoint(db, &mut job));
+            let failed = result.as_ref().err().and_then(reason);
             let answer = answer.clone();
-            Box::new(move |failed| {
+            let finish = Box::new(move |failed: Option<IndexError>| {
                 // A caller that no longer waits needs no answer.
                 let _ = answer.send(failed.map_or(result, Err));
-            })
+            });
+            (finish, failed)
         });
         self.send(Message::Job(Job { run, frees }))?;
         wait.recv().unwrap_or(Err(IndexError::Closed))
@@ -249,10 +252,15 @@ fn attempt(db: &Connection, group: &mut [Job]) -> (Option<Failed>, Vec<Finish>) 
     let mut failed = db.execute_batch("BEGIN IMMEDIATE").err().map(|e| ("begin a transaction", e));
     let mut finish = Vec::with_capacity(group.len());
     for job in group {
-        finish.push((job.run)(failed.is_none().then_some(db)));
+        let (end, why) = (job.run)(failed.is_none().then_some(db));
+        finish.push(end);
         if failed.is_none() && db.is_autocommit() {
-            let code = ffi::Error::new(ffi::SQLITE_ABORT);
-            failed = Some(("keep its transaction", rusqlite::Error::SqliteFailure(code, None)));
+            // SQLite took back everything, for what failed this job: that is what all of them hear.
+            let unknown = || {
+                let code = ffi::Error::new(ffi::SQLITE_ABORT);
+                ("keep its transaction", rusqlite::Error::SqliteFailure(code, None))
+            };
+            failed = Some(why.unwrap_or_else(unknown));
         }
     }
     if failed.is_none() {
@@ -264,8 +272,18 @@ fn attempt(db: &Connection, group: &mut [Job]) -> (Option<Failed>, Vec<Finish>) 
     (failed, finish)
 }
 
-/// The disk is full, or SQLite took back a transaction on its own, which that makes it do.
+/// What SQLite said, where it was SQLite.
+fn reason(e: &IndexError) -> Option<Failed> {
+    match e {
+        IndexError::Sqlite { op, source: source @ rusqlite::Error::SqliteFailure(code, _) } => {
+            Some((op, rusqlite::Error::SqliteFailure(*code, Some(source.to_string()))))
+        }
+        _ => None,
+    }
+}
+
+/// The disk is full, or SQLite cannot write for a reason that it has no name for (a quota).
 fn is_for_want_of_space(e: &rusqlite::Error) -> bool {
     matches!(e, rusqlite::Error::SqliteFailure(e, _)
-        if e.code == ErrorCode::DiskFull || e.extended_code == ffi::SQLITE_ABORT || e.extended_code == ffi::SQLITE_IOERR_WRITE)
+        if e.code == ErrorCode::DiskFull || e.extended_code == ffi::SQLITE_IOERR_WRITE)
 }
