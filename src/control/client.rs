@@ -41,9 +41,11 @@ impl Client {
     pub fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
         let wants_input = request.wants_input();
         let asked = Asked { outfs: VERSION, place: socket::place(), request };
-        wire::send(self.stream.get_mut(), &asked).map_err(lost)?;
-        if wants_input {
-            self.stream_input(channel)?;
+        match wire::send(self.stream.get_mut(), &asked) {
+            Ok(()) if wants_input => self.stream_input(channel)?,
+            // Who hangs up on a question has answered before: why is there to be read.
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(lost(e)),
+            _ => {}
         }
         loop {
             let frame: Option<ServerFrame> = wire::receive(&mut self.stream).map_err(lost)?;
