@@ -82,7 +82,7 @@ impl Cache {
         }
         let marker = store.path(MARKER);
         if store.owner_died() || rebuild {
-            std::fs::write(&marker, b"").map_err(|e| StoreError::io("write", &marker, e))?;
+            set(&marker).map_err(|e| StoreError::io("write", &marker, e))?;
         }
         let mut sweep = self.inner.upkeep.sweep.lock();
         sweep.since_ns = now_ns() - CLOCK_TICK_NS;
@@ -95,7 +95,7 @@ impl Cache {
         let held = !self.inner.upkeep.condemned.lock().is_empty();
         if held || self.inner.upkeep.sweep.lock().left {
             let marker = self.inner.store.path(MARKER);
-            if let Err(e) = std::fs::write(&marker, b"") {
+            if let Err(e) = set(&marker) {
                 tracing::warn!(error = %e, "orphans will be found by 'outfs fsck' only");
             }
         }
@@ -203,4 +203,10 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// Makes the marker. A daemon has no umask, so it says itself whose file that is.
+fn set(marker: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(marker).map(drop)
 }
