@@ -87,8 +87,10 @@ impl Keys {
             part.reserve_exact(more);
         }
         part.insert(at, (number, id));
+        // Under the lock: whoever takes the pair out again must not count that first, below zero.
+        let full = self.pairs.fetch_add(1, Ordering::Relaxed) >= self.most;
         drop(part);
-        if self.pairs.fetch_add(1, Ordering::Relaxed) >= self.most {
+        if full {
             self.give_up();
         }
     }
@@ -190,6 +192,19 @@ mod tests {
         assert!((20_001..40_000).all(|n| keys.find(number(n)) == Known::Absent));
         let room: usize = keys.parts.iter().map(|p| p.read().capacity()).sum();
         assert!(room < numbers.len() * 3 / 2, "room for {room}");
+    }
+
+    #[test]
+    fn a_pair_that_goes_as_it_comes_is_not_counted_below_none() {
+        let keys = Keys::new(1 << 20);
+        keys.complete();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..200_000).for_each(|_| keys.add(7, 1)));
+            scope.spawn(|| (0..200_000).for_each(|_| keys.remove(7, 1)));
+        });
+        assert!(keys.is_complete());
+        keys.remove(7, 1);
+        assert_eq!(keys.pairs.load(Ordering::Relaxed), 0);
     }
 
     #[test]
