@@ -4,7 +4,8 @@
 //! on must mean the same whatever happens meanwhile. So a name's position is computed from the name alone: it
 //! stays while others come and go, when the draft is sealed, and whatever file system is below.
 //! The names of the directories that are just being listed are kept, so that a page is a search in them; those that
-//! are not kept any more are read again.
+//! are not kept any more are read again. Many listings never come to their end (`ls | head`), so what is kept is
+//! bounded in names, too.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
@@ -19,33 +20,56 @@ use super::types::{DirItem, Ino};
 /// Directories whose names are kept; more can be listed at once.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
 
+/// Names kept of all of them, but for the directory whose listing began last; each is some 80 bytes of memory.
+const KEPT_NAMES: usize = 1 << 18;
+
 /// Items given at a time.
 pub(super) const PAGE: usize = 512;
 
 /// Names of directories that are being listed, in the order of their positions.
-pub(super) struct Listings(Mutex<LruCache<Ino, Arc<[DirItem]>>>);
+pub(super) struct Listings(Mutex<Kept>);
+
+struct Kept {
+    of: LruCache<Ino, Arc<[DirItem]>>,
+    names: usize,
+}
 
 impl Default for Listings {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(KEPT)))
+        Self(Mutex::new(Kept { of: LruCache::new(KEPT), names: 0 }))
     }
 }
 
 impl Listings {
     /// The names as they were when the listing that was begun last began.
     pub fn get(&self, dir: Ino) -> Option<Arc<[DirItem]>> {
-        self.0.lock().get(&dir).cloned()
+        self.0.lock().of.get(&dir).cloned()
     }
 
     /// Keeps the names of a listing that begins.
     pub fn keep(&self, dir: Ino, names: Arc<[DirItem]>) {
-        let old = self.0.lock().push(dir, names);
-        drop(old);
+        // Dropped after the lock.
+        let mut gone = Vec::new();
+        let mut kept = self.0.lock();
+        kept.names += names.len();
+        gone.extend(kept.of.push(dir, names));
+        kept.names -= gone.iter().map(|(_, old)| old.len()).sum::<usize>();
+        while kept.names > KEPT_NAMES
+            && kept.of.len() > 1
+            && let Some(oldest) = kept.of.pop_lru()
+        {
+            kept.names -= oldest.1.len();
+            gone.push(oldest);
+        }
+        drop(kept);
     }
 
     /// The listing is at its end, or its names are not true any more.
     pub fn forget(&self, dir: Ino) {
-        let old = self.0.lock().pop(&dir);
+        let mut kept = self.0.lock();
+        let old = kept.of.pop(&dir);
+        kept.names -= old.as_ref().map_or(0, |old| old.len());
+        drop(kept);
         drop(old);
     }
 }
@@ -139,6 +163,32 @@ mod tests {
         stayed.sort_unstable();
         stayed.dedup();
         assert_eq!(stayed.len(), 1500, "each once");
+    }
+
+    #[test]
+    fn listings_that_never_end_take_up_a_bounded_amount_of_memory() {
+        let listings = Listings::default();
+        let names = |n| in_order(named(0..n));
+        let count = |listings: &Listings| {
+            let kept = listings.0.lock();
+            assert_eq!(kept.names, kept.of.iter().map(|(_, names)| names.len()).sum::<usize>());
+            kept.names
+        };
+        (1..100).for_each(|dir| listings.keep(dir, names(5)));
+        assert_eq!(count(&listings), KEPT.get() * 5);
+        (0..3).for_each(|_| listings.keep(99, names(7)));
+        assert_eq!(count(&listings), (KEPT.get() - 1) * 5 + 7);
+        listings.forget(98);
+        listings.forget(98);
+        assert_eq!(count(&listings), (KEPT.get() - 2) * 5 + 7);
+        listings.keep(200, names(KEPT_NAMES - 3));
+        assert_eq!(count(&listings), KEPT_NAMES - 3, "nothing else fits beside it");
+        listings.keep(201, names(KEPT_NAMES + 1));
+        assert!(listings.get(201).is_some() && listings.get(200).is_none(), "the newest is kept in any case");
+        listings.keep(202, names(1));
+        assert!(listings.get(202).is_some() && listings.get(201).is_none());
+        listings.forget(202);
+        assert_eq!(count(&listings), 0);
     }
 
     #[test]
