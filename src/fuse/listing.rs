@@ -62,7 +62,7 @@ impl Adapter {
         }
         let start = offset.saturating_sub(DOTS);
         let mut from = start;
-        let mut counted = false;
+        let (mut counted, mut added) = (false, false);
         loop {
             let items = match self.view.readdir(ino.0, from) {
                 // The kernel must hear of what was counted for it; its next call fails.
@@ -70,7 +70,8 @@ impl Adapter {
                 items => items?,
             };
             let Some(last) = items.last() else {
-                if offset >= DOTS && from == start {
+                // Also when all that was left went between.
+                if offset >= DOTS && !added {
                     self.view.end_of_listing(ino.0);
                 }
                 return Ok(());
@@ -91,10 +92,11 @@ impl Adapter {
                         if reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0)) {
                             return Ok(());
                         }
+                        added = true;
                         continue;
                     }
                 };
-                counted = true;
+                (counted, added) = (true, true);
                 let name = OsStr::from_bytes(&i.name);
                 let ttl = found.attr_ttl.min(found.name_ttl);
                 if reply.add(
