@@ -152,6 +152,9 @@ impl<'a> Check<'a> {
         for complaint in self.cache.inner.index.integrity()? {
             self.index_complaint(&complaint);
         }
+        if !self.cache.inner.index.is_finished() {
+            self.index_complaint("it lacks what could not be read when it was made anew");
+        }
         self.entries_and_references()?;
         self.loose_blobs()?;
         self.packs()?;
@@ -495,6 +498,9 @@ impl<'a> Check<'a> {
         let (store, index) = (&cache.inner.store, &cache.inner.index);
         let since = cache.inner.upkeep.sweep.lock().since_ns();
         let mut orphans = Orphans::default();
+        if !index.is_finished() {
+            return Ok(orphans);
+        }
         for shard in 0..=255 {
             (self.progress)(FsckProgress { stage: "orphans", done: u64::from(shard), total: 256 });
             for name in index.unknown_manifests(&store.manifests_in(Some(shard))?)? {

@@ -2,7 +2,9 @@
 //!
 //! Invariants: an entry comes back only when its manifest verifies and the store has all its
 //! blobs; of several manifests of one key the newest stands (the others were replaced, or
-//! evicted before). Pins, rejections and events are the store's own and are not touched.
+//! evicted before). Pins, rejections and events are the store's own and are not touched. The index counts as
+//! whole only after the last of it is written and only if everything could be read: a rebuild that was
+//! cut short, or that the disk kept from reading something, is done again when the cache is opened next.
 //! What is lost: the order of access.
 
 use super::{Cache, CacheError, Result};
@@ -25,6 +27,26 @@ pub(super) struct Rebuilt {
     pub incomplete: Vec<(EntryKey, ManifestHash, usize)>,
     /// Manifests that another one of the same key outlives.
     pub outlived: Vec<ManifestHash>,
+    /// Something is there that the disk did not let us read.
+    pub unread: bool,
+}
+
+/// Reads something, and once more where the disk failed. What is damaged, missing or on a bad spot of the disk costs
+/// itself (the inner error); another failure, such as too many open files, says nothing about what is
+/// there, and ends the rebuild.
+fn read_twice<T>(
+    unread: &mut bool,
+    mut read: impl FnMut() -> std::result::Result<T, StoreError>,
+) -> Result<std::result::Result<T, StoreError>> {
+    let bad_spot = |e: &StoreError| matches!(e, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO));
+    match read().or_else(|e| if bad_spot(&e) { read() } else { Err(e) }) {
+        Err(e) if bad_spot(&e) => {
+            *unread = true;
+            Ok(Err(e))
+        }
+        Err(e @ StoreError::Io { .. }) => Err(e.into()),
+        other => Ok(other),
+    }
 }
 
 impl Cache {
@@ -37,7 +59,7 @@ impl Cache {
         let mut batch = Vec::new();
         for (done, name) in (0..).zip(&names) {
             progress(done, names.len() as u64);
-            match self.inner.store.read_manifest(name) {
+            match read_twice(&mut rebuilt.unread, || self.inner.store.read_manifest(name))? {
                 Ok(manifest) => batch.extend(self.entry_of(manifest, &mut rebuilt)?),
                 Err(e) => rebuilt.unreadable.push((*name, e)),
             }
@@ -46,6 +68,9 @@ impl Cache {
             }
         }
         self.commit_batch(batch, &mut rebuilt)?;
+        if !rebuilt.unread {
+            self.inner.index.finish()?;
+        }
         rebuilt.entries = self.inner.index.totals()?.entries;
         self.note(EventKind::IndexRebuilt { entries: rebuilt.entries }, None, true);
         tracing::info!(entries = rebuilt.entries, "the index was made anew from the store");
@@ -58,7 +83,11 @@ impl Cache {
         let mut packs = Vec::new();
         let mut blobs = Vec::new();
         for pack in store.packs()? {
-            let scan = store.scan_pack(pack.id, false, &mut |hash, size, at| blobs.push((hash, size, at)));
+            let before = blobs.len();
+            let scan = read_twice(&mut rebuilt.unread, || {
+                blobs.truncate(before);
+                store.scan_pack(pack.id, false, &mut |hash, size, at| blobs.push((hash, size, at)))
+            })?;
             // What stands before the damage is as good as ever.
             rebuilt.bad_packs.extend(scan.err());
             packs.push((pack.id, pack.bytes));
@@ -92,7 +121,7 @@ impl Cache {
             rebuilt.incomplete.push((manifest.seal().key.clone(), manifest.hash(), missing));
             return Ok(None);
         }
-        let metadata = self.metadata_of(&manifest, &known);
+        let metadata = self.metadata_of(&manifest, &known, &mut rebuilt.unread)?;
         Ok(Some(NewEntry {
             row: EntryRow {
                 id: 0,
@@ -115,17 +144,24 @@ impl Cache {
     }
 
     /// The entry's metadata, if it parses.
-    fn metadata_of(&self, manifest: &Manifest, known: &[(BlobHash, u64, Location)]) -> Option<Metadata> {
-        let record = manifest.find(b"metadata.json")?;
-        let file = manifest.get(record)?;
-        let hash = file.hash()?;
-        let (_, size, at) = known.iter().find(|(h, _, _)| *h == hash)?;
-        if *size > Metadata::MAX_BYTES {
-            return None;
-        }
-        let mut bytes = vec![0; *size as usize];
-        self.inner.store.read_verified(&hash, *size, manifest.groups(record), *at, 0, &mut bytes).ok()?;
-        Metadata::parse(&bytes).ok()
+    fn metadata_of(
+        &self,
+        manifest: &Manifest,
+        known: &[(BlobHash, u64, Location)],
+        unread: &mut bool,
+    ) -> Result<Option<Metadata>> {
+        let file = || {
+            let record = manifest.find(b"metadata.json")?;
+            let hash = manifest.get(record)?.hash()?;
+            let (_, size, at) = known.iter().find(|(h, _, _)| *h == hash)?;
+            (*size <= Metadata::MAX_BYTES).then_some((record, hash, *size, *at))
+        };
+        let Some((record, hash, size, at)) = file() else { return Ok(None) };
+        let mut bytes = vec![0; size as usize];
+        let groups = manifest.groups(record);
+        let read =
+            read_twice(unread, || self.inner.store.read_verified(&hash, size, groups, at, 0, &mut bytes))?;
+        Ok(read.ok().and_then(|_| Metadata::parse(&bytes).ok()))
     }
 
     fn commit_batch(&self, batch: Vec<NewEntry>, rebuilt: &mut Rebuilt) -> Result<()> {

@@ -79,6 +79,8 @@ impl Cache {
             for e in rebuilt.unreadable.into_iter().map(|(_, e)| e).chain(rebuilt.bad_packs) {
                 self.note(EventKind::Damaged { what: e.to_string() }, None, true);
             }
+        } else if fresh {
+            self.inner.index.finish()?;
         }
         let marker = store.path(MARKER);
         if store.owner_died() || rebuild {
@@ -86,7 +88,9 @@ impl Cache {
         }
         let mut sweep = self.inner.upkeep.sweep.lock();
         sweep.since_ns = now_ns() - CLOCK_TICK_NS;
-        sweep.stage = if marker.exists() { Stage::Rows } else { Stage::Done };
+        // What an index that lacks something does not know may be an entry's.
+        let due = marker.exists() && self.inner.index.is_finished();
+        sweep.stage = if due { Stage::Rows } else { Stage::Done };
         Ok(())
     }
 

@@ -18,7 +18,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
 
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
@@ -209,6 +209,7 @@ pub struct Totals {
 /// The open index.
 pub struct Index {
     file: PathBuf,
+    finished: AtomicBool,
     epoch: AtomicU32,
     writer: writer::Writer,
     readers: Arc<read::Readers>,

@@ -162,7 +162,16 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection> {
     connect(file, Role::Reader).map_err(sqlite("open its file for reading"))
 }
 
-/// The writer's connection, migrated; true when the file was new or had to be set aside.
+/// The `application_id` of an index that was not told yet that it knows all that the store has.
+const UNFINISHED: u32 = 0x6f75_7466;
+
+/// Written when an index that was new knows all that the store has.
+pub(super) fn finish(db: &Connection) -> Result<()> {
+    db.pragma_update(None, "application_id", 0).map_err(sqlite("mark it as whole"))
+}
+
+/// The writer's connection, migrated; true when it does not know what the store has: the file was new or
+/// had to be set aside, or what was to be written into a new one never was.
 pub(super) fn open_writer(file: &Path) -> Result<(Connection, bool)> {
     match try_open(file) {
         Ok(opened) => Ok(opened),
@@ -190,6 +199,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     if found == 0 {
         tx.execute("INSERT INTO totals VALUES(1, ?1, 0, 0, 0, 0, 0, 0, 0, 0, 0)", [fresh_epoch()])
             .map_err(sqlite("write its first totals"))?;
+        tx.pragma_update(None, "application_id", UNFINISHED).map_err(sqlite("mark it as new"))?;
     }
     if found < VERSION {
         tx.pragma_update(None, "user_version", VERSION).map_err(sqlite("write its version"))?;
@@ -204,8 +214,11 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     ] {
         tx.query_row(probe, [], |_| Ok(())).optional().map_err(sqlite("read its tables"))?;
     }
+    let mark: u32 = tx
+        .query_row("PRAGMA application_id", [], |r| r.get(0))
+        .map_err(sqlite("read whether it is whole"))?;
     tx.commit().map_err(sqlite("commit a migration"))?;
-    Ok((db, found == 0))
+    Ok((db, mark == UNFINISHED))
 }
 
 /// Seconds since 1970: grows from one index to the next without anything to remember it by.

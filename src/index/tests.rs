@@ -25,7 +25,8 @@ fn open_at(file: &std::path::Path) -> Result<(Index, bool)> {
 fn open() -> (tempfile::TempDir, Index) {
     let dir = tempfile::tempdir().unwrap();
     let (index, new) = open_at(&dir.path().join("index.sqlite")).unwrap();
-    assert!(new);
+    assert!(new && !index.is_finished());
+    index.finish().unwrap();
     (dir, index)
 }
 
@@ -292,6 +293,22 @@ fn an_unusable_file_is_set_aside_and_a_newer_one_is_refused() {
     let e = open_at(&file).unwrap_err();
     assert!(matches!(e, IndexError::TooNew { found: 99, .. }), "{e}");
     assert!(file.exists());
+}
+
+#[test]
+fn it_counts_as_new_until_it_was_finished() {
+    let (dir, index) = open();
+    let file = dir.path().join("index.sqlite");
+    drop(index);
+    let (index, new) = open_at(&file).unwrap();
+    assert!(!new && index.is_finished());
+    index.reset().unwrap();
+    drop(index);
+    for _ in 0..2 {
+        assert!(open_at(&file).unwrap().1);
+    }
+    open_at(&file).unwrap().0.finish().unwrap();
+    assert!(!open_at(&file).unwrap().1);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -23,7 +23,8 @@ use crate::store::{Location, PackId};
 
 impl Index {
     /// Opens (or creates) the index in `file`; the flag says whether it was new (or unusable and
-    /// set aside as `<file>.bad`), so that the caller rebuilds it. Keys take up at most `keys` bytes of memory.
+    /// set aside as `<file>.bad`, or never [`finish`](Self::finish)ed), so that the caller rebuilds it. Keys take up
+    /// at most `keys` bytes of memory.
     pub fn open(file: &Path, keys: usize) -> Result<(Index, bool)> {
         let (db, new) = schema::open_writer(file)?;
         let epoch =
@@ -37,6 +38,7 @@ impl Index {
         let writer = Writer::start(db, file, readers.clone(), keys.clone())?;
         let index = Index {
             file: file.to_owned(),
+            finished: AtomicBool::new(!new),
             epoch: AtomicU32::new(epoch),
             writer,
             readers,
@@ -64,11 +66,25 @@ impl Index {
         result
     }
 
+    /// It knows all that the store has: what it does not know is of no entry.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    /// After it was new or reset: from now on it knows all that the store has. Until then every opening says that
+    /// it is new.
+    pub fn finish(&self) -> Result<()> {
+        self.writer.run(schema::finish)?;
+        self.finished.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// Throws everything away and begins anew with a greater epoch; the file is set aside as
     /// `<file>.bad`. Row ids go on growing. Nobody else may be writing.
     pub fn reset(&self) -> Result<()> {
         let (epoch, last) =
             (schema::fresh_epoch().max(self.epoch() + 1), self.last_id.load(Ordering::Relaxed));
+        self.finished.store(false, Ordering::Release);
         self.writer.reset()?;
         self.writer.run(move |db| {
             db.execute("UPDATE totals SET epoch = ?1", [epoch]).map_err(sqlite("write its epoch"))?;
