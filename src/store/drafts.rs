@@ -73,15 +73,24 @@ impl Store {
         let mut all = Vec::new();
         for name in self.drafts.names()? {
             let Some(id) = name.to_str().filter(|n| !n.starts_with('.')) else { continue };
-            let Ok(dir) = self.drafts.sub(id) else { continue };
-            let time = |name: &str| {
-                let stat = port::stat_at(dir.fd(), name.as_ref()).ok().flatten();
-                stat.map(|s| s.st_mtime * 1_000_000_000 + s.st_mtime_nsec)
+            let dir = match self.draft_dir(id) {
+                Ok(dir) => dir,
+                // Dropped meanwhile, or no draft at all.
+                Err(StoreError::Missing { .. }) => continue,
+                Err(StoreError::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
+                    continue;
+                }
+                Err(e) => return Err(e),
             };
-            let Some(tree) = time(TREE) else { continue };
+            let time = |name: &str| -> Result<Option<i64>> {
+                let name = OsStr::new(name);
+                let stat = port::stat_at(dir.fd(), name).map_err(dir.err("stat", name))?;
+                Ok(stat.map(|s| s.st_mtime * 1_000_000_000 + s.st_mtime_nsec))
+            };
+            let Some(tree) = time(TREE)? else { continue };
             let place = dir.read_all(PLACE)?.and_then(|b| serde_json::from_slice(&b).ok());
             let place = place.unwrap_or(DraftPlace::Native { label: "its draft.json was unreadable".into() });
-            all.push((id.to_owned(), place, time(PLACE).map_or(tree, |t| t.max(tree))));
+            all.push((id.to_owned(), place, time(PLACE)?.map_or(tree, |t| t.max(tree))));
         }
         Ok(all)
     }
