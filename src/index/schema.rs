@@ -134,6 +134,12 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         Role::Reader => OpenFlags::SQLITE_OPEN_READ_WRITE,
     };
     let db = Connection::open_with_flags_and_vfs(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX, VFS)?;
+    // SQLite makes do with that when it cannot open the file for writing, if only this once.
+    if db.is_readonly(rusqlite::MAIN_DB)? {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let why = "it cannot be opened for writing: check its owner and mode, and the limit of open files";
+        return Err(rusqlite::Error::SqliteFailure(code, Some(why.into())));
+    }
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(32);
     db.pragma_update(None, "mmap_size", 0)?;
