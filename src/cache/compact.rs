@@ -79,6 +79,10 @@ impl Cache {
 
     /// Moves what lives in `packs` to one new pack, and removes them.
     pub(super) fn compact_packs(&self, packs: &[PackId]) -> Result<()> {
+        self.or_sweep(self.move_and_remove(packs))
+    }
+
+    fn move_and_remove(&self, packs: &[PackId]) -> Result<()> {
         if packs.is_empty() {
             return Ok(());
         }

@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use super::here::now_ns;
-use super::{Cache, Result};
+use super::{Cache, CacheError, Result};
 use crate::model::{BlobHash, EventKind, ManifestHash};
 use crate::store::{Location, StoreError};
 
@@ -92,6 +92,20 @@ impl Cache {
         let due = marker.exists() && self.inner.index.is_finished();
         sweep.stage = if due { Stage::Rows } else { Stage::Done };
         Ok(())
+    }
+
+    /// Hands a result on. Where the disk failed, files may be left that no entry has: the next start looks for them.
+    pub(super) fn or_sweep<T>(&self, result: Result<T>) -> Result<T> {
+        let disk = |e: &CacheError| {
+            matches!(
+                e,
+                CacheError::Store(_) | CacheError::Index(_) | CacheError::NoSpace(_) | CacheError::Io { .. }
+            )
+        };
+        if result.as_ref().is_err_and(disk) {
+            self.inner.upkeep.sweep.lock().left_something();
+        }
+        result
     }
 
     /// At an orderly close: what could not be deleted is looked for at the next start.

@@ -126,12 +126,12 @@ impl Cache {
     /// Seals a draft: durable when it returns. `Busy` with writers open, `Exists` when the key has
     /// other outputs, `SpecialFile` for what cannot be stored.
     pub fn seal(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
-        self.seal_draft(draft, request, true)
+        self.or_sweep(self.seal_draft(draft, request, true))
     }
 
     /// The same for gestures that never succeed on an existing key: with `Sealed::Same` the draft stays.
     pub fn seal_first(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
-        self.seal_draft(draft, request, false)
+        self.or_sweep(self.seal_draft(draft, request, false))
     }
 
     fn seal_draft(&self, draft: &Arc<Draft>, request: SealRequest, same_ends_it: bool) -> Result<Sealed> {
@@ -218,6 +218,15 @@ impl Cache {
 
     /// Seals a plan that is no draft's: stores its contents and commits them.
     pub(super) fn seal_plan(
+        &self,
+        storer: &Storer<'_>,
+        request: &SealRequest,
+        plan: impl FnMut() -> Result<Plan>,
+    ) -> Result<Sealed> {
+        self.or_sweep(self.store_and_commit(storer, request, plan))
+    }
+
+    fn store_and_commit(
         &self,
         storer: &Storer<'_>,
         request: &SealRequest,

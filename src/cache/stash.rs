@@ -335,22 +335,29 @@ impl Stash {
     /// Takes away what was stored and not committed, and gives the reservations back.
     pub fn discard(&self) {
         let Some(inner) = self.cache.upgrade() else { return };
+        let cache = Cache { inner };
         let stored = std::mem::take(&mut *self.state.lock());
         // What the index knows is some entry's, whatever we think.
-        let unknown = |id: &&PackId| inner.index.pack(**id).is_ok_and(|row| row.is_none());
-        for id in stored.packs.keys().filter(unknown) {
-            if let Err(e) = inner.store.remove_pack(*id) {
-                tracing::warn!("cannot delete an unused pack: {e}");
+        let remove_pack = |id| -> Result<()> {
+            if cache.inner.index.pack(id)?.is_none() {
+                cache.inner.store.remove_pack(id)?;
             }
+            Ok(())
+        };
+        let remove_blob = |hash: &BlobHash| -> Result<()> {
+            if cache.inner.index.blob(hash)?.is_none() {
+                cache.inner.store.remove_blob(hash)?;
+            }
+            Ok(())
+        };
+        let warn = |e| tracing::warn!("what was stored for nothing cannot be deleted: {e}");
+        for id in stored.packs.into_keys() {
+            cache.or_sweep(remove_pack(id)).unwrap_or_else(warn);
         }
         for hash in stored.loose {
-            if inner.claims.claim_own(&hash, self.owner) {
-                if inner.index.blob(&hash).is_ok_and(|row| row.is_none())
-                    && let Err(e) = inner.store.remove_blob(&hash)
-                {
-                    tracing::warn!("cannot delete an unused blob: {e}");
-                }
-                inner.claims.release(&hash, self.owner);
+            if cache.inner.claims.claim_own(&hash, self.owner) {
+                cache.or_sweep(remove_blob(&hash)).unwrap_or_else(warn);
+                cache.inner.claims.release(&hash, self.owner);
             }
         }
         drop(stored.reservations);
