@@ -15,7 +15,7 @@ use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};
 use crate::index::{Commit, EntryRow, NewEntry, Replaced};
 use crate::model::manifest::{Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest, ManifestHash};
-use crate::store::{Location, PackId, parts_of};
+use crate::store::{Location, PackId, StoreError, parts_of};
 
 /// What a tree's `metadata.json` is.
 pub(super) enum Found {
@@ -142,7 +142,8 @@ impl Cache {
         let Some(entry) = self.open_entry(row.clone(), LeaseKind::Hold)? else { return Ok(None) };
         match entry.manifest() {
             Ok(_) => Ok(Some(Some(entry))),
-            Err(CacheError::Store(e)) => {
+            // One that cannot be read just now is no worse than it was: the first result wins.
+            Err(CacheError::Store(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. }))) => {
                 tracing::warn!("the entry {} cannot be opened and is replaced: {e}", row.key);
                 Ok(Some(None))
             }
@@ -199,8 +200,10 @@ impl Cache {
         let events = [Some(sealed), broken.map(|why| EventKind::BadMetadata { why })];
         let manifest = self.keep_loaded(manifest, table);
         // The replaced entry's blobs stay until its last reader has gone.
-        let replaces =
-            old.map(|row| Replaced { manifest: row.manifest, blobs: self.blobs_of_manifest(&row.manifest) });
+        let replaced = |row: EntryRow| -> Result<Replaced> {
+            Ok(Replaced { manifest: row.manifest, blobs: self.blobs_of(&row)? })
+        };
+        let replaces = old.map(replaced).transpose()?;
         let old_held = self.reserve(replaces.as_ref().map_or(&[][..], |r| &r.blobs));
         let new = NewEntry { row: row.clone(), blobs, packs: packs.clone(), replaces };
         let Commit::Done(id, replaced) = self.inner.index.commit(new)? else {
@@ -246,12 +249,6 @@ impl Cache {
             self.free_replaced(&old);
         }
         Ok(Outcome::New(entry, linked))
-    }
-
-    /// The distinct blobs of a manifest; none known when it cannot be read.
-    fn blobs_of_manifest(&self, manifest: &ManifestHash) -> Vec<BlobHash> {
-        let read = self.inner.store.read_manifest(manifest);
-        read.map_or_else(|_| Vec::new(), |m| m.blobs().into_iter().map(|(h, _, _)| h).collect())
     }
 
     /// Blobs that had been found damaged and were stored anew: from now on the new ones count.

@@ -12,6 +12,7 @@ use super::lease::{Choice, Reservation};
 use super::{Cache, CacheError, Result};
 use crate::index::{EntryRow, Freed, occupied};
 use crate::model::{BlobHash, EntryKey, EventKind, ManifestHash};
+use crate::store::StoreError;
 
 /// A hidden entry that somebody still holds.
 pub(crate) struct Condemned {
@@ -45,13 +46,13 @@ impl Cache {
     /// Removes an entry that was chosen; `None` when it was not there any more.
     pub(super) fn remove_chosen(&self, row: &EntryRow, choice: Choice, why: &str) -> Result<Option<Outcome>> {
         let counts = self.inner.leases.counts(row.id);
-        let blobs = self.blobs_of(row);
+        let blobs = self.blobs_of(row)?;
         let outcome = if counts.view + counts.hold == 0 {
-            self.remove_free(row, choice, &blobs)?
+            self.remove_free(row, choice, &blobs)
         } else {
-            self.remove_held(row, choice, &blobs)?
+            self.remove_held(row, choice, &blobs)
         };
-        let Some(outcome) = outcome else { return Ok(None) };
+        let Some(outcome) = self.or_sweep(outcome)? else { return Ok(None) };
         self.inner.upkeep.suspects.lock().remove(&row.id);
         self.inner.upkeep.evicted.fetch_add(1, Ordering::Relaxed);
         self.note(EventKind::Evicted { why: why.into(), freed: outcome.freed }, Some(&row.key), false);
@@ -95,38 +96,40 @@ impl Cache {
     /// last lease goes (at once when there is none), and asks the holders to prune it. The caller has
     /// reserved its blobs since before the commit.
     pub(super) fn free_replaced(&self, old: &EntryRow) {
-        let held = self.inner.leases.reserve(self.blobs_of(old));
+        // Rows without references that are not named here are the sweep's.
+        let blobs = self.or_sweep(self.blobs_of(old)).unwrap_or_default();
+        let held = self.inner.leases.reserve(blobs);
         let condemned = Condemned { manifest: old.manifest, blobs: held };
         self.inner.upkeep.condemned.lock().insert(old.id, condemned);
         let viewed = self.inner.leases.counts(old.id).view > 0;
         self.note(EventKind::Evicted { why: "replaced".into(), freed: 0 }, Some(&old.key), false);
         if self.inner.leases.condemn(old.id) {
-            if let Err(e) = self.free_condemned(old.id) {
+            if let Err(e) = self.or_sweep(self.free_condemned(old.id)) {
                 tracing::warn!(key = %old.key, error = %e, "a replaced entry could not be freed");
-                self.inner.upkeep.sweep.lock().left_something();
             }
         } else if viewed {
             self.holders().iter().for_each(|h| h.prune(old.id));
         }
     }
 
-    /// The distinct blobs of an entry. Where its manifest cannot be read they are unknown: the
-    /// references stay counted until fsck repairs that.
-    pub(super) fn blobs_of(&self, row: &EntryRow) -> Vec<BlobHash> {
+    /// The distinct blobs of an entry. Where its manifest is damaged or lost they are unknown: the
+    /// references stay counted until fsck repairs that. One that cannot be read this time is an error.
+    pub(super) fn blobs_of(&self, row: &EntryRow) -> Result<Vec<BlobHash>> {
         match self.inner.store.read_manifest(&row.manifest) {
-            Ok(m) => m.blobs().into_iter().map(|(h, _, _)| h).collect(),
-            Err(e) => {
-                let what = format!("its manifest, noticed when it was evicted: {e}");
+            Ok(m) => Ok(m.blobs().into_iter().map(|(h, _, _)| h).collect()),
+            Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
+                let what = format!("its manifest, noticed when its entry was to go: {e}");
                 self.note(EventKind::Damaged { what }, Some(&row.key), false);
-                Vec::new()
+                Ok(Vec::new())
             }
+            Err(e) => Err(e.into()),
         }
     }
 
     /// Frees hidden entries whose last lease is gone.
     pub(super) fn reap(&self) -> Result<()> {
         while let Some(id) = self.inner.leases.next_condemned() {
-            self.free_condemned(id)?;
+            self.or_sweep(self.free_condemned(id))?;
         }
         Ok(())
     }

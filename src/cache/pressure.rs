@@ -295,8 +295,14 @@ impl Cache {
         if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
             return Ok(());
         }
-        if let Some(outcome) = self.remove_chosen(row, choice, why)? {
-            round.evicted.push((row.key.clone(), outcome));
+        match self.remove_chosen(row, choice, why) {
+            Ok(outcome) => round.evicted.extend(outcome.map(|o| (row.key.clone(), o))),
+            // What is on a bad spot of the disk must not keep the others from going.
+            Err(CacheError::Store(e)) => {
+                tracing::warn!(key = %row.key, error = %e, "an entry could not be evicted");
+                round.held += 1;
+            }
+            Err(e) => return Err(e),
         }
         Ok(())
     }

@@ -423,7 +423,7 @@ fn orphans_of_a_death_are_swept_and_the_rest_stays() {
     // As if the process had died between the index and the files: an entry the index forgot, one
     // that was hidden while held, and a death noted in the lock.
     let row = f.cache().index().entry(&key("key2")).unwrap().unwrap();
-    let blobs = f.cache().blobs_of(&row);
+    let blobs = f.cache().blobs_of(&row).unwrap();
     f.cache().index().remove_entry(&row.key, &row.manifest, &blobs, &|_| true).unwrap().unwrap();
     let stray = crate::model::BlobHash::of(b"stray").to_hex();
     f.reopen(|store| {
