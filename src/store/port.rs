@@ -20,6 +20,7 @@ use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags};
 use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::UnlinkatFlags;
+use parking_lot::Mutex;
 
 static ARMED: AtomicUsize = AtomicUsize::new(0);
 static NO_SYNC: AtomicBool = AtomicBool::new(false);
@@ -27,6 +28,9 @@ static NO_SYNC: AtomicBool = AtomicBool::new(false);
 thread_local! {
     static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
 }
+
+/// The same for threads that have no plan of their own.
+static EVERYWHERE: Mutex<Option<Plan>> = Mutex::new(None);
 
 #[derive(Clone, Copy)]
 struct Plan {
@@ -36,27 +40,61 @@ struct Plan {
     fired: bool,
 }
 
-/// While it lives, makes one of this thread's calls into the file system fail: for tests.
-pub struct Fault(PhantomData<*const ()>);
+impl Plan {
+    /// Counts a call; the error that it is to fail with.
+    fn strike(&mut self) -> Option<i32> {
+        let strike = if self.fired {
+            self.lasting
+        } else if self.before == 0 {
+            self.fired = true;
+            true
+        } else {
+            self.before -= 1;
+            false
+        };
+        strike.then_some(self.errno)
+    }
+}
+
+/// While it lives, makes one of this thread's calls into the file system fail (or one of all threads'): for tests.
+pub struct Fault {
+    everywhere: bool,
+    _of_this_thread: PhantomData<*const ()>,
+}
 
 impl Fault {
     /// The call after the next `before` ones fails with `errno`; the later ones too if `lasting`.
     pub fn after(before: u64, errno: i32, lasting: bool) -> Fault {
         PLAN.set(Some(Plan { before, errno, lasting, fired: false }));
+        Fault::armed(false)
+    }
+
+    /// The same for the calls of all threads together. There must be one such fault at a time.
+    pub fn everywhere(before: u64, errno: i32, lasting: bool) -> Fault {
+        *EVERYWHERE.lock() = Some(Plan { before, errno, lasting, fired: false });
+        Fault::armed(true)
+    }
+
+    fn armed(everywhere: bool) -> Fault {
         ARMED.fetch_add(1, Ordering::Relaxed);
-        Fault(PhantomData)
+        Fault { everywhere, _of_this_thread: PhantomData }
     }
 
     /// Whether it has struck.
     pub fn fired(&self) -> bool {
-        PLAN.get().is_some_and(|p| p.fired)
+        let plan = if self.everywhere { *EVERYWHERE.lock() } else { PLAN.get() };
+        plan.is_some_and(|p| p.fired)
     }
 }
 
 impl Drop for Fault {
     fn drop(&mut self) {
         ARMED.fetch_sub(1, Ordering::Relaxed);
-        PLAN.set(None);
+        if self.everywhere {
+            *EVERYWHERE.lock() = None;
+        } else {
+            PLAN.set(None);
+        }
     }
 }
 
@@ -69,18 +107,15 @@ fn step() -> io::Result<()> {
     if ARMED.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
-    let Some(mut plan) = PLAN.get() else { return Ok(()) };
-    let strike = if plan.fired {
-        plan.lasting
-    } else if plan.before == 0 {
-        plan.fired = true;
-        true
-    } else {
-        plan.before -= 1;
-        false
+    let strike = match PLAN.get() {
+        Some(mut plan) => {
+            let strike = plan.strike();
+            PLAN.set(Some(plan));
+            strike
+        }
+        None => EVERYWHERE.lock().as_mut().and_then(Plan::strike),
     };
-    PLAN.set(Some(plan));
-    if strike { Err(io::Error::from_raw_os_error(plan.errno)) } else { Ok(()) }
+    strike.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
 }
 
 const SAFE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NOCTTY);
@@ -195,9 +230,12 @@ pub(super) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Writes all of `bytes` at `offset`.
+/// Writes all of `bytes` at `offset`; an injected fault is as in [`write_all`].
 pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    step()?;
+    if let Err(e) = step() {
+        file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+        return Err(e);
+    }
     file.write_all_at(bytes, offset)
 }
 

@@ -1,0 +1,87 @@
+//! Faults inside: every file-system call of the store and every system call of SQLite fails in turn, at every
+//! point of a life of a cache.
+//!
+//! After each: no wrong hit, no lost sealed entry, nothing but typed errors, and the cache works again once the
+//! fault is gone: the one that is open, one opened after that, and one opened on a copy of the store as the
+//! process would have left it if it had been killed. `OUTFS_FAULTS=all` tries every point; without it a sample.
+
+mod doors;
+mod life;
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use doors::{Door, Kind};
+use life::Template;
+
+/// Faults are the whole process's: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Every how many points one is tried, where not all are.
+fn stride(sample: u64) -> u64 {
+    if std::env::var("OUTFS_FAULTS").is_ok_and(|v| v == "all") { 1 } else { sample }
+}
+
+/// Lives once for every point at which a fault can strike.
+fn try_all(
+    what: &str,
+    door: Door,
+    kinds: &[Kind],
+    sample: u64,
+    live: fn(&Template, Door, Kind, u64) -> bool,
+) {
+    let _alone = alone();
+    let template = Template::make();
+    let (begun, mut tried, mut failed) = (Instant::now(), 0, Vec::new());
+    for (i, kind) in (0..).zip(kinds) {
+        let stride = stride(sample);
+        let mut n = i % stride;
+        // The message of one that failed is on the screen; the others are tried all the same.
+        loop {
+            match std::panic::catch_unwind(|| live(&template, door, *kind, n)) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => failed.push((*kind, n)),
+            }
+            n += stride;
+            tried += 1;
+        }
+        assert!(n > 5, "{what}: only {n} calls were seen");
+    }
+    println!("{what}: {tried} faults in {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(failed.is_empty(), "{what} fails at {failed:?}");
+}
+
+#[test]
+fn work_survives_the_fault_of_any_file_system_call() {
+    try_all("work, store", Door::Store, &Kind::ALL, 127, life::work);
+}
+
+#[test]
+fn restarts_survive_the_fault_of_any_file_system_call() {
+    try_all("restart, store", Door::Store, &Kind::ALL, 151, life::restart);
+}
+
+#[test]
+fn rebuilding_survives_the_fault_of_any_file_system_call() {
+    try_all("rebuild, store", Door::Store, &Kind::ALL, 787, life::rebuild);
+}
+
+#[test]
+fn work_survives_the_fault_of_any_call_of_the_index() {
+    try_all("work, index", Door::Index, &Kind::ALL, 19, life::work);
+}
+
+#[test]
+fn restarts_survive_the_fault_of_any_call_of_the_index() {
+    try_all("restart, index", Door::Index, &Kind::ALL, 13, life::restart);
+}
+
+#[test]
+fn rebuilding_survives_the_fault_of_any_call_of_the_index() {
+    try_all("rebuild, index", Door::Index, &Kind::ALL, 53, life::rebuild);
+}
