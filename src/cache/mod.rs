@@ -212,6 +212,8 @@ pub(crate) struct Inner {
     peeks: peek::Peeks,
     /// Blobs found damaged since the start: stored anew when they come again.
     damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
+    /// Manifests of entries found damaged or lost since the start: an event told of each.
+    bad_manifests: parking_lot::Mutex<std::collections::HashSet<crate::model::ManifestHash>>,
     /// Content bytes that entries were read for.
     pub(crate) blob_bytes_read: std::sync::atomic::AtomicU64,
     background: background::Background,

@@ -34,6 +34,7 @@ impl Cache {
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),
                 damaged: Default::default(),
+                bad_manifests: Default::default(),
                 blob_bytes_read: Default::default(),
                 background,
                 closing: Default::default(),
