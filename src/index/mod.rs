@@ -30,7 +30,7 @@ type Result<T> = std::result::Result<T, IndexError>;
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// SQLite failed.
-    #[error("the index cannot {op}: {source}; if it is damaged, 'outfs fsck --rebuild-index' makes it anew")]
+    #[error("the index cannot {op}: {source}; {advice}", advice = advice(source))]
     Sqlite {
         /// What was being done.
         op: &'static str,
@@ -61,6 +61,21 @@ pub enum IndexError {
     /// The writer thread is gone.
     #[error("the index was closed")]
     Closed,
+}
+
+/// What to do about an error of SQLite.
+fn advice(e: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode;
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program has its file open: end that and try again"
+        }
+        Some(ErrorCode::DiskFull) => "free some space on its disk",
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
+            "the disk or the system refuses: once that is over it works again, and nothing stored is lost"
+        }
+        _ => "if it is damaged, 'outfs fsck --rebuild-index' makes it anew",
+    }
 }
 
 impl IndexError {

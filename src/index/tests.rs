@@ -489,3 +489,15 @@ fn a_disk_that_fills_up_in_the_middle_of_a_change_is_called_full() {
     done(index.commit(entry(2, 2, vec![(hash(2), 1, Location::Loose)], vec![])).unwrap());
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn errors_of_sqlite_say_what_to_do() {
+    let told = |code| {
+        let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        IndexError::Sqlite { op: "commit", source }.to_string()
+    };
+    assert!(told(rusqlite::ffi::SQLITE_BUSY).ends_with("end that and try again"));
+    assert!(told(rusqlite::ffi::SQLITE_FULL).ends_with("free some space on its disk"));
+    assert!(told(rusqlite::ffi::SQLITE_IOERR_WRITE).ends_with("nothing stored is lost"));
+    assert!(told(rusqlite::ffi::SQLITE_CORRUPT).ends_with("'outfs fsck --rebuild-index' makes it anew"));
+}
