@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::here::now_ns;
 use super::{Cache, CacheError, Result};
 use crate::model::{BlobHash, EventKind, ManifestHash};
-use crate::store::{Location, StoreError};
+use crate::store::Location;
 
 /// Its presence says that a sweep is due or not finished.
 const MARKER: &str = "index.sweep";
@@ -82,14 +82,14 @@ impl Cache {
         } else if fresh {
             self.inner.index.finish()?;
         }
-        let marker = store.path(MARKER);
         if store.owner_died() || rebuild {
-            set(&marker).map_err(|e| StoreError::io("write", &marker, e))?;
+            store.set_marker(MARKER, true)?;
         }
+        let marked = store.has_marker(MARKER)?;
         let mut sweep = self.inner.upkeep.sweep.lock();
         sweep.since_ns = now_ns() - CLOCK_TICK_NS;
         // What an index that lacks something does not know may be an entry's.
-        let due = marker.exists() && self.inner.index.is_finished();
+        let due = marked && self.inner.index.is_finished();
         sweep.stage = if due { Stage::Rows } else { Stage::Done };
         Ok(())
     }
@@ -111,11 +111,11 @@ impl Cache {
     /// At an orderly close: what could not be deleted is looked for at the next start.
     pub(crate) fn remember_sweep(&self) {
         let held = !self.inner.upkeep.condemned.lock().is_empty();
-        if held || self.inner.upkeep.sweep.lock().left {
-            let marker = self.inner.store.path(MARKER);
-            if let Err(e) = set(&marker) {
-                tracing::warn!(error = %e, "orphans will be found by 'outfs fsck' only");
-            }
+        let left = self.inner.upkeep.sweep.lock().left;
+        if (held || left)
+            && let Err(e) = self.inner.store.set_marker(MARKER, true)
+        {
+            tracing::warn!(error = %e, "orphans will be found by 'outfs fsck' only");
         }
     }
 
@@ -145,8 +145,7 @@ impl Cache {
                 }
                 Stage::Packs => {
                     self.sweep_packs(since)?;
-                    let marker = self.inner.store.path(MARKER);
-                    std::fs::remove_file(&marker).map_err(|e| StoreError::io("remove", &marker, e))?;
+                    self.inner.store.set_marker(MARKER, false)?;
                     Stage::Done
                 }
             };
@@ -221,10 +220,4 @@ impl Cache {
         }
         Ok(())
     }
-}
-
-/// Makes the marker. A daemon has no umask, so it says itself whose file that is.
-fn set(marker: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(marker).map(drop)
 }

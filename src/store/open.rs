@@ -101,6 +101,22 @@ impl Store {
         self.root().join(name)
     }
 
+    /// Whether there is an empty file of another room's at the store's top (see [`path`](Self::path)).
+    pub fn has_marker(&self, name: &str) -> Result<bool> {
+        Ok(self.root.size_of(name)?.is_some())
+    }
+
+    /// Creates or removes it; it is on the disk when the disk has it.
+    pub fn set_marker(&self, name: &str, on: bool) -> Result<()> {
+        debug_assert!(is_foreign(name.as_ref()), "{name}");
+        self.writable()?;
+        if !on {
+            return self.root.unlink(name).map(drop);
+        }
+        let name = OsStr::new(name);
+        port::open_write(self.root.fd(), name).map(drop).map_err(self.root.err("create", name))
+    }
+
     /// (total, available to us) bytes of the file system that holds the store.
     pub fn file_system_bytes(&self) -> Result<(u64, u64)> {
         let (total, free, _) = port::space(self.root.fd())
