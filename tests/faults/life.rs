@@ -17,15 +17,15 @@ use super::doors::{Armed, Door, Kind};
 type Result<T> = std::result::Result<T, CacheError>;
 
 /// Entries that a template has.
-const SEALED: [&str; 3] = ["kept", "shares", "mostly-dead"];
+pub const SEALED: [&str; 3] = ["kept", "shares", "mostly-dead"];
 /// A draft that it has.
-const WAITING: &str = "waiting";
+pub const WAITING: &str = "waiting";
 
-fn key(text: &str) -> EntryKey {
+pub fn key(text: &str) -> EntryKey {
     EntryKey::parse(text).unwrap()
 }
 
-fn limits() -> Limits {
+pub fn limits() -> Limits {
     let limits = Limits { min_age: Duration::ZERO, reserve: Some(Size::Bytes(0)), ..Limits::default() };
     Limits { size: Some(Size::Bytes(1 << 30)), ..limits }
 }
@@ -38,7 +38,7 @@ fn noise(seed: &str, len: usize) -> Vec<u8> {
 }
 
 /// What an entry of this key has below `outputs`, and nothing else ever.
-fn outputs(of: &str) -> Vec<(String, Vec<u8>)> {
+pub fn outputs(of: &str) -> Vec<(String, Vec<u8>)> {
     let own = |name: &str, len| (name.to_owned(), noise(&format!("{of} {name}"), len));
     let shared = ("shared".to_owned(), noise("shared", 700));
     match of {
@@ -61,14 +61,14 @@ fn request(of: &str) -> SealRequest {
     SealRequest { key: key(of), origin, inferred: false, replace: false }
 }
 
-fn put(cache: &Cache, beside: &Path, of: &str) -> Result<()> {
+pub fn put(cache: &Cache, beside: &Path, of: &str) -> Result<()> {
     let source = beside.join(format!("source-{of}"));
     write_outputs(&source, of);
     cache.put_dir(&source, &TaskFacts::default(), [None, None], request(of)).map(drop)
 }
 
 /// Whether the entry is there; if it is found, with what it must have.
-fn look_up(cache: &Cache, of: &str) -> Result<bool> {
+pub fn look_up(cache: &Cache, of: &str) -> Result<bool> {
     let entry = match cache.lookup(&key(of))? {
         Lookup::Hit { entry, .. } => entry,
         Lookup::Miss(_) => return Ok(false),
@@ -83,11 +83,11 @@ fn look_up(cache: &Cache, of: &str) -> Result<bool> {
 
 /// Store directories that others are copies of.
 pub struct Template {
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 /// Memory where there is some: the index waits for the disk.
-fn quick_dir() -> tempfile::TempDir {
+pub fn quick_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
@@ -109,7 +109,7 @@ impl Template {
 }
 
 /// Copies a tree; what is deleted meanwhile is left out.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let (from, to) = (entry.path(), to.join(entry.file_name()));

@@ -7,6 +7,7 @@
 
 mod doors;
 mod life;
+mod rot;
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;

@@ -1,0 +1,175 @@
+//! Rot: every kind of file of a store that was closed, or whose owner was killed, is damaged in every way.
+//!
+//! Whoever reads verified content never gets wrong bytes, but an error, and an event says so; `fsck --repair` leaves a
+//! clean store and names what is lost; the rest is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use outfs::cache::{Cache, CacheError, FsckOptions, FsckReport};
+use outfs::model::{EntryKey, EventKind};
+use outfs::store::StoreError;
+
+use super::life::{SEALED, Template, copy, key, limits, look_up, put, quick_dir};
+use super::{alone, stride};
+
+/// What happens to a file.
+#[derive(Debug, Clone)]
+enum Harm {
+    Flip(usize),
+    Cut(usize),
+    Grow,
+    /// Gets the content of another of its kind.
+    Swap(PathBuf),
+    Lose,
+}
+
+impl Harm {
+    fn all(store: &Path, file: &Path, others: &[PathBuf], points: usize) -> Vec<Harm> {
+        let len = fs::metadata(store.join(file)).unwrap().len() as usize;
+        let spots: BTreeSet<usize> =
+            (0..points).map(|i| i * len / points).chain(len.checked_sub(1)).collect();
+        let mut all: Vec<Harm> = spots.iter().filter(|at| **at < len).map(|at| Harm::Flip(*at)).collect();
+        all.extend(spots.iter().step_by(3).map(|at| Harm::Cut(*at)));
+        all.extend(others.iter().find(|o| *o != file).map(|o| Harm::Swap(o.clone())));
+        all.extend([Harm::Grow, Harm::Lose]);
+        all
+    }
+
+    fn do_to(&self, store: &Path, file: &Path) {
+        let path = store.join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        match self {
+            Harm::Flip(at) => bytes[*at] ^= 0x11,
+            Harm::Cut(len) => bytes.truncate(*len),
+            Harm::Grow => bytes.extend([0x5a; 700]),
+            Harm::Swap(other) => bytes = fs::read(store.join(other)).unwrap(),
+            Harm::Lose => {}
+        }
+        fs::remove_file(&path).unwrap();
+        if !matches!(self, Harm::Lose) {
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+/// The files of a store, by kind, as paths below it.
+fn files(store: &Path) -> Vec<(String, PathBuf)> {
+    let (mut todo, mut all) = (vec![store.to_owned()], Vec::new());
+    while let Some(dir) = todo.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                todo.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(store).unwrap().to_owned();
+            let room = name.iter().next().unwrap().to_string_lossy();
+            let suffix = name.extension().map_or("", |e| e.to_str().unwrap());
+            let kind = format!("{room} {suffix}");
+            // A draft's files are nobody's yet, and the spare is a file of nothing.
+            if !name.starts_with("drafts") && room != "index.spare" {
+                all.push((kind, name));
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+fn check(cache: &Cache, repair: bool) -> FsckReport {
+    let options = FsckOptions { verify_data: true, repair, ..FsckOptions::default() };
+    cache.fsck(options, &mut |_| {}).unwrap()
+}
+
+/// The entries that events call damaged, and whether there is any such event.
+fn told(cache: &Cache) -> (BTreeSet<EntryKey>, bool) {
+    // A damaged log says nothing.
+    let Ok(page) = cache.store().read_events(0, 9999) else { return (BTreeSet::new(), true) };
+    let events = page.events.into_iter().filter(|e| matches!(e.kind, EventKind::Damaged { .. }));
+    let keys: Vec<_> = events.map(|e| e.key).collect();
+    let any = !keys.is_empty();
+    (keys.into_iter().flatten().collect(), any)
+}
+
+/// Opens, reads, repairs and reads again what was harmed.
+fn live_on(store: &Path, file: &Path) {
+    let cache = match Cache::open(store, limits()) {
+        Ok(cache) => cache,
+        Err(e) => {
+            assert!(file == Path::new("format"), "it cannot be opened: {e}");
+            assert!(e.to_string().contains("format"), "{e}");
+            return;
+        }
+    };
+    for of in SEALED {
+        match look_up(&cache, of) {
+            Ok(_) => {}
+            Err(CacheError::Store(StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
+                assert!(told(&cache).1, "no event tells of {of}");
+            }
+            Err(CacheError::Index(e)) => assert!(e.is_damage(), "{e}"),
+            Err(e) => panic!("{of}: {e}"),
+        }
+    }
+    let report = check(&cache, true);
+    assert_eq!(report.remaining, [], "not repaired");
+    assert_eq!(check(&cache, false).damage, []);
+    let mut lost = told(&cache).0;
+    lost.extend(report.lost);
+    // What the log of the index alone knew of, and the log is rotten, is not known to be lost.
+    let unknown = file.to_string_lossy().ends_with("-wal").then_some("last");
+    for of in SEALED.into_iter().chain(unknown) {
+        let found = look_up(&cache, of).unwrap_or_else(|e| panic!("{of} after the repair: {e}"));
+        assert!(found || lost.contains(&key(of)) || unknown == Some(of), "{of} is lost, and nobody says so");
+    }
+    let source = quick_dir();
+    put(&cache, source.path(), "after").unwrap();
+    cache.close().unwrap();
+    let cache = Cache::open(store, limits()).unwrap();
+    assert!(look_up(&cache, "after").unwrap());
+    cache.finish_sweep().unwrap();
+    let report = check(&cache, false);
+    assert_eq!((report.damage, report.orphans), (Vec::new(), 0));
+}
+
+/// A store whose owner was killed: the index's log has its last commits.
+fn killed(template: &Template) -> tempfile::TempDir {
+    let (dir, run) = (quick_dir(), quick_dir());
+    copy(&template.dir.path().join("store"), &run.path().join("store"));
+    let cache = Cache::open(&run.path().join("store"), limits()).unwrap();
+    put(&cache, run.path(), "last").unwrap();
+    copy(&run.path().join("store"), &dir.path().join("store"));
+    dir
+}
+
+#[test]
+fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
+    let _alone = alone();
+    let template = Template::make();
+    let killed = killed(&template);
+    let mut cases = Vec::new();
+    for (store, wal) in [(template.dir.path().join("store"), false), (killed.path().join("store"), true)] {
+        let files = files(&store);
+        for (kind, file) in &files {
+            if wal != kind.ends_with("sqlite-wal") {
+                continue;
+            }
+            let others: Vec<_> = files.iter().filter(|(k, _)| k == kind).map(|(_, f)| f.clone()).collect();
+            let points = if kind.starts_with("index") { 60 } else { 12 };
+            let harms = Harm::all(&store, file, &others, points);
+            cases.extend(harms.into_iter().map(|h| (store.clone(), file.clone(), h)));
+        }
+    }
+    let mut failed = Vec::new();
+    for (store, file, harm) in cases.iter().step_by(stride(11) as usize) {
+        let dir = quick_dir();
+        let copied = dir.path().join("store");
+        copy(store, &copied);
+        harm.do_to(&copied, file);
+        if std::panic::catch_unwind(|| live_on(&copied, file)).is_err() {
+            failed.push((file, harm));
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} cases fail: {failed:#?}", failed.len(), cases.len());
+}
