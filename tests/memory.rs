@@ -1,4 +1,4 @@
-//! What the daemon takes of memory stays below `--memory`.
+//! What the daemon takes of memory stays below `--memory`, and what it takes of descriptors does not grow with the store.
 
 mod common;
 
@@ -53,4 +53,18 @@ fn a_walk_over_large_manifests_stays_below_the_bound() {
     // What is there is told apart from what is wanted.
     let other = m.run(&["mount", m.outside("other").to_str().expect("text"), "--memory", "32M"]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("--memory 32.0 MiB (it runs with 64.0 MiB)"));
+}
+
+/// The kernel remembers what was sealed in a view; that costs no descriptor for each.
+#[test]
+fn sealed_drafts_take_up_no_descriptors() {
+    let m = Mount::new();
+    let open = || fs::read_dir(format!("/proc/{}/fd", m.pid())).expect("the daemon's descriptors").count();
+    let seal = |n: usize| {
+        m.entry(&format!("key-{n}"), |out| fs::write(out.join("f"), n.to_string()).expect("write"));
+    };
+    seal(0);
+    let before = open();
+    (1..60).for_each(seal);
+    assert!(open() < before + 30, "{before} and {} descriptors", open());
 }

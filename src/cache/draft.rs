@@ -7,9 +7,9 @@
 //! Must not know: how a draft becomes an entry.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Draft {
     pub(crate) id: String,
     number: u64,
-    pub(crate) tree: std::os::fd::OwnedFd,
+    tree: Mutex<Arc<OwnedFd>>,
     pub(crate) place: Mutex<DraftPlace>,
     pub(crate) gate: RwLock<Stage>,
     /// To be called when the gate opens.
@@ -111,9 +111,23 @@ impl Draft {
     pub fn place(&self) -> DraftPlace {
         self.place.lock().clone()
     }
-    /// Its tree's top directory (O_PATH).
-    pub fn tree(&self) -> BorrowedFd<'_> {
-        self.tree.as_fd()
+    /// Its tree's top directory (O_PATH); what is no directory once the draft is gone.
+    pub fn tree(&self) -> Arc<OwnedFd> {
+        self.tree.lock().clone()
+    }
+    /// The draft is gone, but those who know its inodes keep it for as long as a kernel remembers them: that must
+    /// not take a descriptor for each draft that ever was.
+    fn let_go_of_tree(&self) {
+        static NOTHING: OnceLock<Arc<OwnedFd>> = OnceLock::new();
+        let nothing = NOTHING.get().cloned().or_else(|| {
+            // Of no name, so that nothing is done to anybody's file by who comes late.
+            let socket = std::os::unix::net::UnixDatagram::unbound().ok()?;
+            Some(NOTHING.get_or_init(|| Arc::new(socket.into())).clone())
+        });
+        if let Some(nothing) = nothing {
+            let tree = std::mem::replace(&mut *self.tree.lock(), nothing);
+            drop(tree);
+        }
     }
     /// How far it is; `None` while somebody is alone in it, who may change that.
     pub fn stage(&self) -> Option<Stage> {
@@ -285,7 +299,7 @@ impl Cache {
         Ok(Arc::new(Draft {
             id,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            tree,
+            tree: Mutex::new(Arc::new(tree)),
             place: Mutex::new(place),
             gate: RwLock::new(Stage::Open),
             waiting: Mutex::default(),
@@ -335,7 +349,7 @@ impl Cache {
         // nobody's, like an unfinished put.
         let label = format!("{}{}", super::put::LABEL, entry.key());
         let draft = self.create_draft(DraftPlace::Native { label })?;
-        let copied = entry.restore_into(draft.tree(), 0, RestoreAs::Auto);
+        let copied = entry.restore_into(draft.tree().as_fd(), 0, RestoreAs::Auto);
         let place = DraftPlace::Replace { key: entry.key().clone() };
         if let Err(e) = copied.and_then(|_| self.move_draft(&draft, place)) {
             self.drop_draft(&draft, "the entry could not be copied")?;
@@ -420,6 +434,7 @@ impl Cache {
             tables.by_id.remove(&draft.id);
         }
         self.tell_of_draft(draft);
+        draft.let_go_of_tree();
         draft.stash.discard();
         self.inner.upkeep.accounts.draft_gone(&draft.id);
         // At once: a draft of what was reported sealed must not come back after a death.
@@ -457,6 +472,6 @@ fn newest_file(draft: &Draft) -> i64 {
     }
     let mut plan = Plan::new(Default::default());
     let top = plan.builder.top();
-    let walked = Tree::new(draft.tree(), "", true).and_then(|tree| plan.add_tree(top, tree));
+    let walked = Tree::new(draft.tree().as_fd(), "", true).and_then(|tree| plan.add_tree(top, tree));
     walked.map_or(0, |()| plan.newest_change_ns())
 }

@@ -134,7 +134,7 @@ impl Cache {
         logs: [Option<&Path>; 2],
         request: &SealRequest,
     ) -> Result<Sealed> {
-        untar::unpack(tar, draft.tree())?;
+        untar::unpack(tar, draft.tree().as_fd())?;
         let metadata = metadata(&request.key, facts);
         let logs = logs.map(|l| l.map(Log::File));
         let memory = Memory::default();
@@ -142,9 +142,10 @@ impl Cache {
         let storer = Storer { cache: self, stash: &draft.stash, memory: Some(&memory), deadline, work: None };
         self.seal_plan(&storer, request, || {
             let mut plan = plan_beside(&metadata, &logs)?;
-            let attrs = top_attrs(draft.tree()).map_err(|e| CacheError::io("read", draft.name(), e))?;
+            let attrs =
+                top_attrs(draft.tree().as_fd()).map_err(|e| CacheError::io("read", draft.name(), e))?;
             let outputs = plan.builder.dir(plan.builder.top(), b"outputs", attrs)?;
-            plan.add_tree(outputs, Tree::new(draft.tree(), "", true)?)?;
+            plan.add_tree(outputs, Tree::new(draft.tree().as_fd(), "", true)?)?;
             Ok(plan)
         })
     }

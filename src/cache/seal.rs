@@ -7,6 +7,7 @@
 //! Invariants: one sealer per key at a time; the first sealed result wins (Semantics 5).
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,10 +69,10 @@ impl Cache {
         *kept = None;
         let storer =
             Storer { cache: self, stash: &draft.stash, memory: Some(&draft.memory), deadline, work: None };
-        let top = top_attrs(draft.tree()).map_err(|e| CacheError::io("read", draft.name(), e))?;
+        let top = top_attrs(draft.tree().as_fd()).map_err(|e| CacheError::io("read", draft.name(), e))?;
         let mut plan = Plan::new(top);
         let root = plan.builder.top();
-        plan.add_tree(root, Tree::new(draft.tree(), "", true)?)?;
+        plan.add_tree(root, Tree::new(draft.tree().as_fd(), "", true)?)?;
         *kept = Some(Prepared { generation, tree: self.store_plan(&storer, plan)? });
         Ok(())
     }
@@ -207,7 +208,7 @@ impl Cache {
     /// The path of a file that somebody writes to, for a message.
     fn find_writer(&self, draft: &Draft) -> String {
         let unknown = || format!("a file of the draft {}", draft.name());
-        let Ok(tree) = Tree::new(draft.tree(), "", true) else { return unknown() };
+        let Ok(tree) = Tree::new(draft.tree().as_fd(), "", true) else { return unknown() };
         let mut plan = Plan::new(Default::default());
         let top = plan.builder.top();
         if plan.add_tree(top, tree).is_err() {

@@ -1,7 +1,6 @@
 //! Names: what a name means in each kind of directory, and making and removing names.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,12 +31,6 @@ fn shard_part(name: &OsStr, first: bool) -> Option<[u8; 2]> {
 fn key_of_shard(shard: [u8; 4], name: &OsStr) -> Result<EntryKey> {
     let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
     if key.as_str().as_bytes()[..4] == shard { Ok(key) } else { Err(VfsError::NotFound) }
-}
-
-/// A descriptor of a draft's top directory that outlives the draft.
-fn own_top(draft: &Draft) -> Result<OwnedFd> {
-    let own = draft.tree().try_clone_to_owned();
-    Ok(own.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?)
 }
 
 impl View {
@@ -124,11 +117,13 @@ impl View {
 
     /// The top directory of a draft.
     pub(super) fn enter_top(&self, draft: &Arc<Draft>) -> Result<Found> {
-        let st = fstat(draft.tree())?;
-        let fd = match self.nodes.draft(identity(&st)).and_then(|n| n.descriptor()) {
-            Some(fd) => fd,
-            None => Arc::new(own_top(draft)?),
-        };
+        let top = draft.tree();
+        let st = fstat(&top)?;
+        if Kind::of_mode(st.st_mode) != Kind::Dir {
+            // Gone between.
+            return Err(VfsError::NotFound);
+        }
+        let fd = self.nodes.draft(identity(&st)).and_then(|n| n.descriptor()).unwrap_or(top);
         let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
         // Found as a draft and sealed meanwhile: a node made after the others were turned into records
         // would show a tree that is being deleted.
@@ -160,7 +155,7 @@ impl View {
         let draft = self.cache.create_draft(place)?;
         self.note_born(&draft);
         self.note_writer(caller, &draft);
-        let top = own_top(&draft)?;
+        let top = draft.tree();
         let path = proc_path(&top);
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (0, 0) {
             nix::unistd::chown(&path, Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(caller.gid)))?;
