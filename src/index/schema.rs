@@ -156,7 +156,7 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         Role::Reader => {
             db.pragma_update(None, "query_only", true)?;
             // The inner pages of a large store's trees; its leaves the kernel has, and no cache would have room for
-            // them. A larger one is slower: memory that is new is not in the processor's caches.
+            // them.
             db.pragma_update(None, "cache_size", -1024)?;
         }
     }
