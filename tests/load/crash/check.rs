@@ -41,8 +41,10 @@ pub fn check(daemon: &Daemon, told: &Told) -> Result<(), String> {
     outfs(daemon, &["mount", mnt.to_str().expect("a path of this program's own is text")])?;
     let kept = entries(daemon, &mnt, told).and_then(|()| pins(daemon, told));
     let stopped = outfs(daemon, &["stop"]).map(drop);
-    kept.and(stopped)?;
-    outfs(daemon, &["fsck", "--verify-data"]).map(drop)
+    let sound = outfs(daemon, &["fsck", "--verify-data"]).map(drop);
+    let said = || std::fs::read_to_string(daemon.store().join("daemon.log")).unwrap_or_default();
+    let result = kept.clone().and(stopped).and(sound.clone());
+    result.map_err(|why| format!("{why}\nfsck: {sound:?}\nthe log of the daemons:\n{}", said()))
 }
 
 fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
