@@ -41,7 +41,10 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::NoSpace(_) => Errno::ENOSPC,
         CacheError::Store(e) => store_errno(e),
         CacheError::Io { source, .. } if is_full(source) => Errno::ENOSPC,
-        CacheError::Io { .. } | CacheError::Index(_) => Errno::EIO,
+        CacheError::Io { .. } | CacheError::Index(_) => {
+            tracing::warn!(error = %error, "the store failed");
+            return Errno::EIO;
+        }
     };
     tracing::debug!(error = %error, "an operation failed");
     errno
