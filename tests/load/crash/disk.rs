@@ -86,29 +86,26 @@ impl Disk {
     pub fn mount(&self, kind: &str, at: &Path) -> Result<Attached, String> {
         let device =
             run(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&self.file))?;
-        let mut attached = Attached { device: device.trim().into(), at: None };
+        let device = device.trim();
         let options = if kind == "xfs" { "nouuid" } else { "rw" };
-        run(Command::new("mount").args(["-t", kind, "-o", options, &attached.device]).arg(at))?;
-        attached.at = Some(at.to_owned());
-        Ok(attached)
+        let mounted = run(Command::new("mount").args(["-t", kind, "-o", options, device]).arg(at));
+        // It goes with the mount, however that ends.
+        run(Command::new("losetup").args(["--detach", device]))?;
+        mounted.map(|_| Attached { at: at.to_owned() })
     }
 }
 
 /// A loop device with a mounted file system; both go when it is dropped.
 pub struct Attached {
-    device: String,
-    at: Option<PathBuf>,
+    at: PathBuf,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Some(at) = &self.at
-            && let Err(e) = unmount(at)
-        {
+        if let Err(e) = unmount(&self.at) {
             eprintln!("{e}; detached lazily");
-            let _ = run(Command::new("umount").arg("--lazy").arg(at));
+            let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
         }
-        let _ = run(Command::new("losetup").args(["--detach", &self.device]));
     }
 }
 

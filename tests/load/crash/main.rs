@@ -17,7 +17,7 @@ mod work;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use check::{Told, check};
 use daemon::{Daemon, Random};
@@ -91,6 +91,11 @@ fn sweep(disk: &Disk, kind: &str, at: &Path, base: &Image, log: &[Record], cuts:
     broken
 }
 
+/// Another seed each time; a process in a namespace of its own always has the same number.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64 % 1_000_000)
+}
+
 fn main() -> ExitCode {
     let usage = "usage: crash ext4|xfs IMAGES [SECONDS [SEED]]";
     let mut args = std::env::args().skip(1);
@@ -98,7 +103,7 @@ fn main() -> ExitCode {
     let mut numbers = args.map(|a| a.parse::<u64>().expect(usage));
     let images = numbers.next().expect(usage) as usize;
     let time = Duration::from_secs(numbers.next().unwrap_or(5));
-    let seed = numbers.next().unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = numbers.next().unwrap_or_else(now);
     let place = tempfile::Builder::new().prefix("outfs-crash-").tempdir().expect("a temporary directory");
     let (base, below, at) = (place.path().join("base"), place.path().join("disk"), place.path().join("fs"));
     for dir in [&below, &at] {
