@@ -64,10 +64,19 @@ impl Daemon {
 
     /// Runs `outfs` on this store; panics unless it succeeds.
     pub fn run(&self, args: &[&str]) -> String {
+        self.ask(args).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Runs `outfs` on this store: what it prints, or what it complains about.
+    pub fn ask(&self, args: &[&str]) -> Result<String, String> {
         let output = self.try_run(args);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "outfs {}: {}: {stderr}", args.join(" "), output.status);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                Err(format!("outfs {}: {}: {stderr}", args.join(" "), output.status))
+            }
+        }
     }
 
     /// Runs `outfs` on this store.

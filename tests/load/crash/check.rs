@@ -2,10 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::process::Command;
 
 use crate::daemon::Daemon;
-use crate::disk::run;
 use crate::ingest::whole;
 use crate::work::{EVICTING, PINNED, SEALED, UNPINNING};
 
@@ -38,17 +36,18 @@ impl Told {
 /// Starts outfs on the store and looks at everything; `Err` says what was not kept.
 pub fn check(daemon: &Daemon, told: &Told) -> Result<(), String> {
     let mnt = daemon.mnt();
-    outfs(daemon, &["mount", mnt.to_str().expect("a path of this program's own is text")])?;
+    daemon.ask(&["mount", mnt.to_str().expect("a path of this program's own is text")])?;
     let kept = entries(daemon, &mnt, told).and_then(|()| pins(daemon, told));
-    let stopped = outfs(daemon, &["stop"]).map(drop);
-    let sound = outfs(daemon, &["fsck", "--verify-data"]).map(drop);
+    let stopped = daemon.ask(&["stop"]).map(drop);
+    let sound = daemon.ask(&["fsck", "--verify-data"]).map(drop);
     let said = || std::fs::read_to_string(daemon.store().join("daemon.log")).unwrap_or_default();
-    let result = kept.clone().and(stopped).and(sound.clone());
-    result.map_err(|why| format!("{why}\nfsck: {sound:?}\nthe log of the daemons:\n{}", said()))
+    kept.and(stopped)
+        .and(sound.clone())
+        .map_err(|why| format!("{why}\nfsck: {sound:?}\nthe log of the daemons:\n{}", said()))
 }
 
 fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
-    let listed = keys(&outfs(daemon, &["ls", "--json"])?);
+    let listed = keys(&daemon.ask(&["ls", "--json"])?);
     if let Some(lost) = told.sealed.difference(&listed).next() {
         return Err(format!("{lost} was reported sealed and is lost"));
     }
@@ -56,7 +55,7 @@ fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
 }
 
 fn pins(daemon: &Daemon, told: &Told) -> Result<(), String> {
-    let listed = keys(&outfs(daemon, &["pin", "--json"])?);
+    let listed = keys(&daemon.ask(&["pin", "--json"])?);
     match told.pinned.difference(&listed).next() {
         Some(lost) => Err(format!("the pin of {lost} is lost")),
         None => Ok(()),
@@ -70,9 +69,4 @@ fn keys(lines: &str) -> HashSet<String> {
         value["key"].as_str().expect("every line has a key").to_owned()
     };
     lines.lines().map(key).collect()
-}
-
-fn outfs(daemon: &Daemon, args: &[&str]) -> Result<String, String> {
-    let program = std::env::var_os("OUTFS_BIN").expect("OUTFS_BIN names the outfs program");
-    run(Command::new(program).args(args).env("OUTFS_STORE", daemon.store()))
 }
