@@ -41,10 +41,7 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::NoSpace(_) => Errno::ENOSPC,
         CacheError::Store(e) => store_errno(e),
         CacheError::Io { source, .. } if is_full(source) => Errno::ENOSPC,
-        CacheError::Io { .. } | CacheError::Index(_) => {
-            tracing::warn!(error = %error, "the store failed");
-            return Errno::EIO;
-        }
+        CacheError::Io { .. } | CacheError::Index(_) => return store_failed(error),
     };
     tracing::debug!(error = %error, "an operation failed");
     errno
@@ -54,15 +51,20 @@ fn store_errno(error: &StoreError) -> Errno {
     if error.is_no_space() {
         return Errno::ENOSPC;
     }
-    tracing::warn!(error = %error, "the store failed");
     match error {
         StoreError::Missing { .. }
         | StoreError::Io { .. }
         | StoreError::Corrupt { .. }
         | StoreError::Locked { .. }
         | StoreError::TooNew { .. }
-        | StoreError::Unsuitable { .. } => Errno::EIO,
+        | StoreError::Unsuitable { .. } => store_failed(error),
     }
+}
+
+/// Never without a word in the log.
+fn store_failed(error: &dyn std::error::Error) -> Errno {
+    tracing::warn!(error = %error, "the store failed");
+    Errno::EIO
 }
 
 fn is_full(e: &std::io::Error) -> bool {

@@ -60,8 +60,7 @@ impl Adapter {
                 return Ok(());
             }
         }
-        let start = offset.saturating_sub(DOTS);
-        let mut from = start;
+        let mut from = offset.saturating_sub(DOTS);
         let (mut counted, mut added) = (false, false);
         loop {
             let items = match self.view.readdir(ino.0, from) {
