@@ -433,6 +433,29 @@ fn a_closed_output_is_no_error() {
 }
 
 #[test]
+fn a_closed_standard_error_ends_nothing() {
+    let p = Place::new();
+    p.put("key1");
+    for pin in ["one", "two"] {
+        p.ok(&["pin", "key1", "--name", pin]);
+    }
+    for pin in fs::read_dir(p.path("store/pins")).expect("pins").flatten() {
+        fs::write(pin.path(), "junk").expect("write");
+    }
+    // It warns of pins that are set aside, to nobody.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_outfs"))
+        .args(["ls", "--store", text(&p.path("store"))])
+        .env("HOME", p.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("outfs starts");
+    drop(child.stderr.take());
+    let out = child.wait_with_output().expect("our own child");
+    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(0), &b"key1\n"[..]));
+}
+
+#[test]
 fn an_empty_environment_variable_is_none() {
     let p = Place::new();
     p.outputs();

@@ -91,7 +91,12 @@ impl LogSpec {
             // What fuser complains about is no fault: clients that were killed while they waited for a reply.
             Err(_) => EnvFilter::new(format!("{level},fuser=off")),
         };
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_target(false)
+            .with_ansi(false)
+            // Said on standard error, where a write that fails is a panic.
+            .log_internal_errors(false);
         let done = match (&self.target, self.json) {
             (LogTarget::Stderr, false) => builder.with_writer(std::io::stderr).try_init(),
             (LogTarget::Stderr, true) => builder.json().with_writer(std::io::stderr).try_init(),
