@@ -339,6 +339,9 @@ fn a_link_holds_its_entry_while_it_stands() {
     p.ok(&["stop"]);
     p.ok(&["gc", "--older-than", "0s"]);
     assert!(sealed("key1"), "also while no daemon runs");
+    p.ok(&["fsck", "--rebuild-index"]);
+    p.ok(&["gc", "--older-than", "0s"]);
+    assert!(sealed("key1"), "and does not keep the index from being made anew");
     p.ok(&["mount", "m1", "--min-age", "0s"]);
     p.ok(&["gc", "--older-than", "0s"]);
     assert_eq!(read(link.join("f")), b"key1", "and with the next one");

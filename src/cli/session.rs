@@ -142,7 +142,18 @@ impl Way {
     fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
         match self {
             Way::Daemon(client) => client.call(request, channel),
-            Way::Own(Owned { cache: Some(cache), .. }) => dispatch(cache, &Caller::this(), request, channel),
+            Way::Own(Owned { cache: Some(cache), links }) => {
+                // What links hold keeps the index from being made anew, and what they hold may be dropped.
+                let remakes = matches!(&request, Request::Fsck(f) if f.repair || f.rebuild_index);
+                if remakes {
+                    *links = None;
+                }
+                let answer = dispatch(cache, &Caller::this(), request, channel);
+                if remakes {
+                    *links = Some(Links::hold(cache));
+                }
+                answer
+            }
             Way::Own(Owned { cache: None, .. }) => Err(Failure::failed("the store was closed already")),
         }
     }
