@@ -435,9 +435,18 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        for (hash, (path, what)) in self.bad_blobs.clone() {
-            let entries = sufferers.remove(&hash).unwrap_or_default();
-            self.damage("blob", path, what, entries);
+        // What a lost pack had is one damage, not thousands.
+        let mut causes: BTreeMap<(PathBuf, String), (u64, BTreeSet<EntryKey>)> = BTreeMap::new();
+        for (hash, cause) in self.bad_blobs.clone() {
+            let (blobs, entries) = causes.entry(cause).or_default();
+            *blobs += 1;
+            entries.extend(sufferers.remove(&hash).unwrap_or_default());
+        }
+        for ((path, mut what), (blobs, entries)) in causes {
+            if blobs > 1 {
+                what.push_str(&format!("; {blobs} blobs are lost"));
+            }
+            self.damage("blob", path, what, entries.into_iter().collect());
         }
         Ok(())
     }

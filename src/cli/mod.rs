@@ -136,8 +136,8 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<(), Failure>
     };
     let cx = Context { store: absolute(&store)? };
     if !matches!(command, Command::Mount(_)) {
-        // The daemon has a log of its own; a command warns where it stands.
-        LogSpec { target: LogTarget::Stderr, json: false }.install("warn")?;
+        // The daemon has a log of its own; a command warns where it stands. What a check finds, it prints.
+        LogSpec { target: LogTarget::Stderr, json: false }.install("warn,outfs::cache::fsck=off")?;
     }
     match command {
         Command::Mount(c) => c.run(&cx),
