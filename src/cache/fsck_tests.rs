@@ -176,6 +176,42 @@ fn a_wrong_index_is_corrected_or_made_anew() {
 }
 
 #[test]
+fn nothing_is_dropped_because_the_index_has_its_place_wrong() {
+    let sql = |f: &Fixture, text: &str| crate::index::tests::run_sql(&f.store().join("index.sqlite"), text);
+    for wrong in [
+        "UPDATE blobs SET pack = 0, off = 0, refs = refs + 1 WHERE pack > 0",
+        "UPDATE blobs SET off = off + 1, refs = refs + 1 WHERE pack > 0",
+        "UPDATE entries SET manifest = randomblob(32) WHERE key = 'key2'",
+    ] {
+        let mut f = filled();
+        sql(&f, wrong);
+        let report = check(&f, false, true);
+        assert!(report.lost.is_empty() && report.is_sound(), "{wrong}: {report:?}");
+        f.reopen(|_| {});
+        whole(&f, &["key1", "key2", "key3"]);
+    }
+}
+
+#[test]
+fn what_a_lost_pack_had_is_one_damage() {
+    let mut f = filled();
+    f.reopen(|store| {
+        for pack in fs::read_dir(store.join("packs")).unwrap().flatten() {
+            if pack.path().extension().is_some_and(|e| e == "pack") {
+                fs::remove_file(pack.path()).unwrap();
+            }
+        }
+    });
+    let report = check(&f, false, false);
+    let of_blobs: Vec<_> = report.damage.iter().filter(|d| d.kind == "blob").collect();
+    assert!(of_blobs.len() as u64 <= 3 && report.blobs > 3, "{report:?}");
+    assert!(
+        of_blobs.iter().any(|d| d.what.contains("blobs are lost") && !d.entries.is_empty()),
+        "{report:?}"
+    );
+}
+
+#[test]
 fn rebuilding_gives_back_every_entry_pin_and_event() {
     let f = filled();
     f.cache().pin("p", &key("key1")).unwrap();

@@ -42,9 +42,20 @@ impl Cache {
         });
         started.map_err(|e| CacheError::io("start a thread for", root, e))?;
         let cache = Cache { inner };
-        cache.recover(fresh)?;
-        cache.load_drafts()?;
+        cache.make_ready(fresh)?;
         Ok(cache)
+    }
+
+    /// Recovers. An index whose damage shows only now is no worse than one that could not be opened: it is made anew.
+    fn make_ready(&self, fresh: bool) -> Result<()> {
+        let ready = |fresh| self.recover(fresh).and_then(|()| self.load_drafts());
+        match ready(fresh) {
+            Err(CacheError::Index(e)) if !fresh && e.is_damage() => {
+                tracing::warn!(error = %e, "the index is damaged and made anew");
+                ready(true)
+            }
+            other => other,
+        }
     }
 
     /// Has the keys of all entries taken into memory, in the background: worth it for who looks many up.

@@ -80,6 +80,10 @@ impl Cache {
                 self.note(EventKind::Damaged { what: e.to_string() }, None, true);
             }
         } else if fresh {
+            // One that was thought whole and is damaged.
+            if self.inner.index.is_finished() {
+                self.inner.index.reset()?;
+            }
             self.inner.index.finish()?;
         }
         if store.owner_died() || rebuild {

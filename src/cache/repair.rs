@@ -5,12 +5,14 @@
 //! of it first; orphans go last, so that they can still be of use to a rebuild.
 
 use super::evict::Condemned;
-use super::fsck::{Check, path_of};
+use super::fsck::{Check, Damage, path_of};
 use super::{Cache, CacheError, Result};
 use crate::index::EntryRow;
 use crate::model::units::counted;
-use crate::model::{BlobHash, EventKind};
+use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::{Location, PackId, StoreError};
+
+const DROPPED: &str = "set aside; the entries that need it were dropped";
 
 impl Check<'_> {
     /// Makes the index anew. Row ids change, so nobody may hold an entry meanwhile.
@@ -46,7 +48,7 @@ impl Check<'_> {
         if self.report.damage.is_empty() {
             return self.remove_orphans();
         }
-        if self.bad_index && self.wrong_refs.is_empty() && !self.report.rebuilt {
+        if self.bad_index && !self.report.rebuilt && (self.wrong_refs.is_empty() || self.doubts_index()?) {
             return self.repair_index();
         }
         self.drop_bad_entries()?;
@@ -64,6 +66,17 @@ impl Check<'_> {
         self.remove_orphans()
     }
 
+    /// Something would be dropped because it is not where the index says, and the index has faults of its own:
+    /// what it says may be wrong, and the content there.
+    fn doubts_index(&self) -> Result<bool> {
+        for row in &self.bad_entries {
+            if self.cache.inner.store.manifest_changed_at_ns(&row.manifest)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(!self.bad_blobs.is_empty())
+    }
+
     /// An index that is wrong in more than its counts is made anew, and everything checked again.
     fn repair_index(&mut self) -> Result<()> {
         if !self.cache.inner.leases.is_idle() {
@@ -75,9 +88,22 @@ impl Check<'_> {
         for damage in first.iter_mut().filter(|d| d.kind == "index") {
             damage.repaired = Some("the index was made anew from the store".into());
         }
-        first.retain(|d| d.kind == "index");
+        // An entry that does not come back is lost, and nobody else knows its key any more.
+        let known = std::mem::take(&mut self.bad_entries);
         self.note_repair("the index was made anew from the store");
         let mut report = self.cache.fsck(options, self.progress)?;
+        for row in known {
+            if self.cache.inner.index.entry(&row.key)?.is_none() && !report.lost.contains(&row.key) {
+                self.note_dropped(&row.key);
+                report.lost.push(row.key);
+            }
+        }
+        let lost = |d: &Damage| d.kind == "manifest" && d.entries.iter().any(|k| report.lost.contains(k));
+        first.retain(|d| d.kind == "index" || lost(d));
+        for damage in first.iter_mut().filter(|d| d.repaired.is_none()) {
+            damage.repaired = Some(DROPPED.into());
+        }
+        first.retain(|d| d.kind == "index" || !report.damage.iter().any(|again| again.path == d.path));
         report.damage.splice(0..0, first);
         self.report = report;
         Ok(())
@@ -85,6 +111,11 @@ impl Check<'_> {
 
     fn note_repair(&self, what: &str) {
         self.cache.note(EventKind::Repaired { what: what.to_owned() }, None, true);
+    }
+
+    fn note_dropped(&self, key: &EntryKey) {
+        let what = "the entry was dropped: its manifest or content is damaged".to_owned();
+        self.cache.note(EventKind::Repaired { what }, Some(key), true);
     }
 
     /// Entries without a manifest, and entries with bad blobs.
@@ -104,7 +135,7 @@ impl Check<'_> {
         }
         for damage in &mut self.report.damage {
             if !damage.entries.is_empty() && damage.entries.iter().all(|k| dropped.contains(k)) {
-                damage.repaired = Some("set aside; the entries that need it were dropped".into());
+                damage.repaired = Some(DROPPED.into());
             }
         }
         self.report.lost.extend(dropped);
@@ -124,8 +155,7 @@ impl Check<'_> {
             Ok(()) | Err(StoreError::Missing { .. }) => {}
             Err(e) => return Err(e.into()),
         }
-        let what = "the entry was dropped: its manifest or content is damaged".to_owned();
-        self.cache.note(EventKind::Repaired { what }, Some(&row.key), true);
+        self.note_dropped(&row.key);
         if choice.condemn() {
             // Not by the reaper: what is bad goes to quarantine before its row goes.
             inner.upkeep.condemned.lock().remove(&row.id);

@@ -75,6 +75,7 @@ impl From<CacheError> for Failure {
             CacheError::Exists { .. } | CacheError::DraftExists(_) | CacheError::InTheWay(_) => Kind::Exists,
             CacheError::Busy { .. } | CacheError::Pinned { .. } => Kind::Busy,
             CacheError::Store(s) => kind_of_store(s),
+            CacheError::Index(i) => kind_of_index(i),
             CacheError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => Kind::Hangup,
             _ => Kind::Failed,
         };
@@ -90,8 +91,12 @@ impl From<StoreError> for Failure {
 
 impl From<IndexError> for Failure {
     fn from(e: IndexError) -> Self {
-        Self::failed(e.to_string())
+        Self::new(kind_of_index(&e), e.to_string())
     }
+}
+
+fn kind_of_index(e: &IndexError) -> Kind {
+    if e.is_damage() { Kind::Damaged } else { Kind::Failed }
 }
 
 fn kind_of_store(e: &StoreError) -> Kind {

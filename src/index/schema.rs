@@ -217,6 +217,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
         "SELECT id, key, number, manifest, accessed_at, top_perm FROM entries LIMIT 1",
         "SELECT size, refs, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
+        "SELECT seq FROM sqlite_sequence WHERE name = 'entries'",
     ] {
         tx.query_row(probe, [], |_| Ok(())).optional().map_err(sqlite("read its tables"))?;
     }

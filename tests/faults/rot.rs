@@ -1,7 +1,7 @@
 //! Rot: every kind of file of a store that was closed, or whose owner was killed, is damaged in every way.
 //!
 //! Whoever reads verified content never gets wrong bytes, but an error, and an event says so; `fsck --repair` leaves a
-//! clean store and names what is lost; the rest is there.
+//! clean store and names what is lost; the rest is there. Rot of the index alone loses nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,10 +14,17 @@ use outfs::store::StoreError;
 use super::life::{SEALED, Template, copy, key, limits, look_up, put, quick_dir};
 use super::{alone, stride};
 
+const INDEX: &str = "index.sqlite";
+
+/// Bytes of SQLite's pages.
+const PAGE: usize = 4096;
+
 /// What happens to a file.
 #[derive(Debug, Clone)]
 enum Harm {
     Flip(usize),
+    /// A page of the index becomes noise.
+    Page(usize),
     Cut(usize),
     Grow,
     /// Gets the content of another of its kind.
@@ -32,6 +39,9 @@ impl Harm {
             (0..points).map(|i| i * len / points).chain(len.checked_sub(1)).collect();
         let mut all: Vec<Harm> = spots.iter().filter(|at| **at < len).map(|at| Harm::Flip(*at)).collect();
         all.extend(spots.iter().step_by(3).map(|at| Harm::Cut(*at)));
+        if file == Path::new(INDEX) {
+            all.extend((0..len).step_by(PAGE).map(Harm::Page));
+        }
         all.extend(others.iter().find(|o| *o != file).map(|o| Harm::Swap(o.clone())));
         all.extend([Harm::Grow, Harm::Lose]);
         all
@@ -42,6 +52,10 @@ impl Harm {
         let mut bytes = fs::read(&path).unwrap();
         match self {
             Harm::Flip(at) => bytes[*at] ^= 0x11,
+            Harm::Page(at) => {
+                let end = bytes.len().min(at + PAGE);
+                blake3::Hasher::new().update(b"rot").finalize_xof().fill(&mut bytes[*at..end]);
+            }
             Harm::Cut(len) => bytes.truncate(*len),
             Harm::Grow => bytes.extend([0x5a; 700]),
             Harm::Swap(other) => bytes = fs::read(store.join(other)).unwrap(),
@@ -121,6 +135,7 @@ fn live_on(store: &Path, file: &Path) {
     let unknown = file.to_string_lossy().ends_with("-wal").then_some("last");
     for of in SEALED.into_iter().chain(unknown) {
         let found = look_up(&cache, of).unwrap_or_else(|e| panic!("{of} after the repair: {e}"));
+        assert!(found || file != Path::new(INDEX), "{of} is lost, and only the index was rotten");
         assert!(found || lost.contains(&key(of)) || unknown == Some(of), "{of} is lost, and nobody says so");
     }
     let source = quick_dir();
