@@ -2,7 +2,7 @@
 //!
 //! The crate is the product; the command line is one user of it. Rooms, from the top down
 //! (a room knows only those below it; `docs/architecture.md` has the picture):
-//! `cli` → `daemon` → `control` → `fuse` → `vfs` → [`cache`] → [`store`], [`index`] → [`model`].
+//! `cli` → `daemon` → `control` → [`run`] → `fuse` → `vfs` → [`cache`] → [`store`], [`index`] → [`model`].
 
 #![warn(missing_docs)]
 
@@ -13,5 +13,6 @@ pub mod daemon;
 pub mod fuse;
 pub mod index;
 pub mod model;
+pub mod run;
 pub mod store;
 pub mod vfs;

@@ -1,0 +1,486 @@
+//! A table of decisions: a situation, the reasons, their text and their JSON.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::decide::*;
+use super::key::tests::{input, parts};
+use super::key::{ABSENT, Kind, Parts, value_hash};
+use super::lock::Block;
+use super::shelf::{Found, Held};
+use crate::model::{EntryKey, ManifestHash};
+
+/// A situation that owns what it refers to.
+struct Case {
+    now: Parts,
+    force: bool,
+    cache_failures: bool,
+    found: Found,
+    lock: Option<Option<Option<Block>>>,
+    history: Vec<Earlier>,
+}
+
+fn earlier(parts: Parts) -> Earlier {
+    Earlier { key: parts.key(), parts }
+}
+
+fn changed(change: impl FnOnce(&mut Parts)) -> Parts {
+    let mut parts = parts();
+    change(&mut parts);
+    parts
+}
+
+fn block(parts: Parts, status: Option<&str>) -> Block {
+    Block { key: parts.key(), outputs_hash: None, status: status.map(Into::into), parts }
+}
+
+/// The task as it is now, run once before as `before`.
+fn after(before: Parts) -> Case {
+    Case { history: vec![earlier(before)], ..never() }
+}
+
+fn never() -> Case {
+    Case {
+        now: parts(),
+        force: false,
+        cache_failures: false,
+        found: Found::UNKNOWN,
+        lock: None,
+        history: vec![],
+    }
+}
+
+fn held(change: impl FnOnce(&mut Held)) -> Found {
+    let mut held = Held {
+        manifest: ManifestHash::of(b""),
+        outputs_hash: "77".into(),
+        task_id: "t".into(),
+        made_at: Timestamp::UNIX_EPOCH,
+        duration_ms: 5,
+        exit_code: 0,
+        inferred: false,
+        missing: None,
+        order: String::new(),
+    };
+    change(&mut held);
+    Found::Entry(Box::new(held))
+}
+
+fn found(found: Found) -> Case {
+    Case { found, ..never() }
+}
+
+fn evicted() -> Found {
+    Found::Nothing { evicted: Some("2026-01-02T03:04:05.678Z".parse().unwrap()), failed: None }
+}
+
+fn failed(status: &str) -> Found {
+    Found::Nothing { evicted: None, failed: Some(status.into()) }
+}
+
+fn locked(block: Block) -> Case {
+    Case { lock: Some(Some(Some(block))), ..never() }
+}
+
+fn forced(case: Case) -> Case {
+    Case { force: true, ..case }
+}
+
+impl Case {
+    fn decide(&self) -> Decision {
+        let locked = match &self.lock {
+            None => Locked::NotAsked,
+            Some(None) => Locked::NoFile,
+            Some(Some(None)) => Locked::NoTask,
+            Some(Some(Some(block))) => Locked::Has(block),
+        };
+        decide(&Situation {
+            key: &self.now.key(),
+            parts: &self.now,
+            force: self.force,
+            cache_failures: self.cache_failures,
+            found: &self.found,
+            locked,
+            history: &self.history,
+        })
+    }
+}
+
+fn set(map: &mut std::collections::BTreeMap<String, String>, name: &str, value: &str) {
+    map.insert(name.into(), value.into());
+}
+
+fn mismatch(before: &Parts) -> (String, Value) {
+    let (old, new): (EntryKey, EntryKey) = (before.key(), parts().key());
+    (
+        format!("the key changed: {old} -> {new}"),
+        json!({ "why": "cache_key_mismatch", "old": old, "new": new }),
+    )
+}
+
+fn hit() -> Vec<(String, Value)> {
+    Vec::new()
+}
+
+fn one(text: &str, json: Value) -> Vec<(String, Value)> {
+    vec![(text.to_owned(), json)]
+}
+
+fn first() -> Vec<(String, Value)> {
+    one("first run: no earlier result is known", json!({ "why": "first_run" }))
+}
+
+fn incomplete(status: &str) -> Vec<(String, Value)> {
+    one(
+        &format!("the run before gave no result: {status}"),
+        json!({ "why": "previous_run_incomplete", "status": status }),
+    )
+}
+
+fn named(text: &str, reason: &str, field: &str, name: &str) -> Vec<(String, Value)> {
+    one(text, json!({ "why": reason, field: name }))
+}
+
+fn tool(name: &str) -> Vec<(String, Value)> {
+    named(&format!("the program {name} changed"), "tool_changed", "name", name)
+}
+
+fn env(name: &str) -> Vec<(String, Value)> {
+    named(&format!("the variable {name} changed"), "env_changed", "name", name)
+}
+
+fn param(name: &str) -> Vec<(String, Value)> {
+    named(&format!("the parameter {name} changed"), "params_changed", "name", name)
+}
+
+fn upstream(task: &str) -> Vec<(String, Value)> {
+    let text = format!("the task {task} ran again and made other outputs");
+    named(&text, "upstream_rerun", "task", task)
+}
+
+fn outputs() -> Vec<(String, Value)> {
+    one("the declared outputs changed", json!({ "why": "outputs_changed" }))
+}
+
+fn cmd(old: &str, new: &str) -> Vec<(String, Value)> {
+    one(
+        &format!("the command changed: {old} -> {new}"),
+        json!({ "why": "cmd_changed", "old": old, "new": new }),
+    )
+}
+
+fn dep(path: &str, old: Option<&str>, new: Option<&str>) -> Vec<(String, Value)> {
+    let text = match (old, new) {
+        (Some(old), Some(new)) => format!("the input {path} changed: {old} -> {new}"),
+        (None, _) => format!("the input {path} is new"),
+        (_, None) => format!("the input {path} was removed"),
+    };
+    one(&text, json!({ "why": "dep_changed", "path": path, "old": old, "new": new }))
+}
+
+fn short(content: &str) -> String {
+    value_hash(Some(content.as_bytes()))[..12].to_owned()
+}
+
+type Row = (&'static str, Case, Vec<(String, Value)>);
+
+fn table() -> Vec<Row> {
+    let (a, b, c) = (short("a"), short("b"), short("c"));
+    let forced_reason = || one("the run is forced", json!({ "why": "forced" }));
+    let evicted_reason = || {
+        one(
+            "the entry was evicted at 2026-01-02T03:04:05Z",
+            json!({ "why": "evicted", "when": "2026-01-02T03:04:05.678Z" }),
+        )
+    };
+    let rejected = || Found::Rejected { reason: "bad compiler".into() };
+    let inputs = |list: &[(&str, &str)]| {
+        let list = list.iter().map(|(p, c)| input(p, c)).collect();
+        changed(|p| p.set_inputs(list))
+    };
+    let both = |x: Vec<(String, Value)>, y: Vec<(String, Value)>| [x, y].concat();
+    vec![
+        // what the store has
+        ("a result is a hit", found(held(|_| {})), hit()),
+        ("a hit needs no history", Case { history: vec![], ..found(held(|_| {})) }, hit()),
+        ("a hit whatever the lock says", Case { lock: Some(None), ..found(held(|_| {})) }, hit()),
+        ("a failed run is none", found(held(|h| h.exit_code = 3)), incomplete("exit code 3")),
+        (
+            "unless failures are results",
+            Case { cache_failures: true, ..found(held(|h| h.exit_code = 3)) },
+            hit(),
+        ),
+        (
+            "sealed by quiet is none",
+            found(held(|h| h.inferred = true)),
+            incomplete("sealed by quiet, not by a run"),
+        ),
+        (
+            "sealed by quiet is none with failures either",
+            Case { cache_failures: true, ..found(held(|h| h.inferred = true)) },
+            incomplete("sealed by quiet, not by a run"),
+        ),
+        (
+            "an output is missing",
+            found(held(|h| h.missing = Some("lib".into()))),
+            named("the entry lacks the output lib", "output_missing", "path", "lib"),
+        ),
+        (
+            "rejected",
+            found(rejected()),
+            named("the entry was rejected: bad compiler", "rejected", "reason", "bad compiler"),
+        ),
+        ("unreadable", found(Found::Unreadable { why: "torn".into() }), incomplete("torn")),
+        ("evicted", found(evicted()), evicted_reason()),
+        (
+            "evicted, whatever the history says",
+            Case { found: evicted(), ..after(changed(|p| p.cwd.clear())) },
+            evicted_reason(),
+        ),
+        (
+            "evicted, whatever the lock says",
+            Case { found: evicted(), lock: Some(None), ..never() },
+            evicted_reason(),
+        ),
+        ("failed before", found(failed("exit code 2")), incomplete("exit code 2")),
+        ("timed out before", found(failed("timed out after 10s")), incomplete("timed out after 10s")),
+        (
+            "evicted after it failed",
+            found(Found::Nothing {
+                evicted: Some("2026-01-02T03:04:05.678Z".parse().unwrap()),
+                failed: Some("x".into()),
+            }),
+            evicted_reason(),
+        ),
+        // force
+        ("forced with a result", forced(found(held(|_| {}))), forced_reason()),
+        ("forced without", forced(never()), forced_reason()),
+        ("forced and rejected", forced(found(rejected())), forced_reason()),
+        // history
+        ("the first run", never(), first()),
+        (
+            "another command",
+            after(changed(|p| p.argv = vec!["make".into(), "it's".into()])),
+            cmd(r"make 'it'\''s'", "make all"),
+        ),
+        ("no argument", after(changed(|p| drop(p.argv.pop()))), cmd("make", "make all")),
+        (
+            "another program under another name is one change",
+            after(changed(|p| {
+                p.argv[0] = "gmake".into();
+                p.program = value_hash(Some(b"gmake"));
+            })),
+            cmd("gmake all", "make all"),
+        ),
+        ("the program's content", after(changed(|p| p.program = "00".into())), tool("make")),
+        ("a tool's content", after(changed(|p| set(&mut p.tools, "cc", "12"))), tool("cc")),
+        ("a tool more", after(changed(|p| p.tools.clear())), tool("cc")),
+        ("a tool less", after(changed(|p| set(&mut p.tools, "ld", "12"))), tool("ld")),
+        ("a variable's value", after(changed(|p| set(&mut p.env, "CC", "0"))), env("CC")),
+        ("a variable that was absent", after(changed(|p| set(&mut p.env, "CC", ABSENT))), env("CC")),
+        (
+            "a variable that was empty",
+            after(changed(|p| set(&mut p.env, "CC", &value_hash(Some(b""))))),
+            env("CC"),
+        ),
+        ("a variable that was not declared", after(changed(|p| p.env.clear())), env("CC")),
+        (
+            "a variable that is not declared any more",
+            after(changed(|p| set(&mut p.env, "LD", ABSENT))),
+            env("LD"),
+        ),
+        ("a secret's value", after(changed(|p| set(&mut p.secrets, "TOKEN", "23"))), env("TOKEN")),
+        ("a parameter's value", after(changed(|p| set(&mut p.params, "level", "2"))), param("level")),
+        ("a parameter more", after(changed(|p| p.params.clear())), param("level")),
+        ("a parameter less", after(changed(|p| set(&mut p.params, "x", ""))), param("x")),
+        ("other outputs", after(changed(|p| drop(p.outputs.pop()))), outputs()),
+        (
+            "the task before made something else",
+            after(changed(|p| set(&mut p.after, "gen", "34"))),
+            upstream("gen"),
+        ),
+        ("a task before that was none", after(changed(|p| p.after.clear())), upstream("gen")),
+        (
+            "an input's content",
+            after(inputs(&[("sub/a.c", "c"), ("sub/b.c", "b")])),
+            dep("sub/a.c", Some(&c), Some(&a)),
+        ),
+        ("an input more", after(inputs(&[("sub/a.c", "a")])), dep("sub/b.c", None, Some(&b))),
+        ("an input more, first in order", after(inputs(&[("sub/b.c", "b")])), dep("sub/a.c", None, Some(&a))),
+        (
+            "an input less",
+            after(inputs(&[("sub/a.c", "a"), ("sub/b.c", "b"), ("sub/c.c", "c")])),
+            dep("sub/c.c", Some(&c), None),
+        ),
+        (
+            "an input was renamed",
+            after(inputs(&[("sub/a.c", "a"), ("sub/z.c", "b")])),
+            both(dep("sub/b.c", None, Some(&b)), dep("sub/z.c", Some(&b), None)),
+        ),
+        (
+            "an input can be executed no more",
+            after(changed(|p| {
+                let mut program = input("sub/a.c", "a");
+                program.kind = Kind::Program;
+                p.set_inputs(vec![program, input("sub/b.c", "b")]);
+            })),
+            dep("sub/a.c", Some(&format!("{a} executable")), Some(&a)),
+        ),
+        (
+            "an input was a symlink",
+            after(changed(|p| {
+                let mut link = input("sub/a.c", "b");
+                link.kind = Kind::Link;
+                p.set_inputs(vec![link, input("sub/b.c", "b")]);
+            })),
+            dep("sub/a.c", Some(&format!("{b} symlink")), Some(&a)),
+        ),
+        (
+            "several things at once, in a fixed order",
+            after(changed(|p| {
+                set(&mut p.env, "CC", ABSENT);
+                p.outputs.clear();
+                p.set_inputs(vec![input("sub/b.c", "b")]);
+            })),
+            [env("CC"), outputs(), dep("sub/a.c", None, Some(&a))].concat(),
+        ),
+        // what has no reason of its own
+        ("another directory", after(changed(|p| p.cwd.clear())), vec![mismatch(&changed(|p| p.cwd.clear()))]),
+        (
+            "another platform",
+            after(changed(|p| p.platform = "linux-aarch64".into())),
+            vec![mismatch(&changed(|p| p.platform = "linux-aarch64".into()))],
+        ),
+        (
+            "another sandbox, and a variable",
+            after(changed(|p| {
+                p.sandbox = "bwrap".into();
+                p.env.clear();
+            })),
+            both(
+                env("CC"),
+                vec![mismatch(&changed(|p| {
+                    p.sandbox = "bwrap".into();
+                    p.env.clear();
+                }))],
+            ),
+        ),
+        (
+            "inputs of which no list was kept",
+            after(changed(|p| {
+                p.set_inputs(vec![input("sub/a.c", "c")]);
+                p.inputs.clear();
+            })),
+            vec![mismatch(&changed(|p| p.set_inputs(vec![input("sub/a.c", "c")])))],
+        ),
+        // which earlier run
+        (
+            "the nearest run counts",
+            Case {
+                history: vec![
+                    earlier(changed(|p| {
+                        p.env.clear();
+                        p.params.clear();
+                    })),
+                    earlier(changed(|p| set(&mut p.env, "CC", "0"))),
+                ],
+                ..never()
+            },
+            env("CC"),
+        ),
+        (
+            "of equally near ones the newest",
+            Case {
+                history: vec![
+                    earlier(changed(|p| p.params.clear())),
+                    earlier(changed(|p| set(&mut p.env, "CC", "0"))),
+                ],
+                ..never()
+            },
+            param("level"),
+        ),
+        (
+            "fewer changed inputs are nearer",
+            Case { history: vec![earlier(inputs(&[])), earlier(inputs(&[("sub/a.c", "a")]))], ..never() },
+            dep("sub/b.c", None, Some(&b)),
+        ),
+        // lock files
+        (
+            "no lock file",
+            Case { lock: Some(None), ..after(parts()) },
+            one("there is no lock file yet", json!({ "why": "no_lock_file" })),
+        ),
+        (
+            "not in the lock file",
+            Case { lock: Some(Some(None)), ..after(parts()) },
+            one("the lock file does not have this task", json!({ "why": "task_not_in_lock" })),
+        ),
+        ("locked, and never run here", locked(block(parts(), None)), first()),
+        ("locked as failed", locked(block(parts(), Some("exit code 1"))), incomplete("exit code 1")),
+        ("locked with another variable", locked(block(changed(|p| p.env.clear()), None)), env("CC")),
+        (
+            "the lock wins over the history",
+            Case {
+                history: vec![earlier(changed(|p| p.env.clear()))],
+                ..locked(block(changed(|p| p.params.clear()), None))
+            },
+            param("level"),
+        ),
+        (
+            "locked elsewhere",
+            locked(block(changed(|p| p.platform = "linux-aarch64".into()), None)),
+            vec![mismatch(&changed(|p| p.platform = "linux-aarch64".into()))],
+        ),
+    ]
+}
+
+#[test]
+fn every_case_of_the_table() {
+    let table = table();
+    assert!(table.len() >= 40, "{} cases", table.len());
+    for (name, case, wanted) in &table {
+        let reasons = match case.decide() {
+            Decision::Hit => Vec::new(),
+            Decision::Miss(reasons) => {
+                assert!(!reasons.is_empty(), "{name}: a miss has a reason");
+                reasons
+            }
+        };
+        let text: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        assert_eq!(text, wanted.iter().map(|(t, _)| t.clone()).collect::<Vec<_>>(), "{name}");
+        let json: Vec<Value> = reasons.iter().map(|r| serde_json::to_value(r).unwrap()).collect();
+        assert_eq!(json, wanted.iter().map(|(_, j)| j.clone()).collect::<Vec<_>>(), "{name}");
+        let back: Vec<Reason> = json.into_iter().map(|j| serde_json::from_value(j).unwrap()).collect();
+        assert_eq!(back, reasons, "{name}");
+    }
+}
+
+#[test]
+fn the_table_has_every_reason() {
+    let mut seen: Vec<String> = table()
+        .into_iter()
+        .flat_map(|(_, _, wanted)| wanted)
+        .map(|(_, json)| json["why"].as_str().unwrap().to_owned())
+        .collect();
+    seen.sort();
+    seen.dedup();
+    let all = [
+        "cache_key_mismatch",
+        "cmd_changed",
+        "dep_changed",
+        "env_changed",
+        "evicted",
+        "first_run",
+        "forced",
+        "no_lock_file",
+        "output_missing",
+        "outputs_changed",
+        "params_changed",
+        "previous_run_incomplete",
+        "rejected",
+        "task_not_in_lock",
+        "tool_changed",
+        "upstream_rerun",
+    ];
+    assert_eq!(seen, all);
+}

@@ -1,0 +1,295 @@
+//! The files a task reads: which, and what is in them.
+//!
+//! Invariants: outputs are no inputs; symlinks are inputs themselves and are not followed below a named
+//! directory; a file that goes away or changes while it is read is an error that names it;
+//! a file whose state is remembered is not opened. Must not know: keys, the store.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::remembered::{Remembered, State};
+use super::spec::{Inputs, Place};
+use super::{Input, Kind, Result, RunError};
+use crate::model::BlobHash;
+
+/// The inputs of a task.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// Sorted by path.
+    pub inputs: Vec<Input>,
+    /// How many files were opened and read for it.
+    pub read: u64,
+    /// When the youngest of them was last modified, nanoseconds since 1970.
+    pub newest_ns: i128,
+}
+
+/// Finds and hashes all inputs; `outputs` are absolute.
+pub fn gather(
+    inputs: &Inputs,
+    place: &Place,
+    outputs: &[PathBuf],
+    remembered: &mut Remembered,
+) -> Result<Gathered> {
+    let mut found = Vec::new();
+    match inputs {
+        Inputs::Git => of_git(&place.cwd, &mut found)?,
+        Inputs::Named(names) => {
+            for name in names {
+                named(&place.cwd, name, &mut found)?;
+            }
+        }
+    }
+    found.retain(|(path, _)| !outputs.iter().any(|o| path.starts_with(o)));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.dedup_by(|a, b| a.0 == b.0);
+    hash_all(place, found, remembered)
+}
+
+type Found = Vec<(PathBuf, Metadata)>;
+
+/// What git tracks or does not ignore. What it tracks and is not there is no input.
+fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
+    let no_git = |why: &str| {
+        RunError::usage(format!(
+            "without --input the inputs are what git tracks below {}, and {why}; name inputs with --input, or \
+             say --no-inputs",
+            dir.display()
+        ))
+    };
+    let listed = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| no_git(&format!("git cannot be run: {e}")))?;
+    if !listed.status.success() {
+        let said = String::from_utf8_lossy(&listed.stderr);
+        return Err(no_git(&format!("git says: {}", said.lines().next().unwrap_or("nothing").trim())));
+    }
+    let mut before: &[u8] = b"";
+    for name in listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty()) {
+        // With conflicts a name comes once for each side.
+        if std::mem::replace(&mut before, name) == name {
+            continue;
+        }
+        let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
+        match path.symlink_metadata() {
+            // A submodule, or a repository inside.
+            Ok(meta) if meta.is_dir() => match path.join(".git").exists() {
+                true => of_git(&path, found)?,
+                false => walk(&path, found)?,
+            },
+            Ok(meta) => found.push((path, meta)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(RunError::io("look at", path, e)),
+        }
+    }
+    Ok(())
+}
+
+/// A file, all below a directory, or what a glob matches.
+fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
+    let path = clean(&cwd.join(name));
+    match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => return walk(&path, found),
+        Ok(meta) => {
+            found.push((path, meta));
+            return Ok(());
+        }
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        Err(e) => return Err(RunError::io("look at", path, e)),
+    }
+    let shown = name.to_string_lossy();
+    let Some((top, glob)) = split_glob(&path) else {
+        return Err(RunError::usage(format!("the input {shown} does not exist")));
+    };
+    let matcher = matcher(&glob).map_err(|e| RunError::usage(format!("the input {shown}: {e}")))?;
+    let mut all = Found::new();
+    match walk(&top, &mut all) {
+        Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    let before = found.len();
+    found.extend(all.into_iter().filter(|(p, _)| p.strip_prefix(&top).is_ok_and(|p| matcher.is_match(p))));
+    match found.len() == before {
+        true => Err(RunError::usage(format!("the input {shown} matches no file"))),
+        false => Ok(()),
+    }
+}
+
+/// `.` and `..` taken out, as far as names alone allow.
+fn clean(path: &Path) -> PathBuf {
+    use std::path::Component;
+    path.components().fold(PathBuf::new(), |mut out, part| {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if out.file_name().is_some() => drop(out.pop()),
+            part => out.push(part),
+        }
+        out
+    })
+}
+
+/// The directory above the first component with a magic character, and the rest.
+fn split_glob(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let magic = |c: &std::path::Component<'_>| {
+        c.as_os_str().as_bytes().iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'{'))
+    };
+    let at = path.components().position(|c| magic(&c))?;
+    Some((path.components().take(at).collect(), path.components().skip(at).collect()))
+}
+
+fn matcher(glob: &Path) -> std::result::Result<GlobMatcher, String> {
+    let text = glob.to_str().ok_or("a glob must be UTF-8")?;
+    // `*` stays within a directory, `**` does not.
+    let glob = GlobBuilder::new(text).literal_separator(true).build().map_err(|e| e.kind().to_string())?;
+    Ok(glob.compile_matcher())
+}
+
+/// All files and symlinks below a directory, but not git's own.
+fn walk(top: &Path, found: &mut Found) -> Result<()> {
+    let mut waiting = vec![top.to_owned()];
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(&dir).map_err(|e| RunError::io("read", &dir, e))? {
+            let entry = entry.map_err(|e| RunError::io("read", &dir, e))?;
+            let path = entry.path();
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(RunError::Unstable { path, what: "vanished" });
+                }
+                Err(e) => return Err(RunError::io("look at", path, e)),
+            };
+            match meta.is_dir() {
+                true if entry.file_name() == ".git" => {}
+                true => waiting.push(path),
+                false => found.push((path, meta)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One file that must be read.
+struct Unknown {
+    at: usize,
+    state: State,
+}
+
+pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered) -> Result<Gathered> {
+    let mut gathered = Gathered::default();
+    let mut unknown = Vec::new();
+    for (at, (path, meta)) in found.iter().enumerate() {
+        let state = State::of(meta);
+        gathered.newest_ns = gathered.newest_ns.max(state.mtime_ns());
+        let (kind, hash) = if meta.is_symlink() {
+            let target = std::fs::read_link(path).map_err(|e| unreadable(path, e))?;
+            (Kind::Link, BlobHash::of(target.as_os_str().as_bytes()))
+        } else if meta.is_file() {
+            let program = meta.permissions().mode() & 0o111 != 0;
+            let hash = remembered.get(&state).unwrap_or_else(|| {
+                unknown.push(Unknown { at, state });
+                BlobHash([0; 32])
+            });
+            (if program { Kind::Program } else { Kind::File }, hash)
+        } else {
+            return Err(RunError::usage(format!(
+                "the input {} is no file, directory or symlink",
+                path.display()
+            )));
+        };
+        gathered.inputs.push(Input { path: place.name(path), kind, hash });
+    }
+    gathered.read = unknown.len() as u64;
+    for (at, state, looked, hash) in read_all(&found, &unknown)? {
+        gathered.inputs[at].hash = hash;
+        remembered.put(state, looked, hash);
+    }
+    gathered.inputs.sort();
+    Ok(gathered)
+}
+
+type Hashed = (usize, State, SystemTime, BlobHash);
+
+/// Reads files in as many threads as there are processors.
+fn read_all(found: &Found, unknown: &[Unknown]) -> Result<Vec<Hashed>> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    let each = unknown.len().div_ceil(threads).max(64);
+    let work = |part: &[Unknown]| -> Result<Vec<Hashed>> {
+        let mut buffer = vec![0; 1 << 17];
+        part.iter()
+            .map(|u| {
+                let (looked, hash) = read(&found[u.at].0, &u.state, &mut buffer)?;
+                Ok((u.at, u.state, looked, hash))
+            })
+            .collect()
+    };
+    if unknown.len() <= each {
+        return work(unknown);
+    }
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = unknown.chunks(each).map(|part| scope.spawn(move || work(part))).collect();
+        let mut all = Vec::with_capacity(unknown.len());
+        for part in parts {
+            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+fn unreadable(path: &Path, e: io::Error) -> RunError {
+    match e.kind() {
+        io::ErrorKind::NotFound => RunError::Unstable { path: path.to_owned(), what: "vanished" },
+        _ => RunError::io("read", path, e),
+    }
+}
+
+/// Hashes a file that must be in this state before and after; says when it was looked at before.
+fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, BlobHash)> {
+    let fail = |e| unreadable(path, e);
+    let same = |file: &File| match file.metadata() {
+        Ok(meta) if State::of(&meta) == *state => Ok(()),
+        Ok(_) => Err(RunError::Unstable { path: path.to_owned(), what: "changed" }),
+        Err(e) => Err(fail(e)),
+    };
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(fail)?;
+    let looked = SystemTime::now();
+    same(&file)?;
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        match file.read(buffer) {
+            Ok(0) => break,
+            Ok(n) => hasher.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(fail(e)),
+        };
+    }
+    same(&file)?;
+    Ok((looked, BlobHash(*hasher.finalize().as_bytes())))
+}
+
+/// The hash of a program's file.
+pub fn hash_program(path: &Path, remembered: &mut Remembered) -> Result<BlobHash> {
+    let meta = path.metadata().map_err(|e| RunError::io("look at", path, e))?;
+    let state = State::of(&meta);
+    if let Some(hash) = remembered.get(&state) {
+        return Ok(hash);
+    }
+    // What a name like `cc` leads to is followed here.
+    let path = path.canonicalize().map_err(|e| RunError::io("look at", path, e))?;
+    let (looked, hash) = read(&path, &state, &mut vec![0; 1 << 17])?;
+    remembered.put(state, looked, hash);
+    Ok(hash)
+}

@@ -1,0 +1,235 @@
+//! The lock file: what each task's last run was made of, to be committed beside the sources.
+//!
+//! Invariants: TOML with a schema version, tasks and their parts in a fixed order, one input a line,
+//! so that it merges; written aside and renamed; one that is damaged is an error that names the line, never
+//! half believed: a task's key must be the key of its parts. Must not know: what is decided by it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::key::Parts;
+use super::{Result, RunError};
+use crate::model::EntryKey;
+
+/// The version of the file's form.
+const SCHEMA: u32 = 1;
+
+/// What the file says of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The key of its last run.
+    pub key: EntryKey,
+    /// What the outputs hash to; absent after a run without a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs_hash: Option<String>,
+    /// How the run ended, if without a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// What the key is made of.
+    #[serde(flatten)]
+    pub parts: Parts,
+}
+
+/// A lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lock {
+    /// By task.
+    pub tasks: BTreeMap<String, Block>,
+}
+
+/// As it is parsed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Form {
+    version: toml::Spanned<u32>,
+    #[serde(default)]
+    task: BTreeMap<String, toml::Spanned<Block>>,
+}
+
+impl Lock {
+    /// Reads one; `None` when there is no such file.
+    pub fn read(path: &Path) -> Result<Option<Lock>> {
+        match std::fs::read(path) {
+            Ok(bytes) => Lock::parse(path, &bytes).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(RunError::io("read", path, e)),
+        }
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Lock> {
+        let line_of = |at: usize| 1 + bytes[..at.min(bytes.len())].iter().filter(|&&b| b == b'\n').count();
+        let damaged =
+            |at: usize, why: String| Err(RunError::Lock { path: path.to_owned(), line: line_of(at), why });
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(e) => return damaged(e.valid_up_to(), "not UTF-8".into()),
+        };
+        let form: Form = match toml::from_str(text) {
+            Ok(form) => form,
+            Err(e) => return damaged(e.span().map_or(0, |s| s.start), e.message().to_owned()),
+        };
+        if *form.version.get_ref() != SCHEMA {
+            let why = format!("version {}, this program knows {SCHEMA}", form.version.get_ref());
+            return damaged(form.version.span().start, why);
+        }
+        let mut lock = Lock::default();
+        for (task, block) in form.task {
+            let at = block.span().start;
+            let block = block.into_inner();
+            let mut again = block.parts.clone();
+            again.set_inputs(again.inputs.clone());
+            if again != block.parts || again.key() != block.key {
+                return damaged(at, format!("the key of the task {task} is not the key of its parts"));
+            }
+            lock.tasks.insert(task, block);
+        }
+        Ok(lock)
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        let mut out =
+            format!("# Written by 'outfs run --lock': commit it, do not edit it.\nversion = {SCHEMA}\n");
+        for (task, block) in &self.tasks {
+            block.write(&mut out, task);
+        }
+        out
+    }
+
+    /// Writes it aside and renames it.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let fail = |e| RunError::io("write", path, e);
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let mut aside = tempfile::Builder::new()
+            .prefix(".outfs-lock-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(dir)
+            .map_err(fail)?;
+        aside.write_all(self.to_text().as_bytes()).map_err(fail)?;
+        aside.persist(path).map_err(|e| fail(e.error))?;
+        Ok(())
+    }
+}
+
+/// A TOML string: JSON's form, which has one character less to escape.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\x7f', "\\u007f")
+}
+
+impl Block {
+    fn write(&self, out: &mut String, task: &str) {
+        let p = &self.parts;
+        let name = quoted(task);
+        let _ = writeln!(out, "\n[task.{name}]");
+        let mut one = |field: &str, value: &str| {
+            let _ = writeln!(out, "{field} = {}", quoted(value));
+        };
+        one("key", self.key.as_str());
+        self.outputs_hash.iter().for_each(|hash| one("outputs_hash", hash));
+        self.status.iter().for_each(|status| one("status", status));
+        one("program", &p.program);
+        one("cwd", &p.cwd);
+        one("platform", &p.platform);
+        one("sandbox", &p.sandbox);
+        one("network", &p.network);
+        one("inputs_hash", &p.inputs_hash);
+        let _ = writeln!(out, "input_count = {}", p.input_count);
+        let mut list = |field: &str, values: &mut dyn Iterator<Item = String>| {
+            let lines: String = values.map(|v| format!("  {},\n", quoted(&v))).collect();
+            let _ = match lines.is_empty() {
+                true => writeln!(out, "{field} = []"),
+                false => writeln!(out, "{field} = [\n{lines}]"),
+            };
+        };
+        list("argv", &mut p.argv.iter().cloned());
+        list("outputs", &mut p.outputs.iter().cloned());
+        list("inputs", &mut p.inputs.iter().map(ToString::to_string));
+        let maps = [
+            ("tools", &p.tools),
+            ("env", &p.env),
+            ("secrets", &p.secrets),
+            ("params", &p.params),
+            ("after", &p.after),
+        ];
+        for (field, map) in maps.into_iter().filter(|(_, map)| !map.is_empty()) {
+            let _ = writeln!(out, "[task.{name}.{field}]");
+            for (k, v) in map {
+                let _ = writeln!(out, "{} = {}", quoted(k), quoted(v));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::tests::{input, parts};
+    use super::*;
+
+    fn lock() -> Lock {
+        let mut odd = Parts { argv: vec!["a \"b\"\n\\ \u{7f}é".into()], ..Parts::default() };
+        odd.set_inputs(vec![input("with space", "1"), input("x\ty", "2")]);
+        let block = |parts: Parts, status: Option<&str>| Block {
+            key: parts.key(),
+            outputs_hash: status.is_none().then(|| "77".into()),
+            status: status.map(Into::into),
+            parts,
+        };
+        let tasks = [("build", block(parts(), None)), ("//a b:\"c\"", block(odd, Some("exit code 2")))];
+        Lock { tasks: tasks.map(|(k, v)| (k.to_owned(), v)).into() }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_has_one_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("outfs.lock");
+        assert_eq!(Lock::read(&path).unwrap(), None);
+        Lock::default().write(&path).unwrap();
+        assert_eq!(Lock::read(&path).unwrap(), Some(Lock::default()));
+        lock().write(&path).unwrap();
+        assert_eq!(Lock::read(&path).unwrap(), Some(lock()));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), lock().to_text());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+        let text = lock().to_text();
+        assert!(text.contains("\n[task.\"build\"]\nkey = \""), "{text}");
+        assert!(text.lines().any(|l| l.starts_with("  \"f ") && l.ends_with(" sub/a.c\",")), "{text}");
+    }
+
+    #[test]
+    fn damage_names_the_line() {
+        let good = lock().to_text();
+        let line_of = |part: &str| 1 + good[..good.find(part).unwrap()].matches('\n').count();
+        let build = "[task.\"build\"]";
+        let cases = [
+            (good.replace("version = 1", "version = 2"), 2, "version 2"),
+            (good.replace("cwd = \"sub\"", "cwd = \"else\""), line_of(build), "not the key of its parts"),
+            (good.replace("sub/a.c", "sub/q.c"), line_of(build), "not the key of its parts"),
+            (good.replace("cwd = \"sub\"", "cwd = \"sub"), line_of("cwd = \"sub\""), ""),
+            (good.replace("cwd = \"sub\"\n", "<<<<<<< HEAD\ncwd = \"sub\"\n"), line_of("cwd = \"sub\""), ""),
+            (good.replacen("  \"make\",", "  7,", 1), 0, ""),
+        ];
+        for (text, line, why) in cases {
+            assert_ne!(text, good);
+            match Lock::parse(Path::new("outfs.lock"), text.as_bytes()) {
+                Err(e @ RunError::Lock { .. }) => {
+                    let said = e.to_string();
+                    assert!(said.contains(why), "{said}");
+                    assert!(line == 0 || said.contains(&format!("line {line}:")), "line {line}: {said}");
+                }
+                other => panic!("{other:?} of {text}"),
+            }
+        }
+        let torn = &good.as_bytes()[..good.len() / 2];
+        assert!(matches!(Lock::parse(Path::new("l"), torn), Err(RunError::Lock { .. })));
+        assert!(matches!(
+            Lock::parse(Path::new("l"), b"version = 1\n\xff"),
+            Err(RunError::Lock { line: 2, .. })
+        ));
+    }
+}

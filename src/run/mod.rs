@@ -1,0 +1,34 @@
+//! Cached execution: a task's key, the decision whether it is run, and why.
+//!
+//! Purpose: what `outfs run` does, as functions over plain data: which inputs a task has, the key made of
+//! them, what is compared with what to say why a task runs, and running it. Invariants: equal state gives
+//! equal keys, wherever a project lies; nothing of a secret is kept but a keyed hash; a cache that fails
+//! never fails the task. Must not know: the command line, terminals, the control socket (it
+//! asks a [`Shelf`] for what a store knows).
+
+mod decide;
+#[cfg(test)]
+mod decide_tests;
+mod error;
+mod inputs;
+#[cfg(test)]
+mod inputs_tests;
+mod key;
+mod lock;
+mod remembered;
+mod shelf;
+mod spec;
+mod text;
+
+pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
+pub use error::RunError;
+pub use inputs::{Gathered, gather, hash_program};
+pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
+pub use lock::{Block, Lock};
+pub use remembered::{Remembered, State};
+pub use shelf::*;
+pub use spec::{Inputs, Place, Task, output_path};
+pub use text::text;
+
+/// What everything here returns.
+pub type Result<T> = std::result::Result<T, RunError>;

@@ -1,0 +1,148 @@
+//! What a task is, after the command line was understood and before anything was read.
+//!
+//! Invariant: outputs are relative to the working directory, clean, sorted, and none lies below another.
+//! Must not know: how options are written.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use super::{Result, RunError, text};
+
+/// Where a task runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The top of the project: the nearest directory above with a `.git`, else the working directory.
+    pub root: PathBuf,
+    /// The working directory, absolute.
+    pub cwd: PathBuf,
+}
+
+impl Place {
+    /// The project that a working directory belongs to.
+    pub fn of(cwd: &Path) -> Place {
+        let root = cwd.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(cwd);
+        Place { root: root.to_owned(), cwd: cwd.to_owned() }
+    }
+
+    /// The working directory below the project's top; empty when it is the top.
+    pub fn below(&self) -> &Path {
+        self.cwd.strip_prefix(&self.root).unwrap_or(Path::new(""))
+    }
+
+    /// A path as it stands in a key: below the project's top, or absolute when it is outside.
+    pub fn name(&self, path: &Path) -> String {
+        text(path.strip_prefix(&self.root).unwrap_or(path))
+    }
+}
+
+/// Which files a task reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inputs {
+    /// Files below the working directory that git tracks or does not ignore, less the outputs.
+    Git,
+    /// Files, directories and globs, relative to the working directory.
+    Named(Vec<OsString>),
+}
+
+/// A task as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Its name, for people and for the history.
+    pub id: String,
+    /// The command and its arguments; never empty.
+    pub argv: Vec<OsString>,
+    /// Where.
+    pub place: Place,
+    /// What it reads.
+    pub inputs: Inputs,
+    /// What it makes, relative to the working directory.
+    pub outputs: Vec<PathBuf>,
+    /// Environment variables that count.
+    pub env: Vec<String>,
+    /// Environment variables that count and whose values are nobody's business.
+    pub secrets: Vec<String>,
+    /// Programs whose content counts, beside the command itself.
+    pub tools: Vec<OsString>,
+    /// Free parameters that count.
+    pub params: BTreeMap<String, String>,
+    /// Tasks whose outputs count.
+    pub after: Vec<String>,
+}
+
+impl Task {
+    /// What a task is called that was given no name: its program, and where it runs.
+    pub fn default_id(argv: &[OsString], place: &Place) -> String {
+        let program = argv.first().map(Path::new).and_then(Path::file_name).map(text).unwrap_or_default();
+        match text(place.below()) {
+            below if below.is_empty() => program,
+            below => format!("{below}:{program}"),
+        }
+    }
+
+    /// Outputs as they are kept: sorted, none twice and none below another.
+    pub fn outputs_of(given: &[PathBuf], place: &Place) -> Result<Vec<PathBuf>> {
+        let mut outputs = given.iter().map(|p| output_path(p, &place.cwd)).collect::<Result<Vec<_>>>()?;
+        outputs.sort();
+        // Sorted by components, what lies below a path comes right behind it.
+        outputs.dedup_by(|later, kept| later.starts_with(kept));
+        Ok(outputs)
+    }
+}
+
+/// An output's path relative to the working directory; one that leads out of it is refused.
+pub fn output_path(given: &Path, cwd: &Path) -> Result<PathBuf> {
+    let refuse = |why: &str| {
+        Err(RunError::usage(format!(
+            "the output {} {why}; name files or directories below the working directory",
+            given.display()
+        )))
+    };
+    let relative = given.strip_prefix(cwd).unwrap_or(given);
+    if relative.is_absolute() {
+        return refuse("is outside the working directory");
+    }
+    let mut clean = PathBuf::new();
+    for part in relative.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::CurDir => {}
+            _ => return refuse("leads upwards"),
+        }
+    }
+    if clean.as_os_str().is_empty() {
+        return refuse("is the working directory itself");
+    }
+    Ok(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_stay_below_the_working_directory() {
+        let place = Place { root: "/p".into(), cwd: "/p/sub".into() };
+        let of =
+            |given: &[&str]| Task::outputs_of(&given.iter().map(PathBuf::from).collect::<Vec<_>>(), &place);
+        let good = of(&["./b/", "a/x", "/p/sub/c", "a", "b", "a-b"]).unwrap();
+        assert_eq!(good, ["a", "a-b", "b", "c"].map(PathBuf::from));
+        for bad in [".", "", "..", "a/../../b", "/etc/passwd", "/p"] {
+            assert!(of(&[bad]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_project_is_where_its_git_directory_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("a/b");
+        std::fs::create_dir_all(&sub).unwrap();
+        assert_eq!(Place::of(&sub).below(), Path::new(""));
+        std::fs::create_dir(dir.path().join(".git")).unwrap();
+        let place = Place::of(&sub);
+        assert_eq!((place.root.as_path(), place.below()), (dir.path(), Path::new("a/b")));
+        assert_eq!(place.name(&sub.join("f")), "a/b/f");
+        assert_eq!(place.name(Path::new("/etc/passwd")), "/etc/passwd");
+        assert_eq!(Task::default_id(&["/usr/bin/make".into(), "x".into()], &place), "a/b:make");
+    }
+}
