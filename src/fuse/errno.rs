@@ -37,7 +37,9 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::Exists { .. } | CacheError::DraftExists(_) | CacheError::InTheWay(_) => Errno::EEXIST,
         CacheError::Busy { .. } | CacheError::Pinned { .. } => Errno::EBUSY,
         CacheError::Gone(_) => Errno::ESTALE,
-        CacheError::SpecialFile { .. } | CacheError::Tree(_) | CacheError::BadInput { .. } => Errno::EINVAL,
+        // Not EINVAL, which mv takes for a directory that is moved into itself.
+        CacheError::SpecialFile { .. } | CacheError::Tree(_) => Errno::EOPNOTSUPP,
+        CacheError::BadInput { .. } => Errno::EINVAL,
         CacheError::NoSpace(_) => Errno::ENOSPC,
         CacheError::Store(e) => store_errno(e),
         CacheError::Io { source, .. } if is_full(source) => Errno::ENOSPC,

@@ -23,7 +23,9 @@ use super::reach::identity;
 use super::types::{Caller, Found, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
-use crate::cache::{Draft, Entry, LeaseKind, SealRequest, Sealed, Stage, host_name, now_ns};
+use crate::cache::{
+    self, CacheError, Draft, Entry, LeaseKind, SealRequest, Sealed, Stage, host_name, now_ns,
+};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
@@ -251,7 +253,7 @@ impl View {
         let source = String::from_utf8_lossy(name).into_owned();
         let origin = Origin { how: "rename".into(), uid: caller.uid, host: host_name(), source };
         let request = SealRequest { key, origin, inferred: false, replace: false };
-        match self.cache.seal_first(draft, request)? {
+        match told(draft, self.cache.seal_first(draft, request))? {
             Sealed::New(entry) => Ok(entry),
             // Somebody else was first, with the same outputs: a rename never replaces.
             Sealed::Same(_) => Err(VfsError::Exists),
@@ -303,11 +305,11 @@ impl View {
     }
 
     pub(super) fn seal_by_chmod(&self, node: &Arc<DraftNode>) -> Result<()> {
-        self.seal_in_place(&node.draft, "chmod", false)
+        Ok(told(&node.draft, self.seal_in_place(&node.draft, "chmod", false))?)
     }
 
-    fn seal_in_place(&self, draft: &Arc<Draft>, how: &str, inferred: bool) -> Result<()> {
-        let key = draft.place().key().cloned().ok_or(VfsError::Invalid)?;
+    fn seal_in_place(&self, draft: &Arc<Draft>, how: &str, inferred: bool) -> cache::Result<()> {
+        let key = draft.place().key().cloned().ok_or_else(|| CacheError::Gone(draft.name()))?;
         let replace = self.options.overwrite == Overwrite::Replace;
         let origin = Origin { how: how.into(), uid: self.owner.0, host: host_name(), source: String::new() };
         self.cache.seal(draft, SealRequest { key, origin, inferred, replace })?;
@@ -350,6 +352,14 @@ impl View {
             self.cache.drafts().iter().map(|d| d.id().to_owned()).collect();
         born_here.retain(|id, _| live.contains(id));
     }
+}
+
+/// Hands the result of a gesture on. An errno names no path: the log says which file is in the way.
+fn told<T>(draft: &Draft, result: cache::Result<T>) -> cache::Result<T> {
+    if let Err(e) = &result {
+        tracing::info!(draft = draft.name(), "not sealed: {e}");
+    }
+    result
 }
 
 /// Whether the draft has a `metadata.json` that parses.

@@ -262,7 +262,8 @@ fn s4_1_special_files_are_refused() {
     let top = m.draft("w", |out| {
         nix::unistd::mkfifo(&out.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
     });
-    assert!(fs::rename(&top, m.path("key1")).is_err());
+    assert_errno!(fs::rename(&top, m.path("key1")), EOPNOTSUPP);
+    assert!(m.log_text().contains("outputs/pipe is a fifo"), "the log names it: {}", m.log_text());
     let out = m.run(&["seal", "w", "key1"]);
     assert_eq!(out.status.code(), Some(1));
     let said = String::from_utf8_lossy(&out.stderr);
