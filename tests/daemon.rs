@@ -248,6 +248,13 @@ fn a_killed_daemon_is_succeeded() {
     eventually("the mount to die", || fs::metadata(p.at("m1")).is_err());
     p.ok(&["unmount", "m1"]);
     assert!(!is_mounted(&p.at("m1")), "a dead mount is unmounted without a daemon");
+    p.ok(&["mount", "m1"]);
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the mount to die", || fs::metadata(p.at("m1")).is_err());
+    assert!(p.ok(&["status"]).contains("takes it over"), "status tells of a dead mount");
+    p.ok(&["stop"]);
+    assert!(!is_mounted(&p.at("m1")), "stop leaves none");
+    assert_eq!(p.ok(&["status"]).lines().count(), 1);
 }
 
 /// A copy of a process's descriptor of the FUSE device.

@@ -88,13 +88,17 @@ fn a_stranger_on_a_shared_mount_has_the_rights_that_the_modes_say() {
 fn a_stranger_cannot_command_the_daemon() {
     let m = shared();
     m.entry_of("key-sealed", "content");
-    // Even where the store's own protection was taken away.
-    chmod(m.store(), 0o777).expect("chmod");
-    chmod(m.store().join("control.sock"), 0o777).expect("chmod");
     let program = m.outside("outfs-for-all");
     // Not by this process: a test beside this one could be forking while the copy is open for writing.
     common::sh("cp", &[&env!("CARGO_BIN_EXE_outfs"), &program]);
     chmod(&program, 0o755).expect("chmod");
+    // It is not said that there is no store or no daemon.
+    for command in ["ls", "fsck", "status", "stop", "put key-strange /etc/skel"] {
+        may_not(&format!("\"$1\" --store \"$2\" {command}"), &[&program, m.store()]);
+    }
+    // Even where the store's own protection was taken away.
+    chmod(m.store(), 0o777).expect("chmod");
+    chmod(m.store().join("control.sock"), 0o777).expect("chmod");
     for command in [
         "evict key-sealed",
         "pin key-sealed",

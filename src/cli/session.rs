@@ -61,7 +61,7 @@ impl Drop for Owned {
 impl Session {
     /// To an existing store.
     pub(super) fn open(store: &Path) -> Result<Session, Failure> {
-        if !is_store(store) {
+        if !is_store(store)? {
             return Err(Failure::failed(format!(
                 "there is no store in {}; 'outfs mount' or 'outfs put' makes one, --store or OUTFS_STORE names another",
                 store.display()
@@ -171,8 +171,18 @@ pub(super) fn connect(store: &Path) -> Result<Option<Client>, Failure> {
 }
 
 /// Whether a store was ever made there.
-pub(super) fn is_store(store: &Path) -> bool {
-    store.join("format").exists()
+fn is_store(store: &Path) -> Result<bool, Failure> {
+    match store.join("format").try_exists() {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let message = format!(
+                "cannot look into {}: {e}; a store is for the user who made it: run this as that user, or name \
+                 another store with --store or OUTFS_STORE",
+                store.display()
+            );
+            Err(Failure::new(Kind::Denied, message))
+        }
+        there => Ok(there.unwrap_or(false)),
+    }
 }
 
 /// Without a daemon: the limits its last one ran with, and the configuration's over them.

@@ -6,6 +6,7 @@ use super::out::{self, Streams};
 use super::session::connect;
 use super::{Context, Output, unexpected};
 use crate::control::{Failure, Kind, Reply, Request};
+use crate::daemon;
 
 /// Show whether a daemon runs, and its views
 #[derive(Args)]
@@ -54,10 +55,20 @@ impl Status {
     }
 
     fn nobody(&self, cx: &Context) -> Result<(), Failure> {
-        match self.output.json {
-            true => out::json(&serde_json::json!({ "running": false, "store": cx.store.to_string_lossy() })),
-            false => out::line(&format!("no daemon runs for the store {}", shown(&cx.store))),
+        let dead = daemon::dead_views(&cx.store);
+        if self.output.json {
+            let dead: Vec<_> = dead.iter().map(|at| at.to_string_lossy()).collect();
+            let store = cx.store.to_string_lossy();
+            return out::json(&serde_json::json!({ "running": false, "store": store, "dead_views": dead }));
         }
+        out::line(&format!("no daemon runs for the store {}", shown(&cx.store)))?;
+        for at in dead {
+            out::line(&format!(
+                "a daemon that died has left its mount on {0}: 'outfs mount {0}' takes it over, 'outfs stop' removes it",
+                shown(&at)
+            ))?;
+        }
+        Ok(())
     }
 }
 

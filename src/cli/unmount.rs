@@ -64,13 +64,17 @@ impl Unmount {
 impl Stop {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let _ = std::env::set_current_dir("/");
-        match ask_to_end(&cx.store, Request::Stop { lazy: self.lazy })? {
-            true => Ok(()),
-            false => {
-                out::note(&format!("no daemon runs for the store {}", cx.store.display()));
-                Ok(())
-            }
+        // That it is somebody else's is no sign that there is none.
+        connect(&cx.store)?;
+        if ask_to_end(&cx.store, Request::Stop { lazy: self.lazy })? {
+            return Ok(());
         }
+        out::note(&format!("no daemon runs for the store {}", cx.store.display()));
+        for at in daemon::dead_views(&cx.store) {
+            daemon::unmount(&at, true)?;
+            out::note(&format!("unmounted {}, which a daemon that died had left", at.display()));
+        }
+        Ok(())
     }
 }
 

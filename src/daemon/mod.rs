@@ -22,7 +22,7 @@ pub use config::{Config, ConfigError, MountConfig};
 pub use doctor::{Check, Health, examine};
 pub use links::Links;
 pub use log::{LogSpec, LogTarget};
-pub use mountpoint::canonical;
+pub use mountpoint::{canonical, dead_views};
 pub use mounts::{MountInfo, mount_table, mounted_at};
 pub use record::{owned_by_us, stored_limits};
 pub use unmount::unmount;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::mounts::{MountInfo, mounted_at};
+use super::mounts::{MountInfo, mount_table, mounted_at};
 use super::unmount;
 use crate::control::{Failure, Kind};
 
@@ -52,6 +52,24 @@ pub fn canonical(at: &Path) -> io::Result<PathBuf> {
             Ok(std::fs::canonicalize(parent)?.join(at.file_name().unwrap_or_default()))
         }
         other => other,
+    }
+}
+
+/// The views of this store that a dead daemon has left.
+pub fn dead_views(store: &Path) -> Vec<PathBuf> {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let ours = |m: &MountInfo| m.store().is_some_and(|of| real(&of) == real(store));
+    let mut found: Vec<PathBuf> = mount_table().into_iter().filter(ours).map(|m| m.at).collect();
+    found.retain(|at| answers(at) && is_dead(at));
+    found.dedup();
+    found
+}
+
+/// Attributes can come from the kernel's memory; this is always asked for.
+fn is_dead(at: &Path) -> bool {
+    match nix::sys::statfs::statfs(at) {
+        Err(e) => matches!(e, nix::errno::Errno::ENOTCONN | nix::errno::Errno::ECONNABORTED),
+        Ok(_) => false,
     }
 }
 
@@ -102,12 +120,7 @@ fn abort(there: &MountInfo) -> io::Result<()> {
 /// Detaches dead outfs mounts from `at`, however many lie over each other.
 pub(super) fn take_over(at: &Path) -> Result<(), Failure> {
     while let Some(there) = mounted_at(at) {
-        // Attributes can come from the kernel's memory; this is always asked for.
-        let dead = || match nix::sys::statfs::statfs(at) {
-            Err(e) => matches!(e, nix::errno::Errno::ENOTCONN | nix::errno::Errno::ECONNABORTED),
-            Ok(_) => false,
-        };
-        if !there.is_outfs() || !dead() {
+        if !there.is_outfs() || !is_dead(at) {
             return Ok(());
         }
         unmount::detach(at, true).map_err(|e| {
