@@ -27,16 +27,17 @@ fn check(body: &str) -> String {
 
 /// The store's id. `root` is for messages.
 pub(super) fn read(bytes: &[u8], root: &Path) -> Result<String> {
-    let path = root.join(FORMAT);
-    let corrupt =
-        |line, why: &str| StoreError::Corrupt { path: path.clone(), line: Some(line), why: why.into() };
+    // No command can set it aside: without it there is no store.
+    let advice = "delete this file if the directory is an outfs store: the next mount writes it anew and has every \
+                  entry, pin and event";
+    let corrupt = |line, why: &str| StoreError::Unsuitable {
+        path: root.to_owned(),
+        why: format!("its file 'format' is damaged, line {line}: {why}; {advice}"),
+    };
     let text = std::str::from_utf8(bytes).map_err(|_| corrupt(1, "it is not text"))?;
     let mut lines = text.lines();
     if lines.next() != Some(MAGIC) {
-        return Err(StoreError::Unsuitable {
-            path: root.to_owned(),
-            why: "its file 'format' was not written by outfs; choose another directory".into(),
-        });
+        return Err(corrupt(1, "it does not begin as one of outfs does (else choose another directory)"));
     }
     let version = lines.next().and_then(|l| l.strip_prefix("version ")).and_then(|v| v.parse::<u32>().ok());
     match version {
