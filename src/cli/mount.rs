@@ -178,6 +178,7 @@ impl Mount {
         if threads < 2 {
             return Err(usage("the configuration's threads must be at least 2".into()));
         }
+        self.limits().check().map_err(|(_, why)| usage(why))?;
         Ok(Start {
             store: cx.store.clone().into(),
             limits: session::over_config(config, &self.limits()),

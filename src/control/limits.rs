@@ -82,6 +82,27 @@ pub struct LimitFlags {
 }
 
 impl LimitFlags {
+    /// What is given makes sense together; else which setting does not, and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if matches!(self.size, Some(Size::Bytes(0))) || self.size == Some(Size::Percent(0.0)) {
+            return Err(("size", "a size of 0 leaves no room for any entry".into()));
+        }
+        for (name, share) in [("high_water", self.high_water), ("low_water", self.low_water)] {
+            if let Some(share) = share.filter(|s| *s > 100) {
+                return Err((
+                    name,
+                    format!("{name} is a share of size in per cent, and {share} is over 100"),
+                ));
+            }
+        }
+        match (self.high_water, self.low_water) {
+            (Some(high), Some(low)) if low > high => {
+                Err(("low_water", format!("low_water ({low}) is above high_water ({high})")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lays what is given here over `limits`.
     pub fn apply(&self, limits: &mut Limits) {
         limits.size = self.size.or(limits.size);

@@ -93,6 +93,11 @@ impl Config {
             let line = text.as_bytes()[..before].iter().filter(|&&b| b == b'\n').count() + 1;
             ConfigError::Parse { path: path.to_owned(), line, why: e.message().trim().replace('\n', ", ") }
         })?;
+        config.limits.check().map_err(|(name, why)| {
+            let names = |l: &str| l.trim_start().starts_with(name);
+            let line = text.lines().position(names).map_or(1, |i| i + 1);
+            ConfigError::Parse { path: path.to_owned(), line, why }
+        })?;
         Ok(config)
     }
 }
@@ -130,6 +135,9 @@ mod tests {
             ("[limits]\nsize = '1Q'\n", 2, "size"),
             ("[mount]\n\noverwrite = 'maybe'\n", 3, "maybe"),
             ("= 1", 1, ""),
+            ("[limits]\nhigh_water = 50\nlow_water = 80\n", 3, "above"),
+            ("[limits]\nhigh_water = 101\n", 2, "over 100"),
+            ("[limits]\n\nsize = '0'\n", 3, "no room"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(&format!("config.toml:{line}: ")) && error.contains(part), "{error}");
