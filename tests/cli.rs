@@ -105,6 +105,7 @@ fn usage_errors_are_2_and_help_is_0() {
         &["show", "../x"],
         &["show", "key1", "--nonsense"],
         &["mount", "x", "--size", "big"],
+        &["mount", "x", "--size", "0"],
         &["mount", "x", "--threads", "1"],
         &["mount", "x", "--overwrite", "maybe"],
         &["mount", "x", "--log", "stderr"],
@@ -155,8 +156,7 @@ fn generated_texts() {
         assert!(p.ok(&["completions", shell]).contains("outfs"));
     }
     assert!(p.ok(&["man"]).contains(".TH outfs 1"));
-    let dir = p.path("man");
-    fs::create_dir(&dir).expect("mkdir");
+    let dir = p.path("share/man/man1");
     p.ok(&["man", text(&dir)]);
     assert!(dir.join("outfs-mount.1").exists());
 }
@@ -355,6 +355,21 @@ fn damage_is_4() {
     let repaired = p.ok(&["fsck", "--verify-data", "--repair"]);
     assert!(repaired.contains("dropped the entry key1") && repaired.contains("repaired all"), "{repaired}");
     assert_eq!(p.ok(&["fsck", "--verify-data"]), "checked 0 entries and 0 blobs, 0 B re-hashed\n");
+}
+
+#[test]
+fn a_damaged_format_file_says_what_to_do_and_doing_it_helps() {
+    let p = Place::new();
+    p.put("key1");
+    let format = p.path("store/format");
+    let good = fs::read_to_string(&format).expect("a text");
+    for bad in [String::new(), good.replace("version", "vers"), good.replace("id ", "id 0")] {
+        fs::write(&format, bad).expect("write");
+        p.fails(1, "delete this file", &["fsck", "--repair"]);
+    }
+    fs::remove_file(&format).expect("unlink");
+    p.put("key2");
+    assert_eq!(p.ok(&["ls"]), "key1\nkey2\n");
 }
 
 #[test]

@@ -35,7 +35,12 @@ impl Entry {
 
     /// The same, saying in `work` how far it is.
     pub fn restore_watched(&self, dest: &Path, how: RestoreAs, force: bool, work: &Work) -> Result<Restored> {
-        std::fs::create_dir_all(dest).map_err(|e| CacheError::io("create", dest, e))?;
+        std::fs::create_dir_all(dest).map_err(|e| match std::fs::metadata(dest) {
+            Ok(there) if !there.is_dir() => {
+                CacheError::io("restore into", dest, io::ErrorKind::NotADirectory.into())
+            }
+            _ => CacheError::io("create", dest, e),
+        })?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let top = nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
             .map_err(|e| CacheError::io("open", dest, e.into()))?;

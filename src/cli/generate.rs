@@ -21,7 +21,7 @@ pub(crate) struct Completions {
 #[derive(Args)]
 #[command(after_help = "Example: outfs man /usr/local/share/man/man1")]
 pub(crate) struct Man {
-    /// The directory
+    /// The directory; made if it is missing
     dir: Option<PathBuf>,
 }
 
@@ -36,9 +36,11 @@ impl Completions {
 impl Man {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self.dir {
-            Some(dir) => clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| {
-                Failure::failed(format!("cannot write manual pages into {}: {e}", dir.display()))
-            }),
+            Some(dir) => std::fs::create_dir_all(&dir)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+                .map_err(|e| {
+                    Failure::failed(format!("cannot write manual pages into {}: {e}", dir.display()))
+                }),
             None => {
                 let mut text = Vec::new();
                 clap_mangen::Man::new(Cli::command()).render(&mut text).map_err(out::unwritable)?;

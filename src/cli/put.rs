@@ -90,6 +90,12 @@ fn open_input(path: &Path) -> Result<Box<dyn Read>, Failure> {
 /// Says what was stored, or that it was there already.
 pub(super) fn print_stored(reply: Reply, output: &Output) -> Result<(), Failure> {
     let Reply::Stored { entry, new } = &reply else { return Err(unexpected(reply)) };
+    if !entry.readable {
+        let key = &entry.key;
+        out::note(&format!(
+            "its metadata.json cannot be read, so {key} counts as a miss: 'outfs show {key}' says why"
+        ));
+    }
     if output.json {
         let mut value = serde_json::to_value(entry).map_err(|e| Failure::failed(e.to_string()))?;
         value["new"] = (*new).into();

@@ -17,7 +17,7 @@ use crate::model::units::{counted, human_bytes};
 enum As {
     /// Reflink where the file system can, else copy
     Auto,
-    /// Share the data with the store, or fail
+    /// Share the data of large files with the store, or fail; small ones are copied
     Reflink,
     /// Copy
     Copy,

@@ -36,6 +36,11 @@ fn s7_2_broken_metadata_is_a_miss() {
     assert!(!m.outside("dest").join("f").exists());
     assert!(m.has_event("bad_metadata", "key1"));
     assert_eq!(read(m.path("key1/outputs/f")), b"x", "the tree can be looked at");
+    mkdir(m.path("key2"));
+    write(m.path("key2/metadata.json"), "{");
+    let out = m.run(&["seal", "key2"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("counts as a miss"), "who seals is told: {said}");
 }
 
 /// S7.3 A missing `metadata.json` is written at sealing, with what is known.
