@@ -4,42 +4,86 @@
 //! cached opens never mix on one inode (the kernel answers EIO to that).
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use fuser::BackingId;
 use parking_lot::Mutex;
 
+/// `struct fuse_backing_map`.
+#[repr(C)]
+pub struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+nix::ioctl_write_ptr!(backing_open, 229, 1, BackingMap);
+nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+
+/// A session's descriptor, with which files are registered.
+#[derive(Clone)]
+pub struct Device(Arc<OwnedFd>);
+
+impl Device {
+    /// Has the kernel keep `file`, to read and write it by itself.
+    pub fn register(&self, file: &impl AsFd) -> std::io::Result<Backing> {
+        let map = BackingMap { fd: file.as_fd().as_raw_fd(), flags: 0, padding: 0 };
+        // SAFETY: the call reads one `fuse_backing_map`; both descriptors live through it.
+        let number = unsafe { backing_open(self.0.as_raw_fd(), &map) }?;
+        Ok(Backing { device: self.clone(), number: number as u32 })
+    }
+}
+
+/// A registered file, until it is dropped.
+pub struct Backing {
+    device: Device,
+    number: u32,
+}
+
+impl Backing {
+    /// The kernel's number of it.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        // SAFETY: the call reads one number; the descriptor lives through it.
+        if let Err(e) = unsafe { backing_close(self.device.0.as_raw_fd(), &self.number) } {
+            tracing::debug!(error = %e, "the kernel did not let go of a registered file");
+        }
+    }
+}
+
 struct Open {
-    id: Option<Arc<BackingId>>,
+    id: Option<Arc<Backing>>,
     count: u64,
 }
 
 /// The open inodes of a session that could be passed through.
 pub struct Backings {
-    enabled: bool,
+    device: Option<Device>,
     open: Mutex<HashMap<u64, Open>>,
 }
 
 impl Backings {
-    /// `enabled`: kernel and privileges allow passthrough, and the user wants it.
-    pub fn new(enabled: bool) -> Self {
-        Self { enabled, open: Mutex::default() }
+    /// `device`: if kernel and privileges allow passthrough, and the user wants it.
+    pub fn new(device: Option<Arc<OwnedFd>>) -> Self {
+        Self { device: device.map(Device), open: Mutex::default() }
     }
 
-    /// Counts an open of `ino`. The id to answer with, or `None` for a cached open. `register`
-    /// makes an id of the file below.
+    /// Counts an open of `ino`. What to answer with, or `None` for a cached open. `register` registers the file
+    /// below.
     pub fn open(
         &self,
         ino: u64,
-        register: impl FnOnce() -> std::io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        if !self.enabled {
-            return None;
-        }
+        register: impl FnOnce(&Device) -> std::io::Result<Backing>,
+    ) -> Option<Arc<Backing>> {
+        let device = self.device.as_ref()?;
         let mut open = self.open.lock();
         let entry = open.entry(ino).or_insert_with(|| {
-            let id = register();
+            let id = register(device);
             if let Err(e) = &id {
                 tracing::debug!(error = %e, "this file cannot be passed through");
             }
@@ -50,10 +94,8 @@ impl Backings {
     }
 
     /// Counts a further open of an inode that is passed through already.
-    pub fn join(&self, ino: u64) -> Option<Arc<BackingId>> {
-        if !self.enabled {
-            return None;
-        }
+    pub fn join(&self, ino: u64) -> Option<Arc<Backing>> {
+        self.device.as_ref()?;
         let mut open = self.open.lock();
         let entry = open.get_mut(&ino)?;
         entry.count += 1;
@@ -62,7 +104,7 @@ impl Backings {
 
     /// An open that was counted was released.
     pub fn release(&self, ino: u64) {
-        if !self.enabled {
+        if self.device.is_none() {
             return;
         }
         let mut open = self.open.lock();
@@ -79,8 +121,8 @@ impl Backings {
 /// Registers a file that may come to be written to; one that nobody writes to is registered as it is.
 pub fn for_writing(
     file: &OwnedFd,
-    register: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
-) -> std::io::Result<BackingId> {
+    register: impl FnOnce(&OwnedFd) -> std::io::Result<Backing>,
+) -> std::io::Result<Backing> {
     // The kernel keeps the registered descriptor until the last release. It must not be one
     // for writing, or the file would seem to have a writer for as long as it has a reader.
     read_only(file).and_then(|f| without_fsetid(|| register(&f))?)

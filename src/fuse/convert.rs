@@ -1,52 +1,38 @@
-//! The view's attributes and times as fuser has them.
+//! The view's attributes as the kernel has them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use super::wire::Attr as AttrOut;
+use crate::vfs::{Attr, Kind};
 
-use fuser::{FileAttr, FileType, INodeNo};
-
-use crate::vfs::{Attr, Kind, Time};
-
-pub(super) fn file_type(kind: Kind) -> FileType {
+/// The type bits of a mode.
+pub(super) fn mode_bits(kind: Kind) -> u32 {
     match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Dir => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Fifo => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::File => libc::S_IFREG,
+        Kind::Dir => libc::S_IFDIR,
+        Kind::Symlink => libc::S_IFLNK,
+        Kind::Fifo => libc::S_IFIFO,
+        Kind::Socket => libc::S_IFSOCK,
+        Kind::CharDevice => libc::S_IFCHR,
+        Kind::BlockDevice => libc::S_IFBLK,
     }
 }
 
-fn system_time(t: Time) -> SystemTime {
-    let whole = Duration::from_secs(t.sec.unsigned_abs());
-    let base = if t.sec < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    base.and_then(|b| b.checked_add(Duration::from_nanos(t.nsec.into()))).unwrap_or(UNIX_EPOCH)
+/// A listing's word for it.
+pub(super) fn dirent_type(kind: Kind) -> u32 {
+    mode_bits(kind) >> 12
 }
 
-/// The time of a request, as the kernel sent it. fuser 0.18 takes the nanoseconds of a time before 1970
-/// away from its seconds instead of adding them; this takes that back.
-pub(super) fn time_of(t: SystemTime) -> Time {
-    match t.duration_since(UNIX_EPOCH) {
-        Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
-        Err(before) => {
-            let d = before.duration();
-            Time { sec: -(d.as_secs() as i64), nsec: d.subsec_nanos() }
-        }
-    }
-}
-
-pub(super) fn file_attr(a: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(a.ino),
+pub(super) fn attr_out(a: &Attr) -> AttrOut {
+    AttrOut {
+        ino: a.ino,
         size: a.size,
         blocks: a.blocks,
-        atime: system_time(a.atime),
-        mtime: system_time(a.mtime),
-        ctime: system_time(a.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(a.kind),
-        perm: a.perm as u16,
+        atime: a.atime.sec as u64,
+        mtime: a.mtime.sec as u64,
+        ctime: a.ctime.sec as u64,
+        atimensec: a.atime.nsec,
+        mtimensec: a.mtime.nsec,
+        ctimensec: a.ctime.nsec,
+        mode: mode_bits(a.kind) | a.perm,
         nlink: a.nlink,
         uid: a.uid,
         gid: a.gid,
@@ -59,34 +45,12 @@ pub(super) fn file_attr(a: &Attr) -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TIMES: [(i64, u32); 6] =
-        [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-5, 500_000_000), (u32::MAX as i64 * 2, 7)];
-
-    /// What fuser makes of a request's time.
-    fn as_fuser_gives_it(t: Time) -> SystemTime {
-        match u64::try_from(t.sec) {
-            Ok(sec) => UNIX_EPOCH + Duration::new(sec, t.nsec),
-            Err(_) => UNIX_EPOCH - Duration::new(t.sec.unsigned_abs(), t.nsec),
-        }
-    }
+    use crate::vfs::Time;
 
     #[test]
-    fn times_of_requests() {
-        for (sec, nsec) in TIMES {
-            let t = Time { sec, nsec };
-            assert_eq!(time_of(as_fuser_gives_it(t)), t);
-        }
-    }
-
-    #[test]
-    fn times_of_answers() {
-        for (sec, nsec) in TIMES {
-            let ns = match system_time(Time { sec, nsec }).duration_since(UNIX_EPOCH) {
-                Ok(d) => d.as_nanos() as i128,
-                Err(before) => -(before.duration().as_nanos() as i128),
-            };
-            assert_eq!(ns, i128::from(sec) * 1_000_000_000 + i128::from(nsec));
-        }
+    fn times_before_1970_keep_their_sign() {
+        let at = Time { sec: -5, nsec: 500_000_000 };
+        let out = attr_out(&Attr { mtime: at, kind: Kind::Dir, perm: 0o755, ..Attr::NONE });
+        assert_eq!((out.mtime as i64, out.mtimensec, out.mode), (-5, 500_000_000, 0o40755));
     }
 }

@@ -3,7 +3,7 @@
 //! Exhaustive on purpose: a new error must choose. What the store or the index answer never
 //! passes through as it is: lost or damaged content is EIO, and ENOENT means 'no such name'.
 
-use fuser::Errno;
+use nix::errno::Errno;
 
 use crate::cache::CacheError;
 use crate::store::StoreError;
@@ -26,7 +26,7 @@ pub fn errno(error: &VfsError) -> Errno {
         VfsError::Committing(_) => Errno::EAGAIN,
         VfsError::Stale => Errno::ESTALE,
         VfsError::BadHandle => Errno::EBADF,
-        VfsError::Draft(e) => Errno::from_i32(*e as i32),
+        VfsError::Draft(e) => *e,
         VfsError::Cache(e) => cache_errno(e),
     }
 }
@@ -80,10 +80,10 @@ mod tests {
     #[test]
     fn lost_content_is_never_enoent() {
         let lost = StoreError::Missing { what: "blob".into(), path: "x".into() };
-        assert_eq!(errno(&VfsError::from(lost)).code(), libc::EIO);
+        assert_eq!(errno(&VfsError::from(lost)), Errno::EIO);
         let enoent = StoreError::io("open", "x", std::io::Error::from_raw_os_error(libc::ENOENT));
-        assert_eq!(errno(&VfsError::from(enoent)).code(), libc::EIO);
+        assert_eq!(errno(&VfsError::from(enoent)), Errno::EIO);
         let full = StoreError::io("write", "x", std::io::Error::from_raw_os_error(libc::ENOSPC));
-        assert_eq!(errno(&VfsError::from(full)).code(), libc::ENOSPC);
+        assert_eq!(errno(&VfsError::from(full)), Errno::ENOSPC);
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's side: the only room that knows fuser.
+//! The kernel's side: the only room that knows the FUSE protocol. (fuser mounts, shakes hands and notifies.)
 //!
 //! Purpose: translate requests into `vfs` calls and errors into errnos; mount, unmount,
 //! passthrough, notifications. Invariants: never notify while holding a lock a request needs;
@@ -7,12 +7,17 @@
 mod adapter;
 mod backing;
 mod convert;
+mod device;
 mod errno;
+mod handshake;
 mod jobs;
 mod listing;
 mod notify;
+mod reply;
+mod request;
 mod serve;
 mod session;
+mod wire;
 
 pub use session::{Mounted, mount};
 

@@ -10,6 +10,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crossbeam_channel::{Sender, unbounded};
 use fuser::{INodeNo, Notifier};
@@ -34,7 +35,7 @@ pub struct KernelEnd {
 
 impl KernelEnd {
     /// Starts the thread; it ends with the sender.
-    pub fn start(notifier: Notifier, device: OwnedFd) -> std::io::Result<Self> {
+    pub fn start(notifier: Notifier, device: Arc<OwnedFd>) -> std::io::Result<Self> {
         let (tx, rx) = unbounded::<Message>();
         let own = notifier.clone();
         std::thread::Builder::new().name("notify".into()).spawn(move || {

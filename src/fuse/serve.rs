@@ -7,36 +7,20 @@
 
 use std::sync::Arc;
 
-use fuser::{Errno, INodeNo, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen};
+use nix::errno::Errno;
 
 use super::adapter::{Adapter, run};
 use super::jobs::Jobs;
+use super::reply::Reply;
 use crate::vfs::{Result, VfsError, View};
 
-/// A reply that can say why not.
-pub(super) trait Refuse: Send + 'static {
-    fn refuse(self, why: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => {$(
-        impl Refuse for $reply {
-            fn refuse(self, why: Errno) {
-                self.error(why);
-            }
-        }
-    )*};
-}
-
-refuse!(ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen);
-
 /// Does `op` and answers; when a draft is being committed, one of `later` does once that is over.
-fn serve<T, R: Send + 'static>(
+fn serve<T>(
     view: Arc<View>,
     later: Jobs,
-    reply: R,
+    reply: Reply,
     op: impl Fn(&View) -> Result<T> + Send + 'static,
-    answer: impl FnOnce(R, std::result::Result<T, Errno>) + Send + 'static,
+    answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
 ) {
     let mut closed = None;
     let done = run(|| {
@@ -55,21 +39,21 @@ fn serve<T, R: Send + 'static>(
 
 impl Adapter {
     /// Does `op` and answers with its result, in this thread unless a draft is being committed.
-    pub(super) fn serve<T, R: Send + 'static>(
+    pub(super) fn serve<T>(
         &self,
-        reply: R,
+        reply: Reply,
         op: impl Fn(&View) -> Result<T> + Send + 'static,
-        answer: impl FnOnce(R, std::result::Result<T, Errno>) + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
         serve(self.view.clone(), self.again.clone(), reply, op, answer);
     }
 
     /// As `serve`, in a job: for what takes long.
-    pub(super) fn serve_long<T, R: Send + 'static>(
+    pub(super) fn serve_long<T>(
         &self,
-        reply: R,
+        reply: Reply,
         op: impl Fn(&View) -> Result<T> + Send + 'static,
-        answer: impl FnOnce(R, std::result::Result<T, Errno>) + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
         let (view, jobs) = (self.view.clone(), self.jobs.clone());
         self.jobs.run(move || serve(view, jobs, reply, op, answer));
@@ -77,20 +61,20 @@ impl Adapter {
 
     /// As `serve`, for a change of what these numbers stand for. If it begins a replacement, a job makes that and
     /// tells the kernel to look again.
-    pub(super) fn change<T, R: Refuse>(
+    pub(super) fn change<T>(
         &self,
-        inos: &[INodeNo],
-        reply: R,
+        inos: &[u64],
+        reply: Reply,
         op: impl Fn(&View) -> Result<T> + Send + 'static,
-        answer: impl FnOnce(R, std::result::Result<T, Errno>) + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
-        let Some(sealed) = inos.iter().map(|i| i.0).find(|i| self.view.replaces(*i)) else {
+        let Some(sealed) = inos.iter().copied().find(|i| self.view.replaces(*i)) else {
             return self.serve(reply, op, answer);
         };
         self.serve_long(
             reply,
             move |view| view.replace(sealed),
-            |reply, made| reply.refuse(made.err().unwrap_or(Errno::ESTALE)),
+            |reply, made| reply.error(made.err().unwrap_or(Errno::ESTALE)),
         );
     }
 }

@@ -3,6 +3,7 @@
 //! Mounts are private, nosuid and nodev, and the kernel checks permissions. As root the mount is
 //! made directly, otherwise by fusermount3.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,10 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 
-use super::adapter::{Adapter, Handshake};
+use super::adapter::Adapter;
 use super::backing::Backings;
+use super::device;
+use super::handshake::{Agreed, Handshake};
 use super::jobs::Jobs;
 use super::notify::KernelEnd;
 use super::{MountError, MountOptions, Passthrough};
@@ -30,7 +33,7 @@ struct End {
 pub struct Mounted {
     at: PathBuf,
     end: Arc<End>,
-    handshake: Arc<Handshake>,
+    agreed: Agreed,
     /// Unmounted by us: what is mounted there now is somebody else's, even while the session still ends.
     unmounted: AtomicBool,
     /// fuser unmounts the path by itself when the session ends, unless it was told to before.
@@ -45,7 +48,7 @@ impl Mounted {
 
     /// Is passthrough in use?
     pub fn passthrough(&self) -> bool {
-        self.handshake.passthrough.load(Ordering::Relaxed)
+        self.agreed.passthrough
     }
 
     /// False once the kernel side is gone (unmounted by anyone).
@@ -141,38 +144,40 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         fail(why, no_fuse)
     };
     let at = at.canonicalize().map_err(io)?;
-    let handshake = Arc::new(Handshake::default());
-    let adapter = Adapter {
-        view: view.clone(),
-        backings: Arc::new(Backings::new(false)),
-        jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
-        again: Jobs::start("again", 1).map_err(io)?,
-        wanted: options.passthrough,
-        handshake: handshake.clone(),
-    };
-    let mut session = Session::new(adapter, &at, &config(&view, options)).map_err(io)?;
-    if options.passthrough == Passthrough::Require && !handshake.passthrough.load(Ordering::Relaxed) {
+    let (handshake, agreed) = Handshake::new(view.clone(), options);
+    let mut session = Session::new(handshake, &at, &config(&view, options)).map_err(io)?;
+    let agreed = *agreed.lock();
+    if options.passthrough == Passthrough::Require && !agreed.passthrough {
         let _ = session.unmount();
         let why = "passthrough was required, but it needs Linux 6.9 or newer, root, a view that is not read-only, and \
                    a store on a file system with leases (fcntl F_SETLEASE)";
         return Err(fail(why.into(), false));
     }
-    let device = std::os::fd::AsFd::as_fd(&session).try_clone_to_owned().map_err(io)?;
-    let kernel = KernelEnd::start(session.notifier(), device).map_err(io)?;
+    let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(io)?);
+    let adapter = Arc::new(Adapter {
+        view: view.clone(),
+        backings: Arc::new(Backings::new(agreed.passthrough.then(|| device.clone()))),
+        jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
+        again: Jobs::start("again", 1).map_err(io)?,
+        only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
+    });
+    let kernel = KernelEnd::start(session.notifier(), device.clone()).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
+    let threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;
     let end = Arc::new(End::default());
     let over = end.clone();
-    let serve = move || {
-        if let Err(e) = session.run() {
-            tracing::error!(error = %e, "a mount's session failed");
+    let wait = move || {
+        for thread in threads {
+            let _ = thread.join();
         }
+        drop((adapter, session));
         *over.over.lock().unwrap_or_else(|e| e.into_inner()) = true;
         over.changed.notify_all();
     };
-    std::thread::Builder::new().name("mount".into()).spawn(serve).map_err(io)?;
+    std::thread::Builder::new().name("mount".into()).spawn(wait).map_err(io)?;
     read_further_ahead(&at);
-    Ok(Mounted { at, end, handshake, unmounted: AtomicBool::new(false), fusers_own })
+    Ok(Mounted { at, end, agreed, unmounted: AtomicBool::new(false), fusers_own })
 }
 
 /// What the mount table calls the view: whose it is, so that `outfs unmount` finds its daemon. Mount options cannot
@@ -213,8 +218,5 @@ fn config(view: &View, options: &MountOptions) -> Config {
         if view.read_only() { MountOption::RO } else { MountOption::RW },
     ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(options.threads.max(2));
-    // Each thread its own queue, where we may open the device ourselves.
-    config.clone_fd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
     config
 }
