@@ -51,7 +51,9 @@ fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
     if let Some(lost) = told.sealed.difference(&listed).next() {
         return Err(format!("{lost} was reported sealed and is lost"));
     }
-    listed.iter().try_for_each(|key| whole(mnt, key))
+    // Whether a second look finds the same says what kind of a fault it is.
+    let look = |key: &String| whole(mnt, key).map_err(|why| format!("{why}; again: {:?}", whole(mnt, key)));
+    listed.iter().try_for_each(look)
 }
 
 fn pins(daemon: &Daemon, told: &Told) -> Result<(), String> {

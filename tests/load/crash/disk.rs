@@ -95,23 +95,25 @@ impl Disk {
     }
 }
 
-/// A loop device with a mounted file system; both go when it is dropped.
+/// A loop device with a mounted file system; both go when it is dropped, or all ends.
 pub struct Attached {
     at: PathBuf,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Err(e) = unmount(&self.at) {
-            eprintln!("{e}; detached lazily");
-            let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
+        let Err(e) = unmount(&self.at) else { return };
+        let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
+        // Detached, it would still write to the disk, under whatever is mounted from it next.
+        if !std::thread::panicking() {
+            panic!("{e}: what is found from now on would mean nothing");
         }
     }
 }
 
 /// A daemon that has just let go of its store may take a moment to be gone.
 fn unmount(at: &Path) -> Result<(), String> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match run(Command::new("umount").arg(at)) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
