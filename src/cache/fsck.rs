@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::verify::{self, PackFound};
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
-use crate::model::groups::GroupHasher;
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
 use crate::store::{Location, PackId, StoreError};
@@ -21,8 +21,6 @@ use crate::store::{Location, PackId, StoreError};
 const PAGE: usize = 1000;
 /// How often the counts are taken again while entries come and go.
 const TRIES: usize = 3;
-/// Bytes read at a time.
-const PIECE: usize = 1 << 20;
 
 /// What a check is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -319,42 +317,20 @@ impl<'a> Check<'a> {
     }
 
     fn loose_blob(&mut self, row: &BlobRow) -> std::result::Result<(), StoreError> {
-        let store = &self.cache.inner.store;
-        let path = store.root().join("blobs").join(row.hash.shard()).join(row.hash.to_hex());
-        let corrupt = |why: String| StoreError::Corrupt { path: path.clone(), line: None, why };
-        let io = |op, e| StoreError::io(op, path.clone(), e);
-        let file = store.blob_file(&row.hash)?;
-        let len = file.metadata().map_err(|e| io("stat", e))?.len();
-        if len != row.size {
-            return Err(corrupt(format!("it has {len} bytes and should have {}", row.size)));
-        }
-        if !self.options.verify_data {
-            return Ok(());
-        }
-        let mut hasher = GroupHasher::default();
-        let mut reader = std::io::BufReader::with_capacity(PIECE, file);
-        loop {
-            let piece = std::io::BufRead::fill_buf(&mut reader).map_err(|e| io("read", e))?;
-            if piece.is_empty() {
-                break;
-            }
-            hasher.update(piece);
-            let n = piece.len();
-            self.report.verified_bytes += n as u64;
-            std::io::BufRead::consume(&mut reader, n);
-        }
-        if hasher.finish().0 == row.hash {
-            Ok(())
-        } else {
-            Err(corrupt(format!("the content of blob {} differs", row.hash)))
-        }
+        let verified = &mut self.report.verified_bytes;
+        let mut reading = |n| {
+            *verified += n;
+            true
+        };
+        let reading: Option<&mut verify::Reading<'_>> =
+            if self.options.verify_data { Some(&mut reading) } else { None };
+        verify::loose_blob(&self.cache.inner.store, row, reading).map(drop)
     }
 
     /// A blob that cannot be read is bad, unless it went or moved meanwhile.
     fn suspect(&mut self, row: &BlobRow, e: StoreError) -> Result<()> {
         let (StoreError::Missing { .. } | StoreError::Corrupt { .. }) = &e else { return Err(e.into()) };
-        let now = self.cache.inner.index.blob(&row.hash)?;
-        if now.is_some_and(|now| now.location == row.location) {
+        if self.cache.is_still_there(row)? {
             self.bad_blobs.insert(row.hash, (path_of(&e), e.to_string()));
             if let Location::Pack { pack, .. } = row.location {
                 self.bad_packs.insert(pack);
@@ -377,49 +353,19 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// A pack's headers (and contents) against the index's rows.
     fn pack(&mut self, pack: &PackRow) -> Result<()> {
-        let mut found = HashMap::new();
-        let mut bytes = 0;
-        let scan =
-            self.cache.inner.store.scan_pack(pack.id, self.options.verify_data, &mut |hash, size, at| {
-                found.insert((hash, size), at);
-                bytes += size;
-            });
-        if self.options.verify_data {
-            self.report.verified_bytes += bytes;
+        let verified = &mut self.report.verified_bytes;
+        let found = self.cache.verify_pack(pack.id, self.options.verify_data, &mut |n| {
+            *verified += n;
+            true
+        })?;
+        let Some(PackFound { lost, damage }) = found else { return Ok(()) };
+        // What is lost is reported blob by blob.
+        if let Some(e) = damage.filter(|_| lost.is_empty()) {
+            self.bad_packs.insert(pack.id);
+            self.damage("pack", path_of(&e), e.to_string(), Vec::new());
         }
-        let rows = self.cache.inner.index.pack_blobs(pack.id)?;
-        let mut lost = false;
-        for row in &rows {
-            if found.get(&(row.hash, row.size)) != Some(&row.location) {
-                // Behind a damaged header, or really lost: its bytes tell.
-                let mut content = vec![0; row.size as usize];
-                let read = self.cache.inner.store.read_verified(
-                    &row.hash,
-                    row.size,
-                    &[],
-                    row.location,
-                    0,
-                    &mut content,
-                );
-                if let Err(e) = read {
-                    lost = true;
-                    self.suspect(row, e)?;
-                }
-            }
-        }
-        match scan {
-            Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
-                // Compacted meanwhile, or reported blob by blob.
-                if !lost && self.cache.inner.index.pack(pack.id)?.is_some() {
-                    self.bad_packs.insert(pack.id);
-                    self.damage("pack", path_of(&e), e.to_string(), Vec::new());
-                }
-                Ok(())
-            }
-            other => Ok(other?),
-        }
+        lost.into_iter().try_for_each(|(row, e)| self.suspect(&row, e))
     }
 
     /// Finds the entries that have bad blobs, and reports them.

@@ -23,7 +23,7 @@ fn check(f: &Fixture, verify_data: bool, repair: bool) -> FsckReport {
 }
 
 /// Flips one bit where `content` lies in a file below `dir`.
-fn flip(dir: &Path, content: &[u8], at: usize) {
+pub(super) fn flip(dir: &Path, content: &[u8], at: usize) {
     let mut todo = vec![dir.to_owned()];
     while let Some(dir) = todo.pop() {
         for path in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {

@@ -181,14 +181,7 @@ impl Cache {
         let manifest = match self.inner.store.read_manifest(&row.manifest) {
             Ok(m) => m,
             Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
-                // Once: one that was set aside is missing from then on.
-                if self.inner.bad_manifests.lock().insert(row.manifest) {
-                    self.report_damage(Some(&row.key), &format!("the manifest: {e}"));
-                }
-                if matches!(e, StoreError::Corrupt { .. }) {
-                    self.inner.store.quarantine_manifest(&row.manifest)?;
-                }
-                self.inner.peeks.forget(&row.manifest);
+                self.bad_manifest(row, &e)?;
                 return Err(e.into());
             }
             Err(e) => return Err(e.into()),

@@ -40,6 +40,9 @@ mod recent;
 mod recover;
 mod repair;
 mod restore;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod seal;
 mod stash;
 mod tar;
@@ -50,6 +53,7 @@ mod upkeep;
 #[cfg(test)]
 mod upkeep_tests;
 mod usage;
+mod verify;
 mod walk;
 mod work;
 
@@ -63,6 +67,7 @@ pub use import::{ImportReport, Skipped};
 pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
 pub use lookup::{Lookup, Miss};
 pub use pressure::{GcOptions, GcReport};
+pub use scrub::ScrubFacts;
 pub use usage::{Du, Stats, Usage};
 pub use work::Work;
 
@@ -100,6 +105,9 @@ pub struct Limits {
     /// Drafts idle for longer are dropped.
     #[serde(with = "crate::cache::seconds")]
     pub draft_ttl: Duration,
+    /// A daemon verifies all content once in so long; 0 is never.
+    #[serde(with = "crate::cache::seconds")]
+    pub scrub: Duration,
     /// Memory that the process that owns the store may take; it counts when the store is opened.
     pub memory: Bytes,
 }
@@ -114,6 +122,7 @@ impl Default for Limits {
             low_water: 85,
             min_age: Duration::from_secs(600),
             draft_ttl: Duration::from_secs(86400),
+            scrub: Duration::from_secs(7 * 86400),
             memory: Bytes(128 << 20),
         }
     }
@@ -216,6 +225,7 @@ pub(crate) struct Inner {
     bad_manifests: parking_lot::Mutex<std::collections::HashSet<crate::model::ManifestHash>>,
     /// Content bytes that entries were read for.
     pub(crate) blob_bytes_read: std::sync::atomic::AtomicU64,
+    scrub: scrub::Scrub,
     background: background::Background,
     /// What may be left to the next start is left to it.
     closing: std::sync::atomic::AtomicBool,

@@ -36,6 +36,7 @@ impl Cache {
                 damaged: Default::default(),
                 bad_manifests: Default::default(),
                 blob_bytes_read: Default::default(),
+                scrub: Default::default(),
                 background,
                 closing: Default::default(),
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::lookup::Loaded;
 use super::{Cache, CacheError, Entry, LeaseKind, Result, at};
+use crate::index::BlobRow;
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
@@ -100,30 +101,29 @@ impl Entry {
             // Compaction may have moved it, and again meanwhile; a damaged one may have been stored anew elsewhere.
             let sure = asked || matches!(error, StoreError::Corrupt { .. });
             if loaded.location(record) == tried && sure || moves > MOVES {
-                self.damaged(loaded, record, hash, &error, tried)?;
+                let still = || tried.is_none_or(|at| work(at).is_err());
+                self.damaged(loaded, record, hash, &error, (tried, still))?;
                 return Err(error.into());
             }
             asked = true;
         }
     }
 
-    /// Reports a damaged or missing blob once, and sets a damaged file of its own aside. A damaged
-    /// blob in a pack stays where it is: its neighbours are sound.
+    /// Reports a damaged or missing blob once (see [`Cache::bad_blob`]).
     fn damaged(
         &self,
         loaded: &Loaded,
         record: u32,
         hash: &BlobHash,
         error: &StoreError,
-        tried: Option<Location>,
+        (tried, still): (Option<Location>, impl FnOnce() -> bool),
     ) -> Result<()> {
-        if !self.cache().inner.damaged.lock().insert(*hash) {
-            return Ok(());
-        }
-        let path = at::show(&loaded.manifest.paths()[record as usize]);
-        self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
-        if matches!(error, StoreError::Corrupt { .. }) && tried == Some(Location::Loose) {
-            self.cache().inner.store.quarantine_blob(hash)?;
+        let size = loaded.manifest.get(record).map_or(0, |r| r.size());
+        // A blob that the index does not know is missing, wherever it should be.
+        let location = tried.unwrap_or(Location::Loose);
+        if self.cache().bad_blob(&BlobRow { hash: *hash, size, refs: 0, location }, error, still)? {
+            let path = at::show(&loaded.manifest.paths()[record as usize]);
+            self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
         }
         Ok(())
     }

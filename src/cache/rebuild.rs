@@ -86,7 +86,10 @@ impl Cache {
             let before = blobs.len();
             let scan = read_twice(&mut rebuilt.unread, || {
                 blobs.truncate(before);
-                store.scan_pack(pack.id, false, &mut |hash, size, at| blobs.push((hash, size, at)))
+                store.scan_pack(pack.id, false, &mut |hash, size, at| {
+                    blobs.push((hash, size, at));
+                    true
+                })
             })?;
             // What stands before the damage is as good as ever.
             rebuilt.bad_packs.extend(scan.err());

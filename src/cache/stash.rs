@@ -66,6 +66,15 @@ impl Claims {
         }
     }
 
+    /// Does `work` while nobody else puts this blob in place or commits it; waits for who is at it.
+    pub fn alone_with<T>(&self, hash: &BlobHash, work: impl FnOnce() -> T) -> T {
+        let owner = new_owner();
+        self.claim(hash, owner);
+        let done = work();
+        self.release(hash, owner);
+        done
+    }
+
     fn release(&self, hash: &BlobHash, owner: u64) {
         let mut claims = self.claims.lock();
         if claims.get(hash).is_some_and(|c| c.owner == owner) {
@@ -74,6 +83,12 @@ impl Claims {
         drop(claims);
         self.changed.notify_all();
     }
+}
+
+/// A number that no other has.
+fn new_owner() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A stash that lost blobs to others once keeps what it claims until it has committed, so that
@@ -115,9 +130,8 @@ struct Stored {
 impl Stash {
     /// An empty one.
     pub fn new(cache: &Cache) -> Stash {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         Stash {
-            owner: NEXT.fetch_add(1, Ordering::Relaxed),
+            owner: new_owner(),
             insisting: AtomicBool::new(false),
             cache: Arc::downgrade(&cache.inner),
             state: Mutex::default(),

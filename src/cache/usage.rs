@@ -73,6 +73,8 @@ pub struct Stats {
     pub evicted: u64,
     /// Pins.
     pub pins: u64,
+    /// The scrub.
+    pub scrub: super::ScrubFacts,
 }
 
 /// What one entry costs.
@@ -151,11 +153,13 @@ impl Cache {
     /// All figures, for `stats`, `stats.json` and `metrics`.
     pub fn stats(&self) -> Result<Stats> {
         let pins = self.pins().iter().map(|(_, names)| names.len() as u64).sum();
+        let usage = self.usage()?;
         Ok(Stats {
+            scrub: self.scrub_facts(&usage),
             pid: std::process::id(),
             store_id: self.inner.store.id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            usage: self.usage()?,
+            usage,
             totals: self.inner.index.totals()?,
             keys_in_memory: self.inner.index.has_keys(),
             blob_bytes_read: self.inner.blob_bytes_read.load(Ordering::Relaxed),

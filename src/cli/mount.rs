@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use super::out::{self, Streams};
 use super::session::{self, connect};
 use super::{Context, Output, absolute, background, unexpected};
-use crate::control::{Failure, Kind, LimitFlags, Reply, Request, Span, ViewFacts};
+use crate::control::{Failure, Kind, LimitFlags, Period, Reply, Request, Span, ViewFacts};
 use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
 use crate::fuse::{MountOptions, Passthrough};
 use crate::model::EntryKey;
@@ -63,6 +63,9 @@ pub(crate) struct Mount {
     /// Drop drafts that were idle for so long [default: 24h]
     #[arg(long, value_name = "DURATION")]
     draft_ttl: Option<Span>,
+    /// Read and verify all content again once in so long, or "off" [default: 7d]
+    #[arg(long, value_name = "PERIOD")]
+    scrub: Option<Period>,
     /// Memory the daemon may take for what it keeps of the store [default: 128M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
@@ -165,6 +168,7 @@ impl Mount {
             entries: self.max_entries,
             min_age: self.min_age,
             draft_ttl: self.draft_ttl,
+            scrub: self.scrub,
             memory: self.memory,
             ..LimitFlags::default()
         }

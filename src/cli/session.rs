@@ -209,6 +209,7 @@ pub(super) fn over_config(config: &Config, flags: &LimitFlags) -> LimitFlags {
         low_water: f.low_water.or(c.low_water),
         min_age: f.min_age.or(c.min_age),
         draft_ttl: f.draft_ttl.or(c.draft_ttl),
+        scrub: f.scrub.or(c.scrub),
         memory: f.memory.or(c.memory),
     }
 }

@@ -5,8 +5,9 @@ use clap::Args;
 use super::out;
 use super::session::Session;
 use super::{Context, Output, unexpected};
+use crate::cache::ScrubFacts;
 use crate::control::{Failure, Reply, Request};
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// Show the store's numbers; with --json also the daemon's pid
 #[derive(Args)]
@@ -38,6 +39,23 @@ impl Stats {
         field("dead", human_bytes(s.usage.dead))?;
         field("held", human_bytes(s.usage.held))?;
         field("disk free", human_bytes(s.usage.disk_available))?;
+        field("scrub", scrubbed(&s.scrub))?;
         session.close()
+    }
+}
+
+/// How far the scrub is, and what it found.
+fn scrubbed(scrub: &ScrubFacts) -> String {
+    let found = match scrub.found {
+        0 => "nothing damaged".to_owned(),
+        n => format!("{}: see 'outfs events'", counted(n, "damage", "damages")),
+    };
+    let (verified, all) = (human_bytes(scrub.verified_bytes), human_bytes(scrub.total_bytes));
+    match jiff::Timestamp::from_nanosecond(scrub.finished_at_ns.into()) {
+        _ if scrub.running => format!("{verified} of {all} verified, {found}"),
+        Ok(at) if scrub.finished_at_ns > 0 => {
+            format!("{verified} verified until {}, {found}", out::time(at))
+        }
+        _ => "not yet".into(),
     }
 }

@@ -51,6 +51,40 @@ impl From<Span> for String {
     }
 }
 
+/// How often something is done: a duration, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Period(pub Duration);
+
+impl FromStr for Period {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "off" => Ok(Period(Duration::ZERO)),
+            _ => parse_duration(s).map(Period).map_err(|e| format!("{e}, or off")),
+        }
+    }
+}
+
+impl TryFrom<String> for Period {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str("off") } else { Span(self.0).fmt(f) }
+    }
+}
+
+impl From<Period> for String {
+    fn from(p: Period) -> String {
+        p.to_string()
+    }
+}
+
 /// Limits where each may be absent.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -76,6 +110,9 @@ pub struct LimitFlags {
     /// Drafts idle for longer are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft_ttl: Option<Span>,
+    /// How often the daemon verifies all content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<Period>,
     /// Memory that the daemon may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
@@ -112,6 +149,7 @@ impl LimitFlags {
         limits.low_water = self.low_water.unwrap_or(limits.low_water);
         limits.min_age = self.min_age.map_or(limits.min_age, |s| s.0);
         limits.draft_ttl = self.draft_ttl.map_or(limits.draft_ttl, |s| s.0);
+        limits.scrub = self.scrub.map_or(limits.scrub, |p| p.0);
         limits.memory = self.memory.unwrap_or(limits.memory);
     }
 
@@ -138,6 +176,7 @@ impl LimitFlags {
         compare("low_water", wanted.low_water.to_string(), limits.low_water.to_string());
         compare("--min-age", Span(wanted.min_age).to_string(), Span(limits.min_age).to_string());
         compare("--draft-ttl", Span(wanted.draft_ttl).to_string(), Span(limits.draft_ttl).to_string());
+        compare("--scrub", Period(wanted.scrub).to_string(), Period(limits.scrub).to_string());
         compare("--memory", human_bytes(wanted.memory.0), human_bytes(limits.memory.0));
         found
     }
@@ -152,6 +191,7 @@ impl LimitFlags {
             low_water: Some(limits.low_water),
             min_age: Some(Span(limits.min_age)),
             draft_ttl: Some(Span(limits.draft_ttl)),
+            scrub: Some(Period(limits.scrub)),
             memory: Some(limits.memory),
         }
     }

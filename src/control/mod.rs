@@ -23,7 +23,7 @@ mod wire;
 pub use client::{Client, ConnectError};
 pub use dispatch::{Caller, dispatch, hit};
 pub use failure::{Failure, Kind};
-pub use limits::{LimitFlags, Span};
+pub use limits::{LimitFlags, Period, Span};
 pub use raw::RawPath;
 pub use reply::*;
 pub use request::*;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, Usage};
+use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, Usage};
 use crate::fuse::MountOptions;
 use crate::index::Totals;
 use crate::model::manifest::Origin;
@@ -163,6 +163,9 @@ pub struct StatsFacts {
     pub keys_in_memory: bool,
     /// Bytes of outputs it has read since then.
     pub blob_bytes_read: u64,
+    /// How far the scrub is.
+    #[serde(default)]
+    pub scrub: ScrubFacts,
     /// What limits hold.
     pub limits: LimitFlags,
 }

@@ -18,7 +18,7 @@ use crate::vfs::Overwrite;
 pub struct Config {
     /// As `--log`.
     pub log: Option<LogSpec>,
-    /// `[limits]`: size, reserve, entries, high_water, low_water, min_age, draft_ttl, memory.
+    /// `[limits]`: size, reserve, entries, high_water, low_water, min_age, draft_ttl, scrub, memory.
     pub limits: LimitFlags,
     /// `[mount]`: what `outfs mount` would otherwise take by default.
     pub mount: MountConfig,
@@ -117,12 +117,13 @@ mod tests {
     fn every_setting() {
         let config = read(
             "log = 'json:stderr'\n[limits]\nsize = '20%'\nreserve = '1G'\nentries = 9\nhigh_water = 90\n\
-             low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nmemory = '64M'\n[mount]\nread_only = false\n\
+             low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nscrub = 'off'\nmemory = '64M'\n[mount]\nread_only = false\n\
              seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\nallow_other = true\nthreads = 8\n",
         )
         .unwrap();
         assert_eq!(config.limits.size, Some("20%".parse().unwrap()));
         assert_eq!(config.limits.memory, Some("64M".parse().unwrap()));
+        assert_eq!(config.limits.scrub, Some("off".parse().unwrap()));
         assert_eq!(config.mount.threads, Some(8));
         assert_eq!(config.mount.overwrite, Some(Overwrite::Replace));
         assert_eq!(read("").unwrap(), Config::default());

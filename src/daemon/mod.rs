@@ -100,7 +100,8 @@ struct Running {
     server: Server,
     wake: Receiver<Wake>,
     ended: Arc<AtomicBool>,
-    worker: JoinHandle<()>,
+    /// Upkeep and scrub.
+    workers: Vec<JoinHandle<()>>,
 }
 
 fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
@@ -113,8 +114,11 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     watch_signals(sender).map_err(io)?;
     server.serve(daemon.clone()).map_err(io)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let worker = start_upkeep(daemon.clone(), ended.clone()).map_err(io)?;
-    let running = Running { daemon, server, wake, ended, worker };
+    let workers = vec![
+        start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
+        start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
+    ];
+    let running = Running { daemon, server, wake, ended, workers };
     match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
         Ok(facts) => {
             // Now that it is mounted: it takes a while, and nobody waits for it.
@@ -165,6 +169,35 @@ fn start_upkeep(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<
             std::thread::park_timeout(wait);
         }
     })
+}
+
+/// The thread that verifies what is stored, when nothing else wants the disk or a processor.
+fn start_scrub(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("scrub".into()).spawn(move || {
+        if let Err(e) = last_in_line() {
+            tracing::debug!("the scrub has no lower priority: {e}");
+        }
+        daemon.cache().scrub(&mut |time| {
+            if !until.load(Ordering::Relaxed) && !time.is_zero() {
+                std::thread::park_timeout(time);
+            }
+            !until.load(Ordering::Relaxed)
+        });
+    })
+}
+
+/// From now on this thread gets the disk and a processor when nobody else wants them.
+fn last_in_line() -> std::io::Result<()> {
+    /// `IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0)`.
+    const IDLE: libc::c_int = 3 << 13;
+    /// `IOPRIO_WHO_PROCESS`: one thread.
+    const THREAD: libc::c_int = 1;
+    // SAFETY: neither call takes a pointer; 0 is the calling thread.
+    let failed = unsafe {
+        libc::syscall(libc::SYS_ioprio_set, THREAD, 0, IDLE) != 0
+            || libc::setpriority(libc::PRIO_PROCESS, 0, 19) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Creation modes are the clients' own (the kernel has applied their umask), the working
@@ -220,9 +253,12 @@ impl Running {
     fn finish(self) {
         self.ended.store(true, Ordering::Relaxed);
         self.server.close(PATIENCE);
-        self.worker.thread().unpark();
-        if self.worker.join().is_err() {
-            tracing::error!("the upkeep thread has failed");
+        for worker in self.workers {
+            worker.thread().unpark();
+            let name = worker.thread().name().unwrap_or_default().to_owned();
+            if worker.join().is_err() {
+                tracing::error!("the {name} thread has failed");
+            }
         }
         self.daemon.record_views();
         self.daemon.links().let_go();

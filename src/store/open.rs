@@ -25,7 +25,7 @@ const ROOMS: [&str; 9] =
 const SHARDED: usize = 2;
 
 /// How files of other rooms at the store's top begin (see [`Store::path`]).
-const FOREIGN: [&str; 6] = ["index.", "control.", "daemon.", "views.", "limits.", "links."];
+const FOREIGN: [&str; 7] = ["index.", "control.", "daemon.", "views.", "limits.", "links.", "scrub."];
 
 fn is_foreign(name: &OsStr) -> bool {
     FOREIGN.iter().any(|f| name.as_encoded_bytes().starts_with(f.as_bytes()))
@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// The path for a file of another room at the store's top. Its name begins with `index.`,
-    /// `control.`, `daemon.`, `limits.` or `views.`: `destroy` deletes these and nothing it does not know.
+    /// `control.`, `daemon.`, `limits.`, `links.`, `scrub.` or `views.`: `destroy` deletes these and nothing it does not know.
     /// `tmp` is the directory for scratch files; what stays in it is swept by the next owner.
     pub fn path(&self, name: &str) -> PathBuf {
         debug_assert!(name == "tmp" || is_foreign(name.as_ref()), "{name}");
@@ -115,6 +115,19 @@ impl Store {
         }
         let name = OsStr::new(name);
         port::open_write(self.root.fd(), name).map(drop).map_err(self.root.err("create", name))
+    }
+
+    /// A small file of another room's at the store's top (see [`path`](Self::path)); `None` when there is none.
+    pub fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        debug_assert!(is_foreign(name.as_ref()), "{name}");
+        self.root.read_all(name)
+    }
+
+    /// Writes it durably, in place of what is there.
+    pub fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        debug_assert!(is_foreign(name.as_ref()), "{name}");
+        self.writable()?;
+        self.root.write_durably(&self.tmp, name, bytes)
     }
 
     /// (total, available to us) bytes of the file system that holds the store.

@@ -158,12 +158,14 @@ impl Store {
 
     /// The pack's file, open for reading (a bounded cache of descriptors).
     pub fn pack_file(&self, id: PackId) -> Result<Arc<File>> {
-        self.cached(FileKey::Pack(id), || {
-            let name = file_name(id);
-            self.packs.read(&name)?.ok_or_else(|| StoreError::Missing {
-                what: format!("the pack {:016x}", id.0),
-                path: self.packs.path().join(&name),
-            })
+        self.cached(FileKey::Pack(id), || self.open_pack(id))
+    }
+
+    fn open_pack(&self, id: PackId) -> Result<File> {
+        let name = file_name(id);
+        self.packs.read(&name)?.ok_or_else(|| StoreError::Missing {
+            what: format!("the pack {:016x}", id.0),
+            path: self.packs.path().join(&name),
         })
     }
 
@@ -189,16 +191,17 @@ impl Store {
         self.packs.changed_at_ns(file_name(id))
     }
 
-    /// Calls `each(hash, content length, location)` for every blob of a pack, in order; stops
+    /// Calls `each(hash, content length, location)` for every blob of a pack, in order, until it says false; stops
     /// with `Corrupt` at the first damaged header. With `verify` it also reads the contents:
     /// damaged ones are left out, and the first of them is the `Corrupt` at the end.
     pub fn scan_pack(
         &self,
         id: PackId,
         verify: bool,
-        each: &mut dyn FnMut(BlobHash, u64, Location),
+        each: &mut dyn FnMut(BlobHash, u64, Location) -> bool,
     ) -> Result<()> {
-        let file = self.pack_file(id)?;
+        // Not kept: who goes through all packs must not close those that are read from.
+        let file = self.open_pack(id)?;
         let path = self.pack_path(id);
         let corrupt = |at: u64, why: &str| StoreError::Corrupt {
             path: path.clone(),
@@ -232,7 +235,9 @@ impl Store {
                     continue;
                 }
             }
-            each(hash, u64::from(len), Location::Pack { pack: id, offset });
+            if !each(hash, u64::from(len), Location::Pack { pack: id, offset }) {
+                return Ok(());
+            }
         }
         bad.map_or(Ok(()), Err)
     }

@@ -149,3 +149,46 @@ fn s8_1_a_blob_by_its_name() {
         assert_errno!(fs::read(&blob), EIO);
     }
 }
+
+/// S8.5 Every `--scrub` (7 days) the daemon by itself reads and verifies all that is stored; what it finds damaged
+/// is set aside, and treated as if a reader had come upon it.
+#[test]
+fn s8_5_rot_is_found_without_a_reader() {
+    let mut m = Mount::new();
+    let large = noise(27, 1 << 20);
+    m.entry_of("key1", &large);
+    m.entry("key2", |out| {
+        write(out.join("bad"), noise(28, 5000));
+        write(out.join("good"), noise(29, 5000));
+    });
+    m.entry_of("key3", "lost");
+    m.entry_of("key4", "sound");
+    m.terminate();
+    flip(&m.store().join("blobs"), &large[..64], 9);
+    flip(&m.store().join("packs"), &noise(28, 5000)[..64], 3000);
+    let packs = files_below(&m.store().join("packs"));
+    let lost = packs.iter().find(|p| read(p).windows(4).any(|w| w == b"lost")).expect("its pack");
+    fs::remove_file(lost).expect("unlink");
+    m.start_with(&["--size", "4G", "--scrub", "1s"]);
+    for key in ["key1", "key2", "key3"] {
+        eventually("the event", || m.has_event("damaged", key));
+    }
+    assert!(!m.has_event("damaged", "key4"));
+    assert_errno!(fs::read(m.path("key1/outputs/f")), EIO);
+    assert_errno!(fs::read(m.path("key2/outputs/bad")), EIO);
+    assert_errno!(fs::read(m.path("key3/outputs/f")), EIO);
+    assert!(read(m.path("key2/outputs/good")) == noise(29, 5000));
+    assert_eq!(read(m.path("key4/outputs/f")), b"sound");
+    let set_aside = files_below(&m.store().join("quarantine"));
+    assert_eq!(set_aside.len(), 1, "what would be passed through: {set_aside:?}");
+    let said = |m: &Mount| String::from_utf8_lossy(&m.run(&["stats"]).stdout).into_owned();
+    eventually("what it found, in the stats", || said(&m).contains("damage"));
+    // Where it is survives the daemon.
+    m.terminate();
+    m.start_with(&["--size", "4G", "--scrub", "off"]);
+    assert!(said(&m).contains("verified until"), "{}", said(&m));
+    let stats: serde_json::Value =
+        serde_json::from_slice(&m.run(&["stats", "--json"]).stdout).expect("stats are JSON");
+    assert!(stats["scrub"]["verified_bytes"].as_u64().is_some_and(|n| n > 0), "{stats}");
+    assert_eq!(stats["limits"]["scrub"], "off");
+}

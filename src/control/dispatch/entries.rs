@@ -160,6 +160,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         evicted: stats.evicted,
         keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,
+        scrub: stats.scrub,
         limits: LimitFlags::of(&cache.limits()),
     })))
 }

@@ -187,7 +187,11 @@ fn packs_give_back_what_was_appended() {
         assert_eq!(&buf[..n], b);
     }
     let mut seen = Vec::new();
-    s.scan_pack(info.id, true, &mut |h, n, at| seen.push((h, n, at))).unwrap();
+    s.scan_pack(info.id, true, &mut |h, n, at| {
+        seen.push((h, n, at));
+        true
+    })
+    .unwrap();
     let expected: Vec<_> =
         blobs.iter().zip(&places).map(|(b, at)| (BlobHash::of(b), b.len() as u64, *at)).collect();
     assert_eq!(seen, expected);
@@ -226,7 +230,11 @@ fn every_damaged_byte_of_a_pack_is_noticed() {
         bad[at] ^= 1;
         std::fs::write(&path, &bad).unwrap();
         let mut seen = 0;
-        let e = s.scan_pack(info.id, true, &mut |_, _, _| seen += 1).unwrap_err();
+        let each = &mut |_, _, _| {
+            seen += 1;
+            true
+        };
+        let e = s.scan_pack(info.id, true, each).unwrap_err();
         assert!(matches!(e, StoreError::Corrupt { .. }), "byte {at}: {e}");
         assert!(seen < 3);
     }
@@ -235,7 +243,11 @@ fn every_damaged_byte_of_a_pack_is_noticed() {
     bad[16 + 48] ^= 1;
     std::fs::write(&path, &bad).unwrap();
     let mut seen = Vec::new();
-    assert!(s.scan_pack(info.id, true, &mut |h, _, _| seen.push(h)).is_err());
+    let each = &mut |h, _, _| {
+        seen.push(h);
+        true
+    };
+    assert!(s.scan_pack(info.id, true, each).is_err());
     assert_eq!(seen, [BlobHash::of(b"the second"), BlobHash::of(b"")]);
     let mut buf = [0; 10];
     let at = Location::Pack { pack: info.id, offset: 16 + 48 };
@@ -452,7 +464,11 @@ fn whatever_call_fails_a_pack_is_there_whole_or_not_at_all() {
             assert!(packs.len() <= 1 && (!ok || packs.len() == 1), "call {n}");
             for p in packs {
                 let mut seen = 0;
-                s.scan_pack(p.id, true, &mut |_, _, _| seen += 1).unwrap();
+                let each = &mut |_, _, _| {
+                    seen += 1;
+                    true
+                };
+                s.scan_pack(p.id, true, each).unwrap();
                 assert_eq!(seen, blobs.len(), "call {n}");
                 s.remove_pack(p.id).unwrap();
             }
