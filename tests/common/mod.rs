@@ -548,8 +548,9 @@ fn forbid_leases(c: &mut Command) {
     unsafe { c.pre_exec(install) };
 }
 
+/// Runs it, fails with its output unless it succeeds, and gives its standard output.
 #[track_caller]
-fn ok(mut c: Command) -> String {
+pub fn ok(mut c: Command) -> String {
     let out = c.output().expect("the program under test starts");
     assert!(
         out.status.success(),
