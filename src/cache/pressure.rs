@@ -15,6 +15,7 @@ use super::here::now_ns;
 use super::{Cache, CacheError, Result, Usage, Work};
 use crate::index::{EntryRow, occupied};
 use crate::model::EntryKey;
+use crate::model::units::human_bytes;
 use crate::store::Location;
 
 /// Entries read from the index at a time.
@@ -130,18 +131,19 @@ impl Cache {
             return Ok(());
         }
         let u = self.usage()?;
-        let gib = |n: u64| format!("{:.2} GiB", n as f64 / f64::from(1 << 30));
         Err(CacheError::NoSpace(if u.used + bytes > u.limit {
             format!(
-                "{} of {} are used and no entry can be evicted (pinned, in use or too young); raise --size or evict entries",
-                gib(u.used),
-                gib(u.limit)
+                "{} of {} are used, {} more are needed, and no entry can be evicted (pinned, in use or too young); \
+                 raise --size or evict entries",
+                human_bytes(u.used),
+                human_bytes(u.limit),
+                human_bytes(bytes)
             )
         } else if u.disk_available < u.reserve.saturating_add(bytes) {
             format!(
                 "the disk has {} free and {} are to stay free; free some space or lower --reserve",
-                gib(u.disk_available),
-                gib(u.reserve)
+                human_bytes(u.disk_available),
+                human_bytes(u.reserve)
             )
         } else {
             "the limit of entries is reached and none can be evicted; raise it or evict entries".into()

@@ -1,3 +1,5 @@
+//! Manifests built, read back, and damaged in every way.
+
 use super::*;
 use crate::model::groups::GroupHasher;
 use crate::model::manifest::{Attrs, Content, TreeBuilder, TreeError};
