@@ -3,15 +3,18 @@
 //! Invariants: the source is only read, never changed or linked; metadata and logs are made
 //! here, so that what was put looks like what a client wrote into a draft.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::content::{PATIENCE, Storer};
 use super::here::now_ns;
 use super::ingest::Memory;
+use super::only::Only;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, Work, untar};
@@ -83,16 +86,42 @@ impl Cache {
         request: SealRequest,
         work: &Work,
     ) -> Result<Sealed> {
+        self.put_part(dir, &Only::All, &metadata(&request.key, facts), logs, &request, work)
+    }
+
+    /// Stores some paths below a directory as `outputs/`, with `extra` members in the metadata.
+    pub fn put_outputs(
+        &self,
+        (dir, outputs): (&Path, &[PathBuf]),
+        (facts, extra): (&TaskFacts, BTreeMap<String, serde_json::Value>),
+        logs: [Option<&Path>; 2],
+        request: SealRequest,
+        work: &Work,
+    ) -> Result<Sealed> {
+        let only = Only::Paths(outputs.iter().map(|o| o.as_os_str().as_bytes().to_vec()).collect());
+        let metadata = Metadata { extra, ..metadata(&request.key, facts) };
+        self.put_part(dir, &only, &metadata, logs, &request, work)
+    }
+
+    fn put_part(
+        &self,
+        dir: &Path,
+        only: &Only,
+        metadata: &Metadata,
+        logs: [Option<&Path>; 2],
+        request: &SealRequest,
+        work: &Work,
+    ) -> Result<Sealed> {
         let top = open_dir(dir)?;
-        let metadata = metadata(&request.key, facts);
         let logs = logs.map(|l| l.map(Log::File));
         let stash = Stash::new(self);
         let storer = Storer { work: Some(work), ..self.foreign(&stash) };
-        self.seal_plan(&storer, &request, || {
-            let mut plan = plan_beside(&metadata, &logs)?;
+        self.seal_plan(&storer, request, || {
+            let mut plan = plan_beside(metadata, &logs)?;
             let attrs = top_attrs(top.as_fd()).map_err(|e| CacheError::io("read", dir, e))?;
             let outputs = plan.builder.dir(plan.builder.top(), b"outputs", attrs)?;
-            plan.add_tree(outputs, Tree::new(top.as_fd(), &dir.display().to_string(), false)?)?;
+            let tree = Tree::new(top.as_fd(), &dir.display().to_string(), false)?;
+            plan.add_part(outputs, tree, only.clone())?;
             Ok(plan)
         })
     }

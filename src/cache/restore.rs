@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, renameat, renameat2};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
+use super::only::Only;
+use super::place::Shift;
 use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at, ingest};
 use crate::model::manifest::Record;
 use crate::model::{Manifest, RecordKind};
@@ -41,15 +43,14 @@ impl Entry {
             }
             _ => CacheError::io("create", dest, e),
         })?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let top = nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
-            .map_err(|e| CacheError::io("open", dest, e.into()))?;
+        let top = open_top(dest)?;
         self.cache().touch(self);
         let manifest = self.manifest()?;
         match manifest.find(b"outputs") {
             Some(outputs) => {
                 work.expect(manifest.files(), manifest.logical_bytes());
-                Restorer::new(self, &manifest, top, dest.to_owned(), how, force, work).run(outputs)
+                let restorer = Restorer::new(self, &manifest, top, dest.to_owned(), how, force, work);
+                restorer.run(outputs).map_err(|(e, _)| e)
             }
             None => Ok(Restored::default()),
         }
@@ -59,14 +60,21 @@ impl Entry {
     pub(super) fn restore_into(&self, top: BorrowedFd<'_>, record: u32, how: RestoreAs) -> Result<Restored> {
         let own = top.try_clone_to_owned().map_err(|e| CacheError::io("open", "the draft", e))?;
         let (manifest, work) = (self.manifest()?, Work::default());
-        Restorer::new(self, &manifest, own, PathBuf::new(), how, true, &work).run(record)
+        Restorer::new(self, &manifest, own, PathBuf::new(), how, true, &work).run(record).map_err(|(e, _)| e)
     }
 }
 
+/// Opens the directory that is restored into.
+pub(super) fn open_top(dest: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(dest, flags, nix::sys::stat::Mode::empty())
+        .map_err(|e| CacheError::io("open", dest, e.into()))
+}
+
 /// One restore.
-struct Restorer<'a> {
+pub(super) struct Restorer<'a> {
     entry: &'a Entry,
-    manifest: &'a Manifest,
+    pub(super) manifest: &'a Manifest,
     top: OwnedFd,
     /// What the top is called in messages.
     label: PathBuf,
@@ -75,10 +83,28 @@ struct Restorer<'a> {
     work: &'a Work,
     reflinks_work: bool,
     done: Restored,
-    /// Directories in the order they were entered: record, position of the parent, made by us.
-    dirs: Vec<(u32, usize, bool)>,
+    /// What of the tree is wanted.
+    pub(super) only: Only,
+    /// What the entry does not have goes, and what is alike gets its mode and time.
+    pub(super) exact: bool,
+    /// Other modification times than the entry's.
+    pub(super) shift: Option<Shift>,
+    /// The file whose content was asked for last.
+    filling: Option<PathBuf>,
+    /// Directories in the order they were entered.
+    dirs: Vec<Dir>,
     /// Canonical record → where the first of its hard links was written.
     written: HashMap<u32, (usize, Vec<u8>)>,
+}
+
+/// A directory that was entered.
+struct Dir {
+    record: u32,
+    /// Its parent's position; the top's is its own.
+    parent: usize,
+    /// It was made by us.
+    made: bool,
+    only: Only,
 }
 
 /// A directory that is being filled.
@@ -88,7 +114,7 @@ struct Place<'d> {
 }
 
 impl<'a> Restorer<'a> {
-    fn new(
+    pub(super) fn new(
         entry: &'a Entry,
         manifest: &'a Manifest,
         top: OwnedFd,
@@ -107,31 +133,49 @@ impl<'a> Restorer<'a> {
             work,
             reflinks_work: true,
             done: Restored::default(),
+            only: Only::All,
+            exact: false,
+            shift: None,
+            filling: None,
             dirs: Vec::new(),
             written: HashMap::new(),
         }
     }
 
-    fn run(mut self, from: u32) -> Result<Restored> {
-        self.dirs.push((from, 0, false));
+    /// Restores what is below the directory `from`. With an error comes the file whose content was asked for last.
+    pub(super) fn run(mut self, from: u32) -> std::result::Result<Restored, (CacheError, Option<PathBuf>)> {
+        self.dirs.push(Dir { record: from, parent: 0, made: false, only: self.only.clone() });
+        match self.fill_dirs().and_then(|()| self.finish_dirs()) {
+            Ok(()) => Ok(self.done),
+            Err(e) => Err((e, self.filling)),
+        }
+    }
+
+    fn fill_dirs(&mut self) -> Result<()> {
         let mut next = 0;
         while next < self.dirs.len() {
             let fd = self.open_dir(next)?;
             let place = Place { index: next, fd: fd.as_fd() };
-            for child in self.manifest.children(self.dirs[next].0) {
-                self.child(&place, child)?;
+            let Dir { record, made, ref only, .. } = self.dirs[next];
+            let only = only.clone();
+            if self.exact && !made && only.is_all() {
+                self.prune(place.fd, record, &self.path(next, b""))?;
+            }
+            for child in self.manifest.children(record) {
+                if let Some(only) = only.child(self.manifest.name(child)) {
+                    self.child(&place, child, only)?;
+                }
             }
             next += 1;
         }
-        self.finish_dirs()?;
-        Ok(self.done)
+        Ok(())
     }
 
     fn names(&self, mut index: usize) -> Vec<&'a [u8]> {
         let mut names = Vec::new();
         while index != 0 {
-            names.push(self.manifest.name(self.dirs[index].0));
-            index = self.dirs[index].1;
+            names.push(self.manifest.name(self.dirs[index].record));
+            index = self.dirs[index].parent;
         }
         names.reverse();
         names
@@ -149,18 +193,27 @@ impl<'a> Restorer<'a> {
             .map_err(|e| CacheError::io("open", self.path(index, b""), e))
     }
 
-    fn record(&self, record: u32) -> &'a Record {
+    pub(super) fn record(&self, record: u32) -> &'a Record {
         self.manifest.get(record).expect("children are records")
     }
 
-    fn child(&mut self, place: &Place<'_>, record: u32) -> Result<()> {
+    /// The modification time that a record gets.
+    pub(super) fn time(&self, record: u32) -> i64 {
+        let own = self.record(record).mtime_ns();
+        self.shift.as_ref().map_or(own, |shift| shift.time(own))
+    }
+
+    fn child(&mut self, place: &Place<'_>, record: u32, only: Only) -> Result<()> {
         let name = self.manifest.name(record);
         let there = at::stat_if_any(place.fd, name)
             .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?;
         match self.record(record).kind() {
-            RecordKind::Dir => self.dir(place, record, there),
+            RecordKind::Dir => self.dir(place, record, there, only),
             _ => match there {
                 Some(stat) if self.alike(place, record, &stat)? => {
+                    if self.exact {
+                        self.refresh(place.fd, record, &stat, &self.path(place.index, name))?;
+                    }
                     self.done.kept += 1;
                     self.work.did(1, self.record(record).size());
                     Ok(())
@@ -174,7 +227,7 @@ impl<'a> Restorer<'a> {
         if self.force { Ok(()) } else { Err(CacheError::InTheWay(self.path(place.index, name))) }
     }
 
-    fn dir(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
+    fn dir(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>, only: Only) -> Result<()> {
         let name = self.manifest.name(record);
         let fail = |e| CacheError::io("create", self.path(place.index, name), e);
         let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
@@ -186,7 +239,7 @@ impl<'a> Restorer<'a> {
         if make {
             at::mkdir(place.fd, name, 0o700).map_err(fail)?;
         }
-        self.dirs.push((record, place.index, make));
+        self.dirs.push(Dir { record, parent: place.index, made: make, only });
         Ok(())
     }
 
@@ -266,12 +319,13 @@ impl<'a> Restorer<'a> {
         }
         if wanted.kind() == RecordKind::Symlink {
             let made = symlinkat(manifest.target(record), place.fd, temp).map_err(io::Error::from);
-            let made = made.and_then(|()| at::set_mtime(place.fd, temp, wanted.mtime_ns()));
+            let made = made.and_then(|()| at::set_mtime(place.fd, temp, self.time(record)));
             made.map_err(|e| CacheError::io("create", self.path(place.index, name), e))?;
             self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
             return Ok(());
         }
         let path = self.path(place.index, name);
+        self.filling = Some(path.clone());
         let fail = |e| CacheError::io("write", &path, e);
         let file = at::create_new(place.fd, temp, 0o600).map_err(fail)?;
         self.fill(&file, record, &path)?;
@@ -279,7 +333,7 @@ impl<'a> Restorer<'a> {
         // By the open file: 0o200 is part of the mode, so nothing later needs more rights.
         let mode = nix::sys::stat::Mode::from_bits_truncate(wanted.perm() | 0o200);
         nix::sys::stat::fchmod(&file, mode).map_err(|e| fail(e.into()))?;
-        at::set_mtime(place.fd, temp, wanted.mtime_ns()).map_err(fail)?;
+        at::set_mtime(place.fd, temp, self.time(record)).map_err(fail)?;
         self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
         self.done.files += 1;
         self.done.bytes += wanted.size();
@@ -323,15 +377,16 @@ impl<'a> Restorer<'a> {
     /// into a directory changes its time, and a read-only one could not be written into.
     fn finish_dirs(&self) -> Result<()> {
         let manifest = self.manifest;
-        for (record, parent, made) in self.dirs.iter().skip(1).rev() {
-            if !made {
+        for Dir { record, parent, made, only } in self.dirs.iter().skip(1).rev() {
+            let ours = *made || self.exact && only.is_all();
+            if !ours {
                 continue;
             }
             let (name, wanted) = (manifest.name(*record), self.record(*record));
             let fd = self.open_dir(*parent)?;
             at::set_xattrs(fd.as_fd(), name, manifest.xattrs(wanted))
                 .and_then(|()| at::chmod(fd.as_fd(), name, wanted.perm() | 0o200))
-                .and_then(|()| at::set_mtime(fd.as_fd(), name, wanted.mtime_ns()))
+                .and_then(|()| at::set_mtime(fd.as_fd(), name, self.time(*record)))
                 .map_err(|e| CacheError::io("finish", self.path(*parent, name), e))?;
         }
         Ok(())

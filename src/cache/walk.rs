@@ -14,6 +14,7 @@ use std::rc::Rc;
 use super::at;
 use super::error::CacheError;
 use super::ingest::FileId;
+use super::only::Only;
 use crate::model::manifest::{Attrs, NodeId, TreeBuilder};
 
 type Result<T> = std::result::Result<T, CacheError>;
@@ -93,6 +94,7 @@ struct Pending {
     dir: u32,
     depth: usize,
     fd: Rc<OwnedFd>,
+    only: Only,
 }
 
 impl Tree {
@@ -211,18 +213,30 @@ impl Plan {
     }
 
     /// Adds all that is below the top of `tree` to the directory `parent`.
-    pub fn add_tree(&mut self, parent: NodeId, mut tree: Tree) -> Result<()> {
+    pub fn add_tree(&mut self, parent: NodeId, tree: Tree) -> Result<()> {
+        self.add_part(parent, tree, Only::All)
+    }
+
+    /// Adds some of what is below the top of `tree` to the directory `parent`.
+    pub fn add_part(&mut self, parent: NodeId, mut tree: Tree, only: Only) -> Result<()> {
         let top = Rc::new(tree.open_dir(0).map_err(|e| CacheError::io("open", tree.path(0, b""), e))?);
-        let mut waiting = vec![Pending { node: parent, dir: 0, depth: 0, fd: top }];
+        let mut waiting = vec![Pending { node: parent, dir: 0, depth: 0, fd: top, only }];
         let mut links = HashMap::new();
         while let Some(dir) = waiting.pop() {
             let fd = self.open_pending(&tree, &dir)?;
             let listed = tree.list(dir.dir, fd.as_fd());
             let names = listed.map_err(|e| CacheError::io("read", tree.path(dir.dir, b""), e))?;
             for name in names {
+                let Some(only) = dir.only.child(&name) else { continue };
                 if let Some(child) = self.add_name(&mut tree, &dir, fd.as_fd(), &name, &mut links)? {
                     let held = if dir.depth < HELD_DEPTH { fd.clone() } else { dir.fd.clone() };
-                    waiting.push(Pending { node: child.0, dir: child.1, depth: dir.depth + 1, fd: held });
+                    waiting.push(Pending {
+                        node: child.0,
+                        dir: child.1,
+                        depth: dir.depth + 1,
+                        fd: held,
+                        only,
+                    });
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 mod clients;
 mod drafts;
+mod place;
 mod reading;
 mod restore;
 mod seal;
