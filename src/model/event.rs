@@ -66,6 +66,27 @@ pub enum EventKind {
         /// Why it did not parse.
         why: String,
     },
+    /// A run found its result.
+    Hit {
+        /// The task's name.
+        task: String,
+        /// The time that it spared, in milliseconds.
+        saved_ms: u64,
+    },
+    /// A run found none, executed its command and had a result.
+    Miss {
+        /// The task's name.
+        task: String,
+        /// Why it was executed.
+        reasons: Vec<String>,
+    },
+    /// A run gave no result.
+    Failed {
+        /// The task's name.
+        task: String,
+        /// How it ended.
+        status: String,
+    },
     /// A draft was dropped: abandoned, or removed by a user.
     DraftDropped {
         /// The draft's name.

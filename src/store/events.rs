@@ -194,6 +194,21 @@ impl Store {
         Ok(page)
     }
 
+    /// The newest record of a key that is `wanted`. Lines that cannot be read are passed over.
+    pub fn last_event(&self, key: &EntryKey, wanted: &dyn Fn(&EventKind) -> bool) -> Result<Option<Event>> {
+        // As it stands in a line; a key has nothing to escape.
+        let needle = format!("\"key\":\"{key}\"");
+        let has = |line: &&[u8]| std::str::from_utf8(line).is_ok_and(|line| line.contains(&needle));
+        for &first in segments(&self.events)?.iter().rev() {
+            let bytes = self.events.read_all(segment_name(first))?.unwrap_or_default();
+            let mut found = lines(&bytes).rev().filter(has).filter_map(|l| serde_json::from_slice(l).ok());
+            if let Some(event) = found.find(|e: &Event| e.key.as_ref() == Some(key) && wanted(&e.kind)) {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
     fn newest_event(&self, all: &[u64]) -> Result<u64> {
         if self.lock.is_some() {
             return Ok(self.log.lock().newest);

@@ -169,3 +169,30 @@ fn a_damaged_line_is_named_and_repair_keeps_the_others() {
     assert_eq!(seqs(&s, 0, 9).0, [1, next]);
     assert_eq!(fs::read_dir(s.root().join("quarantine")).unwrap().count(), 1);
 }
+
+#[test]
+fn the_last_word_about_a_key() {
+    let (_dir, s) = store();
+    let long = "x".repeat(100_000);
+    let evicted = |why: &str| EventKind::Evicted { why: why.into(), freed: 0 };
+    s.append_event(evicted("first"), Some(&key("abcd")), false).unwrap();
+    s.append_event(evicted("last"), Some(&key("abcd")), false).unwrap();
+    for _ in 0..25 {
+        note(&s, &long);
+    }
+    s.append_event(evicted("other"), Some(&key("abcde")), false).unwrap();
+    s.append_event(EventKind::Repaired { what: "\"key\":\"efgh\"".into() }, Some(&key("abcde")), false)
+        .unwrap();
+    assert!(segments(&s).len() >= 3);
+    let last = |name: &str| {
+        let wanted = |kind: &EventKind| matches!(kind, EventKind::Evicted { .. });
+        s.last_event(&key(name), &wanted).unwrap().map(|e| e.kind)
+    };
+    assert_eq!(last("abcd"), Some(evicted("last")));
+    assert_eq!(last("abcde"), Some(evicted("other")));
+    assert_eq!(last("efgh"), None);
+    assert!(matches!(
+        s.last_event(&key("abcd"), &|_| true).unwrap().unwrap().kind,
+        EventKind::Repaired { .. }
+    ));
+}
