@@ -23,10 +23,12 @@ use crate::model::BlobHash;
 /// The inputs of a task.
 #[derive(Debug, Default)]
 pub struct Gathered {
-    /// Sorted by path.
+    /// In the order of their paths.
     pub inputs: Vec<Input>,
     /// How many files were opened and read for it.
     pub read: u64,
+    /// Each as it was found.
+    found: Vec<(PathBuf, State)>,
     /// When the youngest of them was last modified, nanoseconds since 1970.
     pub newest_ns: i128,
 }
@@ -207,13 +209,13 @@ pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered)
             )));
         };
         gathered.inputs.push(Input { path: place.name(path), kind, hash });
+        gathered.found.push((path.clone(), state));
     }
     gathered.read = unknown.len() as u64;
     for (at, state, looked, hash) in read_all(&found, &unknown)? {
         gathered.inputs[at].hash = hash;
         remembered.put(state, looked, hash);
     }
-    gathered.inputs.sort();
     Ok(gathered)
 }
 
@@ -278,6 +280,33 @@ fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, Bl
     }
     same(&file)?;
     Ok((looked, BlobHash(*hasher.finalize().as_bytes())))
+}
+
+/// The name of the first input that is not what it was when it was gathered, if one is not.
+pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option<String> {
+    let mut same = |(path, before): &(PathBuf, State), input: &Input| {
+        let Ok(meta) = path.symlink_metadata() else { return false };
+        let state = State::of(&meta);
+        if state == *before {
+            return true;
+        }
+        // Touched, or written anew: its content counts.
+        match input.kind {
+            Kind::Link => std::fs::read_link(path)
+                .is_ok_and(|target| BlobHash::of(target.as_os_str().as_bytes()) == input.hash),
+            kind => {
+                let program = meta.permissions().mode() & 0o111 != 0;
+                let read = || read(path, &state, &mut vec![0; 1 << 17]).ok();
+                meta.is_file()
+                    && program == (kind == Kind::Program)
+                    && read().is_some_and(|(looked, hash)| {
+                        remembered.put(state, looked, hash);
+                        hash == input.hash
+                    })
+            }
+        }
+    };
+    gathered.found.iter().zip(&gathered.inputs).find(|(f, i)| !same(f, i)).map(|(_, i)| i.path.clone())
 }
 
 /// The hash of a program's file.

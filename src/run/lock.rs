@@ -90,6 +90,17 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Puts a task into the file at `path` as it is then: others may have written it meanwhile.
+    pub fn update(path: &Path, task: String, block: Block) -> Result<()> {
+        let dir = std::fs::File::open(dir_of(path)).map_err(|e| RunError::io("open", dir_of(path), e))?;
+        // Held until the end; whoever does not know of it is no worse off than with two editors.
+        let _turn = nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusive)
+            .map_err(|(_, e)| RunError::io("lock", path, e.into()))?;
+        let mut lock = Lock::read(path)?.unwrap_or_default();
+        lock.tasks.insert(task, block);
+        lock.write(path)
+    }
+
     /// The file's text.
     pub fn to_text(&self) -> String {
         let mut out =
@@ -103,18 +114,21 @@ impl Lock {
     /// Writes it aside and renames it.
     pub fn write(&self, path: &Path) -> Result<()> {
         let fail = |e| RunError::io("write", path, e);
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
         let mut aside = tempfile::Builder::new()
             .prefix(".outfs-lock-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(dir)
+            .tempfile_in(dir_of(path))
             .map_err(fail)?;
         aside.write_all(self.to_text().as_bytes()).map_err(fail)?;
         aside.persist(path).map_err(|e| fail(e.error))?;
         Ok(())
+    }
+}
+
+fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
     }
 }
 

@@ -1,29 +1,44 @@
 //! Cached execution: a task's key, the decision whether it is run, and why.
 //!
 //! Purpose: what `outfs run` does, as functions over plain data: which inputs a task has, the key made of
-//! them, what is compared with what to say why a task runs, and running it. Invariants: equal state gives
+//! them, what is compared with what to say why a task runs, and running it with its output kept and nothing left behind. Invariants: equal state gives
 //! equal keys, wherever a project lies; nothing of a secret is kept but a keyed hash; a cache that fails
 //! never fails the task. Must not know: the command line, terminals, the control socket (it
 //! asks a [`Shelf`] for what a store knows).
 
+mod capture;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
 mod error;
+mod exec;
+#[cfg(test)]
+mod exec_tests;
+mod flow;
+mod guard;
 mod inputs;
 #[cfg(test)]
 mod inputs_tests;
 mod key;
+mod ledger;
 mod lock;
+mod outputs;
+mod prepare;
 mod remembered;
 mod shelf;
+mod signals;
 mod spec;
 mod text;
 
+pub use capture::{Capture, Order, Sink, Writers};
 pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
 pub use error::RunError;
-pub use inputs::{Gathered, gather, hash_program};
+pub use exec::{End, Outcome, Plan, execute};
+pub use flow::{Report, Voice, Ways, run};
+pub use guard::guard;
+pub use inputs::{Gathered, changed_since, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
+pub use ledger::{LastRun, Ledger, Stand};
 pub use lock::{Block, Lock};
 pub use remembered::{Remembered, State};
 pub use shelf::*;

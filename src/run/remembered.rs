@@ -8,16 +8,15 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::outputs::clock_tick;
 use crate::model::BlobHash;
 
 /// Starts the file; the number is the version of its form.
 const MAGIC: &[u8; 16] = b"outfs inputs 1\n\0";
 /// Bytes of a record.
 const RECORD: usize = 8 * 7 + 4 + 32;
-/// The file's time may be so much behind the clock: the longest tick of a kernel, twice.
-const TICK: Duration = Duration::from_millis(20);
 /// What was not asked for so many days is forgotten.
 const KEPT_DAYS: u32 = 30;
 
@@ -53,7 +52,8 @@ impl State {
 
     /// Could it have been changed again at the moment `now` without looking different?
     fn is_racy(&self, now: SystemTime) -> bool {
-        let settled = now - TICK;
+        // A file's time may be a tick behind the clock.
+        let settled = now - 2 * clock_tick();
         let settled = settled.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
         self.mtime.max(self.ctime) >= settled
     }
@@ -169,6 +169,8 @@ fn parse(bytes: &[u8]) -> Option<HashMap<(u64, u64), Known>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn state(ino: u64, ns: i128) -> State {
@@ -205,7 +207,7 @@ mod tests {
     fn what_may_change_unseen_is_not_remembered() {
         let mut one = Remembered::open(None);
         let hash = BlobHash::of(b"x");
-        let tick = TICK.as_nanos() as u64;
+        let tick = 2 * clock_tick().as_nanos() as u64;
         for (ns, known) in [(LATE, false), (LATE + 1, false), (LATE - tick, false), (LATE - tick - 1, true)] {
             let state = state(ns, ns.into());
             one.put(state, at(LATE), hash);

@@ -15,6 +15,9 @@ use super::decide::Earlier;
 use crate::cache::{RestoreAs, Restored};
 use crate::model::{EntryKey, ManifestHash};
 
+/// The member of an entry's metadata that has what a run knows.
+pub const MEMBER: &str = "outfs";
+
 /// Why a store could not do it, for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -170,6 +173,17 @@ pub struct Node {
 
 /// Paths below `outputs/` as [text](super::text()), and what they are.
 pub type Nodes = BTreeMap<String, Node>;
+
+/// What outputs hash to: the same for the same paths, types, executable bits, contents and link targets.
+pub fn nodes_hash(nodes: &Nodes) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("outfs run outputs 1");
+    for (path, node) in nodes {
+        for part in [path, &node.kind, &node.content] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
 
 /// What a run needs of a store.
 pub trait Shelf {

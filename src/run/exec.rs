@@ -1,0 +1,304 @@
+//! Running a command: its output live and kept, its time limited, nothing of it left behind.
+//!
+//! Purpose: the one place that starts a task's processes; a sandbox is a longer argument vector.
+//! Invariants: standard input is empty; both outputs are passed on as they come and kept within bounds; at
+//! the time limit, or when outfs is asked to end, the whole process group is told so and killed
+//! after a grace; when this returns, nothing of the group is alive. Must not know: keys, stores, terminals.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use super::capture::{Capture, Order, Sink};
+use super::guard::{die_with_parent, kill_descendants, not_started};
+use super::signals::Signals;
+
+/// How long a guard that was told to end everything may take.
+const LAST_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan<'a> {
+    /// The command; a sandbox puts its own words before it.
+    pub argv: &'a [OsString],
+    /// Where.
+    pub cwd: &'a Path,
+    /// Variables to set, or to take away, in this process's environment.
+    pub env: &'a [(OsString, Option<OsString>)],
+    /// How [`guard`](super::guard()) is started: a program and arguments that take a command behind them. Without it
+    /// what the command leaves outside its process group may outlive a killed outfs.
+    pub guard: &'a [OsString],
+    /// Until it is ended.
+    pub timeout: Option<Duration>,
+    /// Between being asked to end and being killed.
+    pub grace: Duration,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this exit code (128 and the signal's number when one killed it).
+    Exited(u8),
+    /// It took too long.
+    TimedOut,
+    /// This process was asked to end by this signal.
+    Interrupted(i32),
+}
+
+impl End {
+    /// The exit code that says so.
+    pub fn code(self) -> u8 {
+        match self {
+            End::Exited(code) => code,
+            End::TimedOut => 124,
+            End::Interrupted(signal) => 128 + signal as u8,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// Standard output, maybe cut.
+    pub stdout: Vec<u8>,
+    /// Standard error, maybe cut.
+    pub stderr: Vec<u8>,
+    /// How the two were interleaved.
+    pub order: Order,
+    /// From start to end.
+    pub duration: Duration,
+}
+
+/// A command that runs.
+struct Running {
+    child: Child,
+    /// Ending this tells the guard to end everything.
+    leash: Option<ChildStdin>,
+    pidfd: OwnedFd,
+    status: Option<ExitStatus>,
+    pipes: [Option<File>; 2],
+    captures: [Capture; 2],
+    order: Order,
+}
+
+/// Runs a command to its end. An error is one of starting or of watching it; then nothing runs any more.
+pub fn execute(plan: &Plan<'_>, sink: &mut dyn Sink) -> io::Result<Outcome> {
+    let started = Instant::now();
+    let signals = Signals::catch(&[])?;
+    if !plan.guard.is_empty() {
+        // What a killed guard leaves comes to us.
+        nix::sys::prctl::set_child_subreaper(true)?;
+    }
+    let mut running = match Running::start(plan) {
+        Ok(running) => running,
+        Err(e) if plan.guard.is_empty() => {
+            let code = not_started(&e);
+            let said = format!(
+                "outfs: {}: {e}\n",
+                plan.argv.first().map(|a| a.to_string_lossy()).unwrap_or_default()
+            );
+            sink.wrote(true, said.as_bytes());
+            return Ok(Outcome::without_run(End::Exited(code), started));
+        }
+        Err(e) => return Err(e),
+    };
+    let ended = running.watch(plan, &signals, sink, started);
+    // Whatever happened: nothing stays.
+    running.end();
+    let end = ended?;
+    let [out, err] = running.captures;
+    let whole = out.is_whole() && err.is_whole();
+    let order = if whole { running.order } else { Order::default() };
+    let (stdout, stderr) = (out.into_bytes(), err.into_bytes());
+    Ok(Outcome { end, stdout, stderr, order, duration: started.elapsed() })
+}
+
+impl Outcome {
+    fn without_run(end: End, started: Instant) -> Outcome {
+        let (stdout, stderr) = (Vec::new(), Vec::new());
+        Outcome { end, stdout, stderr, order: Order::default(), duration: started.elapsed() }
+    }
+}
+
+impl Running {
+    fn start(plan: &Plan<'_>) -> io::Result<Running> {
+        let mut words = plan.guard.iter().chain(plan.argv);
+        let mut command = Command::new(words.next().ok_or(io::ErrorKind::NotFound)?);
+        let stdin = if plan.guard.is_empty() { Stdio::null() } else { Stdio::piped() };
+        command.args(words).current_dir(plan.cwd).stdin(stdin);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        for (name, value) in plan.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if plan.guard.is_empty() {
+            die_with_parent(&mut command);
+        }
+        let mut child = command.spawn()?;
+        let leash = child.stdin.take();
+        let pipes = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
+        let pipes = pipes.map(|p| p.map(File::from));
+        for pipe in pipes.iter().flatten() {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        let pidfd = pidfd(&child).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        let captures = Default::default();
+        Ok(Running { child, leash, pidfd, status: None, pipes, captures, order: Order::default() })
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    fn watch(
+        &mut self,
+        plan: &Plan<'_>,
+        signals: &Signals,
+        sink: &mut dyn Sink,
+        started: Instant,
+    ) -> io::Result<End> {
+        let mut why = None;
+        let mut deadline = plan.timeout.map(|t| started + t);
+        loop {
+            let ready = self.poll(signals, deadline)?;
+            self.drain(sink)?;
+            if let Some(signal) = signals.take() {
+                // Asked twice: at once.
+                let grace = if why.is_some() { Duration::ZERO } else { plan.grace };
+                self.tell(signal);
+                why.get_or_insert(End::Interrupted(signal));
+                deadline = Some(Instant::now() + grace);
+            }
+            if ready {
+                self.drain(sink)?;
+                let code = exit_code(self.reap()?);
+                return Ok(why.unwrap_or(End::Exited(code)));
+            }
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                deadline = match (why, self.leash.take()) {
+                    (None, leash) => {
+                        self.leash = leash;
+                        why = Some(End::TimedOut);
+                        self.tell(libc::SIGTERM);
+                        Some(Instant::now() + plan.grace)
+                    }
+                    (Some(_), Some(leash)) => {
+                        drop(leash);
+                        Some(Instant::now() + LAST_PATIENCE)
+                    }
+                    (Some(_), None) => {
+                        self.tell(libc::SIGKILL);
+                        None
+                    }
+                };
+            }
+        }
+    }
+
+    /// Waits for output, a signal, the end or the deadline; true when the process has ended.
+    fn poll(&self, signals: &Signals, deadline: Option<Instant>) -> io::Result<bool> {
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        // Rounded up, or the last millisecond would be waited for in a circle.
+        let timeout = left.map_or(PollTimeout::NONE, |l| {
+            PollTimeout::try_from(l + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![
+            PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.pipes.iter().flatten().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, timeout) {
+            Ok(_) => Ok(fds[0].any() == Some(true)),
+            Err(Errno::EINTR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes all that is there to be read.
+    fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let mut buffer = [0; 1 << 16];
+        for i in 0..2 {
+            while let Some(pipe) = &mut self.pipes[i] {
+                match pipe.read(&mut buffer) {
+                    Ok(0) => self.pipes[i] = None,
+                    Ok(n) => {
+                        sink.wrote(i == 1, &buffer[..n]);
+                        self.captures[i].push(&buffer[..n]);
+                        self.order.push(i == 1, n as u64);
+                        if n < buffer.len() {
+                            break;
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, signal: i32) {
+        if let Ok(signal) = Signal::try_from(signal) {
+            let _ = killpg(self.group(), signal);
+        }
+    }
+
+    /// Takes the status, and kills what is left of the group: before that, while the number is still ours.
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        self.tell(libc::SIGKILL);
+        let status = self.child.wait()?;
+        self.status = Some(status);
+        Ok(status)
+    }
+
+    /// Ends what is left: normally nothing.
+    fn end(&mut self) {
+        let guarded = self.leash.take().is_some();
+        let status = self.reap();
+        // A guard that was killed leaves us what it guarded.
+        if guarded && status.is_ok_and(|s| s.signal().is_some()) {
+            kill_descendants();
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, signal) => 128 + signal.unwrap_or(0) as u8,
+    }
+}
+
+/// A descriptor that is readable when the process has ended.
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and gives a new descriptor, which nobody else owns.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0);
+        match fd {
+            fd if fd < 0 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
+        }
+    }
+}

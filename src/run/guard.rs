@@ -1,0 +1,127 @@
+//! The process between outfs and a command: it sees to it that nothing of the command is left behind.
+//!
+//! Purpose: outfs may be killed at any time, and a command may start what it likes. The guard is the
+//! command's parent and adopts what the command leaves (a subreaper); it ends all of it when its
+//! standard input ends, which happens when outfs says so or is no more. Invariants: the command has
+//! a process group of its own; what is left of it when the command has ended is killed; the guard's exit
+//! code is the command's, as a shell says it. Must not know: what is run, or why.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::signals::Signals;
+
+/// How long what was killed may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A command that cannot be started, as shells say it: 127 not found, 126 anything else.
+pub fn not_started(e: &io::Error) -> u8 {
+    if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// Runs a command and looks after it; its exit code, and why it could not be run if so.
+pub fn guard(argv: &[OsString]) -> (u8, Option<io::Error>) {
+    watch(argv).unwrap_or_else(|e| (126, Some(e)))
+}
+
+fn watch(argv: &[OsString]) -> io::Result<(u8, Option<io::Error>)> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let signals = Signals::catch(&[libc::SIGCHLD])?;
+    let Some((program, arguments)) = argv.split_first() else {
+        return Ok((127, Some(io::ErrorKind::NotFound.into())));
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    die_with_parent(&mut command);
+    let child = match command.spawn() {
+        Ok(child) => Pid::from_raw(child.id() as i32),
+        Err(e) => return Ok((not_started(&e), Some(e))),
+    };
+    let stdin = io::stdin();
+    loop {
+        let mut fds =
+            [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals.fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        let told_to_end = fds[0].any() != Some(false);
+        if told_to_end {
+            kill_descendants();
+            return Ok((137, None));
+        }
+        if let Some(signal) = signals.take().and_then(|s| Signal::try_from(s).ok()) {
+            let _ = killpg(child, signal);
+        }
+        if let Some(code) = reap(child) {
+            let _ = killpg(child, Signal::SIGKILL);
+            return Ok((code, None));
+        }
+    }
+}
+
+/// The kernel kills a child whose parent was killed.
+pub(super) fn die_with_parent(command: &mut Command) {
+    let ask = || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        Ok(())
+    };
+    // SAFETY: one system call, which is allowed between fork and exec.
+    unsafe { command.pre_exec(ask) };
+}
+
+/// Takes the status of all children that have ended; the exit code of `child` if it is among them.
+fn reap(child: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => code = Some(status as u8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => code = Some(128 + signal as u8),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return code,
+        }
+    }
+}
+
+/// Kills all children until there are none: children of what is killed become ours.
+pub(super) fn kill_descendants() {
+    let end = Instant::now() + GONE_WITHIN;
+    while Instant::now() < end {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => return,
+            Ok(WaitStatus::StillAlive) => {
+                for child in children() {
+                    let _ = kill(child, Signal::SIGKILL);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The processes whose parent is this one.
+fn children() -> Vec<Pid> {
+    let us = std::process::id();
+    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| parent(*pid) == Some(us)).map(Pid::from_raw).collect()
+}
+
+fn parent(pid: i32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have spaces and parentheses in it; state and parent follow the last one.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}

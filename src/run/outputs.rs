@@ -1,0 +1,261 @@
+//! What stands at a task's declared outputs: cleared before a run, looked at after it.
+//!
+//! Invariants: nothing outside the declared paths is changed; a symlink on the way to an output is never
+//! followed, and one that stands there is taken away, not written through. Must not know: the store.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::shelf::{Node, Nodes};
+use super::{Result, RunError, text};
+
+/// Refuses outputs that lie behind a symlink: what is written there is somebody else's.
+pub fn check_way(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
+    for output in outputs {
+        for above in output.ancestors().skip(1).filter(|a| !a.as_os_str().is_empty()) {
+            if cwd.join(above).symlink_metadata().is_ok_and(|m| m.is_symlink()) {
+                return Err(RunError::usage(format!(
+                    "the output {} lies behind the symlink {}; declare that, or run where it leads",
+                    output.display(),
+                    above.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what stands at the outputs.
+pub fn clear(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
+    for output in outputs {
+        let path = cwd.join(output);
+        let gone = match path.symlink_metadata() {
+            Ok(meta) if meta.is_dir() => remove_dir(&path),
+            Ok(_) => std::fs::remove_file(&path),
+            Err(e) => Err(e),
+        };
+        match gone {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(RunError::io("clear the output", path, e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A mount point stays, empty.
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy && std::fs::read_dir(path)?.next().is_none() => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// The first output that is not there.
+pub fn missing<'a>(cwd: &Path, outputs: &'a [PathBuf]) -> Option<&'a Path> {
+    outputs.iter().find(|o| cwd.join(o).symlink_metadata().is_err()).map(PathBuf::as_path)
+}
+
+/// Everything at the outputs, outputs first, each with what it is.
+fn walk(
+    cwd: &Path,
+    outputs: &[PathBuf],
+    each: &mut dyn FnMut(&Path, &Metadata) -> io::Result<()>,
+) -> Result<()> {
+    let mut waiting: Vec<PathBuf> = outputs.to_vec();
+    while let Some(below) = waiting.pop() {
+        let path = cwd.join(&below);
+        let fail = |e| RunError::io("look at the output", &path, e);
+        let meta = path.symlink_metadata().map_err(fail)?;
+        each(&below, &meta).map_err(fail)?;
+        if meta.is_dir() {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&path).map_err(fail)? {
+                names.push(below.join(entry.map_err(fail)?.file_name()));
+            }
+            names.sort();
+            waiting.append(&mut names);
+        }
+    }
+    Ok(())
+}
+
+/// A mark of what stands at the outputs: as long as it is the same, they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// Hash of names, inodes, sizes, modes and times.
+    pub mark: String,
+    /// When anything last changed, nanoseconds since 1970.
+    changed_ns: i128,
+    /// The oldest file's modification time.
+    pub oldest_ns: i128,
+}
+
+impl Stamp {
+    /// Takes it; an error when an output is missing.
+    pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<Stamp> {
+        let mut hasher = blake3::Hasher::new();
+        let (mut changed_ns, mut oldest_ns) = (0, i128::MAX);
+        walk(cwd, outputs, &mut |below, meta| {
+            let path = below.as_os_str().as_bytes();
+            hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+            let ns = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
+            let (mtime, ctime) = (ns(meta.mtime(), meta.mtime_nsec()), ns(meta.ctime(), meta.ctime_nsec()));
+            let all = [meta.dev(), meta.ino(), u64::from(meta.mode()), meta.size()];
+            // What is in a directory is looked at itself.
+            let all = if meta.is_dir() { &all[..3] } else { &all[..] };
+            for n in all {
+                hasher.update(&n.to_le_bytes());
+            }
+            if !meta.is_dir() {
+                hasher.update(&mtime.to_le_bytes()).update(&ctime.to_le_bytes());
+                changed_ns = changed_ns.max(ctime);
+            }
+            if meta.is_file() {
+                oldest_ns = oldest_ns.min(mtime);
+            }
+            Ok(())
+        })?;
+        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), changed_ns, oldest_ns })
+    }
+
+    /// Waits until whatever changes from now on has a later time than this stamp has seen.
+    pub fn settle(&self) {
+        let tick = clock_tick();
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
+        let until = self.changed_ns + 2 * tick.as_nanos() as i128;
+        let left = until - now();
+        if (1..=i128::from(u32::MAX)).contains(&left) {
+            std::thread::sleep(Duration::from_nanos(left as u64).min(Duration::from_millis(50)));
+        }
+    }
+}
+
+/// How often the clock moves that files get their times from.
+pub(super) fn clock_tick() -> Duration {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec, which is ours.
+    let told = unsafe { libc::clock_getres(libc::CLOCK_REALTIME_COARSE, &mut tick) } == 0;
+    let slowest = Duration::from_millis(10);
+    if told { Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32) } else { slowest }
+}
+
+/// All that stands at the outputs, with the directories on the way, as an entry would have it.
+pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
+    let mut all = Nodes::new();
+    for above in outputs.iter().flat_map(|o| o.ancestors().skip(1)).filter(|a| !a.as_os_str().is_empty()) {
+        all.insert(text(above), Node { kind: "dir".into(), content: String::new() });
+    }
+    walk(cwd, outputs, &mut |below, meta| {
+        let path = cwd.join(below);
+        let (kind, content) = if meta.is_dir() {
+            ("dir", String::new())
+        } else if meta.is_symlink() {
+            ("symlink", text(std::fs::read_link(&path)?))
+        } else if meta.is_file() {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(std::fs::File::open(&path)?)?;
+            let program = meta.permissions().mode() & 0o111 != 0;
+            (if program { "program" } else { "file" }, hasher.finalize().to_hex().to_string())
+        } else {
+            return Err(io::Error::other("it is no file, directory or symlink"));
+        };
+        all.insert(text(below), Node { kind: kind.into(), content });
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Files below a directory that git neither tracks nor ignores; `None` outside git.
+pub fn untracked(cwd: &Path) -> Option<BTreeSet<PathBuf>> {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z", "--others", "--exclude-standard"])
+        .current_dir(cwd)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
+    listed.status.success().then(|| names().map(|n| PathBuf::from(OsStr::from_bytes(n))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn paths(list: &[&str]) -> Vec<PathBuf> {
+        list.iter().map(PathBuf::from).collect()
+    }
+
+    fn project() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let cwd = dir.path().join("p");
+        std::fs::create_dir_all(cwd.join("out/sub")).unwrap();
+        std::fs::create_dir(dir.path().join("cache")).unwrap();
+        std::fs::write(dir.path().join("cache/kept"), "kept").unwrap();
+        std::fs::write(cwd.join("out/sub/f"), "f").unwrap();
+        std::fs::write(cwd.join("app"), "app").unwrap();
+        symlink("../cache", cwd.join("link")).unwrap();
+        symlink("../../cache", cwd.join("out/link")).unwrap();
+        (dir, cwd)
+    }
+
+    #[test]
+    fn links_are_taken_away_and_not_followed() {
+        let (dir, cwd) = project();
+        check_way(&cwd, &paths(&["link", "out/link"])).unwrap();
+        let behind = check_way(&cwd, &paths(&["link/kept"])).unwrap_err();
+        assert!(behind.to_string().contains("behind the symlink link"), "{behind}");
+        clear(&cwd, &paths(&["app", "link", "out", "nothing", "app/below"])).unwrap();
+        assert_eq!(std::fs::read_dir(&cwd).unwrap().count(), 0);
+        assert_eq!(std::fs::read(dir.path().join("cache/kept")).unwrap(), b"kept");
+        assert_eq!(missing(&cwd, &paths(&["app"])), Some(Path::new("app")));
+    }
+
+    #[test]
+    fn a_stamp_sees_every_change() {
+        let (_dir, cwd) = project();
+        let outputs = paths(&["app", "out"]);
+        let take = || Stamp::take(&cwd, &outputs).unwrap().mark;
+        let base = take();
+        assert_eq!(base, take());
+        let mut seen = BTreeSet::from([base]);
+        let mut differs = |what: &str| assert!(seen.insert(take()), "{what}");
+        for n in 0..20 {
+            Stamp::take(&cwd, &outputs).unwrap().settle();
+            std::fs::write(cwd.join("app"), format!("{n:03}")).unwrap();
+            differs("content of the same size, at once");
+        }
+        std::fs::write(cwd.join("out/new"), "").unwrap();
+        differs("a file more");
+        std::fs::rename(cwd.join("out/new"), cwd.join("out/other")).unwrap();
+        differs("another name");
+        std::fs::set_permissions(cwd.join("app"), std::fs::Permissions::from_mode(0o700)).unwrap();
+        differs("another mode");
+        std::fs::remove_file(cwd.join("out/link")).unwrap();
+        symlink("elsewhere!", cwd.join("out/link")).unwrap();
+        differs("another target");
+        std::fs::remove_file(cwd.join("app")).unwrap();
+        assert!(Stamp::take(&cwd, &outputs).is_err());
+    }
+
+    #[test]
+    fn nodes_are_what_counts() {
+        let (_dir, cwd) = project();
+        let all = nodes(&cwd, &paths(&["out/sub", "link"])).unwrap();
+        let seen: Vec<_> = all.iter().map(|(p, n)| format!("{p} {} {}", n.kind, n.content.len())).collect();
+        assert_eq!(seen, ["link symlink 8", "out dir 0", "out/sub dir 0", "out/sub/f file 64"]);
+    }
+}

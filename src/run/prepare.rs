@@ -1,0 +1,162 @@
+//! From a task as it was asked for to the parts of its key: programs found, inputs hashed, variables read.
+//!
+//! Invariant: no value of a variable or secret leaves this file, only hashes. Must not know: what
+//! is decided by the key.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::inputs::{Gathered, gather, hash_program};
+use super::ledger::Ledger;
+use super::lock::Lock;
+use super::outputs::check_way;
+use super::remembered::Remembered;
+use super::spec::Task;
+use super::{Parts, Result, RunError, platform, secret_hash, text, value_hash};
+use crate::model::EntryKey;
+
+/// A task whose key is known.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub parts: Parts,
+    pub key: EntryKey,
+    pub gathered: Gathered,
+    pub remembered: Remembered,
+    /// The lock file's content; `None` when it is not there.
+    pub lock: Option<Lock>,
+}
+
+/// What preparing needs beside the task.
+pub(super) struct Around<'a> {
+    pub ledger: &'a Ledger,
+    pub lock: Option<&'a Path>,
+    pub team_key: Option<&'a [u8]>,
+    /// Asks the store what the outputs of a task's newest result hash to.
+    pub newest_outputs: &'a mut dyn FnMut(&str) -> Option<String>,
+}
+
+/// Finds out all parts of the key.
+pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
+    let cwd = &task.place.cwd;
+    check_way(cwd, &task.outputs)?;
+    let lock_file = around.lock.map(|l| cwd.join(l));
+    let lock = lock_file.as_deref().map(Lock::read).transpose()?.flatten();
+    let mut remembered = Remembered::open(around.ledger.inputs());
+    let program = find_program(&task.argv[0], cwd)?;
+    let mut tools = BTreeMap::new();
+    for tool in &task.tools {
+        let path = find_program(tool, cwd)?;
+        tools.insert(text(tool), hash_program(&path, &mut remembered)?.to_hex());
+    }
+    // The lock file is written by every run, so it is no input.
+    let apart: Vec<PathBuf> = task.outputs.iter().map(|o| cwd.join(o)).chain(lock_file).collect();
+    let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
+    let mut parts = Parts {
+        argv: task.argv.iter().map(text).collect(),
+        program: hash_program(&program, &mut remembered)?.to_hex(),
+        tools,
+        cwd: text(task.place.below()),
+        outputs: task.outputs.iter().map(text).collect(),
+        env: task.env.iter().map(|n| (n.clone(), hash_of(n))).collect(),
+        secrets: secrets(task, around.team_key)?,
+        params: task.params.clone(),
+        after: upstream(task, around.ledger, lock.as_ref(), around.newest_outputs)?,
+        platform: platform(),
+        sandbox: "none".into(),
+        network: "host".into(),
+        ..Parts::default()
+    };
+    parts.set_inputs(gathered.inputs.clone());
+    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock })
+}
+
+fn hash_of(name: &str) -> String {
+    value_hash(std::env::var_os(name).as_deref().map(OsStr::as_bytes))
+}
+
+fn secrets(task: &Task, team_key: Option<&[u8]>) -> Result<BTreeMap<String, String>> {
+    if task.secrets.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let key = team_key.filter(|k| !k.is_empty()).ok_or_else(|| {
+        RunError::usage(
+            "secrets are hashed with a key that your team shares: set OUTFS_SECRET_KEY, or name a file with \
+             --secret-key-file",
+        )
+    })?;
+    let hash = |n: &String| secret_hash(key, n, std::env::var_os(n).as_deref().map(OsStr::as_bytes));
+    Ok(task.secrets.iter().map(|n| (n.clone(), hash(n))).collect())
+}
+
+/// What the tasks before this one made: here, else by the lock file, else by the store.
+fn upstream(
+    task: &Task,
+    ledger: &Ledger,
+    lock: Option<&Lock>,
+    newest: &mut dyn FnMut(&str) -> Option<String>,
+) -> Result<BTreeMap<String, String>> {
+    let mut hashes = BTreeMap::new();
+    for name in &task.after {
+        let hash = match ledger.last_run(name) {
+            Some(last) => last.outputs_hash,
+            None => {
+                let locked = lock.and_then(|l| l.tasks.get(name)).and_then(|b| b.outputs_hash.clone());
+                locked.or_else(|| newest(name))
+            }
+        };
+        let hash = hash.ok_or_else(|| {
+            RunError::usage(format!(
+                "the task {name} has no result yet, and this one comes after it: run it first"
+            ))
+        })?;
+        hashes.insert(name.clone(), hash);
+    }
+    Ok(hashes)
+}
+
+/// The file that a command's name stands for, as a shell finds it.
+fn find_program(name: &OsStr, cwd: &Path) -> Result<PathBuf> {
+    let refuse = |why: &str, code| {
+        Err(RunError::Command { command: name.to_string_lossy().into_owned(), why: why.into(), code })
+    };
+    let usable =
+        |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name.as_bytes().contains(&b'/') {
+        let path = cwd.join(name);
+        return match path.metadata() {
+            Ok(_) if usable(&path) => Ok(path),
+            Ok(_) => refuse("it cannot be executed", 126),
+            Err(_) => refuse("not found", 127),
+        };
+    }
+    let dirs: OsString = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let found: Vec<PathBuf> = std::env::split_paths(&dirs).map(|d| cwd.join(d).join(name)).collect();
+    match found.iter().find(|p| usable(p)) {
+        Some(path) => Ok(path.clone()),
+        None if found.iter().any(|p| p.is_file()) => refuse("it cannot be executed", 126),
+        None => refuse("not found", 127),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_a_shell_finds_them() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("plain"), "").unwrap();
+        let code = |name: &str| match find_program(OsStr::new(name), dir.path()) {
+            Err(RunError::Command { code, .. }) => code,
+            other => panic!("{other:?}"),
+        };
+        assert!(find_program(OsStr::new("sh"), dir.path()).unwrap().is_absolute());
+        assert_eq!(
+            (code("./plain"), code("./nothing"), code("no-such-program-at-all"), code("/")),
+            (126, 127, 127, 126)
+        );
+    }
+}

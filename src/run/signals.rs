@@ -1,0 +1,68 @@
+//! Signals that ask a process to end, as something that can be polled.
+//!
+//! Invariant: a signal that was ignored when the process was started (nohup, a background job) stays ignored.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::{SigId, flag, low_level};
+
+/// While it lives, these signals are told here and do nothing else.
+pub(super) struct Signals {
+    last: Arc<AtomicUsize>,
+    wake: UnixStream,
+    registered: Vec<SigId>,
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a zeroed sigaction is valid to be written to; without a new action only the old one is told.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+impl Signals {
+    /// Catches what asks to end, and `more`.
+    pub fn catch(more: &[i32]) -> io::Result<Signals> {
+        let (wake, tell) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        let mut signals = Signals { last: Arc::default(), wake, registered: Vec::new() };
+        let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|s| !is_ignored(*s));
+        for signal in all {
+            signals.registered.push(flag::register_usize(signal, signals.last.clone(), signal as usize)?);
+            signals.registered.push(low_level::pipe::register(signal, tell.try_clone()?)?);
+        }
+        for signal in more {
+            signals.registered.push(low_level::pipe::register(*signal, tell.try_clone()?)?);
+        }
+        Ok(signals)
+    }
+
+    /// Readable when a signal came.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// The last one that asked to end, once.
+    pub fn take(&self) -> Option<i32> {
+        let mut rest = [0; 64];
+        while matches!(io::Read::read(&mut &self.wake, &mut rest), Ok(n) if n > 0) {}
+        match self.last.swap(0, Ordering::AcqRel) {
+            0 => None,
+            signal => Some(signal as i32),
+        }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for id in self.registered.drain(..) {
+            low_level::unregister(id);
+        }
+    }
+}
