@@ -6,6 +6,7 @@
 
 mod background;
 mod cat;
+mod diff;
 mod doctor;
 mod drafts;
 mod du;
@@ -23,13 +24,16 @@ mod pin;
 mod put;
 mod reject;
 mod restore;
+mod run;
 mod seal;
 mod session;
+mod shelf;
 mod show;
 mod stats;
 mod status;
 mod store;
 mod unmount;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,6 +81,9 @@ enum Command {
     Unmount(unmount::Unmount),
     Stop(unmount::Stop),
     Status(status::Status),
+    Run(Box<run::Run>),
+    Why(why::Why),
+    Diff(diff::Diff),
     Put(put::Put),
     Restore(restore::Restore),
     Ls(ls::Ls),
@@ -100,6 +107,7 @@ enum Command {
     Completions(generate::Completions),
     Man(generate::Man),
     Daemon(background::Background),
+    Guard(run::Guard),
 }
 
 /// What every command is given.
@@ -111,7 +119,7 @@ struct Context {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) if failure.kind == Kind::Hangup => ExitCode::SUCCESS,
         Err(failure) => {
             out::note(&out::clean(&failure.message));
@@ -120,16 +128,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
-        Command::Completions(c) => c.run(),
-        Command::Man(c) => c.run(),
-        Command::Daemon(c) => c.run(),
-        command => run_on_store(cli.store, command),
+        Command::Completions(c) => c.run()?,
+        Command::Man(c) => c.run()?,
+        Command::Daemon(c) => c.run()?,
+        Command::Guard(c) => return c.run(),
+        command => return run_on_store(cli.store, command),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Failure> {
     let store = match store.filter(|s| !s.as_os_str().is_empty()) {
         Some(store) => store,
         None => session::default_store()?,
@@ -140,32 +150,36 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<(), Failure>
         LogSpec { target: LogTarget::Stderr, json: false }.install("warn,outfs::cache::fsck=off")?;
     }
     match command {
-        Command::Mount(c) => c.run(&cx),
-        Command::Unmount(c) => c.run(&cx),
-        Command::Stop(c) => c.run(&cx),
-        Command::Status(c) => c.run(&cx),
-        Command::Put(c) => c.run(&cx),
-        Command::Restore(c) => c.run(&cx),
-        Command::Ls(c) => c.run(&cx),
-        Command::Show(c) => c.run(&cx),
-        Command::Cat(c) => c.run(&cx),
-        Command::Logs(c) => c.run(&cx),
-        Command::Du(c) => c.run(&cx),
-        Command::Drafts(c) => c.run(&cx),
-        Command::Seal(c) => c.run(&cx),
-        Command::Reject(c) => c.run(&cx),
-        Command::Evict(c) => c.run(&cx),
-        Command::Pin(c) => c.run(&cx),
-        Command::Unpin(c) => c.run(&cx),
-        Command::Gc(c) => c.run(&cx),
-        Command::Fsck(c) => c.run(&cx),
-        Command::Stats(c) => c.run(&cx),
-        Command::Events(c) => c.run(&cx),
-        Command::Import(c) => c.run(&cx),
-        Command::Store(c) => c.run(&cx),
-        Command::Doctor(c) => c.run(&cx),
-        Command::Completions(_) | Command::Man(_) | Command::Daemon(_) => Ok(()),
+        Command::Run(c) => return c.run(&cx),
+        Command::Why(c) => c.run(&cx)?,
+        Command::Diff(c) => c.run(&cx)?,
+        Command::Mount(c) => c.run(&cx)?,
+        Command::Unmount(c) => c.run(&cx)?,
+        Command::Stop(c) => c.run(&cx)?,
+        Command::Status(c) => c.run(&cx)?,
+        Command::Put(c) => c.run(&cx)?,
+        Command::Restore(c) => c.run(&cx)?,
+        Command::Ls(c) => c.run(&cx)?,
+        Command::Show(c) => c.run(&cx)?,
+        Command::Cat(c) => c.run(&cx)?,
+        Command::Logs(c) => c.run(&cx)?,
+        Command::Du(c) => c.run(&cx)?,
+        Command::Drafts(c) => c.run(&cx)?,
+        Command::Seal(c) => c.run(&cx)?,
+        Command::Reject(c) => c.run(&cx)?,
+        Command::Evict(c) => c.run(&cx)?,
+        Command::Pin(c) => c.run(&cx)?,
+        Command::Unpin(c) => c.run(&cx)?,
+        Command::Gc(c) => c.run(&cx)?,
+        Command::Fsck(c) => c.run(&cx)?,
+        Command::Stats(c) => c.run(&cx)?,
+        Command::Events(c) => c.run(&cx)?,
+        Command::Import(c) => c.run(&cx)?,
+        Command::Store(c) => c.run(&cx)?,
+        Command::Doctor(c) => c.run(&cx)?,
+        Command::Completions(_) | Command::Man(_) | Command::Daemon(_) | Command::Guard(_) => {}
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Requests carry absolute paths.

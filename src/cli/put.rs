@@ -62,6 +62,7 @@ impl Put {
             dir: path(&self.dir)?,
             stdout: path(&self.stdout)?,
             stderr: path(&self.stderr)?,
+            run: None,
             key: self.key,
             facts: TaskFacts {
                 task_id: self.task_id,

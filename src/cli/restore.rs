@@ -9,7 +9,7 @@ use super::out::{self, Streams};
 use super::session::Session;
 use super::{Context, Output, absolute, unexpected};
 use crate::cache::RestoreAs;
-use crate::control::{Failure, Reply, Request};
+use crate::control::{Failure, RawPath, Reply, Request};
 use crate::model::EntryKey;
 use crate::model::units::{counted, human_bytes};
 
@@ -63,7 +63,10 @@ impl Restore {
                     As::Auto => RestoreAs::Auto,
                     As::Reflink => RestoreAs::Reflink,
                     As::Copy => RestoreAs::Copy,
-                    As::Link => return self.print(session.call(Request::Link { key, dest })?),
+                    As::Link => {
+                        let request = Request::Link { key, dest, path: RawPath::default(), replace: false };
+                        return self.print(session.call(request)?);
+                    }
                 };
                 let (force, dir_mode) = (self.force, dir_mode());
                 let request = Request::Restore { key, dest, how, force, dir_mode };

@@ -171,7 +171,7 @@ pub(super) fn connect(store: &Path) -> Result<Option<Client>, Failure> {
 }
 
 /// Whether a store was ever made there.
-fn is_store(store: &Path) -> Result<bool, Failure> {
+pub(super) fn is_store(store: &Path) -> Result<bool, Failure> {
     match store.join("format").try_exists() {
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
             let message = format!(

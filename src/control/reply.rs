@@ -9,6 +9,7 @@ use crate::fuse::MountOptions;
 use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
+use crate::run::{Earlier, Found, Nodes, Placed};
 use crate::vfs::ViewOptions;
 
 /// An entry in a listing.
@@ -224,6 +225,27 @@ pub enum Reply {
     },
     /// To `Import`.
     Imported(ImportReport),
+    /// To `Find`.
+    Found(Found),
+    /// To `History`: the newest first.
+    History {
+        /// Keys and what they are made of.
+        entries: Vec<Earlier>,
+    },
+    /// To `Newest`.
+    Newest {
+        /// The entry, if there is one.
+        key: Option<EntryKey>,
+        /// What its outputs hash to.
+        outputs_hash: Option<String>,
+    },
+    /// To `Place`.
+    Placed(Placed),
+    /// To `Nodes`.
+    Nodes {
+        /// By path.
+        nodes: Nodes,
+    },
     /// To `Entries`.
     Entries {
         /// The page.

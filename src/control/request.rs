@@ -1,5 +1,6 @@
 //! Everything a client may ask. Paths are absolute: the daemon has another working directory.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use super::{LimitFlags, RawPath};
 use crate::cache::{FsckOptions, RestoreAs, TaskFacts};
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
+use crate::run::{Note, Times};
 use crate::vfs::ViewOptions;
 
 /// What to store, beside the outputs themselves.
@@ -23,6 +25,20 @@ pub struct PutRequest {
     pub stdout: Option<RawPath>,
     /// A file with the task's standard error.
     pub stderr: Option<RawPath>,
+    /// It is a run's result.
+    #[serde(default)]
+    pub run: Option<RunPut>,
+}
+
+/// What a run's result has that others have not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunPut {
+    /// Which paths of the directory are outputs.
+    pub outputs: Vec<RawPath>,
+    /// Members for the metadata.
+    pub extra: BTreeMap<String, serde_json::Value>,
+    /// Replace an entry with other outputs.
+    pub replace: bool,
 }
 
 /// Which log.
@@ -108,6 +124,12 @@ pub enum Request {
         key: EntryKey,
         /// The symlink to make.
         dest: RawPath,
+        /// What of the outputs it leads to; empty for all.
+        #[serde(default)]
+        path: RawPath,
+        /// Replace what stands there.
+        #[serde(default)]
+        replace: bool,
     },
     /// Streams `outputs/` as tar.
     RestoreTar {
@@ -134,6 +156,52 @@ pub enum Request {
         kind: ImportKind,
         /// The directory.
         source: RawPath,
+    },
+
+    // ---- for runs
+    /// Is there a result?
+    Find {
+        /// Its key.
+        key: EntryKey,
+        /// Outputs that it should have.
+        outputs: Vec<RawPath>,
+    },
+    /// What a task's results were made of.
+    History {
+        /// The task's name.
+        task: String,
+    },
+    /// A task's newest result.
+    Newest {
+        /// The task's name.
+        task: String,
+    },
+    /// Has exactly an entry's outputs stand at some paths.
+    Place {
+        /// The entry.
+        key: EntryKey,
+        /// The directory that the paths are relative to.
+        cwd: RawPath,
+        /// The paths.
+        outputs: Vec<RawPath>,
+        /// How.
+        how: RestoreAs,
+        /// With which modification times.
+        times: Times,
+    },
+    /// All that an entry's outputs are.
+    Nodes {
+        /// The entry.
+        key: EntryKey,
+    },
+    /// Writes to the event log.
+    Note {
+        /// The key concerned.
+        key: EntryKey,
+        /// The task's name.
+        task: String,
+        /// What happened.
+        note: Note,
     },
 
     // ---- what there is
@@ -239,6 +307,10 @@ impl Request {
                 | Request::Pins
                 | Request::Stats
                 | Request::Events { .. }
+                | Request::Find { .. }
+                | Request::History { .. }
+                | Request::Newest { .. }
+                | Request::Nodes { .. }
         )
     }
 
@@ -250,6 +322,7 @@ impl Request {
             | Request::Unmount { .. }
             | Request::Restore { .. }
             | Request::Link { .. }
+            | Request::Place { .. }
             | Request::Import { .. } => true,
             _ => false,
         }

@@ -1,5 +1,6 @@
 //! Requests that only a daemon answers; all others go to `control::dispatch`.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -129,17 +130,19 @@ impl Daemon {
     }
 
     /// A symlink into a view, and a lease that lasts as long as the symlink.
-    fn link(&self, key: &EntryKey, dest: &Path) -> Result<Reply, Failure> {
+    fn link(&self, key: &EntryKey, dest: &Path, path: &Path, replace: bool) -> Result<Reply, Failure> {
         let entry = hit(&self.cache, key)?;
-        if entry.manifest()?.find(b"outputs").is_none() {
-            return Err(Failure::failed(format!("the entry {key} has no outputs to link to")));
+        let below = Path::new("outputs").join(path);
+        if entry.manifest()?.find(below.as_os_str().as_bytes()).is_none() {
+            let what = below.display();
+            return Err(Failure::failed(format!("the entry {key} has no {what} to link to")));
         }
         let shows = |v: &ViewFacts| v.view.scope.as_ref().is_none_or(|keys| keys.contains(key));
         let view = self.views.facts().into_iter().find(shows).ok_or_else(|| {
             Failure::failed(format!("no view of this store shows {key}, so there is nothing to link to"))
         })?;
-        let target = view.at.0.join(key.as_str()).join("outputs");
-        self.links.make(&self.cache, entry, dest, target.clone())?;
+        let target = view.at.0.join(key.as_str()).join(below.components().as_path());
+        self.links.make(&self.cache, entry, dest, target.clone(), replace)?;
         Ok(Reply::Linked { target: target.into() })
     }
 }
@@ -152,7 +155,7 @@ impl Handler for Daemon {
             Request::Mount { at, view, mount, limits } => self.mount(&at.0, &view, &mount, &limits),
             Request::Unmount { at, lazy } => self.unmount(&at.0, lazy),
             Request::Stop { lazy } => self.stop(lazy),
-            Request::Link { key, dest } => self.link(&key, &dest.0),
+            Request::Link { key, dest, path, replace } => self.link(&key, &dest.0, &path.0, replace),
             request => {
                 let mut reply = dispatch(&self.cache, caller, request, channel)?;
                 if let Reply::Stats(stats) = &mut reply {

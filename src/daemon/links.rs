@@ -30,6 +30,26 @@ impl Link {
     }
 }
 
+/// Puts a symlink where something stands, in one step where that is no directory.
+fn replace_with_link(target: &Path, dest: &Path) -> io::Result<()> {
+    let name = dest.file_name().unwrap_or_default();
+    let aside = dest.with_file_name(format!(".outfs-{}-{}", std::process::id(), name.to_string_lossy()));
+    symlink(target, &aside)?;
+    let replaced = match dest.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => exchange(&aside, dest).and_then(|()| std::fs::remove_dir_all(&aside)),
+        _ => std::fs::rename(&aside, dest),
+    };
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    replaced
+}
+
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    Ok(renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE)?)
+}
+
 /// The links of a store, held.
 #[derive(Default)]
 pub struct Links {
@@ -56,10 +76,15 @@ impl Links {
         entry: Entry,
         dest: &Path,
         target: PathBuf,
+        replace: bool,
     ) -> Result<(), Failure> {
         let link = Link { key: entry.key().clone(), at: dest.into(), target: target.clone().into() };
         match symlink(&target, dest) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && link.stands() => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && replace => {
+                replace_with_link(&target, dest)
+                    .map_err(|e| Failure::failed(format!("cannot replace {}: {e}", dest.display())))?;
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let message = format!("{} exists; a link needs a free name", dest.display());
                 return Err(Failure::new(Kind::Exists, message));

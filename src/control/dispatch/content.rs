@@ -35,7 +35,7 @@ pub(super) fn put(
     Ok(stored(sealed))
 }
 
-fn stored(sealed: Sealed) -> Reply {
+pub(super) fn stored(sealed: Sealed) -> Reply {
     let new = matches!(sealed, Sealed::New(_));
     Reply::Stored { entry: entries::facts(sealed.into_entry().row()), new }
 }

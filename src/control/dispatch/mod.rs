@@ -5,6 +5,7 @@
 
 mod content;
 mod entries;
+mod runs;
 mod upkeep;
 mod watch;
 
@@ -39,7 +40,18 @@ pub fn dispatch(
     channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
     match request {
-        Request::Put(put) => content::put(cache, caller, &put, channel),
+        Request::Put(put) => match &put.run {
+            Some(run) => runs::keep(cache, caller, &put, run, channel),
+            None => content::put(cache, caller, &put, channel),
+        },
+        Request::Find { key, outputs } => runs::find(cache, &key, &outputs),
+        Request::History { task } => runs::history(cache, &task),
+        Request::Newest { task } => runs::newest(cache, &task),
+        Request::Place { key, cwd, outputs, how, times } => {
+            runs::place(cache, &key, (&cwd, &outputs), (how, times), channel)
+        }
+        Request::Nodes { key } => runs::nodes(cache, &key),
+        Request::Note { key, task, note } => runs::note(cache, &key, task, note),
         Request::Restore { key, dest, how, force, dir_mode } => {
             content::restore(cache, &key, &dest.0, (how, force, dir_mode), channel)
         }

@@ -1,0 +1,345 @@
+//! `outfs run`: a command, cached.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::shelf::StoreShelf;
+use super::{Context, out};
+use crate::cache::{CachePolicy, RestoreAs};
+use crate::control::{Failure, Kind};
+use crate::model::units::parse_duration;
+use crate::run::{
+    Held, Inputs, Place, Reason, Report, RunError, Shelf, Sink, Task, Times, Voice, Way, Ways, guard, run,
+};
+
+/// Between being asked to end and being killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// Reasons that are printed; the rest is counted.
+const SHOWN: usize = 10;
+/// What outfs itself exits with when it cannot run a command.
+const OWN_ERROR: u8 = 125;
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum As {
+    /// Reflinks where the file system can, else copies
+    Auto,
+    /// Share the data with the store, or run
+    Reflink,
+    /// Copies
+    Copy,
+    /// Symlinks into a mount, for whoever only reads
+    Link,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Policy {
+    /// Read and write
+    Normal,
+    /// Never write
+    Readonly,
+    /// Always run, and replace what is there
+    Writeonly,
+    /// Neither read nor write
+    Disabled,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Mtime {
+    /// Now, in the order they had
+    Now,
+    /// As they were made
+    Keep,
+}
+
+/// Run a command, or give back what it made before from the same inputs
+#[derive(Args)]
+#[command(after_help = "Examples: outfs run --output app -- make app\n          \
+        outfs run --task test --input 'src/**/*.py' --env CI -- pytest\n\n\
+        Exit codes: the command's own, 124 timed out, 125 outfs itself (also a missing output), 126 and 127 as \
+        shells.\nStandard input is empty. What counts is named: inputs, --env, --secret, --tool, --param, --after.")]
+pub(crate) struct Run {
+    /// The task's name, for the history [default: the program's name]
+    #[arg(long, value_name = "ID")]
+    task: Option<String>,
+    /// A file, a directory or a glob that is read [default: what git tracks or does not ignore]
+    #[arg(long, value_name = "PATH|GLOB")]
+    input: Vec<OsString>,
+    /// No file is read
+    #[arg(long, conflicts_with = "input")]
+    no_inputs: bool,
+    /// A file or directory that is made
+    #[arg(long, value_name = "PATH")]
+    output: Vec<PathBuf>,
+    /// A variable whose value counts
+    #[arg(long, value_name = "NAME")]
+    env: Vec<String>,
+    /// A variable whose value counts and is written nowhere
+    #[arg(long, value_name = "NAME")]
+    secret: Vec<String>,
+    /// A file with the key that secrets are hashed with [default: the variable OUTFS_SECRET_KEY]
+    #[arg(long, value_name = "FILE")]
+    secret_key_file: Option<PathBuf>,
+    /// A program whose content counts, beside the command's own
+    #[arg(long, value_name = "NAME")]
+    tool: Vec<OsString>,
+    /// Something else that counts
+    #[arg(long, value_name = "K=V", value_parser = parameter)]
+    param: Vec<(String, String)>,
+    /// A task whose outputs count
+    #[arg(long, value_name = "TASK")]
+    after: Vec<String>,
+    /// End the command after so long
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// What the cache may be used for
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "normal")]
+    policy: Policy,
+    /// Run it whatever is there, and replace that
+    #[arg(long, conflicts_with = "verify")]
+    force: bool,
+    /// Run a hit again and say what differs
+    #[arg(long)]
+    verify: bool,
+    /// Say every part of the key and what would happen
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep the results of commands that fail, too
+    #[arg(long)]
+    cache_failures: bool,
+    /// How outputs come back
+    #[arg(long = "as", value_enum, value_name = "HOW", default_value = "auto")]
+    how: As,
+    /// Which modification times they get
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "now")]
+    mtime: Mtime,
+    /// A file that says what each task's last run was made of, to be committed
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Print one JSON record at the end
+    #[arg(long)]
+    json: bool,
+    /// The command
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it like NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Run {
+    pub(super) fn run(self, cx: &Context) -> Result<ExitCode, Failure> {
+        let json = self.json;
+        let ended = self.execute(cx);
+        let report = match ended {
+            Ok(report) => report,
+            Err(e) => {
+                out::note(&out::clean(&e.to_string()));
+                let code = if let RunError::Command { code, .. } = e { code } else { OWN_ERROR };
+                return Ok(ExitCode::from(code));
+            }
+        };
+        if json {
+            out::json(&report)?;
+        } else if let Some(parts) = &report.parts {
+            print_plan(&report, parts)?;
+        } else if let Some(differs) = &report.differs {
+            print_differences(differs);
+        }
+        Ok(ExitCode::from(report.exit_code))
+    }
+
+    fn execute(self, cx: &Context) -> Result<Report, RunError> {
+        let cwd = std::env::current_dir().map_err(|e| RunError::io("find", ".", e))?;
+        let place = Place::of(&cwd);
+        let team_key = self.team_key()?;
+        let task = Task {
+            id: self.task.unwrap_or_else(|| Task::default_id(&self.command, &place)),
+            outputs: Task::outputs_of(&self.output, &place)?,
+            inputs: match (self.no_inputs, self.input.is_empty()) {
+                (false, true) => Inputs::Git,
+                _ => Inputs::Named(self.input),
+            },
+            argv: self.command,
+            place,
+            env: self.env,
+            secrets: self.secret,
+            tools: self.tool,
+            params: self.param.into_iter().collect::<BTreeMap<_, _>>(),
+            after: self.after,
+        };
+        let ways = Ways {
+            policy: match self.policy {
+                Policy::Normal => CachePolicy::Normal,
+                Policy::Readonly => CachePolicy::Readonly,
+                Policy::Writeonly => CachePolicy::Writeonly,
+                Policy::Disabled => CachePolicy::Disabled,
+            },
+            force: self.force,
+            verify: self.verify,
+            dry_run: self.dry_run,
+            cache_failures: self.cache_failures,
+            way: match self.how {
+                As::Auto => Way::Files(RestoreAs::Auto),
+                As::Reflink => Way::Files(RestoreAs::Reflink),
+                As::Copy => Way::Files(RestoreAs::Copy),
+                As::Link => Way::Link,
+            },
+            times: if self.mtime == Mtime::Keep { Times::Keep } else { Times::Now },
+            timeout: self.timeout,
+            grace: GRACE,
+            lock: self.lock,
+            team_key,
+            guard: vec!["/proc/self/exe".into(), "guard".into(), "--".into()],
+            memory: memory(),
+        };
+        let mut shelf = StoreShelf::new(&cx.store);
+        let mut teller = Teller { task: out::clean(&task.id) };
+        let report = run(&task, &ways, &mut shelf, &mut teller);
+        shelf.rest();
+        report
+    }
+
+    fn team_key(&self) -> Result<Option<Vec<u8>>, RunError> {
+        match &self.secret_key_file {
+            Some(file) => std::fs::read(file).map(Some).map_err(|e| RunError::io("read", file, e)),
+            None => Ok(std::env::var_os("OUTFS_SECRET_KEY").map(OsString::into_vec)),
+        }
+    }
+}
+
+/// Where projects are remembered; nowhere without a home.
+fn memory() -> Option<PathBuf> {
+    let dir = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|h| h.join(".cache"))).map(|d| d.join("outfs-run"))
+}
+
+/// Says what happens on standard error; the command's output goes where it belongs.
+struct Teller {
+    task: String,
+}
+
+impl Sink for Teller {
+    fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
+        // A reader that went away is no reason to end the command.
+        let _ = match stderr {
+            true => io::stderr().write_all(bytes),
+            false => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
+        };
+    }
+}
+
+impl Voice for Teller {
+    fn miss(&mut self, reasons: &[Reason]) {
+        for reason in reasons.iter().take(SHOWN) {
+            out::note(&format!("run {}: {}", self.task, out::clean(&reason.to_string())));
+        }
+        if reasons.len() > SHOWN {
+            out::note(&format!("run {}: and {} more reasons", self.task, reasons.len() - SHOWN));
+        }
+    }
+
+    fn hit(&mut self, held: &Held) {
+        let age = jiff::Timestamp::now().duration_since(held.made_at);
+        out::note(&format!(
+            "hit {}: saved {}, made {} ago",
+            self.task,
+            for_people(Duration::from_millis(held.duration_ms)),
+            for_people(age.try_into().unwrap_or_default())
+        ));
+    }
+
+    fn warn(&mut self, what: &str) {
+        out::note(&out::clean(&format!("warning: {what}")));
+    }
+}
+
+/// `1.2 s`, `5 min`: the two leading figures of a time.
+fn for_people(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        s if s < 1.0 => format!("{} ms", time.as_millis()),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86400.0),
+    }
+}
+
+fn print_plan(report: &Report, parts: &crate::run::Parts) -> Result<(), Failure> {
+    let one = |name: &str, value: &str| out::line(&format!("{name:<10} {}", out::clean(value)));
+    one("task", &report.task)?;
+    one("key", report.key.as_ref().map_or("", |k| k.as_str()))?;
+    one("command", &crate::run::shell_words(&parts.argv))?;
+    one("program", &parts.program)?;
+    one("directory", if parts.cwd.is_empty() { "." } else { &parts.cwd })?;
+    one("platform", &parts.platform)?;
+    one("sandbox", &parts.sandbox)?;
+    one("network", &parts.network)?;
+    let maps = [
+        ("tool", &parts.tools),
+        ("env", &parts.env),
+        ("secret", &parts.secrets),
+        ("param", &parts.params),
+        ("after", &parts.after),
+    ];
+    for (name, map) in maps {
+        for (k, v) in map {
+            one(name, &format!("{k} {v}"))?;
+        }
+    }
+    for output in &parts.outputs {
+        one("output", output)?;
+    }
+    for input in &parts.inputs {
+        one("input", &input.to_string())?;
+    }
+    match report.reasons.is_empty() {
+        true => one("would", "hit"),
+        false => report.reasons.iter().try_for_each(|r| one("would run", &r.to_string())),
+    }
+}
+
+fn print_differences(differs: &[String]) {
+    if differs.is_empty() {
+        out::note("verified: the same result again");
+    }
+    for path in differs {
+        out::note(&out::clean(&format!("differs: {path}")));
+    }
+}
+
+/// Look after a command (for outfs itself)
+#[derive(Args)]
+#[command(hide = true)]
+pub(crate) struct Guard {
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+impl Guard {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        // Else `ps` and `pgrep` would know it as "exe".
+        let _ = nix::sys::prctl::set_name(c"outfs");
+        let (code, error) = guard(&self.command);
+        if let Some(e) = error {
+            let program = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
+            return match code {
+                126 | 127 => {
+                    out::note(&out::clean(&format!("{program}: {e}")));
+                    Ok(ExitCode::from(code))
+                }
+                _ => Err(Failure::new(Kind::Failed, e.to_string())),
+            };
+        }
+        Ok(ExitCode::from(code))
+    }
+}

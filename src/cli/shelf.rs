@@ -1,0 +1,189 @@
+//! What runs need of a store, asked of its daemon or of the store itself.
+//!
+//! Invariant: a store is owned only while something is asked, so that a long task keeps nobody out.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::session::{Session, is_store};
+use super::{out, unexpected};
+use crate::cache::{RestoreAs, Restored, TaskFacts};
+use crate::control::{Channel, Failure, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunPut};
+use crate::model::EntryKey;
+use crate::run::{Earlier, Found, Keep, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Times, Way};
+
+/// A store, as runs know it.
+pub(super) struct StoreShelf {
+    store: PathBuf,
+    session: Option<Session>,
+}
+
+/// Streams data to a writer and nothing else.
+struct To<'a>(&'a mut dyn Write, io::Empty);
+
+impl Channel for To<'_> {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+    fn input(&mut self) -> &mut dyn Read {
+        &mut self.1
+    }
+    fn progress(&mut self, _: Progress) {}
+}
+
+fn raw(paths: &[PathBuf]) -> Vec<RawPath> {
+    paths.iter().map(|p| RawPath(p.clone())).collect()
+}
+
+fn failed(failure: Failure) -> ShelfError {
+    ShelfError(failure.message)
+}
+
+impl StoreShelf {
+    pub(super) fn new(store: &Path) -> StoreShelf {
+        StoreShelf { store: store.to_owned(), session: None }
+    }
+
+    fn ask_with(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Reply> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::open_or_create(&self.store).map_err(failed)?,
+        };
+        let answer = session.call_with(request, &mut To(to, io::empty())).map_err(failed);
+        self.session = Some(session);
+        answer
+    }
+
+    fn ask(&mut self, request: Request) -> Shelved<Reply> {
+        self.ask_with(request, &mut io::sink())
+    }
+
+    /// There is nothing to be read, and reading makes no store.
+    fn is_empty(&self) -> bool {
+        self.session.is_none() && matches!(is_store(&self.store), Ok(false))
+    }
+
+    fn files(
+        &mut self,
+        key: &EntryKey,
+        cwd: &Path,
+        outputs: &[PathBuf],
+        (how, times): (RestoreAs, Times),
+    ) -> Shelved<Placed> {
+        let request = Request::Place { key: key.clone(), cwd: cwd.into(), outputs: raw(outputs), how, times };
+        match self.ask(request)? {
+            Reply::Placed(placed) => Ok(placed),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn links(&mut self, key: &EntryKey, cwd: &Path, outputs: &[PathBuf]) -> Shelved<Placed> {
+        for output in outputs {
+            let dest = cwd.join(output);
+            if let Some(parent) = dest.parent() {
+                let made = std::fs::create_dir_all(parent);
+                made.map_err(|e| ShelfError(format!("cannot create {}: {e}", parent.display())))?;
+            }
+            let path = output.clone().into();
+            self.ask(Request::Link { key: key.clone(), dest: dest.into(), path, replace: true })?;
+        }
+        Ok(Placed::Done(Restored::default()))
+    }
+}
+
+impl Shelf for StoreShelf {
+    fn find(&mut self, key: &EntryKey, outputs: &[PathBuf]) -> Shelved<Found> {
+        if self.is_empty() {
+            return Ok(Found::UNKNOWN);
+        }
+        match self.ask(Request::Find { key: key.clone(), outputs: raw(outputs) })? {
+            Reply::Found(found) => Ok(found),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn history(&mut self, task: &str) -> Shelved<Vec<Earlier>> {
+        if self.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self.ask(Request::History { task: task.to_owned() })? {
+            Reply::History { entries } => Ok(entries),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn newest_outputs(&mut self, task: &str) -> Shelved<Option<String>> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        match self.ask(Request::Newest { task: task.to_owned() })? {
+            Reply::Newest { outputs_hash, .. } => Ok(outputs_hash),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn place(
+        &mut self,
+        key: &EntryKey,
+        cwd: &Path,
+        outputs: &[PathBuf],
+        way: Way,
+        times: Times,
+    ) -> Shelved<Placed> {
+        match way {
+            Way::Files(how) => self.files(key, cwd, outputs, (how, times)),
+            Way::Link => self.links(key, cwd, outputs).or_else(|e| {
+                out::note(&out::clean(&format!("the outputs are files, not links: {e}")));
+                self.files(key, cwd, outputs, (RestoreAs::Auto, times))
+            }),
+        }
+    }
+
+    fn log(&mut self, key: &EntryKey, stderr: bool, to: &mut dyn Write) -> Shelved<()> {
+        let stream = if stderr { LogStream::Stderr } else { LogStream::Stdout };
+        self.ask_with(Request::Log { key: key.clone(), stream }, to).map(drop)
+    }
+
+    fn nodes(&mut self, key: &EntryKey) -> Shelved<Nodes> {
+        match self.ask(Request::Nodes { key: key.clone() })? {
+            Reply::Nodes { nodes } => Ok(nodes),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn keep(&mut self, keep: &Keep<'_>) -> Shelved<bool> {
+        let request = Request::Put(PutRequest {
+            key: keep.key.clone(),
+            dir: Some(keep.cwd.into()),
+            facts: TaskFacts {
+                task_id: keep.task_id.to_owned(),
+                command: keep.command.clone(),
+                exit_code: keep.exit_code,
+                duration_ms: keep.duration_ms,
+            },
+            stdout: Some(keep.logs[0].into()),
+            stderr: Some(keep.logs[1].into()),
+            run: Some(RunPut {
+                outputs: raw(keep.outputs),
+                extra: keep.extra.clone(),
+                replace: keep.replace,
+            }),
+        });
+        match self.ask(request)? {
+            Reply::Stored { new, .. } => Ok(new),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn note(&mut self, key: &EntryKey, task: &str, note: Note) -> Shelved<()> {
+        self.ask(Request::Note { key: key.clone(), task: task.to_owned(), note }).map(drop)
+    }
+
+    fn rest(&mut self) {
+        if let Some(session) = self.session.take_if(|s| s.is_owner())
+            && let Err(e) = session.close()
+        {
+            out::note(&out::clean(&e.message));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `outfs why`: where a result comes from, and why its task was run.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::out;
+use super::session::Session;
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, Kind, Reply, Request, ShowFacts};
+use crate::model::EntryKey;
+use crate::run::{Found, MEMBER, Parts, Reason, shell_words};
+
+/// Say why a task was run, or what became of its result
+#[derive(Args)]
+#[command(after_help = "Example: outfs why build")]
+pub(crate) struct Why {
+    /// A task's name, or a key
+    #[arg(value_name = "TASK|KEY")]
+    what: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Why {
+    pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let mut session = Session::open(&cx.store)?;
+        let key = self.key(&mut session)?;
+        match session.call(Request::Find { key: key.clone(), outputs: Vec::new() })? {
+            Reply::Found(Found::Nothing { evicted, failed }) => {
+                let gone = evicted.map(|when| Reason::Evicted { when });
+                let gone = gone.or(failed.map(|status| Reason::PreviousRunIncomplete { status }));
+                self.print_gone(&key, gone)?;
+            }
+            Reply::Found(_) => {
+                let reply = session.call(Request::Show { key })?;
+                let Reply::Show(facts) = reply else { return Err(unexpected(reply)) };
+                self.print(&facts)?;
+            }
+            other => return Err(unexpected(other)),
+        }
+        session.close()
+    }
+
+    /// The key that is meant: of that name, else of the newest result of a task of that name.
+    fn key(&self, session: &mut Session) -> Result<EntryKey, Failure> {
+        if let Ok(key) = EntryKey::from_digest(&self.what) {
+            let found = session.call(Request::Find { key: key.clone(), outputs: Vec::new() })?;
+            if found != Reply::Found(Found::UNKNOWN) {
+                return Ok(key);
+            }
+        }
+        match session.call(Request::Newest { task: self.what.clone() })? {
+            Reply::Newest { key: Some(key), .. } => Ok(key),
+            Reply::Newest { key: None, .. } => Err(Failure::new(
+                Kind::NotFound,
+                format!("nothing is known of a task or key {}; 'outfs ls' lists entries", self.what),
+            )),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn print_gone(&self, key: &EntryKey, gone: Option<Reason>) -> Result<(), Failure> {
+        if self.output.json {
+            return out::json(&json!({ "key": key, "entry": null, "gone": gone }));
+        }
+        let said = gone.map_or_else(|| "nothing is known of it".to_owned(), |r| r.to_string());
+        out::line(&format!("{key}: {}", out::clean(&said)))
+    }
+
+    fn print(&self, facts: &ShowFacts) -> Result<(), Failure> {
+        let member =
+            facts.metadata.as_ref().and_then(|m| m.extra.get(MEMBER)).cloned().unwrap_or(Value::Null);
+        let reasons: Vec<Reason> = serde_json::from_value(member["reasons"].clone()).unwrap_or_default();
+        if self.output.json {
+            return out::json(&json!({ "key": facts.entry.key, "entry": facts, "reasons": reasons }));
+        }
+        let line = |name: &str, value: String| out::line(&format!("{name:<10} {}", out::clean(&value)));
+        line("key", facts.entry.key.to_string())?;
+        if let Some(m) = &facts.metadata {
+            line("task", m.task_id.clone())?;
+            line("command", shell_words(&m.command))?;
+            line(
+                "made",
+                format!("{}, in {} ms, exit code {}", out::time(m.created_at), m.duration_ms, m.exit_code),
+            )?;
+        }
+        let origin = &facts.origin;
+        line(
+            "by",
+            format!("{}, uid {}, on {}, from {}", origin.how, origin.uid, origin.host, origin.source),
+        )?;
+        if let Some(rejected) = &facts.rejected {
+            line("rejected", rejected.clone())?;
+        }
+        for reason in &reasons {
+            line("was run", reason.to_string())?;
+        }
+        if let Ok(parts) = serde_json::from_value::<Parts>(member["parts"].clone()) {
+            line("of", format!("{} inputs, outputs: {}", parts.input_count, parts.outputs.join(", ")))?;
+            for (task, _) in parts.after {
+                line("after", task)?;
+            }
+        }
+        Ok(())
+    }
+}

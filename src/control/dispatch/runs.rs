@@ -1,0 +1,183 @@
+//! What runs ask: is there a result, what was before it, have it stand here, keep this one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
+use super::watch::watched;
+use super::{Caller, content, held, hit};
+use crate::cache::{Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, RestoreAs, SealRequest};
+use crate::model::{EntryKey, EventKind, RecordKind};
+use crate::run::{Earlier, Found, Held, MEMBER, Node, Nodes, Note, Parts, Placed, Times, nodes_hash, text};
+
+/// At most so many earlier results are compared.
+const MOST_EARLIER: usize = 8;
+/// And no more of them than have so many inputs together.
+const MOST_INPUTS: u64 = 200_000;
+
+fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
+    raw.iter().map(|p| p.0.clone()).collect()
+}
+
+pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath]) -> Result<Reply, Failure> {
+    let found = match cache.lookup(key) {
+        Ok(Lookup::Hit { entry, metadata }) => match nodes_of(&entry) {
+            Ok(nodes) => {
+                let there = |o: &&RawPath| nodes.contains_key(&text(&o.0));
+                let order = metadata.extra.get(MEMBER).and_then(|m| m["order"].as_str());
+                Found::Entry(Box::new(Held {
+                    manifest: entry.manifest_hash(),
+                    outputs_hash: nodes_hash(&nodes),
+                    task_id: metadata.task_id.clone(),
+                    made_at: metadata.created_at,
+                    duration_ms: metadata.duration_ms,
+                    exit_code: metadata.exit_code,
+                    inferred: entry.row().inferred,
+                    missing: outputs.iter().find(|o| !there(o)).map(|o| text(&o.0)),
+                    order: order.unwrap_or_default().to_owned(),
+                }))
+            }
+            Err(e) => unreadable(e)?,
+        },
+        Ok(Lookup::Miss(Miss::NoEntry)) => nothing(cache, key)?,
+        Ok(Lookup::Miss(Miss::Rejected(reason))) => Found::Rejected { reason },
+        Ok(Lookup::Miss(miss @ Miss::BadMetadata(_))) => Found::Unreadable { why: miss.to_string() },
+        Err(e) => unreadable(e)?,
+    };
+    Ok(Reply::Found(found))
+}
+
+/// Damage is an answer; a store that fails is not.
+fn unreadable(e: CacheError) -> Result<Found, Failure> {
+    use crate::store::StoreError;
+    match &e {
+        CacheError::Store(StoreError::Missing { .. } | StoreError::Corrupt { .. }) => {
+            Ok(Found::Unreadable { why: e.to_string() })
+        }
+        _ => Err(e.into()),
+    }
+}
+
+/// What became of a key that has no entry: the last word of the event log.
+fn nothing(cache: &Cache, key: &EntryKey) -> Result<Found, Failure> {
+    let last = cache.store().last_event(key, &|kind| {
+        matches!(kind, EventKind::Evicted { .. } | EventKind::Failed { .. } | EventKind::Sealed { .. })
+    })?;
+    Ok(match last.map(|e| (e.at, e.kind)) {
+        Some((at, EventKind::Evicted { .. })) => Found::Nothing { evicted: Some(at), failed: None },
+        Some((_, EventKind::Failed { status, .. })) => Found::Nothing { evicted: None, failed: Some(status) },
+        _ => Found::UNKNOWN,
+    })
+}
+
+fn nodes_of(entry: &Entry) -> Result<Nodes, CacheError> {
+    let manifest = entry.manifest()?;
+    let mut nodes = BTreeMap::new();
+    for (index, path) in (0u32..).zip(manifest.paths()) {
+        let (Some(path), Some(record)) = (path.strip_prefix(b"outputs/"), manifest.get(index)) else {
+            continue;
+        };
+        let (kind, content) = match record.kind() {
+            RecordKind::Dir => ("dir", String::new()),
+            RecordKind::Symlink => ("symlink", name_text(manifest.target(index))),
+            RecordKind::File => (
+                if record.perm() & 0o111 != 0 { "program" } else { "file" },
+                record.hash().map(|h| h.to_hex()).unwrap_or_default(),
+            ),
+        };
+        nodes.insert(name_text(path), Node { kind: kind.into(), content });
+    }
+    Ok(nodes)
+}
+
+fn name_text(bytes: &[u8]) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    text(std::ffi::OsStr::from_bytes(bytes))
+}
+
+pub(super) fn nodes(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
+    Ok(Reply::Nodes { nodes: nodes_of(&held(cache, key)?)? })
+}
+
+/// The parts of a task's results, the newest first; results that no run made have none.
+pub(super) fn history(cache: &Cache, task: &str) -> Result<Reply, Failure> {
+    let mut entries = Vec::new();
+    let mut inputs = 0;
+    for row in cache.index().by_task(task, MOST_EARLIER)? {
+        let Some(entry) = cache.entry(&row.key, LeaseKind::Hold)? else { continue };
+        // A damaged one is no history.
+        let Ok(Ok(mut metadata)) = entry.metadata() else { continue };
+        let member = metadata.extra.remove(MEMBER);
+        let parts = member.and_then(|mut m| serde_json::from_value::<Parts>(m["parts"].take()).ok());
+        let Some(parts) = parts else { continue };
+        inputs += parts.input_count;
+        entries.push(Earlier { key: row.key, parts });
+        if inputs > MOST_INPUTS {
+            break;
+        }
+    }
+    Ok(Reply::History { entries })
+}
+
+pub(super) fn newest(cache: &Cache, task: &str) -> Result<Reply, Failure> {
+    for row in cache.index().by_task(task, MOST_EARLIER)? {
+        if let Ok(Lookup::Hit { entry, .. }) = cache.lookup(&row.key) {
+            return Ok(Reply::Newest {
+                key: Some(row.key),
+                outputs_hash: Some(nodes_hash(&nodes_of(&entry)?)),
+            });
+        }
+    }
+    Ok(Reply::Newest { key: None, outputs_hash: None })
+}
+
+pub(super) fn place(
+    cache: &Cache,
+    key: &EntryKey,
+    (cwd, outputs): (&RawPath, &[RawPath]),
+    (how, times): (RestoreAs, Times),
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let entry = hit(cache, key)?;
+    let newest = (times == Times::Now).then(crate::cache::now_ns);
+    let placed = watched(channel, (&format!("restoring {key}"), "file", "files"), |work| {
+        entry.place(&cwd.0, &paths(outputs), how, newest, work)
+    })?;
+    Ok(Reply::Placed(match placed {
+        Placement::Done(restored) => Placed::Done(restored),
+        Placement::Lost { path, why } => Placed::Lost { path: text(path), why },
+    }))
+}
+
+/// Stores some outputs of a directory, with what the run knows in the metadata.
+pub(super) fn keep(
+    cache: &Cache,
+    caller: &Caller,
+    put: &PutRequest,
+    run: &RunPut,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let dir = put.dir.as_ref().ok_or_else(|| Failure::failed("a run's outputs are in a directory"))?;
+    let request = SealRequest {
+        key: put.key.clone(),
+        origin: caller.origin("run", &dir.0.to_string_lossy()),
+        inferred: false,
+        replace: run.replace,
+    };
+    let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
+    let outputs = paths(&run.outputs);
+    let sealed = watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
+        cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, request, work)
+    })?;
+    Ok(content::stored(sealed))
+}
+
+pub(super) fn note(cache: &Cache, key: &EntryKey, task: String, note: Note) -> Result<Reply, Failure> {
+    let kind = match note {
+        Note::Hit { saved_ms } => EventKind::Hit { task, saved_ms },
+        Note::Miss { reasons } => EventKind::Miss { task, reasons },
+        Note::Failed { status } => EventKind::Failed { task, status },
+    };
+    cache.store().append_event(kind, Some(key), false)?;
+    Ok(Reply::Done)
+}

@@ -1,0 +1,11 @@
+//! `outfs run` as a user has it: the real program, real stores, real builds.
+//!
+//! Must not know: the crate's inside.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cache;
+mod ends;
+mod project;
+mod tasks;
