@@ -373,6 +373,34 @@ fn logs_go_where_they_are_sent() {
     assert_eq!(p.command(&["mount", "m1"]).env("OUTFS_LOG", "=x=").status().expect("outfs").code(), Some(2));
 }
 
+/// With a journal of our own, in a mount namespace of its own: not every machine runs systemd.
+#[test]
+fn the_journal_gets_the_log() {
+    common::need_root();
+    need("unshare");
+    let p = Place::new();
+    fs::create_dir(p.at("journal")).expect("mkdir");
+    let journal = std::os::unix::net::UnixDatagram::bind(p.at("journal/socket")).expect("bind");
+    journal.set_read_timeout(Some(common::SOON)).expect("a timeout");
+    let script = "mount -t tmpfs run /run && mkdir -p /run/systemd/journal && \
+                  mount --bind \"$1\" /run/systemd/journal && exec \"$2\" mount \"$3\" --foreground --log journal";
+    let mut c = Command::new("unshare");
+    c.args(["--mount", "sh", "-c", script, "journal"]).args([p.at("journal").as_os_str()]);
+    c.arg(env!("CARGO_BIN_EXE_outfs")).arg(p.at("m1")).env("OUTFS_STORE", p.at("store"));
+    let mut child = c.spawn().expect("unshare starts");
+    let mut buffer = [0; 4096];
+    let mut next = || {
+        let n = journal.recv(&mut buffer).expect("a record in time");
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    };
+    let first = next();
+    assert!(first.starts_with("PRIORITY=6\nSYSLOG_IDENTIFIER=outfs\nMESSAGE\n"), "{first}");
+    assert!(first.contains("the daemon runs"), "{first}");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("our own child");
+    while !next().contains("the daemon has ended") {}
+    assert!(child.wait().expect("our own child").success());
+}
+
 #[test]
 fn streams_go_through_the_daemon() {
     let p = Place::new();

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -10,6 +11,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::control::Failure;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// How long a record may wait to be taken.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A connection to the journal.
 #[derive(Clone)]
@@ -22,6 +26,8 @@ impl Journal {
         let connect = || -> io::Result<UnixDatagram> {
             let socket = UnixDatagram::unbound()?;
             socket.connect(SOCKET)?;
+            // A journal that stands still loses records and holds nobody up.
+            socket.set_write_timeout(Some(PATIENCE))?;
             Ok(socket)
         };
         let socket = connect().map_err(|e| {
