@@ -50,6 +50,18 @@ fn s9_1_least_recently_used_first() {
     }
 }
 
+/// S9.1 by number: `--max-entries`.
+#[test]
+fn s9_1_as_many_entries_as_are_allowed() {
+    let m = Mount::with(&["--size", "4G", "--max-entries", "3", "--min-age", "0s"]);
+    for i in 1..=6 {
+        put(&m, &format!("key{i}"), i);
+        assert!(listed(&m).len() <= 3);
+    }
+    let left = listed(&m);
+    assert!(left.contains(&"key6".to_owned()) && !left.contains(&"key1".to_owned()), "{left:?}");
+}
+
 /// S9.1 for entries that came and were read through the mount: the kernel is asked to let go of them.
 #[test]
 fn s9_1_entries_the_kernel_has_seen_go_too() {
