@@ -315,6 +315,8 @@ fn garbage_is_collected_on_request() {
     let p = Place::new();
     p.put("key1");
     assert!(p.json(&["gc"])[0]["evicted"].as_array().expect("a list").is_empty(), "nothing is over a limit");
+    let said = p.ok(&["gc", "--older-than", "0s"]);
+    assert!(said.contains("1 more is younger than --min-age"), "what keeps it is said: {said}");
     fs::create_dir_all(p.path(".config/outfs")).expect("mkdir");
     fs::write(p.path(".config/outfs/config.toml"), "[limits]\nmin_age = '0s'\n").expect("write");
     let plan = &p.json(&["gc", "--dry-run", "--older-than", "0s"])[0];

@@ -54,6 +54,9 @@ pub struct GcReport {
     pub drafts: Vec<String>,
     /// Entries that would go but are pinned, held, or known to a kernel.
     pub held: u64,
+    /// Entries that would go but are younger than the minimum age.
+    #[serde(default)]
+    pub young: u64,
     /// Bytes used afterwards.
     pub used: u64,
 }
@@ -75,6 +78,7 @@ struct Round {
     asked: u64,
     asked_bytes: u64,
     held: u64,
+    young: u64,
 }
 
 impl Round {
@@ -211,6 +215,7 @@ impl Cache {
         if goal.bytes > 0 || goal.entries > 0 || goal.before.is_some() {
             let round = self.evict_round(&goal, options.dry_run, "gc", work)?;
             report.held = round.held + round.asked;
+            report.young = round.young;
             report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
             report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
         }
@@ -251,6 +256,7 @@ impl Cache {
                     return Ok(round);
                 }
                 if row.sealed_at_ns > young {
+                    round.young += 1;
                     continue;
                 }
                 if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {

@@ -47,6 +47,10 @@ impl Gc {
         if facts.report.held > 0 {
             out::line(&format!("{} pinned or in use", counted(facts.report.held, "more is", "more are")))?;
         }
+        if facts.report.young > 0 {
+            let more = counted(facts.report.young, "more is", "more are");
+            out::line(&format!("{more} younger than --min-age, which nothing but 'outfs evict' takes"))?;
+        }
         let free = if facts.dry_run { "would be free" } else { "freed" };
         out::line(&format!(
             "{} {free}, {} used",
