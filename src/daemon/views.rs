@@ -134,8 +134,8 @@ impl Views {
                 if !force {
                     return Err(failure);
                 }
-                tracing::warn!("{failure}; it is detached");
                 Self::unmount_one(&active, true)?;
+                tracing::warn!("{failure}; it is detached");
             }
             self.remove(active.number);
         }
