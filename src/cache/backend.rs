@@ -194,7 +194,7 @@ impl CacheBackend for Cache {
     }
 
     fn health_check(&self) -> Result<()> {
-        self.inner.store.file_system_bytes()?;
+        self.inner.store.file_system_space()?;
         self.inner.index.totals()?;
         Ok(())
     }

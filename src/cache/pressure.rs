@@ -98,6 +98,11 @@ impl Round {
     }
 }
 
+/// How many entries have to go so that there are inodes enough: each gives back those of manifest, table and pack.
+fn for_files(u: &Usage) -> u64 {
+    u.files_reserve.saturating_sub(u.files_available).div_ceil(3)
+}
+
 impl Cache {
     /// Makes room for `bytes` more under the limits, evicting least recently used entries;
     /// `NoSpace` when it cannot. Called before anything is created.
@@ -149,6 +154,11 @@ impl Cache {
                 human_bytes(u.disk_available),
                 human_bytes(u.reserve)
             )
+        } else if for_files(&u) > 0 {
+            format!(
+                "the disk has {} inodes free and {} are to stay free; delete some files or evict entries",
+                u.files_available, u.files_reserve
+            )
         } else {
             "the limit of entries is reached and none can be evicted; raise it or evict entries".into()
         }))
@@ -160,7 +170,7 @@ impl Cache {
         let most = self.inner.limits.read().entries.unwrap_or(u64::MAX);
         let over = u.used.saturating_add(bytes).saturating_sub(u.limit);
         let disk = u.reserve.saturating_add(bytes).saturating_sub(u.disk_available);
-        let entries = (u.entries + 1).saturating_sub(most);
+        let entries = (u.entries + 1).saturating_sub(most).max(for_files(&u));
         let goal = Goal { bytes: over.max(disk), entries, before: None };
         Ok((goal.bytes > 0 || goal.entries > 0).then_some(goal))
     }
@@ -193,6 +203,7 @@ impl Cache {
         if let Some(most) = limits.entries.filter(|m| u.entries > share(*m, limits.high_water)) {
             goal.entries = u.entries - share(most, low);
         }
+        goal.entries = goal.entries.max(for_files(u));
         (goal.bytes > 0 || goal.entries > 0).then_some(goal)
     }
 

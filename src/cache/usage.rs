@@ -23,6 +23,9 @@ const LEAST: u64 = 5 << 30;
 /// Drafts are measured no more often than this.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 
+/// This share of the file system's inodes is left free.
+const FILES_RESERVE: u64 = 100;
+
 /// With so much room, the next [`ROOMY_FOR`] are not asked about.
 const PLENTY: u64 = 512 << 20;
 const ROOMY_FOR: Duration = Duration::from_millis(200);
@@ -32,7 +35,7 @@ const ROOMY_FOR: Duration = Duration::from_millis(200);
 pub struct Usage {
     /// The quota.
     pub limit: u64,
-    /// Bytes used: packs, blobs, manifests, drafts, and what was evicted but is still held.
+    /// Bytes used: packs, blobs, manifests, index, events, drafts, and what was evicted but is still held.
     pub used: u64,
     /// What may still be written: within the quota and above the reserve.
     pub available: u64,
@@ -46,10 +49,16 @@ pub struct Usage {
     pub dead: u64,
     /// Manifests and their tables, of `used`.
     pub metadata: u64,
+    /// The index and the event log, of `used`.
+    pub index: u64,
     /// Free on the file system that holds the store.
     pub disk_available: u64,
     /// To be left free there.
     pub reserve: u64,
+    /// Inodes available there (nearly endless where they are made as they are needed).
+    pub files_available: u64,
+    /// Inodes to be left there.
+    pub files_reserve: u64,
 }
 
 /// All figures of a cache.
@@ -95,7 +104,7 @@ pub struct Du {
 /// What was measured last.
 #[derive(Default)]
 pub(crate) struct Accounts {
-    drafts: Mutex<Measured>,
+    measured: Mutex<Measured>,
     /// Until when there is so much room that nobody needs to ask.
     roomy: Mutex<Option<Instant>>,
 }
@@ -104,6 +113,8 @@ pub(crate) struct Accounts {
 struct Measured {
     /// Bytes by draft.
     of: HashMap<String, u64>,
+    /// Bytes of the index and the event log.
+    index: u64,
     at: Option<Instant>,
     took: Duration,
 }
@@ -111,7 +122,7 @@ struct Measured {
 impl Accounts {
     /// A draft is gone: sealed, so that its files count as the entry's, or dropped.
     pub(super) fn draft_gone(&self, id: &str) {
-        self.drafts.lock().of.remove(id);
+        self.measured.lock().of.remove(id);
     }
 
     /// A moment ago there was plenty of room, for `bytes` too.
@@ -124,18 +135,20 @@ impl Cache {
     /// What the store uses and may use.
     pub fn usage(&self) -> Result<Usage> {
         let totals = self.inner.index.totals()?;
-        let (disk, disk_available) = self.inner.store.file_system_bytes()?;
-        let drafts = self.draft_bytes();
+        let space = self.inner.store.file_system_space()?;
+        let (disk, disk_available) = (space.bytes, space.available);
+        let files_reserve = space.files / FILES_RESERVE;
+        let (drafts, index) = self.measured_bytes();
         let limits = self.inner.limits.read();
         let quota = limits.size.map_or((disk / 10).max(LEAST), |s| s.of(disk)).min(disk);
         let reserve = limits.reserve.map_or(disk / 100, |s| s.of(disk)).min(disk);
         drop(limits);
         let metadata = totals.metadata_bytes;
-        let used = totals.occupied_bytes + drafts + metadata;
+        let used = totals.occupied_bytes + drafts + metadata + index;
         let available = quota.saturating_sub(used).min(disk_available.saturating_sub(reserve));
         let unlimited = self.inner.limits.read().entries.is_none();
-        *self.inner.upkeep.accounts.roomy.lock() =
-            (available > PLENTY && unlimited).then(|| Instant::now() + ROOMY_FOR);
+        let roomy = available > PLENTY && unlimited && space.files_available / 2 >= files_reserve;
+        *self.inner.upkeep.accounts.roomy.lock() = roomy.then(|| Instant::now() + ROOMY_FOR);
         Ok(Usage {
             limit: quota,
             used,
@@ -145,8 +158,11 @@ impl Cache {
             held: totals.unreferenced_bytes,
             dead: totals.dead_bytes.saturating_sub(totals.unreferenced_bytes),
             metadata,
+            index,
             disk_available,
             reserve,
+            files_available: space.files_available,
+            files_reserve,
         })
     }
 
@@ -170,19 +186,19 @@ impl Cache {
 
     /// Measures the drafts anew when that is due.
     pub(super) fn refresh_usage(&self) -> Result<()> {
-        self.draft_bytes();
+        self.measured_bytes();
         Ok(())
     }
 
-    /// Measured now and then; large drafts, which take long to measure, more rarely. While one
-    /// thread measures, others get the last result.
-    fn draft_bytes(&self) -> u64 {
+    /// The drafts, and the index with the event log: measured now and then; large drafts, which take long to
+    /// measure, more rarely. While one thread measures, others get the last result.
+    fn measured_bytes(&self) -> (u64, u64) {
         let accounts = &self.inner.upkeep.accounts;
         {
-            let mut last = accounts.drafts.lock();
+            let mut last = accounts.measured.lock();
             let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
             if last.at.is_some_and(fresh) {
-                return last.of.values().sum();
+                return (last.of.values().sum(), last.index);
             }
             last.at = Some(Instant::now());
         }
@@ -190,11 +206,16 @@ impl Cache {
         let measure = |id: &str| tree_bytes(&self.inner.store.draft_path(id));
         let measured: Vec<_> = self.drafts().iter().map(|d| (d.id().to_owned(), measure(d.id()))).collect();
         let live: HashSet<String> = self.drafts().iter().map(|d| d.id().to_owned()).collect();
-        let mut last = accounts.drafts.lock();
+        let store = &self.inner.store;
+        let file = |name| std::fs::metadata(store.path(name)).map_or(0, |m| m.blocks() * 512);
+        let index = ["index.sqlite", "index.sqlite-wal"].map(file).iter().sum::<u64>();
+        let index = index + tree_bytes(&store.root().join("events"));
+        let mut last = accounts.measured.lock();
+        last.index = index;
         last.of = measured.into_iter().filter(|(id, _)| live.contains(id)).collect();
         last.at = Some(Instant::now());
         last.took = begun.elapsed();
-        last.of.values().sum()
+        (last.of.values().sum(), index)
     }
 
     /// What one entry costs.

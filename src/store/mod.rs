@@ -67,6 +67,19 @@ pub enum Location {
     Loose,
 }
 
+/// The room of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All its bytes.
+    pub bytes: u64,
+    /// Those available to us.
+    pub available: u64,
+    /// All its inodes; 0 where they are made as they are needed.
+    pub files: u64,
+    /// Those available to us; `u64::MAX` where they are made as they are needed.
+    pub files_available: u64,
+}
+
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

@@ -17,7 +17,7 @@ use super::events::EventLog;
 use super::format::{self, FORMAT};
 use super::lock::{LOCK, Lock};
 use super::packs::PackIds;
-use super::{Access, Result, Store, StoreError, port, remove};
+use super::{Access, Result, Space, Store, StoreError, port, remove};
 
 /// Directories of a store; the first two are divided into `00` to `ff`.
 const ROOMS: [&str; 9] =
@@ -130,11 +130,11 @@ impl Store {
         self.root.write_durably(&self.tmp, name, bytes)
     }
 
-    /// (total, available to us) bytes of the file system that holds the store.
-    pub fn file_system_bytes(&self) -> Result<(u64, u64)> {
-        let (total, free, _) = port::space(self.root.fd())
+    /// The room of the file system that holds the store.
+    pub fn file_system_space(&self) -> Result<Space> {
+        let (space, _) = port::space(self.root.fd())
             .map_err(|e| StoreError::io("ask for the free space of", self.root(), e))?;
-        Ok((total, free))
+        Ok(space)
     }
 
     /// An error unless this process owns the store.
@@ -286,7 +286,7 @@ fn refuse_file_system(root: &Dir) -> Result<()> {
         );
         return Err(unsuitable(root.path(), &why));
     }
-    let (_, _, read_only) = port::space(root.fd()).map_err(ask)?;
+    let (_, read_only) = port::space(root.fd()).map_err(ask)?;
     if read_only { Err(unsuitable(root.path(), READ_ONLY)) } else { Ok(()) }
 }
 

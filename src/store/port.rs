@@ -22,6 +22,8 @@ use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::UnlinkatFlags;
 use parking_lot::Mutex;
 
+use super::Space;
+
 static ARMED: AtomicUsize = AtomicUsize::new(0);
 static NO_SYNC: AtomicBool = AtomicBool::new(false);
 
@@ -344,13 +346,17 @@ pub(super) fn list(
     Ok(())
 }
 
-/// The file system's (total, available to us) bytes and whether it is mounted read-only.
-pub(super) fn space(dir: BorrowedFd<'_>) -> io::Result<(u64, u64, bool)> {
+/// The file system's room, and whether it is mounted read-only.
+pub(super) fn space(dir: BorrowedFd<'_>) -> io::Result<(Space, bool)> {
     step()?;
     let s = nix::sys::statvfs::fstatvfs(dir.as_fd())?;
     let unit = s.fragment_size();
     let read_only = s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY);
-    Ok((s.blocks() * unit, s.blocks_available() * unit, read_only))
+    // Where inodes are made as they are needed, there are said to be none at all.
+    let files = s.files();
+    let files_available = if files == 0 { u64::MAX } else { s.files_available() };
+    let (bytes, available) = (s.blocks() * unit, s.blocks_available() * unit);
+    Ok((Space { bytes, available, files, files_available }, read_only))
 }
 
 /// The name of a network file system on which locks and leases cannot be relied on.

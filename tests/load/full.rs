@@ -1,0 +1,266 @@
+//! A store on a disk that is too small, and under a quota that is reached, with a daemon at work.
+//!
+//! usage: `full ext4|xfs [MEBIBYTES]` with OUTFS_BIN set, as root. Eviction makes room, or whoever writes gets
+//! ENOSPC at once; reading goes on; what returns of space heals the daemon, without a restart; the quota holds by
+//! what the disk reports; inodes count, too. Panics with a reason when that is not so; prints what it measured.
+
+#[path = "daemon.rs"]
+mod daemon;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, Random};
+
+const MIB: u64 = 1 << 20;
+/// "At once".
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A file system in a file, mounted; both go when it is dropped.
+struct Disk {
+    at: PathBuf,
+    image: PathBuf,
+}
+
+impl Disk {
+    fn new(kind: &str, below: &Path, mib: u64, options: &[&str]) -> Self {
+        let (image, at) = (below.join("image"), below.join("disk"));
+        fs::create_dir_all(&at).expect("a directory");
+        File::create(&image).and_then(|f| f.set_len(mib * MIB)).expect("an image");
+        run(Command::new(format!("mkfs.{kind}")).args(options).arg("-q").arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        Self { at, image }
+    }
+
+    fn space(&self) -> nix::sys::statvfs::Statvfs {
+        nix::sys::statvfs::statvfs(&self.at).expect("statvfs")
+    }
+
+    fn used(&self) -> u64 {
+        let s = self.space();
+        (s.blocks() - s.blocks_free()) * s.fragment_size()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = || Command::new("umount").arg(&self.at).output().is_ok_and(|o| o.status.success());
+        let end = Instant::now() + Duration::from_secs(30);
+        while !unmounted() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = fs::remove_file(&self.image);
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An entry with a large file of `size` bytes and some small ones, written through the mount; what was in it.
+fn write_entry(daemon: &Daemon, key: &str, size: usize, small: usize) -> io::Result<()> {
+    let work = daemon.mnt().join(".outfs/work").join(key);
+    let outputs = work.join("outputs");
+    let written = (|| {
+        fs::create_dir(&work)?;
+        fs::create_dir(&outputs)?;
+        fs::write(outputs.join("large"), content(key, size))?;
+        (0..small).try_for_each(|n| fs::write(outputs.join(format!("small{n}")), format!("{key} {n}")))?;
+        fs::rename(&work, daemon.mnt().join(key))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&work);
+    }
+    written
+}
+
+fn content(key: &str, size: usize) -> Vec<u8> {
+    Random::new(key.bytes().fold(7, |sum, b| sum * 31 % 0xffff_fffb + u64::from(b))).bytes(size)
+}
+
+fn whole(daemon: &Daemon, key: &str, size: usize) {
+    let read = fs::read(daemon.mnt().join(key).join("outputs/large"));
+    assert!(
+        read.unwrap_or_else(|e| panic!("reading {key}: {e}")) == content(key, size),
+        "{key} is not whole"
+    );
+}
+
+/// How long it takes until this is refused for want of space.
+fn refused(what: &str, attempt: impl FnOnce() -> io::Result<()>) -> Duration {
+    let begun = Instant::now();
+    let result = attempt();
+    let took = begun.elapsed();
+    match result {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {}
+        other => panic!("{what}: ENOSPC was expected: {other:?}"),
+    }
+    assert!(took < AT_ONCE, "{what}: refused after {took:?}");
+    took
+}
+
+fn put_refused(daemon: &Daemon, tree: &Path) -> Duration {
+    let begun = Instant::now();
+    let put = daemon.try_run(&["put", "refused", tree.to_str().expect("text")]);
+    let said = String::from_utf8_lossy(&put.stderr).into_owned();
+    assert!(put.status.code() == Some(1) && said.contains("no room"), "put: {said}");
+    begun.elapsed()
+}
+
+fn keys(daemon: &Daemon) -> usize {
+    daemon.run(&["ls", "--json"]).lines().count()
+}
+
+fn sound(daemon: &Daemon) {
+    daemon.run(&["stop"]);
+    daemon.run(&["fsck", "--verify-data"]);
+}
+
+/// Until it succeeds; how long that took.
+fn heals(what: &str, mut attempt: impl FnMut() -> io::Result<()>) -> Duration {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Ok(()) => return begun.elapsed(),
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && begun.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) => panic!("{what}: {e} after {:?}", begun.elapsed()),
+        }
+    }
+}
+
+/// A quota far below what is written: everything is stored, and the disk never shows more than the quota.
+fn quota(disk: &Disk, daemon: &Daemon, mib: u64) {
+    let quota = mib * 3 / 8 * MIB;
+    let size = (quota / 24) as usize;
+    daemon.mount(&["--size", &quota.to_string(), "--reserve", "0", "--min-age", "0s"]);
+    write_entry(daemon, "first", 1000, 0).expect("an entry");
+    let empty = disk.used() - 3 * 4096;
+    let mut most = 0;
+    for n in 0..72 {
+        let key = format!("key{n}");
+        write_entry(daemon, &key, size, 10).unwrap_or_else(|e| panic!("{key}: {e}"));
+        // Freed blocks and a sealed draft's names are given back a moment later.
+        daemon.run(&["gc"]);
+        most = most.max(disk.used().saturating_sub(empty));
+        whole(daemon, &key, size);
+    }
+    let over = most as f64 / quota as f64;
+    println!(
+        "quota of {} MiB, three times that written: at most {:.1} % of it by the disk",
+        quota / MIB,
+        over * 100.0
+    );
+    assert!(over <= 1.01, "the quota does not hold");
+    assert!(keys(daemon) >= 15, "it is used, too");
+    sound(daemon);
+}
+
+/// A quota that is reached, and nothing that may go.
+fn quota_refuses(daemon: &Daemon, tree: &Path) {
+    daemon.mount(&["--size", "16M", "--reserve", "0", "--min-age", "1h"]);
+    let full = (0..40).find_map(|n| write_entry(daemon, &format!("young{n}"), 1 << 20, 3).err());
+    assert_eq!(full.and_then(|e| e.raw_os_error()), Some(libc::ENOSPC));
+    let mnt = daemon.mnt();
+    let mkdir = refused("mkdir", || fs::create_dir(mnt.join(".outfs/work/refused")));
+    let put = put_refused(daemon, tree);
+    println!("quota reached, all young: mkdir is refused after {mkdir:.0?}, put after {put:.0?}");
+    whole(daemon, "young0", 1 << 20);
+    daemon.run(&["evict", "young0"]);
+    daemon.run(&["evict", "young1"]);
+    let took = heals("after an eviction", || write_entry(daemon, "healed", 1 << 20, 3));
+    println!("after an eviction an entry is stored within {took:.0?}");
+    sound(daemon);
+}
+
+/// A disk that others fill: eviction makes room as long as there is anything to evict.
+fn disk_full(disk: &Disk, daemon: &Daemon, tree: &Path, reserve: &str) {
+    daemon.mount(&["--size", "100%", "--reserve", reserve, "--min-age", "0s"]);
+    let total = disk.space().blocks() * disk.space().fragment_size();
+    let entries = 2 * total / MIB;
+    for n in 0..entries {
+        let key = format!("key{n}");
+        write_entry(daemon, &key, 1 << 20, 3).unwrap_or_else(|e| panic!("{key} of {entries}: {e}"));
+    }
+    println!(
+        "disk of {} MiB, reserve {reserve}: {entries} MiB written, {} entries stay",
+        total / MIB,
+        keys(daemon)
+    );
+    let last = format!("key{}", entries - 1);
+    whole(daemon, &last, 1 << 20);
+    daemon.run(&["pin", &last]);
+
+    let ballast = disk.at.join("ballast");
+    let mut f = File::create(&ballast).expect("create");
+    while f.write_all(&[1; 65536]).is_ok() {}
+    drop(f);
+    // Everything but the pinned entry has to go now, and that is not enough.
+    let mnt = daemon.mnt();
+    let mut evicting = Duration::ZERO;
+    let end = Instant::now() + Duration::from_secs(30);
+    while keys(daemon) > 1 && Instant::now() < end {
+        let begun = Instant::now();
+        let _ = write_entry(daemon, "more", 100, 0);
+        evicting = evicting.max(begun.elapsed());
+        let mut f = File::options().append(true).open(&ballast).expect("open");
+        while f.write_all(&[1; 65536]).is_ok() {}
+    }
+    let mkdir = refused("mkdir", || fs::create_dir(mnt.join(".outfs/work/refused")));
+    let put = put_refused(daemon, tree);
+    println!(
+        "disk full: at most {evicting:.0?} for an entry; then mkdir is refused after {mkdir:.0?}, put after {put:.0?}"
+    );
+    whole(daemon, &last, 1 << 20);
+    fs::remove_file(&ballast).expect("unlink");
+    let took = heals("after space returned", || write_entry(daemon, "healed", 1 << 20, 3));
+    println!("after space returned an entry is stored within {took:.0?}");
+    sound(daemon);
+}
+
+/// A disk with few inodes.
+fn inodes(disk: &Disk, daemon: &Daemon) {
+    daemon.mount(&["--size", "100%", "--reserve", "0", "--min-age", "0s"]);
+    let total = disk.space().files();
+    // Each takes three and more.
+    let entries = total / 3;
+    for n in 0..entries {
+        let key = format!("key{n}");
+        write_entry(daemon, &key, 100, 3).unwrap_or_else(|e| panic!("{key} of {entries}: {e}"));
+    }
+    let left = disk.space().files_free();
+    println!(
+        "disk of {total} inodes: {entries} entries written, {} stay, {left} inodes are free",
+        keys(daemon)
+    );
+    whole(daemon, &format!("key{}", entries - 1), 100);
+    sound(daemon);
+}
+
+fn main() {
+    let usage = "usage: full ext4|xfs [MEBIBYTES]";
+    let mut args = std::env::args().skip(1);
+    let kind = args.next().expect(usage);
+    let mib = args.next().map_or(64, |n| n.parse().expect(usage));
+    let place = tempfile::Builder::new().prefix("outfs-full-").tempdir().expect("a temporary directory");
+    let tree = place.path().join("tree");
+    fs::create_dir(&tree).expect("a directory");
+    fs::write(tree.join("f"), vec![7; 2 << 20]).expect("a file");
+    let on = |options: &[&str], work: &dyn Fn(&Disk, &Daemon)| {
+        let disk = Disk::new(&kind, place.path(), mib, options);
+        let daemon = Daemon::kept(&disk.at);
+        work(&disk, &daemon);
+    };
+    on(&[], &|disk, daemon| quota(disk, daemon, mib));
+    on(&[], &|_, daemon| quota_refuses(daemon, &tree));
+    on(&[], &|disk, daemon| disk_full(disk, daemon, &tree, "8M"));
+    if kind == "ext4" {
+        on(&["-N", "1200"], &|disk, daemon| inodes(disk, daemon));
+    }
+    println!("{kind}: passed");
+}
