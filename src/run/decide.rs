@@ -93,6 +93,19 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// The key's own entry is no good, or not wanted: a new result replaces it.
+    pub fn is_about_the_entry(&self) -> bool {
+        matches!(
+            self,
+            Reason::Forced
+                | Reason::PreviousRunIncomplete { .. }
+                | Reason::OutputMissing { .. }
+                | Reason::Rejected { .. }
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -85,6 +85,7 @@ pub struct Outcome {
 /// A command that runs.
 struct Running {
     child: Child,
+    guarded: bool,
     /// Ending this tells the guard to end everything.
     leash: Option<ChildStdin>,
     pidfd: OwnedFd,
@@ -161,7 +162,8 @@ impl Running {
             let _ = child.wait();
         })?;
         let captures = Default::default();
-        Ok(Running { child, leash, pidfd, status: None, pipes, captures, order: Order::default() })
+        let guarded = leash.is_some();
+        Ok(Running { child, guarded, leash, pidfd, status: None, pipes, captures, order: Order::default() })
     }
 
     fn group(&self) -> Pid {
@@ -181,11 +183,14 @@ impl Running {
             let ready = self.poll(signals, deadline)?;
             self.drain(sink)?;
             if let Some(signal) = signals.take() {
-                // Asked twice: at once.
-                let grace = if why.is_some() { Duration::ZERO } else { plan.grace };
                 self.tell(signal);
+                let grace = match why {
+                    None => Some(plan.grace),
+                    // Asked twice: at once; but a guard that kills already must be let finish.
+                    Some(_) => (self.leash.is_some() || !self.guarded).then_some(Duration::ZERO),
+                };
                 why.get_or_insert(End::Interrupted(signal));
-                deadline = Some(Instant::now() + grace);
+                deadline = grace.map_or(deadline, |g| Some(Instant::now() + g));
             }
             if ready {
                 self.drain(sink)?;
@@ -275,10 +280,10 @@ impl Running {
 
     /// Ends what is left: normally nothing.
     fn end(&mut self) {
-        let guarded = self.leash.take().is_some();
+        self.leash = None;
         let status = self.reap();
         // A guard that was killed leaves us what it guarded.
-        if guarded && status.is_ok_and(|s| s.signal().is_some()) {
+        if self.guarded && status.is_ok_and(|s| s.signal().is_some()) {
             kill_descendants();
         }
     }

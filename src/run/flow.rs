@@ -436,9 +436,13 @@ impl Run<'_> {
             outputs,
             logs: [logs.0.path(), logs.1.path()],
             extra: self.extra(prepared, &outcome.order),
-            replace: self.ways.force || self.ways.policy == CachePolicy::Writeonly,
+            replace: self.report.reasons.iter().any(Reason::is_about_the_entry),
         };
-        self.ask(|shelf| shelf.keep(&keep))?;
+        // A result that cannot be kept says nothing about the store: another one may have been first.
+        if let Err(e) = self.shelf.as_mut()?.keep(&keep) {
+            self.warn(format!("the result is not kept: {e}"));
+            return None;
+        }
         self.report.kept = true;
         let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs)) else { return None };
         // Unchanged since before it was read: what stands there is what was kept.

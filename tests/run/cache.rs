@@ -82,6 +82,7 @@ fn policies() {
     assert_eq!(task(&p, &["--policy", "disabled"]).record["result"], "uncached");
 }
 
+/// S13.5 An entry that has lost content is a miss with that reason, never half a result.
 #[test]
 fn lost_content_is_a_miss_with_that_reason() {
     let p = Project::new();
@@ -111,6 +112,7 @@ fn an_entry_sealed_by_quiet_is_no_result() {
     task(&p, &[]).is_hit();
 }
 
+/// S13.6 A cache that fails never fails the task.
 #[test]
 fn a_store_that_fails_fails_no_task() {
     let mut p = Project::new();

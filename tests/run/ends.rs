@@ -20,8 +20,15 @@ fn exit_codes_are_the_commands_own() {
     let kept = p.sh(&[&task[..], &["--cache-failures"]].concat(), "echo no; exit 3");
     assert_eq!(kept.kept(true).code, 3);
     let hit = p.sh(&[&task[..], &["--cache-failures"]].concat(), "echo no; exit 3");
+    assert_eq!(hit.record["warnings"], serde_json::json!([]));
     assert_eq!((hit.code, &hit.record["result"], &hit.stdout[..]), (3, &"hit".into(), "no\n"));
     p.sh(&task, "echo no; exit 3").is_miss(&["previous_run_incomplete"]);
+    // A failure that was kept gives way to a success.
+    let flaky = |options: &[&str]| p.sh(&[&task, options].concat(), "echo $$; [ -e good ]");
+    flaky(&["--cache-failures"]).kept(true);
+    p.write("good", "");
+    flaky(&[]).is_miss(&["previous_run_incomplete"]).kept(true);
+    flaky(&[]).is_hit();
     assert_eq!(p.sh(&task, "kill -9 $$").code, 137);
     assert_eq!(p.run(&task, &["no-such-program"]).code, 127);
     p.write("plain", "");
@@ -37,6 +44,8 @@ fn exit_codes_are_the_commands_own() {
     assert_eq!(out.status.code(), Some(125), "outside git inputs must be named");
 }
 
+/// S13.4 A result is kept only if the command succeeded (or failures are wanted), all declared outputs are there, and
+/// no input changed meanwhile.
 #[test]
 fn a_missing_output_is_an_error() {
     let p = Project::new();
@@ -94,7 +103,7 @@ fn nothing_left(mark: &str) {
 #[test]
 fn a_time_limit_ends_everything_that_was_started() {
     let p = Project::new();
-    let mark = "outfs-test-limit";
+    let mark = &format!("outfs-test-limit-{}", std::process::id());
     let begun = Instant::now();
     let ran = p.sh(&["--task", "t", "--no-inputs", "--timeout", "300ms"], &stubborn(mark));
     assert_eq!(ran.kept(false).code, 124);
@@ -111,10 +120,11 @@ impl Project {
     }
 }
 
+/// S13.7 However a run ends, nothing of its command is left behind.
 #[test]
 fn a_killed_outfs_leaves_no_process() {
     let p = Project::new();
-    let mark = "outfs-test-killed";
+    let mark = &format!("outfs-test-killed-{}", std::process::id());
     let mut child = p.spawn(&stubborn(mark));
     started(&p, &mut child);
     eventually("all to start", || processes(mark).len() >= 3);
@@ -129,7 +139,7 @@ fn a_killed_outfs_leaves_no_process() {
 #[test]
 fn a_killed_guard_leaves_no_process() {
     let p = Project::new();
-    let mark = "outfs-test-guard";
+    let mark = &format!("outfs-test-guard-{}", std::process::id());
     let mut child = p.spawn(&stubborn(mark));
     started(&p, &mut child);
     eventually("all to start", || processes(mark).len() >= 3);
@@ -149,7 +159,7 @@ fn a_killed_guard_leaves_no_process() {
 #[test]
 fn an_interrupt_is_passed_on() {
     let p = Project::new();
-    let mark = "outfs-test-interrupt";
+    let mark = &format!("outfs-test-interrupt-{}", std::process::id());
     let script =
         format!("trap 'echo told > told; exit 1' INT; touch started; sh -c 'sleep 60' {mark} & wait");
     let mut child = p.spawn(&script);

@@ -7,12 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use crate::project::{Project, Ran, tree};
 
+/// S13.2 A miss says why before the command runs.
 #[test]
 fn a_c_project_from_clean_to_changed() {
     let p = Project::in_c();
     let first = p.make(&["--env", "CC_FLAVOUR"]);
     first.is_miss(&["first_run"]).kept(true).says("first run");
     assert_eq!((first.code, &first.stdout[..]), (0, "linked\n"));
+    let why = first.stderr.find("first run").unwrap();
+    assert!(why < first.stderr.find("warned").unwrap(), "{first:#?}");
     let built = tree(&p.path("out"));
     // A plain build of the same sources gives the same.
     fs::remove_dir_all(p.path("out")).unwrap();
@@ -108,6 +111,7 @@ fn what_is_named_counts() {
     run(&["--param", "a=2", "--output", "x"], "mytool; touch x").is_miss(&["cmd_changed", "outputs_changed"]);
 }
 
+/// S13.8 The value of a secret is written nowhere.
 #[test]
 fn secrets_count_and_are_written_nowhere() {
     let p = Project::new();
@@ -131,6 +135,8 @@ fn secrets_count_and_are_written_nowhere() {
     }
 }
 
+/// S13.1 A key is made of what was named (command, programs, inputs, outputs, variables, secrets, parameters, tasks
+/// before, directory, platform) and of nothing else: equal state gives equal keys, wherever a project lies.
 #[test]
 fn two_checkouts_of_one_project_have_the_same_keys() {
     let keys: Vec<String> = [Project::in_c(), Project::in_c()]
@@ -185,6 +191,8 @@ fn make_finds_outputs_newer_than_inputs() {
     assert!(times("out/app") < app);
 }
 
+/// S13.3 A hit leaves exactly the entry's outputs at the declared paths, each file appearing whole; what stands there
+/// unchanged is not touched.
 #[test]
 fn a_hit_leaves_exactly_the_outputs() {
     let p = Project::in_c();
@@ -198,6 +206,9 @@ fn a_hit_leaves_exactly_the_outputs() {
         fs::remove_dir_all(p.path("out")).unwrap();
         p.make(&["--as", how]).is_hit();
         assert_eq!(tree(&p.path("out")), built, "{how}");
+        let inode = p.path("out/app").metadata().unwrap().ino();
+        p.make(&["--as", how]).is_hit();
+        assert_eq!(p.path("out/app").metadata().unwrap().ino(), inode, "{how}");
         let mode = p.path("out/app").metadata().unwrap().mode();
         assert_eq!(mode & 0o300, 0o300, "owner-writable");
     }
