@@ -255,6 +255,13 @@ fn tar_in_and_out() {
     assert_eq!(cut.expect("outfs").status.code(), Some(1));
     p.fails(3, "no entry", &["show", "key3"]);
     assert!(p.json(&["drafts"]).is_empty(), "nothing is left behind");
+    let file = p.path("out.tar");
+    let to = file.to_str().expect("a path");
+    std::fs::write(&file, "precious").expect("a file");
+    p.fails(3, "no entry", &["restore", "key3", "--tar", to]);
+    assert_eq!(std::fs::read(&file).expect("a file"), b"precious", "what stands there stays");
+    p.ok(&["restore", "key1", "--tar", to]);
+    assert_eq!(std::fs::read(&file).expect("a file"), tar);
 }
 
 #[test]

@@ -128,7 +128,7 @@ impl CacheBackend for Cache {
                 Ok(Lookup::Hit { metadata, .. }) => Some(metadata),
                 Ok(Lookup::Miss(_)) => None,
                 // What cannot be read is no result; the task is run again.
-                Err(CacheError::Store(e)) => {
+                Err(e @ (CacheError::Store(_) | CacheError::Index(_))) => {
                     tracing::warn!(digest, "the entry counts as a miss: {e}");
                     None
                 }

@@ -1,5 +1,6 @@
 //! `outfs restore`: an entry's outputs come back.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -113,10 +114,32 @@ fn dir_mode() -> u32 {
 fn restore_tar(session: &mut Session, key: EntryKey, to: &Path) -> Result<(), Failure> {
     let mut streams = Streams::metered(&format!("restoring {key}"));
     if to != Path::new("-") {
-        let file = std::fs::File::create(to)
-            .map_err(|e| Failure::failed(format!("cannot create {}: {e}", to.display())))?;
-        streams.output = Box::new(io::BufWriter::new(file));
+        streams.output = Box::new(io::BufWriter::with_capacity(1 << 16, Late::At(to.to_owned())));
     }
     session.call_with(Request::RestoreTar { key }, &mut streams)?;
     streams.output.flush().map_err(out::unwritable)
+}
+
+/// A file that is made when there is something to write: what stands there stays when there is no such entry.
+enum Late {
+    At(PathBuf),
+    Open(File),
+}
+
+impl Write for Late {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Late::At(path) = self {
+            let file = File::create(&*path)
+                .map_err(|e| io::Error::new(e.kind(), format!("cannot create {}: {e}", path.display())))?;
+            *self = Late::Open(file);
+        }
+        match self {
+            Late::Open(file) => file.write(bytes),
+            Late::At(_) => unreachable!("it was opened above"),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::mounts::{MountInfo, mount_table, mounted_at};
-use super::unmount;
 use crate::control::{Failure, Kind};
+use crate::fuse::detach;
 
 /// Checks the mount point and returns its canonical path.
 pub(super) fn prepare(at: &Path, store: &Path) -> Result<PathBuf, Failure> {
@@ -87,8 +87,7 @@ pub(super) fn take_over_ours(at: &Path, store: &Path) -> Result<(), Failure> {
         tracing::warn!(at = %at.display(), "the mount of a dead daemon hangs; it is cut off");
         // Where that cannot be said, it is detached: those inside go on waiting, all others do not.
         if abort(&there).is_err() {
-            unmount::detach(at, true)
-                .map_err(|e| Failure::failed(format!("cannot detach {}: {e}", at.display())))?;
+            detach(at, true).map_err(|e| Failure::failed(format!("cannot detach {}: {e}", at.display())))?;
         }
     }
     take_over(at)
@@ -123,7 +122,7 @@ pub(super) fn take_over(at: &Path) -> Result<(), Failure> {
         if !there.is_outfs() || !is_dead(at) {
             return Ok(());
         }
-        unmount::detach(at, true).map_err(|e| {
+        detach(at, true).map_err(|e| {
             Failure::failed(format!(
                 "{} is the mount of a dead daemon and cannot be detached ({e}); try: fusermount3 -u -z {0}",
                 at.display()

@@ -7,6 +7,7 @@
 mod adapter;
 mod backing;
 mod convert;
+mod detach;
 mod device;
 mod errno;
 mod handshake;
@@ -19,6 +20,7 @@ mod serve;
 mod session;
 mod wire;
 
+pub use detach::detach;
 pub use session::{Mounted, mount};
 
 use serde::{Deserialize, Serialize};

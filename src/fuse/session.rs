@@ -5,7 +5,6 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -13,6 +12,7 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 
 use super::adapter::Adapter;
 use super::backing::Backings;
+use super::detach::detach;
 use super::device;
 use super::handshake::{Agreed, Handshake};
 use super::jobs::Jobs;
@@ -61,7 +61,7 @@ impl Mounted {
         if self.unmounted.load(Ordering::SeqCst) || !self.alive() {
             return Ok(());
         }
-        unmount(&self.at, lazy)?;
+        detach(&self.at, lazy)?;
         self.unmounted.store(true, Ordering::SeqCst);
         // There is nothing left to unmount: this is for fuser to forget the path.
         let _ = self.fusers_own.lock().unwrap_or_else(|e| e.into_inner()).unmount();
@@ -90,25 +90,6 @@ impl Drop for Mounted {
         if let Err(e) = self.unmount(true) {
             tracing::warn!(at = %self.at.display(), error = %e, "cannot unmount");
         }
-    }
-}
-
-/// Unmounts what is mounted at `at`.
-fn unmount(at: &Path, lazy: bool) -> std::io::Result<()> {
-    use nix::mount::{MntFlags, umount2};
-    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(at, flags) {
-        Err(nix::errno::Errno::EPERM) => {}
-        other => return Ok(other?),
-    }
-    let mut helper = Command::new("fusermount3");
-    helper.arg("-u").arg("-q");
-    if lazy {
-        helper.arg("-z");
-    }
-    match helper.arg("--").arg(at).status()? {
-        s if s.success() => Ok(()),
-        _ => Err(std::io::Error::from_raw_os_error(libc::EBUSY)),
     }
 }
 

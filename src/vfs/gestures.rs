@@ -343,7 +343,10 @@ impl View {
                 && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
                 && reads_metadata(&draft);
             if due && let Err(e) = self.seal_in_place(&draft, "quiet", true) {
-                tracing::debug!(draft = draft.id(), error = %e, "not sealed by quiet");
+                let told = |w: &mut Writers| !w.tell(draft.changed_at_ns());
+                if !self.born_here.lock().get_mut(draft.id()).is_some_and(told) {
+                    tracing::info!(draft = draft.name(), "not sealed by quiet: {e}");
+                }
             }
         }
         // Locked first: a draft that is born meanwhile is entered after this.

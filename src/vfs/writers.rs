@@ -21,6 +21,8 @@ pub(super) struct Writers {
     processes: HashMap<u32, Process>,
     /// One of them left the draft in an unknown state; that is final.
     condemned: bool,
+    /// The state of the draft, by its last change, of which the log has that it could not be sealed.
+    told_of: i64,
 }
 
 struct Process {
@@ -70,6 +72,11 @@ impl Writers {
     pub(super) fn trusted(&mut self) -> bool {
         self.sweep();
         !self.condemned && self.processes.values().all(|p| p.end() == End::Runs)
+    }
+
+    /// Whether it is to be said that the draft cannot be sealed as it is since `changed_at`: once.
+    pub(super) fn tell(&mut self, changed_at: i64) -> bool {
+        std::mem::replace(&mut self.told_of, changed_at) != changed_at
     }
 
     fn sweep(&mut self) {
