@@ -49,13 +49,19 @@ pub fn gather(
             }
         }
     }
-    found.retain(|(path, _)| !outputs.iter().any(|o| path.starts_with(o)));
-    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.retain(|(path, _)| !outputs.iter().any(|o| is_at_or_below(path, o)));
+    found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
     hash_all(place, found, remembered)
 }
 
 type Found = Vec<(PathBuf, Metadata)>;
+
+/// By bytes: both are clean, and comparing components takes longer than all else here.
+fn is_at_or_below(path: &Path, top: &Path) -> bool {
+    let rest = path.as_os_str().as_bytes().strip_prefix(top.as_os_str().as_bytes());
+    rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
 
 /// What git tracks or does not ignore. What it tracks and is not there is no input.
 fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
@@ -76,14 +82,17 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
         let said = String::from_utf8_lossy(&listed.stderr);
         return Err(no_git(&format!("git says: {}", said.lines().next().unwrap_or("nothing").trim())));
     }
-    let mut before: &[u8] = b"";
-    for name in listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty()) {
-        // With conflicts a name comes once for each side.
-        if std::mem::replace(&mut before, name) == name {
-            continue;
-        }
-        let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
-        match path.symlink_metadata() {
+    let names: Vec<&[u8]> = listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty()).collect();
+    let looked = in_threads(&names, |names| {
+        let look = |name: &&[u8]| {
+            let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
+            let meta = path.symlink_metadata();
+            (path, meta)
+        };
+        Ok(names.iter().map(look).collect())
+    })?;
+    for (path, meta) in looked {
+        match meta {
             // A submodule, or a repository inside.
             Ok(meta) if meta.is_dir() => match path.join(".git").exists() {
                 true => of_git(&path, found)?,
@@ -221,25 +230,29 @@ pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered)
 
 type Hashed = (usize, State, SystemTime, BlobHash);
 
-/// Reads files in as many threads as there are processors.
+/// Reads files.
 fn read_all(found: &Found, unknown: &[Unknown]) -> Result<Vec<Hashed>> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
-    let each = unknown.len().div_ceil(threads).max(64);
-    let work = |part: &[Unknown]| -> Result<Vec<Hashed>> {
+    in_threads(unknown, |part| {
         let mut buffer = vec![0; 1 << 17];
-        part.iter()
-            .map(|u| {
-                let (looked, hash) = read(&found[u.at].0, &u.state, &mut buffer)?;
-                Ok((u.at, u.state, looked, hash))
-            })
-            .collect()
-    };
-    if unknown.len() <= each {
-        return work(unknown);
+        let hash = |u: &Unknown| {
+            let (looked, hash) = read(&found[u.at].0, &u.state, &mut buffer)?;
+            Ok((u.at, u.state, looked, hash))
+        };
+        part.iter().map(hash).collect()
+    })
+}
+
+/// Does `work` on parts of a list in as many threads as there are processors; the results in order.
+fn in_threads<T: Sync, U: Send>(list: &[T], work: impl Fn(&[T]) -> Result<Vec<U>> + Sync) -> Result<Vec<U>> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    let each = list.len().div_ceil(threads).max(64);
+    if list.len() <= each {
+        return work(list);
     }
+    let work = &work;
     std::thread::scope(|scope| {
-        let parts: Vec<_> = unknown.chunks(each).map(|part| scope.spawn(move || work(part))).collect();
-        let mut all = Vec::with_capacity(unknown.len());
+        let parts: Vec<_> = list.chunks(each).map(|part| scope.spawn(move || work(part))).collect();
+        let mut all = Vec::with_capacity(list.len());
         for part in parts {
             all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
