@@ -181,3 +181,31 @@ fn an_interrupt_is_passed_on() {
     }
     nothing_left(mark);
 }
+
+#[test]
+fn a_run_killed_at_any_moment_is_no_wrong_hit() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-moments-{}", std::process::id());
+    let script = format!(
+        "sh -c 'sleep 60' {mark} & mkdir o; cat in in > o/twice; head -c 400000 /dev/zero > o/large; cat in >> o/large"
+    );
+    let command = ["run", "--task", "t", "--input", "in", "--output", "o", "--", "sh", "-c", &script, mark];
+    for round in 0..40u64 {
+        let content = format!("{}\n", round % 7);
+        p.write("in", &content);
+        let mut child =
+            p.command(&command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("outfs starts");
+        // From before the command starts until after the result is kept.
+        std::thread::sleep(Duration::from_millis(round * 7 % 280));
+        let _ = child.kill();
+        child.wait().unwrap();
+        nothing_left(mark);
+        assert!(p.outfs(&command).status.success());
+        assert_eq!(p.read("o/twice"), [&content[..], &content[..]].concat(), "round {round}");
+        assert!(p.read("o/large").ends_with(&content), "round {round}");
+        if round % 2 == 0 {
+            std::fs::remove_dir_all(p.path("o")).unwrap();
+        }
+    }
+    assert_eq!(p.ok(&["drafts", "--json"]), "");
+}
