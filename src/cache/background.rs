@@ -22,7 +22,7 @@ pub(super) enum Job {
     /// Delete a draft's directory; what was linked from it into the store becomes the store's own.
     RemoveDraft(String, Vec<BlobHash>),
     /// Take keys into memory, from where it was left.
-    LoadKeys((i64, i64)),
+    LoadKeys(i64),
     /// Write down accesses now.
     Flush,
     /// Answer when all before is done.
@@ -88,7 +88,7 @@ impl Background {
     }
 }
 
-fn load_keys(cache: &Inner, after: (i64, i64)) {
+fn load_keys(cache: &Inner, after: i64) {
     match cache.index.load_keys(after, KEYS) {
         Ok(Some(next)) => cache.background.send(Job::LoadKeys(next)),
         Ok(None) => {}

@@ -200,6 +200,7 @@ impl Cache {
         let events = [Some(sealed), broken.map(|why| EventKind::BadMetadata { why })];
         let manifest = self.keep_loaded(manifest, table);
         // The replaced entry's blobs stay until its last reader has gone.
+        let noted = old.clone().map(|row| self.inner.upkeep.leaving.note(row));
         let replaced = |row: EntryRow| -> Result<Replaced> {
             Ok(Replaced { manifest: row.manifest, blobs: self.blobs_of(&row)? })
         };
@@ -217,7 +218,7 @@ impl Cache {
             tracing::warn!("blobs that were stored anew still count as damaged: {e}");
         }
         let outcome = self.told(EntryRow { id, ..row }, events, replaced, linked);
-        drop(old_held);
+        drop((old_held, noted));
         outcome
     }
 
@@ -238,7 +239,10 @@ impl Cache {
         replaced: Option<Box<EntryRow>>,
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
-        let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else { return Ok(Outcome::Stale) };
+        let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else {
+            replaced.iter().for_each(|old| self.free_replaced(old));
+            return Ok(Outcome::Stale);
+        };
         for event in events.into_iter().flatten() {
             self.note(event, Some(entry.key()), false);
         }

@@ -2,23 +2,60 @@
 //!
 //! Invariants: an entry is out of the index before its manifest is unlinked, and its manifest
 //! (with the directory synced) before its data; blobs of an entry that somebody still reads
-//! stay reserved; only claimed blobs are deleted, so a seal never relies on one that goes.
+//! stay reserved, and its row is noted before it leaves the index; only claimed blobs are deleted, so a seal never relies on one that goes.
 //! An eviction that is cut short leaves only what the sweep after the next start removes.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::lease::{Choice, Reservation};
 use super::{Cache, CacheError, Result};
 use crate::index::{EntryRow, Freed, occupied};
-use crate::model::{BlobHash, EntryKey, EventKind, ManifestHash};
+use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::StoreError;
 
 /// A hidden entry that somebody still holds.
 pub(crate) struct Condemned {
-    pub(super) manifest: ManifestHash,
+    /// For those who have not read it yet.
+    pub(super) row: EntryRow,
     /// Keeps its blobs for those who read it.
     pub(super) blobs: Reservation,
+}
+
+/// Rows of entries that are about to be replaced, which leave the index with the commit.
+#[derive(Default)]
+pub(super) struct Leaving(Mutex<Vec<EntryRow>>);
+
+impl Leaving {
+    /// The row with this id.
+    pub fn find(&self, id: i64) -> Option<EntryRow> {
+        self.0.lock().iter().find(|row| row.id == id).cloned()
+    }
+
+    /// Notes a row until what it returns is dropped.
+    pub fn note(&self, row: EntryRow) -> Noted<'_> {
+        let id = row.id;
+        self.0.lock().push(row);
+        Noted { all: self, id }
+    }
+}
+
+/// A row that is noted.
+pub(super) struct Noted<'a> {
+    all: &'a Leaving,
+    id: i64,
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        let mut rows = self.all.0.lock();
+        // One: somebody else may have noted it, too.
+        if let Some(at) = rows.iter().position(|row| row.id == self.id) {
+            rows.swap_remove(at);
+        }
+    }
 }
 
 /// What one eviction did.
@@ -82,7 +119,7 @@ impl Cache {
     /// Somebody holds it: it goes when they let go.
     fn remove_held(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
         let blobs_held = self.inner.leases.reserve(blobs.iter().copied());
-        let condemned = Condemned { manifest: row.manifest, blobs: blobs_held };
+        let condemned = Condemned { row: row.clone(), blobs: blobs_held };
         self.inner.upkeep.condemned.lock().insert(row.id, condemned);
         let removed = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true);
         if !matches!(removed, Ok(Some(_))) {
@@ -99,7 +136,7 @@ impl Cache {
         // Rows without references that are not named here are the sweep's.
         let blobs = self.or_sweep(self.blobs_of(old)).unwrap_or_default();
         let held = self.inner.leases.reserve(blobs);
-        let condemned = Condemned { manifest: old.manifest, blobs: held };
+        let condemned = Condemned { row: old.clone(), blobs: held };
         self.inner.upkeep.condemned.lock().insert(old.id, condemned);
         let viewed = self.inner.leases.counts(old.id).view > 0;
         self.note(EventKind::Evicted { why: "replaced".into(), freed: 0 }, Some(&old.key), false);
@@ -161,9 +198,10 @@ impl Cache {
     }
 
     fn free_condemned(&self, id: i64) -> Result<Outcome> {
-        let Some(Condemned { manifest, blobs }) = self.inner.upkeep.condemned.lock().remove(&id) else {
+        let Some(Condemned { row, blobs }) = self.inner.upkeep.condemned.lock().remove(&id) else {
             return Ok(Outcome::default());
         };
+        let manifest = row.manifest;
         self.inner.peeks.forget(&manifest);
         self.inner.store.remove_manifest(&manifest)?;
         let hashes = blobs.hashes().to_vec();

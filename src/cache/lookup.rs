@@ -1,19 +1,19 @@
 //! Finding entries: by key, held by a lease; their manifests and locations in memory while they are used.
 //!
-//! Invariants: finding an entry reads its row in the index and no file, so that it costs the same
-//! however many entries there are; the entry is leased from then on, and a leased entry's manifest stays on
-//! disk, so that it can be read whenever it is needed. Manifests in memory are bounded in bytes,
+//! Invariants: finding an entry reads no file, and where the index has its keys in memory no row, so that it costs the
+//! same however many entries there are; the entry is leased from then on, and a leased entry's row (in the
+//! index, or noted by who took it out) and manifest stay, so that they can be read whenever they are needed. Manifests in memory are bounded in bytes,
 //! whoever holds entries; what was used since it was last looked at stays.
 //! Must not know: what is asked for an entry's sake (a view, a restore, a client).
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
-use super::{Cache, Entry, HeldEntry, LeaseKind, Result};
-use crate::index::EntryRow;
+use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result};
+use crate::index::{EntryRow, Glance};
 use crate::model::{EntryKey, EventKind, Manifest, ManifestHash, Metadata};
 use crate::store::{Location, StoreError, parts_of};
 
@@ -109,8 +109,27 @@ impl AllLoaded {
 }
 
 impl Entry {
-    pub(super) fn new(cache: Cache, row: EntryRow, lease: super::Lease) -> Entry {
-        Entry(Arc::new(HeldEntry { row, loaded: LastLoaded::default(), lease, cache }))
+    pub(super) fn new(cache: Cache, key: EntryKey, seen: Glance, lease: super::Lease) -> Entry {
+        let Glance { sealed_at_ns, top, row, .. } = seen;
+        let row = row.map_or_else(OnceLock::new, OnceLock::from);
+        Entry(Arc::new(HeldEntry {
+            key,
+            sealed_at_ns,
+            top,
+            row,
+            loaded: LastLoaded::default(),
+            lease,
+            cache,
+        }))
+    }
+
+    /// Its index row: read when it is asked for first.
+    pub fn row(&self) -> Result<&EntryRow> {
+        if let Some(row) = self.0.row.get() {
+            return Ok(row);
+        }
+        let row = self.0.cache.row_of(self.id(), self.key())?;
+        Ok(self.0.row.get_or_init(|| Box::new(row)))
     }
 
     /// Its manifest and the locations of its blobs: from memory, or read now. Damage becomes an event, and
@@ -119,7 +138,7 @@ impl Entry {
         if let Some(loaded) = self.0.loaded.get() {
             return Ok(loaded);
         }
-        let loaded = self.0.cache.load(&self.0.row)?;
+        let loaded = self.0.cache.load(self.row()?)?;
         self.0.loaded.set(&loaded);
         Ok(loaded)
     }
@@ -164,14 +183,30 @@ impl Cache {
     /// The sealed entry of `key`, leased; `None` when there is none. Does not judge metadata or
     /// rejections: this is what a mount shows.
     pub fn entry(&self, key: &EntryKey, kind: LeaseKind) -> Result<Option<Entry>> {
-        let Some(row) = self.inner.index.entry(key)? else { return Ok(None) };
-        self.open_entry(row, kind)
+        let Some(seen) = self.inner.index.glance(key)? else { return Ok(None) };
+        Ok(self.hold(key.clone(), seen, kind))
+    }
+
+    fn hold(&self, key: EntryKey, seen: Glance, kind: LeaseKind) -> Option<Entry> {
+        let lease = self.take_lease(seen.id, kind)?;
+        Some(Entry::new(self.clone(), key, seen, lease))
+    }
+
+    /// The row of an entry that is held: in the index, or noted before it left that. Looked for in the order in
+    /// which it goes from one to the next.
+    pub(super) fn row_of(&self, id: i64, key: &EntryKey) -> Result<EntryRow> {
+        let upkeep = &self.inner.upkeep;
+        let row = match self.inner.index.entry_by_id(id)? {
+            Some(row) => Some(row),
+            None => upkeep.leaving.find(id).or_else(|| Some(upkeep.condemned.lock().get(&id)?.row.clone())),
+        };
+        // Another key's, if their hashes agree in what is kept of them.
+        row.filter(|row| row.key == *key).ok_or_else(|| CacheError::NoEntry { key: key.clone(), why: None })
     }
 
     /// Holds the entry of a row; `None` when it is being freed.
     pub(super) fn open_entry(&self, row: EntryRow, kind: LeaseKind) -> Result<Option<Entry>> {
-        let lease = self.take_lease(row.id, kind);
-        Ok(lease.map(|lease| Entry::new(self.clone(), row, lease)))
+        Ok(self.hold(row.key.clone(), row.into(), kind))
     }
 
     fn load(&self, row: &EntryRow) -> Result<Arc<Loaded>> {
@@ -217,7 +252,7 @@ impl Cache {
 
     /// Notes that the entry was used now (batched; persisted in the background).
     pub fn touch(&self, entry: &Entry) {
-        self.inner.upkeep.recent.note(entry.row().id);
+        self.inner.upkeep.recent.note(entry.id());
     }
 
     /// What a client learns about `key`: a hit needs a sealed entry that was not rejected and whose
@@ -227,7 +262,7 @@ impl Cache {
             let rejected = self.rejection(key, None).map(|r| Miss::Rejected(r.reason));
             return Ok(Lookup::Miss(rejected.unwrap_or(Miss::NoEntry)));
         };
-        if let Some(rejection) = self.rejection(key, Some(&entry.manifest_hash())) {
+        if let Some(rejection) = self.rejection(key, Some(&entry.manifest_hash()?)) {
             return Ok(Lookup::Miss(Miss::Rejected(rejection.reason)));
         }
         match entry.metadata()? {

@@ -12,7 +12,7 @@ const ITSELF: u64 = 32 << 20;
 
 /// Bytes for each.
 pub(super) struct Shares {
-    /// The keys of all entries.
+    /// The keys of all entries, and what their top directories look like.
     pub keys: usize,
     /// Manifests and location tables in use.
     pub manifests: usize,
@@ -33,12 +33,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_the_whole_and_the_default_is_enough_for_two_million_keys() {
+    fn shares_are_the_whole_and_the_default_is_enough_for_more_than_a_million_keys() {
         for mib in [0, 16, 33, 48, 128, 4096] {
             let s = Shares::of(Bytes(mib << 20));
             let sum = (s.keys + s.manifests + s.peeks) as u64 + ITSELF;
             assert_eq!(sum, (mib << 20).max(ITSELF), "{mib} MiB");
         }
-        assert!(Shares::of(crate::cache::Limits::default().memory).keys > 2_000_000 * 18);
+        assert!(Shares::of(crate::cache::Limits::default().memory).keys > 1_250_000 * 39);
     }
 }

@@ -28,6 +28,8 @@ mod import;
 mod ingest;
 mod lease;
 mod lookup;
+#[cfg(test)]
+mod lookup_tests;
 mod memory;
 mod only;
 mod open;
@@ -74,14 +76,14 @@ pub use scrub::ScrubFacts;
 pub use usage::{Du, Stats, Usage};
 pub use work::Work;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::index::{EntryRow, Index};
 use crate::model::EntryKey;
-use crate::model::manifest::Origin;
+use crate::model::manifest::{Origin, Top};
 use crate::model::units::{Bytes, Size};
 use crate::store::Store;
 
@@ -187,13 +189,17 @@ impl Sealed {
     }
 }
 
-/// A sealed entry that is held: its row and the lease that keeps it from being freed. Its manifest
+/// A sealed entry that is held: what it looks like and the lease that keeps it from being freed. Its manifest
 /// and where its blobs lie are in memory only while they are in use. Cheap to clone.
 #[derive(Clone)]
 pub struct Entry(Arc<HeldEntry>);
 
 struct HeldEntry {
-    row: EntryRow,
+    key: EntryKey,
+    sealed_at_ns: i64,
+    top: Option<Top>,
+    /// Read when it is asked for.
+    row: OnceLock<Box<EntryRow>>,
     loaded: lookup::LastLoaded,
     lease: Lease,
     cache: Cache,
@@ -201,7 +207,7 @@ struct HeldEntry {
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("key", self.key()).field("manifest", &self.manifest_hash()).finish()
+        f.debug_struct("Entry").field("key", self.key()).field("row", &self.id()).finish()
     }
 }
 

@@ -61,7 +61,7 @@ impl Cache {
 
     /// Has the keys of all entries taken into memory, in the background: worth it for who looks many up.
     pub fn load_keys(&self) {
-        self.inner.background.send(Job::LoadKeys((i64::MIN, 0)));
+        self.inner.background.send(Job::LoadKeys(0));
     }
 
     /// The store.

@@ -54,7 +54,7 @@ impl Peeks {
 
 impl Entry {
     fn peek(&self) -> Option<Arc<Peek<Parts>>> {
-        let (row, inner) = (self.row(), &self.cache().inner);
+        let (row, inner) = (self.row().ok()?, &self.cache().inner);
         if row.files < FROM_FILES || inner.loaded.get(&row.manifest).is_some() {
             return None;
         }

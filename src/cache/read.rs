@@ -8,8 +8,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::lookup::Loaded;
-use super::{Cache, CacheError, Entry, LeaseKind, Result, at};
-use crate::index::BlobRow;
+use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, at};
+use crate::index::{BlobRow, Glance};
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
@@ -27,17 +27,25 @@ impl Cache {
 impl Entry {
     /// The same entry, held by another lease of this kind.
     pub fn held_as(&self, kind: LeaseKind) -> Entry {
-        Entry::new(self.0.cache.clone(), self.0.row.clone(), self.0.lease.another(kind))
+        let HeldEntry { key, sealed_at_ns, top, row, lease, cache, .. } = &*self.0;
+        let row = row.get().cloned();
+        let seen = Glance { id: self.id(), sealed_at_ns: *sealed_at_ns, top: *top, row };
+        Entry::new(cache.clone(), key.clone(), seen, lease.another(kind))
     }
 
-    /// Its index row.
-    pub fn row(&self) -> &crate::index::EntryRow {
-        &self.0.row
+    /// The id of its index row.
+    pub fn id(&self) -> i64 {
+        self.0.lease.entry
     }
 
     /// Its key.
     pub fn key(&self) -> &EntryKey {
-        &self.0.row.key
+        &self.0.key
+    }
+
+    /// When it was sealed, nanoseconds since 1970.
+    pub fn sealed_at_ns(&self) -> i64 {
+        self.0.sealed_at_ns
     }
 
     /// Its manifest: from memory where it is in use, else read and verified. What cannot be read is
@@ -48,15 +56,15 @@ impl Entry {
 
     /// What its top directory looks like.
     pub fn top(&self) -> Result<Top> {
-        match self.0.row.top {
+        match self.0.top {
             Some(top) => Ok(top),
             None => Ok(self.loaded()?.manifest.top()),
         }
     }
 
     /// The name of the manifest it was opened with.
-    pub fn manifest_hash(&self) -> ManifestHash {
-        self.0.row.manifest
+    pub fn manifest_hash(&self) -> Result<ManifestHash> {
+        Ok(self.row()?.manifest)
     }
 
     pub(super) fn cache(&self) -> &Cache {

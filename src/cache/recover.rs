@@ -180,7 +180,7 @@ impl Cache {
 
     /// A manifest out of the index is still used while its entry is held: its blobs are reserved.
     pub(super) fn is_used(&self, name: &ManifestHash) -> bool {
-        if self.inner.upkeep.condemned.lock().values().any(|c| c.manifest == *name) {
+        if self.inner.upkeep.condemned.lock().values().any(|c| c.row.manifest == *name) {
             return true;
         }
         let blobs = self.inner.store.read_manifest(name).map(|m| m.blobs()).unwrap_or_default();

@@ -146,7 +146,7 @@ impl Check<'_> {
         let inner = &self.cache.inner;
         let Some(choice) = inner.leases.choose(row.id, true) else { return Ok(false) };
         let held = inner.leases.reserve(blobs.iter().copied());
-        inner.upkeep.condemned.lock().insert(row.id, Condemned { manifest: row.manifest, blobs: held });
+        inner.upkeep.condemned.lock().insert(row.id, Condemned { row: row.clone(), blobs: held });
         if inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true)?.is_none() {
             inner.upkeep.condemned.lock().remove(&row.id);
             return Ok(false);

@@ -85,7 +85,7 @@ fn a_flipped_bit_in_a_pack_is_found_and_its_neighbours_stay() {
 #[test]
 fn lost_content_and_damaged_manifests_are_found() {
     let mut f = filled();
-    let manifest = f.cache().entry(&key("key3"), LeaseKind::Hold).unwrap().unwrap().manifest_hash();
+    let manifest = f.cache().entry(&key("key3"), LeaseKind::Hold).unwrap().unwrap().manifest_hash().unwrap();
     f.reopen(|store| {
         let mut packs = std::fs::read_dir(store.join("packs")).unwrap().map(|e| e.unwrap().path());
         let of_key2 = |path: &std::path::PathBuf| {

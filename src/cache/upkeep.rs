@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::evict::Condemned;
+use super::evict::{Condemned, Leaving};
 use super::here::now_ns;
 use super::pin::Verdicts;
 use super::pressure::Suspect;
@@ -35,6 +35,7 @@ pub(crate) struct Upkeep {
     pub(super) accounts: Accounts,
     /// Hidden entries whose bytes are still there, by row id.
     pub(super) condemned: Mutex<HashMap<i64, Condemned>>,
+    pub(super) leaving: Leaving,
     /// Blobs that somebody held and let go: nobody may want them any more.
     pub(super) let_go: Mutex<Vec<BlobHash>>,
     /// How many are held.

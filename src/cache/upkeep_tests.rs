@@ -56,7 +56,7 @@ impl Fixture {
         let origin = Origin { how: "put".into(), ..Origin::default() };
         let request = SealRequest { key: key(name), origin, inferred: false, replace: true };
         let sealed = self.cache().put_dir(&src, &facts, [None, None], request).unwrap();
-        sealed.into_entry().row().clone()
+        sealed.into_entry().row().unwrap().clone()
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -228,7 +228,7 @@ impl Holder for Kernel {
     fn prune_blobs(&self) {}
     fn prune(&self, entry: i64) {
         self.asked.lock().push(entry);
-        self.held.lock().retain(|(e, in_use)| *in_use || e.row().id != entry);
+        self.held.lock().retain(|(e, in_use)| *in_use || e.id() != entry);
     }
     fn changed(&self, key: &EntryKey) {
         self.changed.lock().push(key.clone());

@@ -22,8 +22,13 @@ fn replacing(n: u32, m: u32, old: u32) -> NewEntry {
     NewEntry { replaces: Some(Replaced { manifest: manifest(old), blobs: vec![] }), ..new(n, m) }
 }
 
+/// What is found under a key: with its row, and at a glance. Nobody may be changing it.
 fn found(index: &Index, n: u32) -> Option<ManifestHash> {
-    index.entry(&key(n)).unwrap().map(|row| row.manifest)
+    let row = index.entry(&key(n)).unwrap();
+    let seen = index.glance(&key(n)).unwrap();
+    let of_row = row.as_ref().map(|row| (row.id, row.sealed_at_ns, row.top));
+    assert_eq!(seen.map(|seen| (seen.id, seen.sealed_at_ns, seen.top)), of_row, "key {n}");
+    row.map(|row| row.manifest)
 }
 
 fn remove(index: &Index, n: u32, m: u32) {
@@ -40,7 +45,7 @@ fn of_300(file: &Path, bytes: usize) -> Index {
 }
 
 fn load(index: &Index, page: usize) {
-    let mut next = Some((i64::MIN, 0));
+    let mut next = Some(0);
     while let Some(after) = next {
         next = index.load_keys(after, page).unwrap();
     }
@@ -50,7 +55,7 @@ fn load(index: &Index, page: usize) {
 fn what_is_loaded_and_what_came_meanwhile_is_found_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let index = of_300(&dir.path().join("index.sqlite"), 1 << 20);
-    let after = index.load_keys((i64::MIN, 0), 100).unwrap().unwrap();
+    let after = index.load_keys(0, 100).unwrap().unwrap();
     done(index.commit(new(300, 300)).unwrap());
     remove(&index, 1, 1);
     done(index.commit(replacing(2, 1002, 2)).unwrap());
@@ -79,7 +84,8 @@ fn one_that_is_there_is_found_whatever_others_do() {
             let (index, over) = (&index, &over);
             scope.spawn(move || {
                 for n in (0..).map(|n| 100 + (n * 7 + reader) % 200) {
-                    assert!(found(index, n).is_some(), "key {n}");
+                    assert!(index.entry(&key(n)).unwrap().is_some(), "key {n}");
+                    assert!(index.glance(&key(n)).unwrap().is_some(), "key {n}");
                     if over.load(Ordering::Relaxed) {
                         return;
                     }
@@ -110,7 +116,7 @@ fn one_that_is_there_is_found_whatever_others_do() {
 #[test]
 fn with_too_many_entries_the_index_is_asked() {
     let dir = tempfile::tempdir().unwrap();
-    let index = of_300(&dir.path().join("index.sqlite"), 200 * keys::PAIR_BYTES);
+    let index = of_300(&dir.path().join("index.sqlite"), 200 * keys::ENTRY_BYTES);
     load(&index, 50);
     assert!(!index.has_keys());
     assert!((0..300).all(|n| found(&index, n) == Some(manifest(n))));
@@ -121,7 +127,7 @@ fn with_too_many_entries_the_index_is_asked() {
 fn an_index_made_anew_has_its_new_keys_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let index = of_300(&dir.path().join("index.sqlite"), 1 << 20);
-    let after = index.load_keys((i64::MIN, 0), 100).unwrap().unwrap();
+    let after = index.load_keys(0, 100).unwrap().unwrap();
     index.reset().unwrap();
     index.commit_all((200..400).map(|n| new(n, n)).collect()).unwrap();
     assert_eq!(index.load_keys(after, 1000).unwrap(), None);

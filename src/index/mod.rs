@@ -116,6 +116,25 @@ pub struct EntryRow {
     pub top: Option<Top>,
 }
 
+/// An entry as a look-up finds it: enough to show that it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// Row id.
+    pub id: i64,
+    /// Nanoseconds since 1970.
+    pub sealed_at_ns: i64,
+    /// As in the row.
+    pub top: Option<Top>,
+    /// The row, if it was read.
+    pub row: Option<Box<EntryRow>>,
+}
+
+impl From<EntryRow> for Glance {
+    fn from(row: EntryRow) -> Glance {
+        Glance { id: row.id, sealed_at_ns: row.sealed_at_ns, top: row.top, row: Some(Box::new(row)) }
+    }
+}
+
 /// A blob as the index knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobRow {

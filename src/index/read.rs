@@ -9,9 +9,11 @@ use parking_lot::Mutex;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::keys::Known;
-use super::schema::key_number;
-use super::{BlobRow, EntryRow, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite};
+use super::keys::{Kept, Known};
+use super::schema::{key_name, key_number};
+use super::{
+    BlobRow, EntryRow, Glance, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite,
+};
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::PackId;
@@ -106,16 +108,31 @@ pub(super) fn entry_by_key(db: &Connection, key: &EntryKey) -> rusqlite::Result<
 impl Index {
     /// The entry with this key.
     pub fn entry(&self, key: &EntryKey) -> Result<Option<EntryRow>> {
-        match self.keys.find(key_number(key)) {
+        self.entry_if(self.keys.find(key_name(key)), key)
+    }
+
+    fn entry_if(&self, known: Known, key: &EntryKey) -> Result<Option<EntryRow>> {
+        match known {
             Known::Absent => return Ok(None),
-            Known::At(id) => {
-                if let Some(row) = self.entry_by_id(id)?.filter(|row| row.key == *key) {
+            Known::There(kept) => {
+                if let Some(row) = self.entry_by_id(kept.id)?.filter(|row| row.key == *key) {
                     return Ok(Some(row));
                 }
             }
             Known::Unclear => {}
         }
         self.readers.with("look up an entry", |db| entry_by_key(db, key))
+    }
+
+    /// Whether there is an entry with this key, and what it looks like: from memory where that is known. That it
+    /// is this key's and no other's is as sure as 80 bits of a hash are, until its row is read.
+    pub fn glance(&self, key: &EntryKey) -> Result<Option<Glance>> {
+        match self.keys.find(key_name(key)) {
+            Known::There(Kept { id, sealed_at_ns, top: Some(top) }) => {
+                Ok(Some(Glance { id, sealed_at_ns, top: Some(top), row: None }))
+            }
+            known => Ok(self.entry_if(known, key)?.map(Glance::from)),
+        }
     }
 
     /// The entry with this row id.
@@ -125,23 +142,31 @@ impl Index {
         })
     }
 
-    /// Takes up to `limit` rows with (number, id) after `after` into the table of keys in memory; where to go on, `None`
-    /// at the end. From then on a key is found at one look into SQLite, and that one is absent at none.
-    pub fn load_keys(&self, after: (i64, i64), limit: usize) -> Result<Option<(i64, i64)>> {
+    /// Takes up to `limit` rows with ids above `after` (at first 0) into the table of keys in memory; where to go on,
+    /// `None` at the end. From then on a key is found, and that one is absent, without a look into SQLite.
+    pub fn load_keys(&self, after: i64, limit: usize) -> Result<Option<i64>> {
         if self.keys.is_complete() || self.keys.has_given_up() {
             return Ok(None);
         }
-        let rows: Vec<(i64, i64)> = self.readers.with("list key numbers", |db| {
+        if after == 0 {
+            self.keys.expect(self.totals()?.entries as usize);
+        }
+        let age = self.keys.age();
+        let rows: Vec<(EntryKey, Kept)> = self.readers.with("list keys", |db| {
             let mut q = db.prepare_cached(
-                "SELECT number, id FROM entries WHERE (number, id) > (?1, ?2) ORDER BY number, id LIMIT ?3",
+                "SELECT id, key, sealed_at, top_perm, top_nlink, top_mtime FROM entries WHERE id > ?1
+                 ORDER BY id LIMIT ?2",
             )?;
-            q.query_map(params![after.0, after.1, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
+            let row = |r: &Row<'_>| {
+                Ok((key_at(r, 1)?, Kept { id: r.get(0)?, sealed_at_ns: r.get(2)?, top: top_at(r, 3)? }))
+            };
+            q.query_map(params![after, limit as i64], row)?.collect()
         })?;
-        rows.iter().for_each(|(number, id)| self.keys.add(*number as u64, *id));
+        rows.iter().for_each(|(key, kept)| self.keys.load(age, key_name(key), kept));
         if rows.len() < limit {
             self.keys.complete();
         }
-        Ok(rows.last().copied().filter(|_| rows.len() == limit))
+        Ok(rows.last().map(|(_, kept)| kept.id).filter(|_| rows.len() == limit))
     }
 
     /// Whether all keys are in memory.

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
+use super::keys::Name;
 use super::{IndexError, Result, sqlite};
 use crate::model::EntryKey;
 
@@ -109,12 +110,17 @@ const MIGRATIONS: [&str; VERSION as usize] = [
 /// The number by which a key is found: the first eight bytes of its BLAKE3 hash, little-endian. Two keys may
 /// share one. SQLite has it as a signed number.
 pub(super) fn key_number(key: &EntryKey) -> u64 {
-    number(key.as_str())
+    key_name(key).number
 }
 
-fn number(text: &str) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(text.as_bytes()).as_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+/// What the table in memory finds a key by.
+pub(super) fn key_name(key: &EntryKey) -> Name {
+    name(key.as_str())
+}
+
+fn name(text: &str) -> Name {
+    let [a, b, c, d, e, f, g, h, i, j, ..] = *blake3::hash(text.as_bytes()).as_bytes();
+    Name { number: u64::from_le_bytes([a, b, c, d, e, f, g, h]), check: u16::from_le_bytes([i, j]) }
 }
 
 /// One process has the index, as it has the store: what its connections share is kept in memory, and not
@@ -147,7 +153,9 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         Role::Writer => {
             // For migrations.
             let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
-            db.create_scalar_function("key_number", 1, flags, |c| Ok(number(c.get_raw(0).as_str()?) as i64))?;
+            db.create_scalar_function("key_number", 1, flags, |c| {
+                Ok(name(c.get_raw(0).as_str()?).number as i64)
+            })?;
             db.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get::<_, String>(0))?;
             db.pragma_update(None, "synchronous", "FULL")?;
             db.pragma_update(None, "journal_size_limit", 64 << 20)?;

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::keys::Keys;
+use super::keys::{Kept, Keys};
 use super::read::{Readers, entry_by_key};
-use super::schema::key_number;
+use super::schema::{key_name, key_number};
 use super::writer::Writer;
 use super::{
     Commit, EntryRow, Freed, Index, IndexError, NewEntry, Result, from_columns, schema, sqlite, to_columns,
@@ -100,23 +100,30 @@ impl Index {
     /// blobs and packs. `Taken` if the key exists and `replaces` is not its manifest.
     pub fn commit(&self, new: NewEntry) -> Result<Commit> {
         let (last_id, keys) = (self.last_id.clone(), self.keys.clone());
+        let key = new.row.key.clone();
         let done = self.changing(|w| w.run(move |db| commit(db, &new, &last_id, &keys)))?;
-        self.forget_replaced(&done);
+        self.committed(&key, &done);
         Ok(done)
     }
 
     /// Adds many entries in one transaction: all or, on an error, none.
     pub fn commit_all(&self, new: Vec<NewEntry>) -> Result<Vec<Commit>> {
         let (last_id, keys) = (self.last_id.clone(), self.keys.clone());
+        let names: Vec<EntryKey> = new.iter().map(|n| n.row.key.clone()).collect();
         let commit_all = move |db: &Connection| new.iter().map(|n| commit(db, n, &last_id, &keys)).collect();
         let done: Vec<Commit> = self.changing(|w| w.run(commit_all))?;
-        done.iter().for_each(|d| self.forget_replaced(d));
+        names.iter().zip(&done).for_each(|(key, done)| self.committed(key, done));
         Ok(done)
     }
 
-    fn forget_replaced(&self, done: &Commit) {
-        if let Commit::Done(_, Some(old)) = done {
-            self.keys.remove(key_number(&old.key), old.id);
+    /// The table of keys learns how a commit ended.
+    fn committed(&self, key: &EntryKey, done: &Commit) {
+        let Commit::Done(id, replaced) = done else { return };
+        let name = key_name(key);
+        // In this order there is never none, and never one that is not there.
+        self.keys.confirm(name, *id);
+        if let Some(old) = replaced {
+            self.keys.remove(name, old.id);
         }
     }
 
@@ -153,7 +160,7 @@ impl Index {
             Ok(Some((row, freed)))
         };
         let Some((row, freed)) = self.changing(|w| w.run_freeing(remove))? else { return Ok(None) };
-        self.keys.remove(key_number(&row.key), row.id);
+        self.keys.remove(key_name(&row.key), row.id);
         Ok(Some(freed))
     }
 
@@ -344,7 +351,8 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64, keys: &Keys) -> 
         refer(db, hash, *size, *at, &mut sums)?;
     }
     let id = insert_entry(db, &new.row, &mut sums)?;
-    keys.add(key_number(&new.row.key), id);
+    let kept = Kept { id, sealed_at_ns: new.row.sealed_at_ns, top: new.row.top };
+    keys.announce(key_name(&new.row.key), &kept);
     // A new pack of which every blob was known elsewhere stays until compaction takes it: others
     // of the same group of commits may still refer to it.
     let mut freed = Freed::default();

@@ -384,9 +384,9 @@ impl Nodes {
             Node::Draft(d) => {
                 t.drop_backing(d);
                 if let Some((entry, record)) = d.sealed()
-                    && t.converted.get(&(entry.row().id, record)) == Some(&ino)
+                    && t.converted.get(&(entry.id(), record)) == Some(&ino)
                 {
-                    t.converted.remove(&(entry.row().id, record));
+                    t.converted.remove(&(entry.id(), record));
                     self.converted.fetch_sub(1, Ordering::Relaxed);
                 }
             }
@@ -453,7 +453,7 @@ impl Nodes {
                     t.drop_backing(node);
                     node.settle(record.map(|r| (entry.clone(), r)));
                     if let Some(record) = record.filter(|_| t.held.contains_key(&node.ino)) {
-                        let known = t.converted.insert((entry.row().id, record), node.ino);
+                        let known = t.converted.insert((entry.id(), record), node.ino);
                         self.converted.fetch_add(usize::from(known.is_none()), Ordering::Relaxed);
                     }
                 }

@@ -81,7 +81,7 @@ impl View {
             rdev: 0,
             atime: mtime,
             mtime,
-            ctime: Time::from_ns(r.entry.row().sealed_at_ns),
+            ctime: Time::from_ns(r.entry.sealed_at_ns()),
         }
     }
 
@@ -106,14 +106,14 @@ impl View {
         if entry.top().is_ok() {
             return self.enter_entry(entry);
         }
-        let unknown = Top { perm: 0o555, nlink: 2, mtime_ns: entry.row().sealed_at_ns };
+        let unknown = Top { perm: 0o555, nlink: 2, mtime_ns: entry.sealed_at_ns() };
         let found = self.found_as(&self.enter(entry, 0)?, &looks_of(unknown));
         Ok(Found { attr_ttl: Duration::ZERO, ..found })
     }
 
     /// Counts a look-up of a (canonical) record of `entry` and gives it its number.
     fn enter(&self, entry: &Entry, record: u32) -> Result<SealedRef> {
-        if let Some(node) = self.nodes.look_up_converted(entry.row().id, record) {
+        if let Some(node) = self.nodes.look_up_converted(entry.id(), record) {
             return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino, slot: None });
         }
         let slot = self.slots.look_up(entry.clone()).ok_or(VfsError::Stale)?;
@@ -124,7 +124,7 @@ impl View {
     /// takes no lock.
     fn enter_child(&self, dir: &SealedRef, record: u32) -> Result<SealedRef> {
         let Some(slot) = &dir.slot else { return self.enter(&dir.entry, record) };
-        if let Some(node) = self.nodes.look_up_converted(dir.entry.row().id, record) {
+        if let Some(node) = self.nodes.look_up_converted(dir.entry.id(), record) {
             return Ok(SealedRef { entry: dir.entry.clone(), record, ino: node.ino, slot: None });
         }
         self.slots.add(slot);
@@ -142,7 +142,7 @@ impl View {
     /// The number of a record for listing, without counting a look-up.
     pub(super) fn number_in(&self, slot: &Slot, m: &Manifest, record: u32) -> Ino {
         let record = canonical(m, record);
-        let former = self.nodes.converted_number(slot.entry.row().id, record);
+        let former = self.nodes.converted_number(slot.entry.id(), record);
         former.unwrap_or_else(|| ino::sealed(slot.number, record))
     }
 
@@ -232,7 +232,7 @@ mod tests {
         let request = SealRequest { key, origin: Default::default(), inferred: false, replace: false };
         let facts = TaskFacts::default();
         let entry = cache.put_dir(&dir.join("tree"), &facts, [None, None], request).unwrap().into_entry();
-        let name = entry.manifest_hash();
+        let name = entry.manifest_hash().unwrap();
         (cache, dir.join(format!("store/manifests/{}/{name}", name.shard())))
     }
 

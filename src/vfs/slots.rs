@@ -50,7 +50,7 @@ impl Slots {
 
     /// Finds or makes the slot of `entry` and counts one look-up; `None` when all are taken.
     pub fn look_up(&self, entry: Entry) -> Option<Arc<Slot>> {
-        let id = entry.row().id;
+        let id = entry.id();
         let mut t = self.0.write();
         if let Some(&n) = t.by_entry.get(&id) {
             let slot = t.slots[n as usize].clone().expect("by_entry names live slots only");
@@ -91,7 +91,7 @@ impl Slots {
         let mine = t.slots[number as usize].as_ref().is_some_and(|s| Arc::ptr_eq(s, &slot));
         if mine && slot.lookups.load(Ordering::Acquire) == 0 {
             t.slots[number as usize] = None;
-            t.by_entry.remove(&slot.entry.row().id);
+            t.by_entry.remove(&slot.entry.id());
             t.free.push(number);
         }
     }

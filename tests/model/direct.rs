@@ -80,6 +80,8 @@ impl Direct {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
+        // As a daemon does.
+        cache.load_keys();
         let view = View::new(cache.clone(), ViewOptions::default()).expect("a view");
         self.open = Some((view, cache));
     }

@@ -41,7 +41,7 @@ fn reads_at_every_offset_and_length() {
 #[test]
 fn lost_location_tables_are_made_anew() {
     let f = Fixture::new();
-    let name = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry().manifest_hash();
+    let name = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry().manifest_hash().unwrap();
     let store = f.cache.store();
     let table = store.read_locations(&name).unwrap().unwrap();
     store.write_locations(&name, &[], &[]).unwrap();
@@ -145,7 +145,7 @@ fn a_damaged_packed_blob_is_healed_by_storing_it_again() {
 fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
     let f = Fixture::new();
     let tree = f.odd_tree("tree");
-    let name = f.put("abcd", &tree).unwrap().into_entry().manifest_hash();
+    let name = f.put("abcd", &tree).unwrap().into_entry().manifest_hash().unwrap();
     damage(&f.cache.store().root().join(format!("manifests/{}/{name}", name.shard())), 200);
     let f = f.reopen();
     let entry = f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().unwrap();
@@ -164,7 +164,7 @@ fn many_files(f: &Fixture) -> (ManifestHash, u64) {
     (0..4000).for_each(|n| std::fs::write(tree.join(format!("{n:04}")), format!("{n}")).unwrap());
     std::fs::write(tree.join("00 large"), bytes(600_000, 1)).unwrap();
     let entry = f.put("many", &tree).unwrap().into_entry();
-    (entry.manifest_hash(), entry.file(b"outputs/3999").unwrap().into())
+    (entry.manifest_hash().unwrap(), entry.file(b"outputs/3999").unwrap().into())
 }
 
 fn read_one(entry: &Entry, name: &str) -> Result<Vec<u8>> {

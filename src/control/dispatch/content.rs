@@ -32,12 +32,12 @@ pub(super) fn put(
         })?,
         None => cache.put_tar(&mut channel.input(), &put.facts, logs, request)?,
     };
-    Ok(stored(sealed))
+    stored(sealed)
 }
 
-pub(super) fn stored(sealed: Sealed) -> Reply {
+pub(super) fn stored(sealed: Sealed) -> Result<Reply, Failure> {
     let new = matches!(sealed, Sealed::New(_));
-    Reply::Stored { entry: entries::facts(sealed.into_entry().row()), new }
+    Ok(Reply::Stored { entry: entries::facts(sealed.into_entry().row()?), new })
 }
 
 pub(super) fn seal(
@@ -71,7 +71,7 @@ pub(super) fn seal(
         inferred: false,
         replace: matches!(place, DraftPlace::Replace { .. }),
     };
-    Ok(stored(cache.seal(&draft, request)?))
+    stored(cache.seal(&draft, request)?)
 }
 
 /// By work name, then by key, then by id.

@@ -86,13 +86,13 @@ pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     let manifest = entry.manifest()?;
     let seal = manifest.seal();
     let pins = cache.store().pins()?.into_iter().filter(|p| p.key == *key).map(|p| p.name).collect();
-    let rejected = cache.rejection(key, Some(&entry.row().manifest)).map(|r| r.reason);
+    let rejected = cache.rejection(key, Some(&entry.row()?.manifest)).map(|r| r.reason);
     let (metadata, metadata_error) = match entry.metadata()? {
         Ok(metadata) => (Some(metadata), None),
         Err(why) => (None, Some(why)),
     };
     Ok(Reply::Show(Box::new(ShowFacts {
-        entry: facts(entry.row()),
+        entry: facts(entry.row()?),
         origin: seal.origin.clone(),
         replaces: seal.replaces,
         pins,

@@ -26,13 +26,13 @@ pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath]) -> Result
                 let there = |o: &&RawPath| nodes.contains_key(&text(&o.0));
                 let order = metadata.extra.get(MEMBER).and_then(|m| m["order"].as_str());
                 Found::Entry(Box::new(Held {
-                    manifest: entry.manifest_hash(),
+                    manifest: entry.manifest_hash()?,
                     outputs_hash: nodes_hash(&nodes),
                     task_id: metadata.task_id.clone(),
                     made_at: metadata.created_at,
                     duration_ms: metadata.duration_ms,
                     exit_code: metadata.exit_code,
-                    inferred: entry.row().inferred,
+                    inferred: entry.row()?.inferred,
                     missing: outputs.iter().find(|o| !there(o)).map(|o| text(&o.0)),
                     order: order.unwrap_or_default().to_owned(),
                 }))
@@ -169,7 +169,7 @@ pub(super) fn keep(
     let sealed = watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
         cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, request, work)
     })?;
-    Ok(content::stored(sealed))
+    content::stored(sealed)
 }
 
 pub(super) fn note(cache: &Cache, key: &EntryKey, task: String, note: Note) -> Result<Reply, Failure> {
