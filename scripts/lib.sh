@@ -45,6 +45,17 @@ need_fuse() {
     [[ -r /dev/fuse && -w /dev/fuse ]] || fail "/dev/fuse cannot be opened by $(id -un)"
 }
 
+# with_uring COMMAND…: runs it while the kernel offers FUSE over io_uring to new mounts; then that is as before.
+with_uring() (
+    switch=/sys/module/fuse/parameters/enable_uring
+    before=$(<"$switch")
+    trap 'echo "$before" >"$switch"' EXIT
+    trap 'exit 130' INT TERM
+    echo Y >"$switch"
+    "$@"
+)
+can_have_uring() { [[ -w /sys/module/fuse/parameters/enable_uring ]]; }
+
 # build_outfs: OUTFS_BIN stays when set; else it is built here. OUTFS_PROFILE is dev or release.
 build_outfs() {
     if [[ -z ${OUTFS_BIN-} ]]; then

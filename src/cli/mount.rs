@@ -11,7 +11,7 @@ use super::session::{self, connect};
 use super::{Context, Output, absolute, background, unexpected};
 use crate::control::{Failure, Kind, LimitFlags, Period, Reply, Request, Span, ViewFacts};
 use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
-use crate::fuse::{MountOptions, Passthrough};
+use crate::fuse::{MountOptions, Passthrough, Transport};
 use crate::model::EntryKey;
 use crate::model::units::{Bytes, Size};
 use crate::vfs::{Overwrite, ViewOptions};
@@ -35,6 +35,16 @@ enum PassthroughArg {
     Off,
     /// Refuse to mount without
     Require,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TransportArg {
+    /// Through io_uring where the kernel offers it, else through /dev/fuse
+    Auto,
+    /// Through /dev/fuse
+    Dev,
+    /// Through io_uring; refuse to mount without
+    Uring,
 }
 
 /// Mount a view of the store; returns when it is ready
@@ -87,10 +97,13 @@ pub(crate) struct Mount {
     /// Let large files and drafts bypass the daemon [default: auto]
     #[arg(long, value_enum)]
     passthrough: Option<PassthroughArg>,
+    /// How the kernel's requests reach the daemon [default: auto]
+    #[arg(long, value_enum)]
+    transport: Option<TransportArg>,
     /// Let other users enter
     #[arg(long)]
     allow_other: bool,
-    /// Threads that answer the kernel, at least 2 [default: 4]
+    /// Threads that answer what comes through /dev/fuse, at least 2 [default: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=256))]
     threads: Option<u16>,
     /// Stay here and log to standard error
@@ -196,6 +209,7 @@ impl Mount {
             },
             mount: MountOptions {
                 passthrough: self.passthrough.map(Passthrough::from).or(m.passthrough).unwrap_or_default(),
+                transport: self.transport.map(Transport::from).or(m.transport).unwrap_or_default(),
                 allow_other: self.allow_other || m.allow_other.unwrap_or(false),
                 threads,
             },
@@ -250,6 +264,16 @@ impl From<OverwriteArg> for Overwrite {
         match a {
             OverwriteArg::Deny => Overwrite::Deny,
             OverwriteArg::Replace => Overwrite::Replace,
+        }
+    }
+}
+
+impl From<TransportArg> for Transport {
+    fn from(a: TransportArg) -> Self {
+        match a {
+            TransportArg::Auto => Transport::Auto,
+            TransportArg::Dev => Transport::Dev,
+            TransportArg::Uring => Transport::Uring,
         }
     }
 }

@@ -7,6 +7,7 @@ use super::session::connect;
 use super::{Context, Output, unexpected};
 use crate::control::{Failure, Kind, Reply, Request};
 use crate::daemon;
+use crate::fuse::Transport;
 
 /// Show whether a daemon runs, and its views
 #[derive(Args)]
@@ -49,7 +50,8 @@ impl Status {
                 (None, false) => "read-write".into(),
             };
             let passthrough = if v.passthrough { ", passthrough" } else { "" };
-            out::line(&format!("{} ({kind}{passthrough})", out::clean_path(&v.at)))?;
+            let transport = if v.transport == Transport::Uring { ", io_uring" } else { "" };
+            out::line(&format!("{} ({kind}{passthrough}{transport})", out::clean_path(&v.at)))?;
         }
         Ok(())
     }

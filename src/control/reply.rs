@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
 use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, Usage};
-use crate::fuse::MountOptions;
+use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
@@ -115,6 +115,8 @@ pub struct ViewFacts {
     pub at: RawPath,
     /// Large and draft files bypass the daemon.
     pub passthrough: bool,
+    /// How requests reach the daemon: `dev` or `uring`.
+    pub transport: Transport,
     /// What it shows.
     pub view: ViewOptions,
     /// How it is mounted.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::LogSpec;
 use crate::control::{LimitFlags, Span};
-use crate::fuse::Passthrough;
+use crate::fuse::{Passthrough, Transport};
 use crate::vfs::Overwrite;
 
 /// All settings; each may be absent.
@@ -36,6 +36,8 @@ pub struct MountConfig {
     pub overwrite: Option<Overwrite>,
     /// As `--passthrough`.
     pub passthrough: Option<Passthrough>,
+    /// As `--transport`.
+    pub transport: Option<Transport>,
     /// As `--allow-other`.
     pub allow_other: Option<bool>,
     /// As `--threads`.
@@ -118,13 +120,14 @@ mod tests {
         let config = read(
             "log = 'json:stderr'\n[limits]\nsize = '20%'\nreserve = '1G'\nentries = 9\nhigh_water = 90\n\
              low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nscrub = 'off'\nmemory = '64M'\n[mount]\nread_only = false\n\
-             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\nallow_other = true\nthreads = 8\n",
+             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\nallow_other = true\nthreads = 8\n",
         )
         .unwrap();
         assert_eq!(config.limits.size, Some("20%".parse().unwrap()));
         assert_eq!(config.limits.memory, Some("64M".parse().unwrap()));
         assert_eq!(config.limits.scrub, Some("off".parse().unwrap()));
         assert_eq!(config.mount.threads, Some(8));
+        assert_eq!(config.mount.transport, Some(Transport::Dev));
         assert_eq!(config.mount.overwrite, Some(Overwrite::Replace));
         assert_eq!(read("").unwrap(), Config::default());
     }

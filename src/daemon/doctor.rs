@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::mounts::mount_table;
+use crate::fuse;
 use crate::model::units::human_bytes;
 
 /// How well a thing stands.
@@ -47,6 +48,7 @@ pub fn examine(store: &Path) -> Vec<Check> {
         device(),
         helper(root),
         passthrough(sys_admin),
+        transport(),
         allow_other(root),
         file_system(store),
         reflinks(store),
@@ -154,6 +156,35 @@ fn passthrough(sys_admin: bool) -> Check {
             "with CAP_SYS_ADMIN (as root) large files and drafts are read and written at native speed",
         ),
         _ => check(what, Health::Limited, "this kernel has none", "Linux 6.9 or newer, and CAP_SYS_ADMIN"),
+    }
+}
+
+fn transport() -> Check {
+    let what = "io_uring";
+    if let Err(e) = fuse::ring_allowed() {
+        return check(
+            what,
+            Health::Limited,
+            format!("not allowed: {e}"),
+            "where the setting kernel.io_uring_disabled is 0 and the container's rules (seccomp) allow io_uring, \
+             requests can reach the daemon on the caller's processor",
+        );
+    }
+    match fuse::ring_offered() {
+        Ok(true) => check(what, Health::Good, "the kernel offers FUSE over io_uring", ""),
+        Ok(false) => check(
+            what,
+            Health::Limited,
+            "FUSE over io_uring is switched off",
+            "'echo Y > /sys/module/fuse/parameters/enable_uring' as root, for mounts made from then on: \
+             several readers at a time are faster",
+        ),
+        Err(_) => check(
+            what,
+            Health::Limited,
+            "the kernel has no FUSE over io_uring",
+            "Linux 6.14 or newer, built with it",
+        ),
     }
 }
 

@@ -86,6 +86,7 @@ impl Daemon {
         let facts = ViewFacts {
             at: at.into(),
             passthrough: mounted.passthrough(),
+            transport: mounted.transport(),
             view: view.clone(),
             mount: mount.clone(),
         };

@@ -15,20 +15,26 @@ use crate::vfs::View;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Agreed {
     pub passthrough: bool,
+    pub rings: bool,
 }
 
 /// What fuser takes for a file system: it answers nothing.
 pub(super) struct Handshake {
     view: Arc<View>,
     passthrough: Passthrough,
+    rings: bool,
     agreed: Arc<Mutex<Agreed>>,
 }
 
 impl Handshake {
     /// For a mount of `view`; the result is there when the session is.
-    pub(super) fn new(view: Arc<View>, options: &MountOptions) -> (Handshake, Arc<Mutex<Agreed>>) {
+    pub(super) fn new(
+        view: Arc<View>,
+        options: &MountOptions,
+        rings: bool,
+    ) -> (Handshake, Arc<Mutex<Agreed>>) {
         let agreed = Arc::<Mutex<Agreed>>::default();
-        (Handshake { view, passthrough: options.passthrough, agreed: agreed.clone() }, agreed)
+        (Handshake { view, passthrough: options.passthrough, rings, agreed: agreed.clone() }, agreed)
     }
 }
 
@@ -52,6 +58,7 @@ impl fuser::Filesystem for Handshake {
                 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();
         }
+        agreed.rings = self.rings && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok();
         Ok(())
     }
 }

@@ -16,11 +16,13 @@ mod listing;
 mod notify;
 mod reply;
 mod request;
+mod ring;
 mod serve;
 mod session;
 mod wire;
 
 pub use detach::detach;
+pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};
 pub use session::{Mounted, mount};
 
 use serde::{Deserialize, Serialize};
@@ -38,21 +40,36 @@ pub enum Passthrough {
     Require,
 }
 
+/// How the kernel's requests reach the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Through io_uring where kernel and rules allow, else through `/dev/fuse`.
+    #[default]
+    Auto,
+    /// Through `/dev/fuse`.
+    Dev,
+    /// Through io_uring; refuse to mount without.
+    Uring,
+}
+
 /// How a view is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MountOptions {
     /// See [`Passthrough`].
     pub passthrough: Passthrough,
+    /// See [`Transport`].
+    pub transport: Transport,
     /// Other users may enter; then the kernel checks permissions.
     pub allow_other: bool,
-    /// Threads that answer requests, at least 2.
+    /// Threads that answer what comes through `/dev/fuse`, at least 2.
     pub threads: usize,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { passthrough: Passthrough::Auto, allow_other: false, threads: 4 }
+        Self { passthrough: Passthrough::Auto, transport: Transport::Auto, allow_other: false, threads: 4 }
     }
 }
 

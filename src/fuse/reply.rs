@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::convert::{attr_out, dirent_type};
+use super::ring::Slot;
 use super::wire::*;
 use crate::vfs::{Attr as Attributes, Found, Kind};
 
@@ -20,6 +21,8 @@ use crate::vfs::{Attr as Attributes, Found, Kind};
 enum To {
     /// To the descriptor that the request was read from: no other knows it.
     Device { device: Arc<OwnedFd>, unique: u64 },
+    /// Back into the entry of a ring.
+    Ring(Slot),
     /// Nowhere any more.
     Answered,
 }
@@ -38,9 +41,15 @@ impl Reply {
         Reply(To::Device { device, unique })
     }
 
+    /// To a request in the entry of a ring.
+    pub(super) fn to_ring(slot: Slot) -> Reply {
+        Reply(To::Ring(slot))
+    }
+
     fn send(&mut self, error: Option<Errno>, body: &[u8]) {
         match std::mem::replace(&mut self.0, To::Answered) {
             To::Device { device, unique } => send_to_device(&device, unique, error, body),
+            To::Ring(slot) => slot.send(error, body),
             To::Answered => {}
         }
     }
@@ -65,7 +74,13 @@ impl Reply {
     }
 
     /// Up to `size` bytes, as many as `fill` says that it has put there.
-    pub(super) fn content(self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) {
+    pub(super) fn content(mut self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) {
+        // A ring's entry has the place.
+        if let To::Ring(_) = &self.0
+            && let To::Ring(slot) = std::mem::replace(&mut self.0, To::Answered)
+        {
+            return slot.fill(size, fill);
+        }
         CONTENT.with_borrow_mut(|buf| {
             if buf.len() < size {
                 buf.resize(size, 0);

@@ -17,8 +17,7 @@ use crate::vfs::{SetAttr, SetTime, Time};
 pub(super) enum Args<'a> {
     /// One behind the other (`/dev/fuse`).
     Joined(&'a [u8]),
-    /// The first struct for itself (an entry of a ring of io_uring).
-    #[cfg_attr(not(test), expect(dead_code))]
+    /// The first struct for itself (a ring's entry).
     Parted { first: &'a [u8], rest: &'a [u8] },
 }
 

@@ -17,7 +17,8 @@ use super::device;
 use super::handshake::{Agreed, Handshake};
 use super::jobs::Jobs;
 use super::notify::KernelEnd;
-use super::{MountError, MountOptions, Passthrough};
+use super::ring::{self, Rings};
+use super::{MountError, MountOptions, Passthrough, Transport};
 use crate::vfs::View;
 
 /// Threads for what takes long.
@@ -49,6 +50,11 @@ impl Mounted {
     /// Is passthrough in use?
     pub fn passthrough(&self) -> bool {
         self.agreed.passthrough
+    }
+
+    /// How requests come; never `Auto`.
+    pub fn transport(&self) -> Transport {
+        if self.agreed.rings { Transport::Uring } else { Transport::Dev }
     }
 
     /// False once the kernel side is gone (unmounted by anyone).
@@ -125,7 +131,8 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         fail(why, no_fuse)
     };
     let at = at.canonicalize().map_err(io)?;
-    let (handshake, agreed) = Handshake::new(view.clone(), options);
+    let rings = rings(options.transport).map_err(|why| fail(why, false))?;
+    let (handshake, agreed) = Handshake::new(view.clone(), options, rings.is_some());
     let mut session = Session::new(handshake, &at, &config(&view, options)).map_err(io)?;
     let agreed = *agreed.lock();
     if options.passthrough == Passthrough::Require && !agreed.passthrough {
@@ -133,6 +140,10 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         let why = "passthrough was required, but it needs Linux 6.9 or newer, root, a view that is not read-only, and \
                    a store on a file system with leases (fcntl F_SETLEASE)";
         return Err(fail(why.into(), false));
+    }
+    if options.transport == Transport::Uring && !agreed.rings {
+        let _ = session.unmount();
+        return Err(fail(NO_RINGS.into(), false));
     }
     let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(io)?);
     let adapter = Arc::new(Adapter {
@@ -145,7 +156,11 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let kernel = KernelEnd::start(session.notifier(), device.clone()).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
-    let threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;
+    let mut threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;
+    if let Some(rings) = rings.filter(|_| agreed.rings) {
+        // Failing, the session is dropped and with it the mount: the kernel would wait for the rings.
+        threads.extend(rings.start(&adapter, &device).map_err(io)?);
+    }
     let end = Arc::new(End::default());
     let over = end.clone();
     let wait = move || {
@@ -159,6 +174,27 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     std::thread::Builder::new().name("mount".into()).spawn(wait).map_err(io)?;
     read_further_ahead(&at);
     Ok(Mounted { at, end, agreed, unmounted: AtomicBool::new(false), fusers_own })
+}
+
+const NO_RINGS: &str = "FUSE over io_uring was required, but the kernel does not offer it: it needs Linux 6.14 or newer, \
+                        and root to have written Y to /sys/module/fuse/parameters/enable_uring";
+
+/// Rings, where they are wanted and possible. `Err`: they are required, and why there are none.
+fn rings(wanted: Transport) -> Result<Option<Rings>, String> {
+    if wanted == Transport::Dev || (wanted == Transport::Auto && !ring::offered().unwrap_or(false)) {
+        return Ok(None);
+    }
+    match Rings::prepare() {
+        Ok(rings) => Ok(Some(rings)),
+        Err(e) if wanted == Transport::Uring => Err(format!(
+            "FUSE over io_uring was required, but this process may not use io_uring: {e}; the setting \
+             kernel.io_uring_disabled or the container's rules (seccomp) forbid it"
+        )),
+        Err(e) => {
+            tracing::info!(error = %e, "io_uring cannot be used; requests come through /dev/fuse");
+            Ok(None)
+        }
+    }
 }
 
 /// What the mount table calls the view: whose it is, so that `outfs unmount` finds its daemon. Mount options cannot
@@ -177,13 +213,29 @@ const READ_AHEAD: usize = 1 << 20;
 /// raise it: without it large files are read half as fast, no more.
 fn read_further_ahead(at: &Path) {
     let set = || {
-        let dev = nix::sys::stat::stat(at)?.st_dev;
-        let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
+        let (major, minor) = device_of(at)?;
         let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         std::fs::write(file, format!("{}\n", READ_AHEAD / 1024))
     };
     if let Err(e) = set() {
         tracing::debug!(at = %at.display(), error = %e, "the kernel reads ahead as far as it does by itself");
+    }
+}
+
+/// The device number of what is mounted at `at`, asked of the kernel alone. The daemon must ask nothing of itself: killed
+/// meanwhile, it would wait for its own answer, and not die.
+fn device_of(at: &Path) -> std::io::Result<(u32, u32)> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(at.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path and the result live through the call, which fills the result when it succeeds.
+    unsafe {
+        let (cwd, flags) = (libc::AT_FDCWD, libc::AT_STATX_DONT_SYNC);
+        if libc::statx(cwd, path.as_ptr(), flags, 0, found.as_mut_ptr()) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let found = found.assume_init();
+        Ok((found.stx_dev_major, found.stx_dev_minor))
     }
 }
 

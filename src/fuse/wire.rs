@@ -81,6 +81,27 @@ sent! {
     Direntplus { entry: EntryOut, dirent: Dirent }
 }
 
+/// What a ring's entry says beside the request or the reply.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub(super) struct EntInOut {
+    pub flags: u64,
+    pub commit_id: u64,
+    pub payload_sz: u32,
+    pub padding: u32,
+    pub reserved: u64,
+}
+
+/// What a command to a ring says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
+pub(super) struct UringCmd {
+    pub flags: u64,
+    pub commit_id: u64,
+    pub qid: u16,
+    pub padding: [u8; 6],
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +115,7 @@ mod tests {
             (16, 24, 56)
         );
         assert_eq!((size_of::<Attr>(), size_of::<EntryOut>(), size_of::<AttrOut>()), (88, 128, 104));
+        assert_eq!((size_of::<EntInOut>(), size_of::<UringCmd>()), (32, 24));
         assert_eq!((size_of::<OpenOut>(), size_of::<StatfsOut>(), size_of::<Direntplus>()), (16, 80, 152));
     }
 }

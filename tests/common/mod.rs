@@ -38,6 +38,14 @@ pub fn outfs() -> Command {
     c
 }
 
+/// How the tests' mounts get the kernel's requests, if somebody chose (`OUTFS_TEST_TRANSPORT=uring`) and the test does not.
+fn transport(args: &[impl AsRef<str>]) -> Vec<String> {
+    let chosen = std::env::var("OUTFS_TEST_TRANSPORT")
+        .ok()
+        .filter(|_| !args.iter().any(|a| a.as_ref() == "--transport"));
+    chosen.map_or(Vec::new(), |t| vec!["--transport".into(), t])
+}
+
 /// Fails the test where there is no FUSE: such a machine cannot vouch for a mount.
 pub fn need_fuse() {
     assert!(
@@ -217,6 +225,7 @@ impl Mount {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let mut c = outfs();
         c.arg("mount").arg(&self.mnt).arg("--store").arg(&self.store).arg("--foreground").args(&self.args);
+        c.args(transport(&self.args));
         c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         if self.without_leases {
             forbid_leases(&mut c);
@@ -246,7 +255,7 @@ impl Mount {
         let at = self.dir.path().canonicalize().expect("it exists").join(name);
         fs::create_dir(&at).expect("a mount point");
         let mut c = outfs();
-        c.arg("mount").arg(&at).arg("--store").arg(&self.store).args(args);
+        c.arg("mount").arg(&at).arg("--store").arg(&self.store).args(args).args(transport(args));
         self.more_mounts.push(at.clone());
         ok(c);
         assert!(is_mounted(&at), "outfs mount returned before the mount was ready");

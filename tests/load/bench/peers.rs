@@ -70,6 +70,10 @@ pub fn serve(
                 peers.push(Peer { name, root: at.join(KEY).join("outputs"), user: false });
             }
         }
+        let note = format!("outfs gets requests through {}", transport(&store)?);
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
         stores.push(store);
     }
     if options.wants_peer("outfs user") {
@@ -84,6 +88,13 @@ pub fn serve(
         }
     }
     Ok(Served { peers, _stores: stores })
+}
+
+fn transport(store: &Store) -> Result<&'static str, String> {
+    Ok(match store.transport()?.as_str() {
+        "uring" => "io_uring",
+        _ => "/dev/fuse",
+    })
 }
 
 /// A new store that holds the tree.

@@ -114,6 +114,14 @@ impl Store {
         run(&mut self.command(["stop"]))
     }
 
+    /// How the first view gets its requests: `dev` or `uring`.
+    pub fn transport(&self) -> Result<String, String> {
+        let text = output(&mut self.command(["status", "--json"]))?;
+        let status: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| format!("outfs status: {e}"))?;
+        Ok(status["views"][0]["transport"].as_str().unwrap_or("unknown").to_owned())
+    }
+
     /// The store's numbers.
     pub fn stats(&self) -> Result<serde_json::Value, String> {
         let text = output(&mut self.command(["stats", "--json"]))?;
