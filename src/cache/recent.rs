@@ -1,7 +1,8 @@
 //! Accesses that are not written down yet, in memory.
 //!
 //! Invariants: bounded; what falls out is written down with the rest, never lost while the
-//! process lives; after a flush the index knows the order of all accesses noted before.
+//! process lives; after a flush the index knows the order of all accesses noted before, also of those that somebody
+//! else is just writing down.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -17,6 +18,8 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
 
 /// The most recently used entries: row id and nanoseconds since 1970.
 pub(crate) struct Recent {
+    /// One at a time writes them down; taken before `noted`.
+    flushing: Mutex<()>,
     noted: Mutex<Noted>,
 }
 
@@ -28,7 +31,8 @@ struct Noted {
 
 impl Default for Recent {
     fn default() -> Self {
-        Recent { noted: Mutex::new(Noted { kept: LruCache::new(KEPT), waiting: HashMap::new() }) }
+        let noted = Noted { kept: LruCache::new(KEPT), waiting: HashMap::new() };
+        Recent { flushing: Mutex::default(), noted: Mutex::new(noted) }
     }
 }
 
@@ -64,6 +68,8 @@ impl Recent {
 impl Inner {
     /// Writes down all accesses that were noted. On a full disk they wait: nothing must fail for them.
     pub(crate) fn flush_accesses(&self) -> Result<()> {
+        // Held until they are committed: whoever finds nothing to write down must not look before that.
+        let _one = self.upkeep.recent.flushing.lock();
         let noted = self.upkeep.recent.take();
         if noted.is_empty() {
             return Ok(());
@@ -79,5 +85,38 @@ impl Inner {
             }
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use crate::cache::upkeep_tests::Fixture;
+
+    #[test]
+    fn an_access_that_somebody_is_writing_down_counts() {
+        let f = Fixture::new();
+        let rows = ["key1", "key2"].map(|key| f.put(key, &[("f", vec![1])]).id);
+        let (inner, over) = (&f.cache().inner, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    inner.flush_accesses().unwrap();
+                }
+            });
+            let oldest_after_use = |row| {
+                inner.upkeep.recent.note(row);
+                while !inner.upkeep.recent.noted.lock().kept.is_empty() {
+                    std::thread::yield_now();
+                }
+                inner.flush_accesses().unwrap();
+                inner.index.oldest(None, 1).unwrap()[0].id
+            };
+            let wrong =
+                rows.into_iter().cycle().take(50).filter(|row| oldest_after_use(*row) == *row).count();
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(wrong, 0, "what was used last was the oldest");
+        });
     }
 }
