@@ -113,8 +113,8 @@ pub(crate) struct Accounts {
 struct Measured {
     /// Bytes by draft.
     of: HashMap<String, u64>,
-    /// Bytes of the index and the event log.
-    index: u64,
+    /// Bytes of the event log.
+    events: u64,
     at: Option<Instant>,
     took: Duration,
 }
@@ -138,7 +138,8 @@ impl Cache {
         let space = self.inner.store.file_system_space()?;
         let (disk, disk_available) = (space.bytes, space.available);
         let files_reserve = space.files / FILES_RESERVE;
-        let (drafts, index) = self.measured_bytes();
+        let (drafts, events) = self.measured_bytes();
+        let index = self.index_bytes() + events;
         let limits = self.inner.limits.read();
         let quota = limits.size.map_or((disk / 10).max(LEAST), |s| s.of(disk)).min(disk);
         let reserve = limits.reserve.map_or(disk / 100, |s| s.of(disk)).min(disk);
@@ -190,7 +191,13 @@ impl Cache {
         Ok(())
     }
 
-    /// The drafts, and the index with the event log: measured now and then; large drafts, which take long to
+    /// The index with its journal, which grows by some pages with every entry: asked for each time.
+    fn index_bytes(&self) -> u64 {
+        let occupied = |name| std::fs::metadata(self.inner.store.path(name)).map_or(0, |m| m.blocks() * 512);
+        ["index.sqlite", "index.sqlite-wal"].map(occupied).iter().sum()
+    }
+
+    /// The drafts and the event log: measured now and then; large drafts, which take long to
     /// measure, more rarely. While one thread measures, others get the last result.
     fn measured_bytes(&self) -> (u64, u64) {
         let accounts = &self.inner.upkeep.accounts;
@@ -198,7 +205,7 @@ impl Cache {
             let mut last = accounts.measured.lock();
             let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
             if last.at.is_some_and(fresh) {
-                return (last.of.values().sum(), last.index);
+                return (last.of.values().sum(), last.events);
             }
             last.at = Some(Instant::now());
         }
@@ -206,16 +213,13 @@ impl Cache {
         let measure = |id: &str| tree_bytes(&self.inner.store.draft_path(id));
         let measured: Vec<_> = self.drafts().iter().map(|d| (d.id().to_owned(), measure(d.id()))).collect();
         let live: HashSet<String> = self.drafts().iter().map(|d| d.id().to_owned()).collect();
-        let store = &self.inner.store;
-        let file = |name| std::fs::metadata(store.path(name)).map_or(0, |m| m.blocks() * 512);
-        let index = ["index.sqlite", "index.sqlite-wal"].map(file).iter().sum::<u64>();
-        let index = index + tree_bytes(&store.root().join("events"));
+        let events = tree_bytes(&self.inner.store.root().join("events"));
         let mut last = accounts.measured.lock();
-        last.index = index;
+        last.events = events;
         last.of = measured.into_iter().filter(|(id, _)| live.contains(id)).collect();
         last.at = Some(Instant::now());
         last.took = begun.elapsed();
-        (last.of.values().sum(), index)
+        (last.of.values().sum(), events)
     }
 
     /// What one entry costs.
