@@ -149,9 +149,9 @@ fn quota(disk: &Disk, daemon: &Daemon, mib: u64) {
         daemon.run(&["gc"]);
         let mut used = disk.used().saturating_sub(empty);
         at_first = at_first.max(used);
-        // Freed blocks and a sealed draft's names are given back a moment later.
+        // A draft may go past the quota; sealed, it makes others go with the next tick, and freed blocks come back then.
         let begun = Instant::now();
-        while used > within && begun.elapsed() < Duration::from_secs(2) {
+        while used > within && begun.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(10));
             used = disk.used().saturating_sub(empty);
         }
