@@ -17,7 +17,7 @@ use super::ingest::{Asked, FileId, Memory, ReadLease, STEP, hash_bytes, hash_fil
 use super::stash::{NewPack, Stash};
 use super::walk::{From, Plan, Source, Tree};
 use super::work::Work;
-use super::{Cache, CacheError, Result, at};
+use super::{Cache, CacheError, Result, at, workers};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
 use crate::store::{Adopt, PACK_LIMIT, StoreError};
@@ -348,10 +348,6 @@ impl Source {
 
 /// So few small files are read sooner than a thread starts.
 const FEW: usize = 8;
-
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)
-}
 
 fn tree_of(plan: &Plan) -> &Tree {
     plan.tree.as_ref().expect("a source in a tree comes with its tree")

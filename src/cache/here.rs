@@ -1,4 +1,7 @@
-//! Now and here: the clock and the machine's name, as entries record them.
+//! Now and here: the clock, the machine's name as entries record it, its processors and processes.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Nanoseconds since 1970.
 pub(crate) fn now_ns() -> i64 {
@@ -8,4 +11,19 @@ pub(crate) fn now_ns() -> i64 {
 /// This machine's name, as far as it has one.
 pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// How many threads look at files at the same time: one for each processor, within reason.
+pub(crate) fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)
+}
+
+/// A descriptor that is readable when the process has ended.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers.
+    match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
+        fd if fd < 0 => Err(io::Error::last_os_error()),
+        // SAFETY: a new descriptor, which nobody else owns.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+    }
 }

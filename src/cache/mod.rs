@@ -66,7 +66,7 @@ pub use draft::{Closed, Draft, Gate, Stage};
 pub use error::CacheError;
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub use held::HeldBlob;
-pub(crate) use here::{host_name, now_ns};
+pub(crate) use here::{host_name, now_ns, pidfd_open, workers};
 pub use import::{ImportReport, Skipped};
 pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
 pub use lookup::{Lookup, Miss};

@@ -15,6 +15,7 @@ mod evict;
 mod fsck;
 mod gc;
 mod generate;
+mod how;
 mod import;
 mod logs;
 mod ls;

@@ -4,27 +4,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::how::As;
 use super::out::{self, Streams};
 use super::session::Session;
 use super::{Context, Output, absolute, unexpected};
-use crate::cache::RestoreAs;
 use crate::control::{Failure, RawPath, Reply, Request};
 use crate::model::EntryKey;
 use crate::model::units::{counted, human_bytes};
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum As {
-    /// Reflink where the file system can, else copy
-    Auto,
-    /// Share the data of large files with the store, or fail; small ones are copied
-    Reflink,
-    /// Copy
-    Copy,
-    /// Make DEST a symlink into a mount
-    Link,
-}
+use crate::run::Way;
 
 /// Write an entry's outputs into a directory, replacing nothing
 #[derive(Args)]
@@ -60,14 +49,9 @@ impl Restore {
                 let dest = absolute(dest)?.into();
                 let mut streams = Streams::metered(&format!("restoring {}", self.key));
                 let key = self.key.clone();
-                let how = match self.how {
-                    As::Auto => RestoreAs::Auto,
-                    As::Reflink => RestoreAs::Reflink,
-                    As::Copy => RestoreAs::Copy,
-                    As::Link => {
-                        let request = Request::Link { key, dest, path: RawPath::default(), replace: false };
-                        return self.print(session.call(request)?);
-                    }
+                let Way::Files(how) = self.how.way() else {
+                    let request = Request::Link { key, dest, path: RawPath::default(), replace: false };
+                    return self.print(session.call(request)?);
                 };
                 let (force, dir_mode) = (self.force, dir_mode());
                 let request = Request::Restore { key, dest, how, force, dir_mode };

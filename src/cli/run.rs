@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::how::As;
 use super::shelf::StoreShelf;
 use super::{Context, out};
-use crate::cache::{CachePolicy, RestoreAs};
+use crate::cache::CachePolicy;
 use crate::control::{Failure, Kind};
 use crate::model::units::parse_duration;
 use crate::run::{
-    Held, Inputs, Place, Reason, Report, RunError, Shelf, Sink, Task, Times, Voice, Way, Ways, guard, run,
+    Held, Inputs, Place, Reason, Report, RunError, Shelf, Sink, Task, Times, Voice, Ways, guard, run,
 };
 
 /// Between being asked to end and being killed.
@@ -25,18 +26,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const SHOWN: usize = 10;
 /// What outfs itself exits with when it cannot run a command.
 const OWN_ERROR: u8 = 125;
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum As {
-    /// Reflinks where the file system can, else copies
-    Auto,
-    /// Share the data with the store, or run
-    Reflink,
-    /// Copies
-    Copy,
-    /// Symlinks into a mount, for whoever only reads
-    Link,
-}
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Policy {
@@ -187,12 +176,7 @@ impl Run {
             verify: self.verify,
             dry_run: self.dry_run,
             cache_failures: self.cache_failures,
-            way: match self.how {
-                As::Auto => Way::Files(RestoreAs::Auto),
-                As::Reflink => Way::Files(RestoreAs::Reflink),
-                As::Copy => Way::Files(RestoreAs::Copy),
-                As::Link => Way::Link,
-            },
+            way: self.how.way(),
             times: if self.mtime == Mtime::Keep { Times::Keep } else { Times::Now },
             timeout: self.timeout,
             grace: GRACE,

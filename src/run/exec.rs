@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 use super::capture::{Capture, Order, Sink};
 use super::guard::{die_with_parent, kill_descendants, not_started};
 use super::signals::Signals;
+use crate::cache::pidfd_open;
 
 /// How long a guard that was told to end everything may take.
 const LAST_PATIENCE: Duration = Duration::from_secs(15);
@@ -157,7 +158,7 @@ impl Running {
         for pipe in pipes.iter().flatten() {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        let pidfd = pidfd(&child).inspect_err(|_| {
+        let pidfd = pidfd_open(child.id()).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })?;
@@ -293,17 +294,5 @@ fn exit_code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => code as u8,
         (None, signal) => 128 + signal.unwrap_or(0) as u8,
-    }
-}
-
-/// A descriptor that is readable when the process has ended.
-fn pidfd(child: &Child) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers and gives a new descriptor, which nobody else owns.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0);
-        match fd {
-            fd if fd < 0 => Err(io::Error::last_os_error()),
-            fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
-        }
     }
 }

@@ -1,26 +1,22 @@
 //! One run, from a task to its end: looked up, given back or executed, kept.
 //!
-//! Invariants: whatever the store does, the task runs; a result is kept only if the command succeeded (or
-//! failures are wanted), all declared outputs are there, and no input changed meanwhile; what cannot be
-//! given back whole is run instead. Must not know: how anything is shown.
+//! Purpose: the order of things; `hit.rs` and `miss.rs` do them. Invariant: whatever the store does, the task
+//! runs. Must not know: how anything is shown.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::capture::{Order, Sink};
+use super::capture::Sink;
 use super::decide::{Decision, Locked, Reason, Situation, decide};
-use super::exec::{End, Outcome, Plan, execute};
-use super::inputs::changed_since;
-use super::ledger::{LastRun, Ledger, Stand};
+use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
-use super::outputs::{Stamp, clear, missing, nodes, untracked};
+use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
-use super::shelf::{Found, Held, Keep, Note, Placed, Shelf, Shelved, Times, Way, nodes_hash};
-use super::spec::{Inputs, Task};
-use super::{Parts, Result, RunError, VERSION, text};
+use super::shelf::{Found, Held, Note, Shelf, Shelved, Times, Way, nodes_hash};
+use super::spec::Task;
+use super::{Parts, Result};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
 
@@ -128,28 +124,29 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
     Ok(run.report)
 }
 
-struct Run<'a> {
-    task: &'a Task,
-    ways: &'a Ways,
+/// A run on its way.
+pub(super) struct Run<'a> {
+    pub(super) task: &'a Task,
+    pub(super) ways: &'a Ways,
     /// Until it has failed.
-    shelf: Option<&'a mut dyn Shelf>,
-    voice: &'a mut dyn Voice,
-    ledger: Ledger,
-    report: Report,
+    pub(super) shelf: Option<&'a mut dyn Shelf>,
+    pub(super) voice: &'a mut dyn Voice,
+    pub(super) ledger: Ledger,
+    pub(super) report: Report,
 }
 
 impl Run<'_> {
-    fn cwd(&self) -> &Path {
+    pub(super) fn cwd(&self) -> &Path {
         &self.task.place.cwd
     }
 
-    fn warn(&mut self, what: String) {
+    pub(super) fn warn(&mut self, what: String) {
         self.voice.warn(&what);
         self.report.warnings.push(what);
     }
 
     /// Asks the store, if it has not failed before.
-    fn ask<T>(&mut self, ask: impl FnOnce(&mut dyn Shelf) -> Shelved<T>) -> Option<T> {
+    pub(super) fn ask<T>(&mut self, ask: impl FnOnce(&mut dyn Shelf) -> Shelved<T>) -> Option<T> {
         match ask(&mut **self.shelf.as_mut()?) {
             Ok(answer) => Some(answer),
             Err(e) => {
@@ -160,7 +157,7 @@ impl Run<'_> {
         }
     }
 
-    fn note(&mut self, key: &EntryKey, note: Note) {
+    pub(super) fn note(&mut self, key: &EntryKey, note: Note) {
         let task = &self.task.id;
         if self.ways.policy.allows_write() {
             self.ask(|shelf| shelf.note(key, task, note));
@@ -177,7 +174,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn hash_outputs(&self) -> Result<String> {
+    pub(super) fn hash_outputs(&self) -> Result<String> {
         Ok(nodes_hash(&nodes(self.cwd(), &self.task.outputs)?))
     }
 
@@ -254,76 +251,13 @@ impl Run<'_> {
         (decision, found)
     }
 
-    /// Has an entry's outputs stand where they belong; a reason if that cannot be.
-    fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
-        if self.ways.verify {
-            return self.verify(prepared, held).map(|()| None);
-        }
-        let key = &prepared.key;
-        let mut logs = [Vec::new(), Vec::new()];
-        for (stderr, log) in [false, true].into_iter().zip(&mut logs) {
-            if self.ask(|shelf| shelf.log(key, stderr, log)).is_none() {
-                let path = if stderr { "logs/stderr.log" } else { "logs/stdout.log" };
-                return Ok(Some(Reason::OutputMissing { path: path.into() }));
-            }
-        }
-        if !self.stands(prepared, held) {
-            let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
-            let times = self.ways.times;
-            let placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
-            match placed {
-                Some(Placed::Done(_)) => self.remember_stand(held),
-                Some(Placed::Lost { path, why }) => {
-                    self.warn(format!("the entry {key} has lost content: {why}"));
-                    return Ok(Some(Reason::OutputMissing { path }));
-                }
-                None => {
-                    let status = "its outputs cannot be given back".into();
-                    return Ok(Some(Reason::PreviousRunIncomplete { status }));
-                }
-            }
-        }
-        let order: Order = held.order.parse().unwrap_or_default();
-        order.replay([&logs[0], &logs[1]], &mut |stderr, bytes| self.voice.wrote(stderr, bytes));
-        self.voice.hit(held);
-        self.report.result = "hit";
-        self.report.kept = true;
-        self.report.saved_ms = Some(held.duration_ms);
-        self.report.exit_code = held.exit_code as u8;
-        self.note(key, Note::Hit { saved_ms: held.duration_ms });
-        self.remember_run(prepared, Some(held.outputs_hash.clone()), None);
-        Ok(None)
-    }
-
-    /// Do the entry's outputs stand there already, as they were seen last?
-    fn stands(&self, prepared: &Prepared, held: &Held) -> bool {
-        let links = self.ways.way == Way::Link;
-        let outputs = &self.task.outputs;
-        let seen = self.ledger.stand(self.cwd(), outputs);
-        let Some(seen) = seen.filter(|s| s.manifest == held.manifest && s.links == links) else {
-            return false;
-        };
-        let Ok(stamp) = Stamp::take(self.cwd(), outputs) else { return false };
-        // Older than an input, make would have them made again: they are placed anew, with new times.
-        let fresh = self.ways.times == Times::Keep || links || stamp.oldest_ns >= prepared.gathered.newest_ns;
-        let there = !links || outputs.iter().all(|o| self.cwd().join(o).exists());
-        stamp.mark == seen.mark && fresh && there
-    }
-
-    /// Remembers that the entry's outputs stand there from now on.
-    fn remember_stand(&self, held: &Held) {
-        let (cwd, outputs) = (self.cwd(), &self.task.outputs);
-        let Ok(stamp) = Stamp::take(cwd, outputs) else { return };
-        stamp.settle();
-        // What changed while the clock stood still has changed it now, or never will unseen.
-        let same = Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
-        let links = self.ways.way == Way::Link;
-        let stand = Stand { manifest: held.manifest, links, mark: stamp.mark };
-        self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
-    }
-
     /// Remembers the run for tasks after it, and in the lock file.
-    fn remember_run(&mut self, prepared: &Prepared, outputs_hash: Option<String>, status: Option<String>) {
+    pub(super) fn remember_run(
+        &mut self,
+        prepared: &Prepared,
+        outputs_hash: Option<String>,
+        status: Option<String>,
+    ) {
         let task = self.task.id.clone();
         let key = Some(prepared.key.clone());
         self.ledger.set_last_run(&LastRun { task: task.clone(), key, outputs_hash: outputs_hash.clone() });
@@ -335,205 +269,5 @@ impl Run<'_> {
         if let Err(e) = Lock::update(&path, task, block) {
             self.warn(format!("the lock file is as it was: {e}"));
         }
-    }
-
-    fn execute(&mut self) -> Result<Outcome> {
-        let task = self.task;
-        clear(self.cwd(), &task.outputs)?;
-        if let Some(shelf) = self.shelf.as_mut() {
-            shelf.rest();
-        }
-        let plan = Plan {
-            argv: &task.argv,
-            cwd: &task.place.cwd,
-            env: &[],
-            guard: &self.ways.guard,
-            timeout: self.ways.timeout,
-            grace: self.ways.grace,
-        };
-        let outcome = execute(&plan, &mut Through(self.voice))
-            .map_err(|e| RunError::io("run", Path::new(&task.argv[0]), e))?;
-        self.report.duration_ms = Some(outcome.duration.as_millis() as u64);
-        self.report.exit_code = outcome.end.code();
-        Ok(outcome)
-    }
-
-    /// Why an execution gave no result, if so.
-    fn judge(&mut self, outcome: &Outcome) -> Result<Option<String>> {
-        let status = match outcome.end {
-            End::Exited(0) => None,
-            End::Exited(_) if self.ways.cache_failures => None,
-            End::Exited(code) => Some(format!("exit code {code}")),
-            End::TimedOut => Some(format!("timed out after {:?}", self.ways.timeout.unwrap_or_default())),
-            End::Interrupted(signal) => Some(format!("interrupted by signal {signal}")),
-        };
-        if status.is_some() {
-            return Ok(status);
-        }
-        let Some(output) = missing(self.cwd(), &self.task.outputs) else { return Ok(None) };
-        let status = format!("the declared output {} is missing", output.display());
-        self.warn(format!("{status}; nothing is kept"));
-        if outcome.end == End::Exited(0) {
-            self.report.exit_code = 125;
-        }
-        Ok(Some(status))
-    }
-
-    fn miss(&mut self, prepared: &mut Prepared, reasons: Vec<Reason>) -> Result<()> {
-        let key = prepared.key.clone();
-        self.report.result = "miss";
-        self.report.reasons = reasons;
-        self.voice.miss(&self.report.reasons);
-        let before = untracked(self.cwd());
-        self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
-        let outcome = self.execute()?;
-        self.find_undeclared(before);
-        let status = match self.judge(&outcome)? {
-            Some(status) => Some(status),
-            None => changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| {
-                let what = format!("the input {name} changed while the command ran");
-                self.warn(format!("{what}; nothing is kept"));
-                what
-            }),
-        };
-        if let Some(status) = status {
-            self.note(&key, Note::Failed { status: status.clone() });
-            self.remember_run(prepared, None, Some(status));
-            return Ok(());
-        }
-        let held = if self.ways.policy.allows_write() { self.keep(prepared, &outcome) } else { None };
-        self.note(
-            &key,
-            Note::Miss { reasons: self.report.reasons.iter().map(ToString::to_string).collect() },
-        );
-        let outputs_hash = match &held {
-            Some(held) => held.outputs_hash.clone(),
-            None => self.hash_outputs()?,
-        };
-        self.remember_run(prepared, Some(outputs_hash), None);
-        Ok(())
-    }
-
-    /// Keeps a result; what the store says of it then.
-    fn keep(&mut self, prepared: &Prepared, outcome: &Outcome) -> Option<Held> {
-        let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
-        let stamp = Stamp::take(&cwd, outputs).ok()?;
-        stamp.settle();
-        let logs = match Logs::write(outcome) {
-            Ok(logs) => logs,
-            Err(e) => {
-                self.warn(format!("the result is not kept: its logs cannot be written: {e}"));
-                return None;
-            }
-        };
-        let keep = Keep {
-            key,
-            task_id: &self.task.id,
-            command: self.task.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
-            exit_code: i32::from(outcome.end.code()),
-            duration_ms: outcome.duration.as_millis() as u64,
-            cwd: &cwd,
-            outputs,
-            logs: [logs.0.path(), logs.1.path()],
-            extra: self.extra(prepared, &outcome.order),
-            replace: self.report.reasons.iter().any(Reason::is_about_the_entry),
-        };
-        // A result that cannot be kept says nothing about the store: another one may have been first.
-        if let Err(e) = self.shelf.as_mut()?.keep(&keep) {
-            self.warn(format!("the result is not kept: {e}"));
-            return None;
-        }
-        self.report.kept = true;
-        let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs)) else { return None };
-        // Unchanged since before it was read: what stands there is what was kept.
-        if Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
-            let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark };
-            self.ledger.set_stand(&cwd, outputs, Some(&stand));
-        }
-        Some(*held)
-    }
-
-    fn extra(
-        &self,
-        prepared: &Prepared,
-        order: &Order,
-    ) -> std::collections::BTreeMap<String, serde_json::Value> {
-        let kept = serde_json::json!({
-            "version": VERSION,
-            "reasons": self.report.reasons,
-            "order": order.to_string(),
-            "parts": prepared.parts.to_keep(),
-        });
-        [(super::shelf::MEMBER.to_owned(), kept)].into()
-    }
-
-    fn find_undeclared(&mut self, before: Option<std::collections::BTreeSet<PathBuf>>) {
-        let (Some(before), Some(after)) = (before, untracked(self.cwd())) else { return };
-        let outputs = &self.task.outputs;
-        let lock = self.ways.lock.as_deref();
-        let new: Vec<String> = after
-            .difference(&before)
-            .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
-            .map(text)
-            .collect();
-        if !new.is_empty() {
-            let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-            let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
-            let how =
-                if self.task.inputs == Inputs::Git { "; the next run takes them for inputs" } else { "" };
-            self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
-        }
-        self.report.undeclared = new;
-    }
-
-    /// Runs a hit again and says what is different.
-    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<()> {
-        let key = &prepared.key;
-        let outputs = &self.task.outputs;
-        let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
-        self.ledger.set_stand(self.cwd(), outputs, None);
-        let outcome = self.execute()?;
-        self.report.result = "hit";
-        self.report.kept = true;
-        if self.judge(&outcome)?.is_some() {
-            return Ok(());
-        }
-        let now = nodes(self.cwd(), outputs)?;
-        let mut differs: Vec<String> =
-            kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
-        differs.sort();
-        differs.dedup();
-        if i32::from(outcome.end.code()) != held.exit_code {
-            differs.insert(0, format!("exit code {}, not {}", outcome.end.code(), held.exit_code));
-        }
-        if !differs.is_empty() && self.report.exit_code == 0 {
-            self.report.exit_code = 1;
-        }
-        self.remember_run(prepared, Some(nodes_hash(&now)), None);
-        self.report.differs = Some(differs);
-        Ok(())
-    }
-}
-
-/// A voice as nothing but a sink.
-struct Through<'a>(&'a mut dyn Voice);
-
-impl Sink for Through<'_> {
-    fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
-        self.0.wrote(stderr, bytes);
-    }
-}
-
-/// What a command printed, in files that go when they are kept.
-struct Logs(tempfile::NamedTempFile, tempfile::NamedTempFile);
-
-impl Logs {
-    fn write(outcome: &Outcome) -> std::io::Result<Logs> {
-        let file = |bytes: &[u8]| {
-            let mut file = tempfile::Builder::new().prefix("outfs-log-").tempfile()?;
-            file.write_all(bytes)?;
-            Ok::<_, std::io::Error>(file)
-        };
-        Ok(Logs(file(&outcome.stdout)?, file(&outcome.stderr)?))
     }
 }

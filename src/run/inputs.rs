@@ -18,6 +18,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::remembered::{Remembered, State};
 use super::spec::{Inputs, Place};
 use super::{Input, Kind, Result, RunError};
+use crate::cache::workers;
 use crate::model::BlobHash;
 
 /// The inputs of a task.
@@ -242,10 +243,9 @@ fn read_all(found: &Found, unknown: &[Unknown]) -> Result<Vec<Hashed>> {
     })
 }
 
-/// Does `work` on parts of a list in as many threads as there are processors; the results in order.
+/// Does `work` on parts of a list in some threads; the results in order.
 fn in_threads<T: Sync, U: Send>(list: &[T], work: impl Fn(&[T]) -> Result<Vec<U>> + Sync) -> Result<Vec<U>> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
-    let each = list.len().div_ceil(threads).max(64);
+    let each = list.len().div_ceil(workers()).max(64);
     if list.len() <= each {
         return work(list);
     }

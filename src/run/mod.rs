@@ -16,12 +16,14 @@ mod exec;
 mod exec_tests;
 mod flow;
 mod guard;
+mod hit;
 mod inputs;
 #[cfg(test)]
 mod inputs_tests;
 mod key;
 mod ledger;
 mod lock;
+mod miss;
 mod outputs;
 mod prepare;
 mod remembered;

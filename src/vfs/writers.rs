@@ -8,9 +8,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cache::pidfd_open;
 
 /// From so many on, processes that ended well are forgotten: a build has thousands, each a descriptor here.
 const SWEEP: usize = 64;
@@ -97,11 +99,7 @@ fn open(thread: u32) -> Option<(u32, OwnedFd)> {
     // 0: the process is of a pid namespace that this one does not see.
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok().filter(|_| thread != 0)?;
     let process: u32 = status.lines().find_map(|l| l.strip_prefix("Tgid:"))?.trim().parse().ok()?;
-    // SAFETY: pidfd_open takes two numbers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: a new descriptor that nobody else has.
-    Some((process, unsafe { OwnedFd::from_raw_fd(fd) }))
+    Some((process, pidfd_open(process).ok()?))
 }
 
 impl Process {

@@ -1,0 +1,110 @@
+//! A hit: an entry's outputs and logs are given back, or the command runs again to be compared with it.
+//!
+//! Invariant: what cannot be given back whole is a reason to run. Must not know: how it was decided.
+
+use super::Result;
+use super::capture::Order;
+use super::decide::Reason;
+use super::flow::Run;
+use super::ledger::Stand;
+use super::outputs::{Stamp, nodes};
+use super::prepare::Prepared;
+use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
+
+impl Run<'_> {
+    /// Has an entry's outputs stand where they belong; a reason if that cannot be.
+    pub(super) fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
+        if self.ways.verify {
+            return self.verify(prepared, held).map(|()| None);
+        }
+        let key = &prepared.key;
+        let mut logs = [Vec::new(), Vec::new()];
+        for (stderr, log) in [false, true].into_iter().zip(&mut logs) {
+            if self.ask(|shelf| shelf.log(key, stderr, log)).is_none() {
+                let path = if stderr { "logs/stderr.log" } else { "logs/stdout.log" };
+                return Ok(Some(Reason::OutputMissing { path: path.into() }));
+            }
+        }
+        if !self.stands(prepared, held) {
+            let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
+            let times = self.ways.times;
+            let placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
+            match placed {
+                Some(Placed::Done(_)) => self.remember_stand(held),
+                Some(Placed::Lost { path, why }) => {
+                    self.warn(format!("the entry {key} has lost content: {why}"));
+                    return Ok(Some(Reason::OutputMissing { path }));
+                }
+                None => {
+                    let status = "its outputs cannot be given back".into();
+                    return Ok(Some(Reason::PreviousRunIncomplete { status }));
+                }
+            }
+        }
+        let order: Order = held.order.parse().unwrap_or_default();
+        order.replay([&logs[0], &logs[1]], &mut |stderr, bytes| self.voice.wrote(stderr, bytes));
+        self.voice.hit(held);
+        self.report.result = "hit";
+        self.report.kept = true;
+        self.report.saved_ms = Some(held.duration_ms);
+        self.report.exit_code = held.exit_code as u8;
+        self.note(key, Note::Hit { saved_ms: held.duration_ms });
+        self.remember_run(prepared, Some(held.outputs_hash.clone()), None);
+        Ok(None)
+    }
+
+    /// Do the entry's outputs stand there already, as they were seen last?
+    fn stands(&self, prepared: &Prepared, held: &Held) -> bool {
+        let links = self.ways.way == Way::Link;
+        let outputs = &self.task.outputs;
+        let seen = self.ledger.stand(self.cwd(), outputs);
+        let Some(seen) = seen.filter(|s| s.manifest == held.manifest && s.links == links) else {
+            return false;
+        };
+        let Ok(stamp) = Stamp::take(self.cwd(), outputs) else { return false };
+        // Older than an input, make would have them made again: they are placed anew, with new times.
+        let fresh = self.ways.times == Times::Keep || links || stamp.oldest_ns >= prepared.gathered.newest_ns;
+        let there = !links || outputs.iter().all(|o| self.cwd().join(o).exists());
+        stamp.mark == seen.mark && fresh && there
+    }
+
+    /// Remembers that the entry's outputs stand there from now on.
+    fn remember_stand(&self, held: &Held) {
+        let (cwd, outputs) = (self.cwd(), &self.task.outputs);
+        let Ok(stamp) = Stamp::take(cwd, outputs) else { return };
+        stamp.settle();
+        // What changed while the clock stood still has changed it now, or never will unseen.
+        let same = Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
+        let links = self.ways.way == Way::Link;
+        let stand = Stand { manifest: held.manifest, links, mark: stamp.mark };
+        self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
+    }
+
+    /// Runs a hit again and says what is different.
+    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<()> {
+        let key = &prepared.key;
+        let outputs = &self.task.outputs;
+        let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
+        self.ledger.set_stand(self.cwd(), outputs, None);
+        let outcome = self.execute()?;
+        self.report.result = "hit";
+        self.report.kept = true;
+        if self.judge(&outcome)?.is_some() {
+            return Ok(());
+        }
+        let now = nodes(self.cwd(), outputs)?;
+        let mut differs: Vec<String> =
+            kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
+        differs.sort();
+        differs.dedup();
+        if i32::from(outcome.end.code()) != held.exit_code {
+            differs.insert(0, format!("exit code {}, not {}", outcome.end.code(), held.exit_code));
+        }
+        if !differs.is_empty() && self.report.exit_code == 0 {
+            self.report.exit_code = 1;
+        }
+        self.remember_run(prepared, Some(nodes_hash(&now)), None);
+        self.report.differs = Some(differs);
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! A miss: the command is executed, and what it made is kept.
+//!
+//! Invariants: a result is kept only if the command succeeded (or failures are wanted), all declared outputs are
+//! there, and no input changed meanwhile. Must not know: how it was decided.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::capture::{Order, Sink};
+use super::decide::Reason;
+use super::exec::{End, Outcome, Plan, execute};
+use super::flow::{Run, Voice};
+use super::inputs::changed_since;
+use super::ledger::Stand;
+use super::outputs::{Stamp, clear, missing, untracked};
+use super::prepare::Prepared;
+use super::shelf::{Found, Held, Keep, MEMBER, Note};
+use super::spec::Inputs;
+use super::{Result, RunError, VERSION, text};
+
+impl Run<'_> {
+    pub(super) fn miss(&mut self, prepared: &mut Prepared, reasons: Vec<Reason>) -> Result<()> {
+        let key = prepared.key.clone();
+        self.report.result = "miss";
+        self.report.reasons = reasons;
+        self.voice.miss(&self.report.reasons);
+        let before = untracked(self.cwd());
+        self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
+        let outcome = self.execute()?;
+        self.find_undeclared(before);
+        let status = match self.judge(&outcome)? {
+            Some(status) => Some(status),
+            None => changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| {
+                let what = format!("the input {name} changed while the command ran");
+                self.warn(format!("{what}; nothing is kept"));
+                what
+            }),
+        };
+        if let Some(status) = status {
+            self.note(&key, Note::Failed { status: status.clone() });
+            self.remember_run(prepared, None, Some(status));
+            return Ok(());
+        }
+        let held = if self.ways.policy.allows_write() { self.keep(prepared, &outcome) } else { None };
+        self.note(
+            &key,
+            Note::Miss { reasons: self.report.reasons.iter().map(ToString::to_string).collect() },
+        );
+        let outputs_hash = match &held {
+            Some(held) => held.outputs_hash.clone(),
+            None => self.hash_outputs()?,
+        };
+        self.remember_run(prepared, Some(outputs_hash), None);
+        Ok(())
+    }
+
+    /// Keeps a result; what the store says of it then.
+    fn keep(&mut self, prepared: &Prepared, outcome: &Outcome) -> Option<Held> {
+        let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
+        let stamp = Stamp::take(&cwd, outputs).ok()?;
+        stamp.settle();
+        let logs = match Logs::write(outcome) {
+            Ok(logs) => logs,
+            Err(e) => {
+                self.warn(format!("the result is not kept: its logs cannot be written: {e}"));
+                return None;
+            }
+        };
+        let keep = Keep {
+            key,
+            task_id: &self.task.id,
+            command: self.task.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+            exit_code: i32::from(outcome.end.code()),
+            duration_ms: outcome.duration.as_millis() as u64,
+            cwd: &cwd,
+            outputs,
+            logs: [logs.0.path(), logs.1.path()],
+            extra: self.extra(prepared, &outcome.order),
+            replace: self.report.reasons.iter().any(Reason::is_about_the_entry),
+        };
+        // A result that cannot be kept says nothing about the store: another one may have been first.
+        if let Err(e) = self.shelf.as_mut()?.keep(&keep) {
+            self.warn(format!("the result is not kept: {e}"));
+            return None;
+        }
+        self.report.kept = true;
+        let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs)) else { return None };
+        // Unchanged since before it was read: what stands there is what was kept.
+        if Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
+            let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark };
+            self.ledger.set_stand(&cwd, outputs, Some(&stand));
+        }
+        Some(*held)
+    }
+
+    fn extra(&self, prepared: &Prepared, order: &Order) -> BTreeMap<String, serde_json::Value> {
+        let kept = serde_json::json!({
+            "version": VERSION,
+            "reasons": self.report.reasons,
+            "order": order.to_string(),
+            "parts": prepared.parts.to_keep(),
+        });
+        [(MEMBER.to_owned(), kept)].into()
+    }
+
+    fn find_undeclared(&mut self, before: Option<BTreeSet<PathBuf>>) {
+        let (Some(before), Some(after)) = (before, untracked(self.cwd())) else { return };
+        let outputs = &self.task.outputs;
+        let lock = self.ways.lock.as_deref();
+        let new: Vec<String> = after
+            .difference(&before)
+            .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
+            .map(text)
+            .collect();
+        if !new.is_empty() {
+            let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+            let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
+            let how =
+                if self.task.inputs == Inputs::Git { "; the next run takes them for inputs" } else { "" };
+            self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
+        }
+        self.report.undeclared = new;
+    }
+
+    pub(super) fn execute(&mut self) -> Result<Outcome> {
+        let task = self.task;
+        clear(self.cwd(), &task.outputs)?;
+        if let Some(shelf) = self.shelf.as_mut() {
+            shelf.rest();
+        }
+        let plan = Plan {
+            argv: &task.argv,
+            cwd: &task.place.cwd,
+            env: &[],
+            guard: &self.ways.guard,
+            timeout: self.ways.timeout,
+            grace: self.ways.grace,
+        };
+        let outcome = execute(&plan, &mut Through(self.voice))
+            .map_err(|e| RunError::io("run", Path::new(&task.argv[0]), e))?;
+        self.report.duration_ms = Some(outcome.duration.as_millis() as u64);
+        self.report.exit_code = outcome.end.code();
+        Ok(outcome)
+    }
+
+    /// Why an execution gave no result, if so.
+    pub(super) fn judge(&mut self, outcome: &Outcome) -> Result<Option<String>> {
+        let status = match outcome.end {
+            End::Exited(0) => None,
+            End::Exited(_) if self.ways.cache_failures => None,
+            End::Exited(code) => Some(format!("exit code {code}")),
+            End::TimedOut => Some(format!("timed out after {:?}", self.ways.timeout.unwrap_or_default())),
+            End::Interrupted(signal) => Some(format!("interrupted by signal {signal}")),
+        };
+        if status.is_some() {
+            return Ok(status);
+        }
+        let Some(output) = missing(self.cwd(), &self.task.outputs) else { return Ok(None) };
+        let status = format!("the declared output {} is missing", output.display());
+        self.warn(format!("{status}; nothing is kept"));
+        if outcome.end == End::Exited(0) {
+            self.report.exit_code = 125;
+        }
+        Ok(Some(status))
+    }
+}
+
+/// A voice as nothing but a sink.
+struct Through<'a>(&'a mut dyn Voice);
+
+impl Sink for Through<'_> {
+    fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
+        self.0.wrote(stderr, bytes);
+    }
+}
+
+/// What a command printed, in files that go when they are kept.
+struct Logs(tempfile::NamedTempFile, tempfile::NamedTempFile);
+
+impl Logs {
+    fn write(outcome: &Outcome) -> std::io::Result<Logs> {
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::Builder::new().prefix("outfs-log-").tempfile()?;
+            file.write_all(bytes)?;
+            Ok::<_, std::io::Error>(file)
+        };
+        Ok(Logs(file(&outcome.stdout)?, file(&outcome.stderr)?))
+    }
+}
