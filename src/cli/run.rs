@@ -99,6 +99,9 @@ pub(crate) struct Run {
     /// Say every part of the key and what would happen
     #[arg(long)]
     dry_run: bool,
+    /// Run it even while another process runs the same
+    #[arg(long)]
+    no_wait: bool,
     /// Keep the results of commands that fail, too
     #[arg(long)]
     cache_failures: bool,
@@ -175,6 +178,7 @@ impl Run {
             force: self.force,
             verify: self.verify,
             dry_run: self.dry_run,
+            no_wait: self.no_wait,
             cache_failures: self.cache_failures,
             way: self.how.way(),
             times: if self.mtime == Mtime::Keep { Times::Keep } else { Times::Now },
@@ -239,6 +243,11 @@ impl Voice for Teller {
             for_people(Duration::from_millis(held.duration_ms)),
             for_people(age.try_into().unwrap_or_default())
         ));
+    }
+
+    fn wait(&mut self, pid: Option<u32>) {
+        let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
+        out::note(&format!("waiting for {who}, which runs {} already", self.task));
     }
 
     fn warn(&mut self, what: &str) {

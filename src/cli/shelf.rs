@@ -179,6 +179,13 @@ impl Shelf for StoreShelf {
         self.ask(Request::Note { key: key.clone(), task: task.to_owned(), note }).map(drop)
     }
 
+    fn flights(&mut self) -> Shelved<PathBuf> {
+        if self.is_empty() {
+            self.session = Some(Session::open_or_create(&self.store).map_err(failed)?);
+        }
+        Ok(self.store.join("runs"))
+    }
+
     fn rest(&mut self) {
         if let Some(session) = self.session.take_if(|s| s.is_owner())
             && let Err(e) = session.close()

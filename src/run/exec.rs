@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::capture::{Capture, Order, Sink};
-use super::guard::{die_with_parent, kill_descendants, not_started};
+use super::guard::{die_with_parent, hand_down, kill_descendants, not_started};
 use super::signals::Signals;
 use crate::cache::pidfd_open;
 
@@ -40,6 +40,8 @@ pub struct Plan<'a> {
     /// How [`guard`](super::guard()) is started: a program and arguments that take a command behind them. Without it
     /// what the command leaves outside its process group may outlive a killed outfs.
     pub guard: &'a [OsString],
+    /// The guard has this open, too, until nothing of the command is left.
+    pub hold: Option<BorrowedFd<'a>>,
     /// Until it is ended.
     pub timeout: Option<Duration>,
     /// Between being asked to end and being killed.
@@ -148,8 +150,10 @@ impl Running {
                 None => command.env_remove(name),
             };
         }
-        if plan.guard.is_empty() {
-            die_with_parent(&mut command);
+        match plan.hold {
+            _ if plan.guard.is_empty() => die_with_parent(&mut command),
+            Some(fd) => hand_down(&mut command, fd),
+            None => {}
         }
         let mut child = command.spawn()?;
         let leash = child.stdin.take();

@@ -21,6 +21,7 @@ fn run_with(argv: &[&str], env: &Env, change: impl FnOnce(&mut Plan<'_>)) -> Run
         cwd: Path::new("/"),
         env,
         guard: &[],
+        hold: None,
         timeout: None,
         grace: Duration::from_millis(200),
     };

@@ -4,19 +4,20 @@
 //! runs. Must not know: how anything is shown.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::capture::Sink;
 use super::decide::{Decision, Locked, Reason, Situation, decide};
+use super::flight::{Flight, Other, Takeoff};
 use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
 use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
 use super::shelf::{Found, Held, Note, Shelf, Shelved, Times, Way, nodes_hash};
 use super::spec::Task;
-use super::{Parts, Result};
+use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
 
@@ -31,6 +32,8 @@ pub struct Ways {
     pub verify: bool,
     /// Only say what would happen.
     pub dry_run: bool,
+    /// Run even while another process runs the same.
+    pub no_wait: bool,
     /// Failed runs are results, too.
     pub cache_failures: bool,
     /// How outputs come back.
@@ -57,6 +60,8 @@ pub trait Voice: Sink {
     fn miss(&mut self, reasons: &[Reason]);
     /// It was given back.
     fn hit(&mut self, held: &Held);
+    /// Another process executes it, and is waited for; which one, if it said so.
+    fn wait(&mut self, pid: Option<u32>);
     /// Something is not as it should be, and the run goes on.
     fn warn(&mut self, what: &str);
 }
@@ -78,6 +83,9 @@ pub struct Report {
     pub duration_ms: Option<u64>,
     /// The time that a hit spared, in milliseconds.
     pub saved_ms: Option<u64>,
+    /// How long another run of the same was waited for, in milliseconds; absent when none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<u64>,
     /// Its result is in the cache.
     pub kept: bool,
     /// How many inputs there are.
@@ -106,6 +114,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         exit_code: 0,
         duration_ms: None,
         saved_ms: None,
+        waited_ms: None,
         kept: false,
         inputs: 0,
         inputs_read: 0,
@@ -115,7 +124,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         parts: None,
     };
     let ledger = Ledger::of(ways.memory.as_deref(), &task.place.root);
-    let mut run = Run { task, ways, shelf: Some(shelf), voice, ledger, report };
+    let mut run = Run { task, ways, shelf: Some(shelf), voice, ledger, report, waited_for: None };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
     } else {
@@ -133,6 +142,8 @@ pub(super) struct Run<'a> {
     pub(super) voice: &'a mut dyn Voice,
     pub(super) ledger: Ledger,
     pub(super) report: Report,
+    /// The process whose run was waited for last, as far as it is known.
+    waited_for: Option<Option<u32>>,
 }
 
 impl Run<'_> {
@@ -167,7 +178,7 @@ impl Run<'_> {
     /// Past the cache: nothing is looked up or kept.
     fn uncached(&mut self) -> Result<()> {
         super::outputs::check_way(self.cwd(), &self.task.outputs)?;
-        let outcome = self.execute()?;
+        let outcome = self.execute(None)?;
         let good = self.judge(&outcome)?.is_none();
         let outputs_hash = if good { Some(self.hash_outputs()?) } else { None };
         self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key: None, outputs_hash });
@@ -179,6 +190,39 @@ impl Run<'_> {
     }
 
     fn cached(&mut self) -> Result<()> {
+        let mut prepared = self.prepare()?;
+        if self.ways.dry_run {
+            self.plan(prepared);
+            return Ok(());
+        }
+        let mut flight = None;
+        loop {
+            let (decision, found) = self.decide(&prepared);
+            let (reasons, broken) = match (decision, found) {
+                (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
+                    None => return Ok(()),
+                    Some(reason) => (vec![reason], true),
+                },
+                (Decision::Miss(reasons), _) => (reasons, false),
+                (Decision::Hit, _) => unreachable!("only an entry is a hit"),
+            };
+            if flight.is_some() {
+                return self.miss(&mut prepared, reasons, flight);
+            }
+            match self.take_off(&prepared.key) {
+                // Who had it before may have landed since we looked.
+                Takeoff::Mine(taken) if !broken => flight = Some(taken),
+                Takeoff::Mine(taken) => return self.miss(&mut prepared, reasons, Some(taken)),
+                Takeoff::Others(other) if self.waits() => {
+                    self.wait_for(other)?;
+                    prepared = self.prepare()?;
+                }
+                Takeoff::Others(_) | Takeoff::Nowhere => return self.miss(&mut prepared, reasons, None),
+            }
+        }
+    }
+
+    fn prepare(&mut self) -> Result<Prepared> {
         let ledger = self.ledger.clone();
         let (task, ways) = (self.task, self.ways);
         let prepared = prepare(
@@ -196,28 +240,53 @@ impl Run<'_> {
         }
         self.report.key = Some(prepared.key.clone());
         self.report.inputs = prepared.parts.input_count;
-        self.report.inputs_read = prepared.gathered.read;
-        let (decision, found) = self.decide(&prepared);
-        if ways.dry_run {
-            self.report.parts = Some(prepared.parts);
-            match decision {
-                Decision::Hit => self.report.result = "hit",
-                Decision::Miss(reasons) => {
-                    self.report.result = "miss";
-                    self.report.reasons = reasons;
-                }
+        self.report.inputs_read += prepared.gathered.read;
+        Ok(prepared)
+    }
+
+    /// What would happen.
+    fn plan(&mut self, prepared: Prepared) {
+        match self.decide(&prepared).0 {
+            Decision::Hit => self.report.result = "hit",
+            Decision::Miss(reasons) => {
+                self.report.result = "miss";
+                self.report.reasons = reasons;
             }
-            return Ok(());
         }
-        let reasons = match (decision, found) {
-            (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
-                None => return Ok(()),
-                Some(reason) => vec![reason],
-            },
-            (Decision::Miss(reasons), _) => reasons,
-            (Decision::Hit, _) => unreachable!("only an entry is a hit"),
-        };
-        self.miss(&mut prepared, reasons)
+        self.report.parts = Some(prepared.parts);
+    }
+
+    /// Executing what will be kept is for one at a time.
+    fn take_off(&mut self, key: &EntryKey) -> Takeoff {
+        if self.ways.policy != CachePolicy::Normal {
+            return Takeoff::Nowhere;
+        }
+        let Some(dir) = self.ask(|shelf| shelf.flights()) else { return Takeoff::Nowhere };
+        Flight::take(&dir, key).unwrap_or_else(|e| {
+            self.warn(format!("others are not told of this run: {e}"));
+            Takeoff::Nowhere
+        })
+    }
+
+    fn waits(&self) -> bool {
+        !self.ways.no_wait && !self.ways.force
+    }
+
+    fn wait_for(&mut self, other: Other) -> Result<()> {
+        let began = Instant::now();
+        // Whoever is waited for may need the store.
+        if let Some(shelf) = self.shelf.as_mut() {
+            shelf.rest();
+        }
+        let pid = other.pid();
+        // After a death those who waited for it meet for a moment.
+        if self.waited_for != Some(pid) {
+            self.voice.wait(pid);
+        }
+        self.waited_for = Some(pid);
+        other.wait().map_err(|e| RunError::io("wait for another run in", Path::new("runs"), e))?;
+        *self.report.waited_ms.get_or_insert(0) += began.elapsed().as_millis() as u64;
+        Ok(())
     }
 
     fn decide(&mut self, prepared: &Prepared) -> (Decision, Found) {

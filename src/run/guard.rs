@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use nix::unistd::Pid;
 
 use super::signals::Signals;
 
+/// The variable that names a descriptor which only the guard is to have.
+const HOLDS: &str = "OUTFS_GUARD_HOLDS";
 /// How long what was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -40,8 +42,9 @@ fn watch(argv: &[OsString]) -> io::Result<(u8, Option<io::Error>)> {
     let Some((program, arguments)) = argv.split_first() else {
         return Ok((127, Some(io::ErrorKind::NotFound.into())));
     };
+    keep_for_us();
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command.env_remove(HOLDS).args(arguments).stdin(Stdio::null()).process_group(0);
     die_with_parent(&mut command);
     let child = match command.spawn() {
         Ok(child) => Pid::from_raw(child.id() as i32),
@@ -67,6 +70,30 @@ fn watch(argv: &[OsString]) -> io::Result<(u8, Option<io::Error>)> {
             let _ = killpg(child, Signal::SIGKILL);
             return Ok((code, None));
         }
+    }
+}
+
+/// Has a guard that is started keep a descriptor open as long as it lives.
+pub(super) fn hand_down(command: &mut Command, fd: BorrowedFd<'_>) {
+    let fd = fd.as_raw_fd();
+    command.env(HOLDS, fd.to_string());
+    let keep = move || {
+        // SAFETY: the descriptor outlives the fork; only the child's flag is changed.
+        match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: one system call, which is allowed between fork and exec.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// What was handed down is this process's and not the command's.
+fn keep_for_us() {
+    let fd: Option<i32> = std::env::var(HOLDS).ok().and_then(|text| text.parse().ok());
+    if let Some(fd) = fd.filter(|fd| *fd > 2) {
+        // SAFETY: a flag of a descriptor; that it may be none of ours is an error nobody is hurt by.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }
 

@@ -86,7 +86,7 @@ impl Run<'_> {
         let outputs = &self.task.outputs;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
         self.ledger.set_stand(self.cwd(), outputs, None);
-        let outcome = self.execute()?;
+        let outcome = self.execute(None)?;
         self.report.result = "hit";
         self.report.kept = true;
         if self.judge(&outcome)?.is_some() {

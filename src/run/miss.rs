@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::capture::{Order, Sink};
 use super::decide::Reason;
 use super::exec::{End, Outcome, Plan, execute};
+use super::flight::Flight;
 use super::flow::{Run, Voice};
 use super::inputs::changed_since;
 use super::ledger::Stand;
@@ -20,14 +21,20 @@ use super::spec::Inputs;
 use super::{Result, RunError, VERSION, text};
 
 impl Run<'_> {
-    pub(super) fn miss(&mut self, prepared: &mut Prepared, reasons: Vec<Reason>) -> Result<()> {
+    /// Executes, in a flight if there is one: it lasts until the result is kept.
+    pub(super) fn miss(
+        &mut self,
+        prepared: &mut Prepared,
+        reasons: Vec<Reason>,
+        flight: Option<Flight>,
+    ) -> Result<()> {
         let key = prepared.key.clone();
         self.report.result = "miss";
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
         let before = untracked(self.cwd());
         self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
-        let outcome = self.execute()?;
+        let outcome = self.execute(flight.as_ref())?;
         self.find_undeclared(before);
         let status = match self.judge(&outcome)? {
             Some(status) => Some(status),
@@ -123,7 +130,7 @@ impl Run<'_> {
         self.report.undeclared = new;
     }
 
-    pub(super) fn execute(&mut self) -> Result<Outcome> {
+    pub(super) fn execute(&mut self, flight: Option<&Flight>) -> Result<Outcome> {
         let task = self.task;
         clear(self.cwd(), &task.outputs)?;
         if let Some(shelf) = self.shelf.as_mut() {
@@ -134,6 +141,7 @@ impl Run<'_> {
             cwd: &task.place.cwd,
             env: &[],
             guard: &self.ways.guard,
+            hold: flight.map(Flight::fd),
             timeout: self.ways.timeout,
             grace: self.ways.grace,
         };

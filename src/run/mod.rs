@@ -14,6 +14,7 @@ mod error;
 mod exec;
 #[cfg(test)]
 mod exec_tests;
+mod flight;
 mod flow;
 mod guard;
 mod hit;

@@ -210,6 +210,8 @@ pub trait Shelf {
     fn keep(&mut self, keep: &Keep<'_>) -> Shelved<bool>;
     /// Writes to the event log.
     fn note(&mut self, key: &EntryKey, task: &str, note: Note) -> Shelved<()>;
+    /// A directory where all runs that use this store meet; see [`Flight`](super::flight::Flight).
+    fn flights(&mut self) -> Shelved<PathBuf>;
     /// Lets others use the store until something is asked again.
     fn rest(&mut self);
 }

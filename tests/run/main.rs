@@ -7,5 +7,6 @@ mod common;
 
 mod cache;
 mod ends;
+mod flights;
 mod project;
 mod tasks;

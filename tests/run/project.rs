@@ -125,7 +125,11 @@ pub struct Ran {
 impl Ran {
     #[track_caller]
     pub fn of(mut command: Command) -> Ran {
-        let out = command.output().expect("outfs starts");
+        Ran::ended(command.output().expect("outfs starts"))
+    }
+
+    #[track_caller]
+    pub fn ended(out: Output) -> Ran {
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let last = text.lines().last().unwrap_or_default();
         let record = serde_json::from_str(last).unwrap_or(Value::Null);
