@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use super::shelf::StoreShelf;
 use super::{Context, out};
 use crate::cache::CachePolicy;
 use crate::control::{Failure, Kind};
+use crate::daemon::{MountInfo, mount_table};
 use crate::model::units::parse_duration;
 use crate::run::{
-    Held, Inputs, Place, Reason, Report, RunError, Shelf, Sink, Task, Times, Voice, Ways, guard, run,
+    Held, Inputs, Place, Reason, Report, RunError, SandboxKind, Shelf, Sink, Task, Times, Voice, Ways, guard,
+    run,
 };
 
 /// Between being asked to end and being killed.
@@ -37,6 +39,14 @@ enum Policy {
     Writeonly,
     /// Neither read nor write
     Disabled,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum SandboxArg {
+    /// The project itself
+    None,
+    /// Bubblewrap: only declared inputs exist, no network
+    Bwrap,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -84,6 +94,12 @@ pub(crate) struct Run {
     /// A task whose outputs count
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
+    /// What the command runs in
+    #[arg(long, value_enum, value_name = "KIND", default_value = "none")]
+    sandbox: SandboxArg,
+    /// Leave it the network in a sandbox
+    #[arg(long)]
+    net: bool,
     /// End the command after so long
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -167,6 +183,11 @@ impl Run {
             tools: self.tool,
             params: self.param.into_iter().collect::<BTreeMap<_, _>>(),
             after: self.after,
+            sandbox: match self.sandbox {
+                SandboxArg::None => SandboxKind::None,
+                SandboxArg::Bwrap => SandboxKind::Bwrap,
+            },
+            net: self.net,
         };
         let ways = Ways {
             policy: match self.policy {
@@ -186,8 +207,9 @@ impl Run {
             grace: GRACE,
             lock: self.lock,
             team_key,
-            guard: vec!["/proc/self/exe".into(), "guard".into(), "--".into()],
+            guard: vec!["/proc/self/exe".into(), "guard".into()],
             memory: memory(),
+            hidden: hidden(&cx.store),
         };
         let mut shelf = StoreShelf::new(&cx.store);
         let mut teller = Teller { task: out::clean(&task.id) };
@@ -202,6 +224,12 @@ impl Run {
             None => Ok(std::env::var_os("OUTFS_SECRET_KEY").map(OsString::into_vec)),
         }
     }
+}
+
+/// The store, and what shows it.
+fn hidden(store: &Path) -> Vec<PathBuf> {
+    let views = mount_table().into_iter().filter(MountInfo::is_outfs).map(|m| m.at);
+    store.canonicalize().into_iter().chain(views).collect()
 }
 
 /// Where projects are remembered; nowhere without a home.
@@ -314,6 +342,9 @@ fn print_differences(differs: &[String]) {
 #[derive(Args)]
 #[command(hide = true)]
 pub(crate) struct Guard {
+    /// Signals are for what the command starts
+    #[arg(long)]
+    inner: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -322,7 +353,7 @@ impl Guard {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         // Else `ps` and `pgrep` would know it as "exe".
         let _ = nix::sys::prctl::set_name(c"outfs");
-        let (code, error) = guard(&self.command);
+        let (code, error) = guard(&self.command, self.inner);
         if let Some(e) = error {
             let program = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
             return match code {

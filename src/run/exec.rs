@@ -5,7 +5,7 @@
 //! the time limit, or when outfs is asked to end, the whole process group is told so and killed
 //! after a grace; when this returns, nothing of the group is alive. Must not know: keys, stores, terminals.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,11 +37,13 @@ pub struct Plan<'a> {
     pub cwd: &'a Path,
     /// Variables to set, or to take away, in this process's environment.
     pub env: &'a [(OsString, Option<OsString>)],
-    /// How [`guard`](super::guard()) is started: a program and arguments that take a command behind them. Without it
+    /// How [`guard`](super::guard()) is started: a program and arguments that take `--` and a command behind them. Without it
     /// what the command leaves outside its process group may outlive a killed outfs.
     pub guard: &'a [OsString],
     /// The guard has this open, too, until nothing of the command is left.
     pub hold: Option<BorrowedFd<'a>>,
+    /// The command makes a session of its own for what it starts: signals are for that.
+    pub inner: bool,
     /// Until it is ended.
     pub timeout: Option<Duration>,
     /// Between being asked to end and being killed.
@@ -139,7 +141,11 @@ impl Outcome {
 
 impl Running {
     fn start(plan: &Plan<'_>) -> io::Result<Running> {
-        let mut words = plan.guard.iter().chain(plan.argv);
+        let guarded = !plan.guard.is_empty();
+        let inner = (guarded && plan.inner).then_some(OsStr::new("--inner"));
+        let options = inner.into_iter().chain(guarded.then_some(OsStr::new("--")));
+        let guard = plan.guard.iter().map(OsString::as_os_str).chain(options);
+        let mut words = guard.chain(plan.argv.iter().map(OsString::as_os_str));
         let mut command = Command::new(words.next().ok_or(io::ErrorKind::NotFound)?);
         let stdin = if plan.guard.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.args(words).current_dir(plan.cwd).stdin(stdin);

@@ -22,6 +22,7 @@ fn run_with(argv: &[&str], env: &Env, change: impl FnOnce(&mut Plan<'_>)) -> Run
         env,
         guard: &[],
         hold: None,
+        inner: false,
         timeout: None,
         grace: Duration::from_millis(200),
     };

@@ -17,6 +17,7 @@ use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
 use super::shelf::{Found, Held, Note, Shelf, Shelved, Times, Way, nodes_hash};
 use super::spec::Task;
+use super::stage::Performed;
 use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
@@ -52,6 +53,8 @@ pub struct Ways {
     pub guard: Vec<std::ffi::OsString>,
     /// Where projects are remembered.
     pub memory: Option<PathBuf>,
+    /// Directories that no sandbox shows.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// Whoever tells people; gets the command's output, too.
@@ -178,7 +181,12 @@ impl Run<'_> {
     /// Past the cache: nothing is looked up or kept.
     fn uncached(&mut self) -> Result<()> {
         super::outputs::check_way(self.cwd(), &self.task.outputs)?;
-        let outcome = self.execute(None)?;
+        let prepared = match self.task.is_enclosed() {
+            true => Some(self.prepare()?),
+            false => None,
+        };
+        self.report.key = None;
+        let Performed { outcome, .. } = self.execute(prepared.as_ref(), None)?;
         let good = self.judge(&outcome)?.is_none();
         let outputs_hash = if good { Some(self.hash_outputs()?) } else { None };
         self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key: None, outputs_hash });

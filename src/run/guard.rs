@@ -32,11 +32,12 @@ pub fn not_started(e: &io::Error) -> u8 {
 }
 
 /// Runs a command and looks after it; its exit code, and why it could not be run if so.
-pub fn guard(argv: &[OsString]) -> (u8, Option<io::Error>) {
-    watch(argv).unwrap_or_else(|e| (126, Some(e)))
+/// Signals go to its process group; with `inner` to those of the processes it started, which are a sandbox's first.
+pub fn guard(argv: &[OsString], inner: bool) -> (u8, Option<io::Error>) {
+    watch(argv, inner).unwrap_or_else(|e| (126, Some(e)))
 }
 
-fn watch(argv: &[OsString]) -> io::Result<(u8, Option<io::Error>)> {
+fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> {
     nix::sys::prctl::set_child_subreaper(true)?;
     let signals = Signals::catch(&[libc::SIGCHLD])?;
     let Some((program, arguments)) = argv.split_first() else {
@@ -64,7 +65,7 @@ fn watch(argv: &[OsString]) -> io::Result<(u8, Option<io::Error>)> {
             return Ok((137, None));
         }
         if let Some(signal) = signals.take().and_then(|s| Signal::try_from(s).ok()) {
-            let _ = killpg(child, signal);
+            tell(child, inner, signal);
         }
         if let Some(code) = reap(child) {
             let _ = killpg(child, Signal::SIGKILL);
@@ -94,6 +95,16 @@ fn keep_for_us() {
     if let Some(fd) = fd.filter(|fd| *fd > 2) {
         // SAFETY: a flag of a descriptor; that it may be none of ours is an error nobody is hurt by.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
+/// Passes a signal on.
+fn tell(child: Pid, inner: bool, signal: Signal) {
+    let groups = if inner { children_of(child) } else { Vec::new() };
+    let told: Vec<_> = groups.into_iter().filter(|group| killpg(*group, signal).is_ok()).collect();
+    // A sandbox that is not made yet has nobody inside.
+    if told.is_empty() {
+        let _ = killpg(child, signal);
     }
 }
 
@@ -128,7 +139,7 @@ pub(super) fn kill_descendants() {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Err(Errno::ECHILD) => return,
             Ok(WaitStatus::StillAlive) => {
-                for child in children() {
+                for child in children_of(Pid::this()) {
                     let _ = kill(child, Signal::SIGKILL);
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -139,8 +150,8 @@ pub(super) fn kill_descendants() {
 }
 
 /// The processes whose parent is this one.
-fn children() -> Vec<Pid> {
-    let us = std::process::id();
+fn children_of(of: Pid) -> Vec<Pid> {
+    let us = of.as_raw() as u32;
     let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| parent(*pid) == Some(us)).map(Pid::from_raw).collect()

@@ -10,6 +10,7 @@ use super::ledger::Stand;
 use super::outputs::{Stamp, nodes};
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
+use super::stage::Performed;
 
 impl Run<'_> {
     /// Has an entry's outputs stand where they belong; a reason if that cannot be.
@@ -86,7 +87,7 @@ impl Run<'_> {
         let outputs = &self.task.outputs;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
         self.ledger.set_stand(self.cwd(), outputs, None);
-        let outcome = self.execute(None)?;
+        let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
         self.report.result = "hit";
         self.report.kept = true;
         if self.judge(&outcome)?.is_some() {

@@ -34,6 +34,13 @@ pub struct Gathered {
     pub newest_ns: i128,
 }
 
+impl Gathered {
+    /// Where they are, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.found.iter().map(|(path, _)| path.as_path())
+    }
+}
+
 /// Finds and hashes all inputs; `outputs` are absolute.
 pub fn gather(
     inputs: &Inputs,
@@ -244,7 +251,10 @@ fn read_all(found: &Found, unknown: &[Unknown]) -> Result<Vec<Hashed>> {
 }
 
 /// Does `work` on parts of a list in some threads; the results in order.
-fn in_threads<T: Sync, U: Send>(list: &[T], work: impl Fn(&[T]) -> Result<Vec<U>> + Sync) -> Result<Vec<U>> {
+pub(super) fn in_threads<T: Sync, U: Send>(
+    list: &[T],
+    work: impl Fn(&[T]) -> Result<Vec<U>> + Sync,
+) -> Result<Vec<U>> {
     let each = list.len().div_ceil(workers()).max(64);
     if list.len() <= each {
         return work(list);

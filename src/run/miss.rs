@@ -5,20 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::capture::{Order, Sink};
+use super::capture::Order;
 use super::decide::Reason;
-use super::exec::{End, Outcome, Plan, execute};
+use super::exec::{End, Outcome};
 use super::flight::Flight;
-use super::flow::{Run, Voice};
+use super::flow::Run;
 use super::inputs::changed_since;
 use super::ledger::Stand;
-use super::outputs::{Stamp, clear, missing, untracked};
+use super::outputs::{Stamp, missing, not_ignored, untracked};
 use super::prepare::Prepared;
 use super::shelf::{Found, Held, Keep, MEMBER, Note};
 use super::spec::Inputs;
-use super::{Result, RunError, VERSION, text};
+use super::stage::Performed;
+use super::{Result, VERSION, text};
 
 impl Run<'_> {
     /// Executes, in a flight if there is one: it lasts until the result is kept.
@@ -34,10 +35,11 @@ impl Run<'_> {
         self.voice.miss(&self.report.reasons);
         let before = untracked(self.cwd());
         self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
-        let outcome = self.execute(flight.as_ref())?;
-        self.find_undeclared(before);
+        let Performed { outcome, left } = self.execute(Some(prepared), flight.as_ref())?;
+        self.find_undeclared(before, left.beside.as_deref());
         let status = match self.judge(&outcome)? {
-            Some(status) => Some(status),
+            Some(status) if left.wanted.is_empty() => Some(status),
+            Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
             None => changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| {
                 let what = format!("the input {name} changed while the command ran");
                 self.warn(format!("{what}; nothing is kept"));
@@ -111,45 +113,37 @@ impl Run<'_> {
         [(MEMBER.to_owned(), kept)].into()
     }
 
-    fn find_undeclared(&mut self, before: Option<BTreeSet<PathBuf>>) {
-        let (Some(before), Some(after)) = (before, untracked(self.cwd())) else { return };
-        let outputs = &self.task.outputs;
-        let lock = self.ways.lock.as_deref();
-        let new: Vec<String> = after
-            .difference(&before)
-            .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
-            .map(text)
-            .collect();
+    /// Names what the command made and did not declare; `beside` is what it made of that in a sandbox.
+    fn find_undeclared(&mut self, before: Option<BTreeSet<PathBuf>>, beside: Option<&[PathBuf]>) {
+        let inside = beside.is_some();
+        let new: Vec<String> = match beside {
+            Some(beside) => {
+                let place = &self.task.place;
+                let all = not_ignored(&place.root, beside.to_vec()).into_iter().map(|p| place.root.join(p));
+                all.map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(&p))).collect()
+            }
+            None => self.new_files(before),
+        };
         if !new.is_empty() {
             let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
             let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
-            let how =
-                if self.task.inputs == Inputs::Git { "; the next run takes them for inputs" } else { "" };
+            let taken = !inside && self.task.inputs == Inputs::Git;
+            let how = if taken { "; the next run takes them for inputs" } else { "" };
             self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
         }
         self.report.undeclared = new;
     }
 
-    pub(super) fn execute(&mut self, flight: Option<&Flight>) -> Result<Outcome> {
-        let task = self.task;
-        clear(self.cwd(), &task.outputs)?;
-        if let Some(shelf) = self.shelf.as_mut() {
-            shelf.rest();
-        }
-        let plan = Plan {
-            argv: &task.argv,
-            cwd: &task.place.cwd,
-            env: &[],
-            guard: &self.ways.guard,
-            hold: flight.map(Flight::fd),
-            timeout: self.ways.timeout,
-            grace: self.ways.grace,
-        };
-        let outcome = execute(&plan, &mut Through(self.voice))
-            .map_err(|e| RunError::io("run", Path::new(&task.argv[0]), e))?;
-        self.report.duration_ms = Some(outcome.duration.as_millis() as u64);
-        self.report.exit_code = outcome.end.code();
-        Ok(outcome)
+    /// Files that git did not know and still does not, less the outputs.
+    fn new_files(&self, before: Option<BTreeSet<PathBuf>>) -> Vec<String> {
+        let (Some(before), Some(after)) = (before, untracked(self.cwd())) else { return Vec::new() };
+        let outputs = &self.task.outputs;
+        let lock = self.ways.lock.as_deref();
+        after
+            .difference(&before)
+            .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
+            .map(text)
+            .collect()
     }
 
     /// Why an execution gave no result, if so.
@@ -171,15 +165,6 @@ impl Run<'_> {
             self.report.exit_code = 125;
         }
         Ok(Some(status))
-    }
-}
-
-/// A voice as nothing but a sink.
-struct Through<'a>(&'a mut dyn Voice);
-
-impl Sink for Through<'_> {
-    fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
-        self.0.wrote(stderr, bytes);
     }
 }
 

@@ -28,9 +28,11 @@ mod miss;
 mod outputs;
 mod prepare;
 mod remembered;
+mod sandbox;
 mod shelf;
 mod signals;
 mod spec;
+mod stage;
 mod text;
 
 pub use capture::{Capture, Order, Sink, Writers};
@@ -44,6 +46,7 @@ pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret
 pub use ledger::{LastRun, Ledger, Stand};
 pub use lock::{Block, Lock};
 pub use remembered::{Remembered, State};
+pub use sandbox::{Left, Sandbox, SandboxKind, Scene, Tree};
 pub use shelf::*;
 pub use spec::{Inputs, Place, Task, output_path};
 pub use text::text;

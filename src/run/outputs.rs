@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::Metadata;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -187,6 +187,33 @@ pub fn untracked(cwd: &Path) -> Option<BTreeSet<PathBuf>> {
         .ok()?;
     let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
     listed.status.success().then(|| names().map(|n| PathBuf::from(OsStr::from_bytes(n))).collect())
+}
+
+/// Those of some paths below `root` that git does not ignore; all of them outside git.
+pub fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    if paths.is_empty() {
+        return paths;
+    }
+    let ask = || -> io::Result<Vec<u8>> {
+        let mut git = Command::new("git")
+            .args(["check-ignore", "-z", "--stdin"])
+            .current_dir(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let names =
+            paths.iter().map(|p| [p.as_os_str().as_bytes(), b"\0"].concat()).collect::<Vec<_>>().concat();
+        let stdin = git.stdin.take();
+        // It answers while it is asked.
+        let asked = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&names)));
+        let answer = git.wait_with_output()?.stdout;
+        let _ = asked.join();
+        Ok(answer)
+    };
+    let ignored = ask().unwrap_or_default();
+    let ignored: BTreeSet<&[u8]> = ignored.split(|&b| b == 0).collect();
+    paths.into_iter().filter(|p| !ignored.contains(p.as_os_str().as_bytes())).collect()
 }
 
 #[cfg(test)]

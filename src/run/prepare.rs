@@ -15,7 +15,7 @@ use super::lock::Lock;
 use super::outputs::check_way;
 use super::remembered::Remembered;
 use super::spec::Task;
-use super::{Parts, Result, RunError, platform, secret_hash, text, value_hash};
+use super::{Parts, Result, RunError, SandboxKind, platform, secret_hash, text, value_hash};
 use crate::model::EntryKey;
 
 /// A task whose key is known.
@@ -65,8 +65,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         params: task.params.clone(),
         after: upstream(task, around.ledger, lock.as_ref(), around.newest_outputs)?,
         platform: platform(),
-        sandbox: "none".into(),
-        network: "host".into(),
+        sandbox: task.sandbox.name().into(),
+        network: if task.net || task.sandbox == SandboxKind::None { "host" } else { "none" }.into(),
         ..Parts::default()
     };
     parts.set_inputs(gathered.inputs.clone());

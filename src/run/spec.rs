@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Result, RunError, text};
+use super::{Result, RunError, SandboxKind, text};
 
 /// Where a task runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,9 +68,18 @@ pub struct Task {
     pub params: BTreeMap<String, String>,
     /// Tasks whose outputs count.
     pub after: Vec<String>,
+    /// What the command runs in.
+    pub sandbox: SandboxKind,
+    /// It may use the network; without a sandbox it always may.
+    pub net: bool,
 }
 
 impl Task {
+    /// The command sees only what it declares.
+    pub fn is_enclosed(&self) -> bool {
+        self.sandbox != SandboxKind::None
+    }
+
     /// What a task is called that was given no name: its program, and where it runs.
     pub fn default_id(argv: &[OsString], place: &Place) -> String {
         let program = argv.first().map(Path::new).and_then(Path::file_name).map(text).unwrap_or_default();

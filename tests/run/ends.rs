@@ -84,7 +84,7 @@ fn processes(word: &str) -> Vec<i32> {
 }
 
 /// A command that starts others, which do not want to end; one has a session of its own.
-fn stubborn(mark: &str) -> String {
+pub fn stubborn(mark: &str) -> String {
     format!(
         "trap '' TERM INT HUP; echo started > started; setsid sh -c 'trap \"\" TERM; while :; do sleep 7; done' {mark} & \
          sh -c 'trap \"\" TERM; while :; do sleep 7; done' {mark} & while :; do sleep 7; done"
@@ -96,7 +96,7 @@ fn started(p: &Project, child: &mut Child) {
     assert!(child.try_wait().unwrap().is_none(), "it runs");
 }
 
-fn nothing_left(mark: &str) {
+pub fn nothing_left(mark: &str) {
     eventually("nothing to be left", || processes(mark).is_empty());
 }
 

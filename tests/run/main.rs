@@ -9,4 +9,5 @@ mod cache;
 mod ends;
 mod flights;
 mod project;
+mod sandbox;
 mod tasks;

@@ -1,0 +1,282 @@
+//! A place in namespaces of its own, made by bubblewrap.
+//!
+//! Purpose: the command sees the machine read-only, of the project only its declared inputs, and can write to
+//! private directories and its outputs alone. Invariants: the project's directory inside is a directory of
+//! this run, in which inputs were copied or are bound read-only, so that nothing the command does reaches the project; what
+//! stands at the outputs inside is moved out when it has ended. Must not know: keys, stores.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use super::hint;
+use super::layout::{self, Layout};
+use super::room::{Room, remove_all};
+use super::{Left, Rooms, Sandbox, Scene, Tree, move_tree};
+use crate::run::capture::Sink;
+use crate::run::exec::{End, Outcome, Plan, execute};
+use crate::run::outputs::{check_way, clear};
+use crate::run::{Result, RunError};
+
+/// What a command run by root keeps of root's rights: those over files, users and processes.
+const ROOTS: [&str; 9] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+];
+/// Directories that are empty and private inside.
+const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// A place made by bubblewrap.
+pub struct Bwrap<'a> {
+    scene: Scene<'a>,
+    rooms: &'a Rooms,
+    program: OsString,
+    /// A directory to be the project's, of whoever gave it.
+    draft: Option<PathBuf>,
+    room: Option<Room>,
+    layout: Layout,
+    /// Trees to be bound: where they are, and where below the working directory.
+    trees: Vec<(PathBuf, PathBuf)>,
+    /// How the command ended, if it was no success, and what it said.
+    failed: Option<Vec<u8>>,
+}
+
+impl<'a> Bwrap<'a> {
+    /// For a run that was not made yet; with `draft`, an empty directory to be the project's inside.
+    pub fn new(scene: Scene<'a>, rooms: &'a Rooms, draft: Option<PathBuf>) -> Result<Bwrap<'a>> {
+        let root = &scene.place.root;
+        if root.parent().is_none() {
+            return Err(RunError::usage("the project is the machine's root: a sandbox would hide all of it"));
+        }
+        let program = find("bwrap").ok_or_else(|| {
+            RunError::usage(
+                "a sandbox is made by bubblewrap, and there is no bwrap here: install it (apt, dnf, apk or pacman: the \
+                 package bubblewrap), or run without --sandbox",
+            )
+        })?;
+        let (room, layout, trees) = (None, Layout::default(), Vec::new());
+        Ok(Bwrap { scene, rooms, program: program.into(), draft, room, layout, trees, failed: None })
+    }
+
+    fn room(&mut self) -> Result<&mut Room> {
+        match self.room.take() {
+            Some(room) => Ok(self.room.insert(room)),
+            None => Ok(self.room.insert(self.rooms.make()?)),
+        }
+    }
+
+    /// The project's directory, from outside.
+    fn root(&self) -> PathBuf {
+        let own = || self.room.as_ref().map(|r| r.path("project"));
+        self.draft.clone().or_else(own).unwrap_or_default()
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.layout = layout::plan(&self.scene)?;
+        let room = self.room()?;
+        room.dir("project")?;
+        let work = self.work();
+        std::fs::create_dir_all(&work).map_err(|e| RunError::io("create", work, e))?;
+        layout::copy(&self.scene.place.root, &self.root(), &self.layout.copied)
+    }
+
+    /// What comes before the command.
+    fn words(&self) -> Vec<OsString> {
+        let (place, scene) = (self.scene.place, &self.scene);
+        let mut words = Words(vec![self.program.clone()]);
+        words.all(["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]);
+        words.all(["--unshare-cgroup-try"]);
+        if !scene.net {
+            words.all(["--unshare-net"]);
+        }
+        if nix::unistd::geteuid().is_root() {
+            words.all(["--cap-drop", "ALL"]);
+            ROOTS.iter().for_each(|cap| words.all(["--cap-add", cap]));
+        }
+        words.all(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]);
+        let private = PRIVATE.iter().map(Path::new).chain(scene.hidden.iter().map(PathBuf::as_path));
+        for dir in private.filter(|d| d.is_dir() && !d.is_symlink()) {
+            words.two("--tmpfs", dir);
+        }
+        words.three("--bind", &self.root(), &place.root);
+        for path in &self.layout.bound {
+            words.three("--ro-bind", path, path);
+        }
+        let outside = |i: &&&Path| !i.starts_with(&place.root) && PRIVATE.iter().any(|p| i.starts_with(p));
+        for path in scene.inputs.iter().filter(outside) {
+            words.three("--ro-bind", path, path);
+        }
+        for (tree, at) in &self.trees {
+            words.three("--ro-bind", tree, &place.cwd.join(at));
+        }
+        words.two("--chdir", &place.cwd);
+        words.all(["--unsetenv", "TMPDIR", "--"]);
+        words.0
+    }
+
+    /// What the command made beside its outputs: the topmost names of it.
+    fn beside(&self) -> Result<Vec<PathBuf>> {
+        let (place, root) = (self.scene.place, self.root());
+        let mut known: BTreeSet<PathBuf> = BTreeSet::new();
+        let inputs = self.layout.copied.iter().chain(&self.layout.bound).map(PathBuf::as_path);
+        let given = self.scene.given.iter().chain(self.scene.outputs).map(|p| place.cwd.join(p));
+        let all = inputs.map(Path::to_owned).chain(given).chain([place.cwd.clone()]);
+        for path in all {
+            let below = path.strip_prefix(&place.root).unwrap_or(&path);
+            known.extend(below.ancestors().map(Path::to_owned));
+        }
+        let end: BTreeSet<PathBuf> =
+            self.scene.outputs.iter().chain(self.scene.given).map(|p| place.below().join(p)).collect();
+        let mut beside = Vec::new();
+        let mut waiting = vec![PathBuf::new()];
+        while let Some(dir) = waiting.pop() {
+            let fail = |e| RunError::io("read", root.join(&dir), e);
+            for entry in std::fs::read_dir(root.join(&dir)).map_err(fail)? {
+                let entry = entry.map_err(fail)?;
+                let below = dir.join(entry.file_name());
+                if !known.contains(&below) {
+                    beside.push(below);
+                } else if entry.file_type().map_err(fail)?.is_dir() && !end.contains(&below) {
+                    waiting.push(below);
+                }
+            }
+        }
+        beside.sort();
+        Ok(beside)
+    }
+
+    /// The sandbox itself could not be made: why, and what helps.
+    fn unmade(outcome: &Outcome) -> Option<RunError> {
+        let said = outcome.stderr.strip_prefix(b"bwrap: ")?;
+        let said = String::from_utf8_lossy(said).trim_end().to_owned();
+        if outcome.end != End::Exited(1) || said.contains('\n') || !outcome.stdout.is_empty() {
+            return None;
+        }
+        if said.starts_with("execvp") {
+            let why = "it does not exist in the sandbox, where only declared inputs do";
+            let command =
+                said.trim_start_matches("execvp ").split(": ").next().unwrap_or_default().to_owned();
+            return Some(RunError::Command { command, why: why.into(), code: 127 });
+        }
+        let help = match nix::unistd::geteuid().is_root() {
+            true => "it needs the right to mount (CAP_SYS_ADMIN), which containers seldom have",
+            false => {
+                "user namespaces may be forbidden to ordinary users: see the sysctls \
+                 kernel.unprivileged_userns_clone, user.max_user_namespaces and \
+                 kernel.apparmor_restrict_unprivileged_userns, and the container's seccomp profile"
+            }
+        };
+        Some(RunError::usage(format!("bubblewrap cannot make the sandbox: {said}; {help}")))
+    }
+}
+
+impl Sandbox for Bwrap<'_> {
+    fn create(&mut self) -> Result<()> {
+        self.prepare()?;
+        clear(&self.scene.place.cwd, self.scene.outputs)
+    }
+
+    fn restore(&mut self, base: &mut dyn Tree) -> Result<()> {
+        self.prepare()?;
+        let (cwd, work) = (self.scene.place.cwd.clone(), self.work());
+        if base.stands() {
+            for output in self.scene.outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()) {
+                move_tree(&cwd.join(output), &work.join(output))?;
+            }
+            return Ok(());
+        }
+        clear(&cwd, self.scene.outputs)?;
+        base.lay(&work, None)
+    }
+
+    fn inject(&mut self, at: &Path, tree: &mut dyn Tree) -> Result<()> {
+        let source = match tree.view() {
+            Some(view) => view,
+            None => {
+                let name = format!("given-{}", self.trees.len());
+                let dir = self.room()?.dir(&name)?;
+                tree.lay(&dir, None)?;
+                dir
+            }
+        };
+        self.trees.push((source, at.to_owned()));
+        Ok(())
+    }
+
+    fn work(&self) -> PathBuf {
+        self.root().join(self.scene.place.below())
+    }
+
+    fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome> {
+        let argv: Vec<OsString> = self.words().into_iter().chain(plan.argv.iter().cloned()).collect();
+        let outcome = execute(&Plan { argv: &argv, inner: true, ..plan }, sink)
+            .map_err(|e| RunError::io("run", &self.program, e))?;
+        if let Some(e) = Self::unmade(&outcome) {
+            return Err(e);
+        }
+        if !matches!(outcome.end, End::Exited(0)) {
+            self.failed = Some(outcome.stderr.clone());
+        }
+        Ok(outcome)
+    }
+
+    fn snapshot(&mut self) -> Result<Left> {
+        let (cwd, work) = (&self.scene.place.cwd, self.work());
+        let wanted = self.failed.take().map(|said| hint::wanted(&said, &self.scene)).unwrap_or_default();
+        let beside = Some(self.beside()?);
+        // What lies behind a symlink that the command made on the way is not its output.
+        check_way(&work, self.scene.outputs)?;
+        for output in self.scene.outputs {
+            if work.join(output).symlink_metadata().is_ok() {
+                clear(cwd, std::slice::from_ref(output))?;
+                move_tree(&work.join(output), &cwd.join(output))?;
+            }
+        }
+        Ok(Left { beside, wanted })
+    }
+
+    fn exists(&self) -> bool {
+        self.room.is_some()
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        if let Some(draft) = &self.draft {
+            let names = std::fs::read_dir(draft).map(|names| names.flatten().collect::<Vec<_>>());
+            // What is left goes with the draft.
+            names.unwrap_or_default().iter().for_each(|e| drop(remove_all(&e.path())));
+        }
+        self.room = None;
+        Ok(())
+    }
+}
+
+/// An argument vector that grows.
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn all<const N: usize>(&mut self, words: [&str; N]) {
+        self.0.extend(words.map(OsString::from));
+    }
+
+    fn two(&mut self, option: &str, path: &Path) {
+        self.0.extend([OsStr::new(option), path.as_os_str()].map(OsStr::to_owned));
+    }
+
+    fn three(&mut self, option: &str, from: &Path, to: &Path) {
+        self.two(option, from);
+        self.0.push(to.into());
+    }
+}
+
+/// A program in PATH.
+fn find(name: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| path.is_file())
+}

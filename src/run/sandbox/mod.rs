@@ -1,0 +1,129 @@
+//! Where a command runs: in the project itself, or in a place of its own.
+//!
+//! Purpose: one way to run a task, whatever surrounds its command: make a place (or restore one from an
+//! earlier result), put in what the command may read, execute, take out what it made, leave nothing. Invariants: what is
+//! made stands at the outputs in the working directory afterwards, whether the command succeeded or not; `remove` takes away
+//! all there is, also of a place that was half made. Must not know: keys, stores (trees come through [`Tree`]).
+
+mod bwrap;
+mod hint;
+mod layout;
+mod plain;
+mod room;
+
+use std::path::{Path, PathBuf};
+
+pub use bwrap::Bwrap;
+pub use plain::Plain;
+pub use room::Rooms;
+
+use super::capture::Sink;
+use super::exec::{Outcome, Plan};
+use super::spec::Place;
+use super::{Result, RunError, text};
+
+/// What a command runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SandboxKind {
+    /// The project itself, as any process.
+    #[default]
+    None,
+    /// Namespaces, made by bubblewrap.
+    Bwrap,
+}
+
+impl SandboxKind {
+    /// As it stands in keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            SandboxKind::None => "none",
+            SandboxKind::Bwrap => "bwrap",
+        }
+    }
+}
+
+/// What a place is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// The project.
+    pub place: &'a Place,
+    /// Declared outputs, below the working directory.
+    pub outputs: &'a [PathBuf],
+    /// Declared inputs, absolute and in order.
+    pub inputs: &'a [&'a Path],
+    /// Paths below the working directory where trees will be put in.
+    pub given: &'a [PathBuf],
+    /// The command may use the network.
+    pub net: bool,
+    /// Directories that no command has business with: the store.
+    pub hidden: &'a [PathBuf],
+}
+
+/// The outputs of an earlier result.
+pub trait Tree {
+    /// A directory where they can be read without being copied, for as long as the place exists.
+    fn view(&mut self) -> Option<PathBuf>;
+    /// Has them stand in a directory: all of them, or exactly these paths of them.
+    fn lay(&mut self, dest: &Path, only: Option<&[PathBuf]>) -> Result<()>;
+    /// They stand at the outputs in the working directory already.
+    fn stands(&self) -> bool;
+}
+
+/// A place for one command.
+pub trait Sandbox {
+    /// Makes the place; what stands at the outputs is taken away.
+    fn create(&mut self) -> Result<()>;
+    /// Makes the place, in which these outputs of an earlier result stand.
+    fn restore(&mut self, base: &mut dyn Tree) -> Result<()>;
+    /// Puts a tree in, below the working directory, to be read.
+    fn inject(&mut self, at: &Path, tree: &mut dyn Tree) -> Result<()>;
+    /// The directory that the command will know as its working directory.
+    fn work(&self) -> PathBuf;
+    /// Runs a command to its end.
+    fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome>;
+    /// Has what the command made stand at the outputs, as far as it made them.
+    fn snapshot(&mut self) -> Result<Left>;
+    /// Is anything of it there?
+    fn exists(&self) -> bool;
+    /// Takes away what there is.
+    fn remove(&mut self) -> Result<()>;
+    /// Ends it, however far it came.
+    fn destroy(&mut self) -> Result<()> {
+        if self.exists() { self.remove() } else { Ok(()) }
+    }
+}
+
+/// What is known of a place after a command has ended.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// What it made beside its outputs and is gone; `None` when nobody but git can tell.
+    pub beside: Option<Vec<PathBuf>>,
+    /// Files that it may have looked for and that only exist outside, when it failed.
+    pub wanted: Vec<PathBuf>,
+}
+
+impl Left {
+    /// The files that it may have looked for, for people.
+    pub fn wanted_names(&self) -> String {
+        self.wanted.iter().map(text).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Moves what stands at `from`, by copying where it cannot be renamed.
+fn move_tree(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| RunError::io("create", parent, e))?;
+    }
+    match std::fs::rename(from, to) {
+        Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
+            layout::copy_tree(from, to)?;
+            let gone = if from.is_dir() && !from.is_symlink() {
+                std::fs::remove_dir_all(from)
+            } else {
+                std::fs::remove_file(from)
+            };
+            gone.map_err(|e| RunError::io("remove", from, e))
+        }
+        other => other.map_err(|e| RunError::io("move", from, e)),
+    }
+}

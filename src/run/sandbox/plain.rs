@@ -1,0 +1,90 @@
+//! No sandbox: the command runs in the project, as any process.
+//!
+//! Invariant: trees that were put in are taken away again, but nothing that stood there before.
+
+use std::path::{Path, PathBuf};
+
+use super::room::Room;
+use super::{Left, Rooms, Sandbox, Scene, Tree};
+use crate::run::capture::Sink;
+use crate::run::exec::{Outcome, Plan, execute};
+use crate::run::outputs::clear;
+use crate::run::{Result, RunError};
+
+/// The project itself.
+pub struct Plain<'a> {
+    scene: Scene<'a>,
+    rooms: &'a Rooms,
+    /// Remembers what was put in, should this process die.
+    room: Option<Room>,
+    laid: Vec<PathBuf>,
+}
+
+impl<'a> Plain<'a> {
+    /// For a run that was not made yet.
+    pub fn new(scene: Scene<'a>, rooms: &'a Rooms) -> Plain<'a> {
+        Plain { scene, rooms, room: None, laid: Vec::new() }
+    }
+}
+
+impl Sandbox for Plain<'_> {
+    fn create(&mut self) -> Result<()> {
+        clear(&self.scene.place.cwd, self.scene.outputs)
+    }
+
+    fn restore(&mut self, base: &mut dyn Tree) -> Result<()> {
+        match base.stands() {
+            true => Ok(()),
+            false => base.lay(&self.scene.place.cwd, Some(self.scene.outputs)),
+        }
+    }
+
+    fn inject(&mut self, at: &Path, tree: &mut dyn Tree) -> Result<()> {
+        let path = self.scene.place.cwd.join(at);
+        if path.symlink_metadata().is_ok() {
+            return Err(RunError::usage(format!(
+                "{} exists; --from puts a result there for the time of the run, so name a path that is free (or use \
+                 --sandbox bwrap)",
+                at.display()
+            )));
+        }
+        let room = match &mut self.room {
+            Some(room) => room,
+            none => none.insert(self.rooms.make()?),
+        };
+        std::fs::create_dir_all(&path).map_err(|e| RunError::io("create", &path, e))?;
+        self.laid.push(path.clone());
+        room.owns(&path)?;
+        tree.lay(&path, None)
+    }
+
+    fn work(&self) -> PathBuf {
+        self.scene.place.cwd.clone()
+    }
+
+    fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome> {
+        execute(&plan, sink).map_err(|e| RunError::io("run", Path::new(&plan.argv[0]), e))
+    }
+
+    fn snapshot(&mut self) -> Result<Left> {
+        self.remove()?;
+        Ok(Left::default())
+    }
+
+    fn exists(&self) -> bool {
+        !self.laid.is_empty()
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        for path in self.laid.drain(..) {
+            match std::fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(RunError::io("remove", path, e));
+                }
+                _ => {}
+            }
+        }
+        self.room = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! Directories of runs that are under way, and what dead runs have left.
+//!
+//! Invariants: a room is locked for as long as its run lives, so what is not locked is nobody's; it is swept
+//! before the next room is made, with the paths outside that it says are its own. Must not know: what is in a room.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use crate::run::{Result, RunError};
+
+/// Locked while the run lives.
+const LOCK: &str = "lock";
+/// Directories outside the room that go with it, each with which one it is and ended by a zero byte.
+const OWNS: &str = "owns";
+
+/// Where rooms are.
+#[derive(Debug, Clone)]
+pub struct Rooms {
+    dir: PathBuf,
+}
+
+/// A directory of one run.
+#[derive(Debug)]
+pub struct Room {
+    dir: PathBuf,
+    owns: Vec<u8>,
+    _lock: File,
+}
+
+impl Rooms {
+    /// Below the memory of projects, or where temporary files are.
+    pub fn of(memory: Option<&Path>) -> Rooms {
+        let user = nix::unistd::geteuid();
+        let dir = match memory {
+            Some(memory) => memory.join("rooms"),
+            None => std::env::temp_dir().join(format!("outfs-rooms-{user}")),
+        };
+        Rooms { dir }
+    }
+
+    /// Makes a room, after dead ones are swept.
+    pub fn make(&self) -> Result<Room> {
+        let fail = |e| RunError::io("make a place for the run in", &self.dir, e);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(fail)?;
+        self.sweep();
+        loop {
+            let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&self.dir).map_err(fail)?.keep();
+            let lock = File::create(dir.join(LOCK)).map(|file| (file.try_lock().is_ok(), file));
+            match lock {
+                Ok((true, lock)) => return Ok(Room { dir, owns: Vec::new(), _lock: lock }),
+                // Swept in the moment before it was locked.
+                Ok((false, _)) => continue,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(fail(e)),
+            }
+        }
+    }
+
+    /// Takes away what dead runs have left; what cannot be taken away is left for another time.
+    fn sweep(&self) {
+        let Ok(names) = std::fs::read_dir(&self.dir) else { return };
+        for dir in names.flatten().map(|e| e.path()) {
+            let lock = OpenOptions::new().write(true).open(dir.join(LOCK));
+            let dead = match &lock {
+                Ok(lock) => lock.try_lock().is_ok(),
+                // Not locked yet, or half swept.
+                Err(_) => is_old(&dir),
+            };
+            if dead {
+                let owns = std::fs::read(dir.join(OWNS)).unwrap_or_default();
+                owns.split(|b| *b == 0).for_each(remove_owned);
+                if let Err(e) = remove_all(&dir) {
+                    tracing::debug!("{} is left: {e}", dir.display());
+                }
+            }
+        }
+    }
+}
+
+/// Which directory stands there: its number may be another's later, but not with the time it was made.
+fn which(dir: &Path) -> Option<String> {
+    let meta = dir.symlink_metadata().ok()?;
+    let made = meta.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(format!("{}.{}.{}", meta.dev(), meta.ino(), made.as_nanos()))
+}
+
+fn remove_owned(owned: &[u8]) {
+    let Some(at) = owned.iter().position(|b| *b == b' ') else { return };
+    let path = PathBuf::from(OsString::from_vec(owned[at + 1..].to_vec()));
+    if which(&path).is_some_and(|which| which.as_bytes() == &owned[..at]) {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
+fn is_old(dir: &Path) -> bool {
+    let age = dir.symlink_metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+    age.is_some_and(|age| age.as_secs() > 60)
+}
+
+/// Deletes a tree of ours, also where a command has taken away its own rights.
+pub(super) fn remove_all(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            unlock(dir);
+            std::fs::remove_dir_all(dir)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn unlock(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700));
+    let Ok(names) = std::fs::read_dir(dir) else { return };
+    names.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).for_each(|e| unlock(&e.path()));
+}
+
+impl Room {
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A directory in it, which is made.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(name);
+        std::fs::create_dir_all(&dir).map_err(|e| RunError::io("create", &dir, e))?;
+        Ok(dir)
+    }
+
+    /// Says that a directory elsewhere is to go, should this process die.
+    pub fn owns(&mut self, path: &Path) -> Result<()> {
+        let Some(which) = which(path) else { return Ok(()) };
+        self.owns.extend([which.as_bytes(), b" ", path.as_os_str().as_bytes(), b"\0"].concat());
+        let file = self.dir.join(OWNS);
+        std::fs::write(&file, &self.owns).map_err(|e| RunError::io("write", file, e))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // Locked until it is gone.
+        if let Err(e) = remove_all(&self.dir) {
+            tracing::debug!("{} is left: {e}", self.dir.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_run_left_is_swept() {
+        let top = tempfile::tempdir().unwrap();
+        let rooms = Rooms::of(Some(top.path()));
+        let elsewhere = top.path().join("laid");
+        let mut dead = rooms.make().unwrap();
+        std::fs::create_dir_all(elsewhere.join("sub")).unwrap();
+        dead.owns(&elsewhere).unwrap();
+        let users = top.path().join("users");
+        std::fs::create_dir(&users).unwrap();
+        dead.owns(&users).unwrap();
+        std::fs::remove_dir(&users).unwrap();
+        std::fs::create_dir(&users).unwrap();
+        let dir = dead.dir("tree/sub").unwrap();
+        let alive = rooms.make().unwrap();
+        assert!(dir.exists(), "it lives");
+        // As by a death: the lock goes, the rest stays.
+        let Room { dir: left, _lock: lock, .. } = &dead;
+        lock.unlock().unwrap();
+        let left = left.clone();
+        let third = rooms.make().unwrap();
+        assert!(!left.exists() && !elsewhere.exists());
+        assert!(users.exists(), "that is another one");
+        assert!(alive.dir.exists());
+        drop((alive, third, dead));
+        assert_eq!(std::fs::read_dir(&rooms.dir).unwrap().count(), 0);
+    }
+}

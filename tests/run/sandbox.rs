@@ -1,0 +1,278 @@
+//! Runs in a sandbox of bubblewrap.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{eventually, need, need_root};
+use crate::ends::{nothing_left, stubborn};
+use crate::project::{Project, Ran, said, tree};
+
+const BWRAP: [&str; 2] = ["--sandbox", "bwrap"];
+
+fn inside(p: &Project, options: &[&str], script: &str) -> Ran {
+    need("bwrap");
+    p.sh(&[&["--task", "t"], &BWRAP, options].concat(), script)
+}
+
+/// What is left of places of runs, in the memory and in the store.
+fn left_over(p: &Project) -> Vec<String> {
+    let rooms = p.dir.path().join("memory/outfs-run/rooms");
+    let names = fs::read_dir(rooms).map(|d| d.flatten().map(|e| e.file_name()).collect::<Vec<_>>());
+    names.unwrap_or_default().into_iter().map(|n| n.to_string_lossy().into_owned()).collect()
+}
+
+/// S14.1 In a sandbox only declared inputs of the project exist; a command that fails for want of another is told which.
+#[test]
+fn only_declared_inputs_exist() {
+    let p = Project::new();
+    p.write("in", "1\n");
+    p.write("secret", "2\n");
+    p.write("lib/a", "a\n");
+    p.write("lib/hidden", "h\n");
+    p.write("src/deep/x", "x\n");
+    let options = ["--input", "in", "--input", "lib/a", "--input", "src", "--output", "o"];
+    let ran = inside(&p, &options, "find . -type f | sort > o; cat in lib/a src/deep/x");
+    assert_eq!(ran.is_miss(&["first_run"]).kept(true).stdout, "1\na\nx\n");
+    assert_eq!(p.read("o"), "./in\n./lib/a\n./o\n./src/deep/x\n");
+    inside(&p, &options, "find . -type f | sort > o; cat in lib/a src/deep/x").is_hit();
+    let failed = inside(&p, &options, "touch o; cat secret");
+    failed.kept(false).says("only declared inputs exist").says("secret");
+    assert_eq!((failed.code, &failed.stdout[..]), (1, ""));
+    assert!(failed.stderr.contains("No such file"), "{failed:#?}");
+    let again = inside(&p, &options, "touch o; cat secret");
+    again.is_miss(&["previous_run_incomplete"]).says("it lacked secret");
+    inside(&p, &[&options[..], &["--input", "secret"]].concat(), "touch o; cat secret").kept(true);
+    assert_eq!(left_over(&p), Vec::<String>::new());
+}
+
+/// S14.2 In a sandbox all but its outputs, and directories that are private to it, is read-only, and there is no network unless
+/// it is asked for.
+#[test]
+fn the_machine_is_read_only_and_has_no_network() {
+    let p = Project::new();
+    p.write("src/1", "");
+    (2..20).for_each(|n| p.write(&format!("src/{n}"), ""));
+    let before = tree(&p.cwd);
+    fs::create_dir_all(&p.store).unwrap();
+    let script = "touch /etc/outfs-test && exit 1; touch src/new && exit 2; echo x >> src/1 && exit 3; \
+        touch /tmp/mine /var/tmp/mine || exit 4; [ \"$(ls /tmp/mine /tmp | wc -l)\" -ge 2 ] || exit 5; \
+        [ -w /dev/null ] || exit 6; ls /proc/self/fd > /dev/null || exit 7; pwd";
+    let ran = inside(&p, &["--input", "src"], script);
+    assert_eq!((ran.code, ran.stdout.trim()), (0, p.cwd.to_str().unwrap()), "{ran:#?}");
+    assert_eq!(tree(&p.cwd), before);
+    assert!(!Path::new("/tmp/mine").exists());
+    let hidden = inside(&p, &["--no-inputs"], &format!("ls -A {}", p.store.display()));
+    assert_eq!((hidden.code, &hidden.stdout[..]), (0, ""), "the store is nobody's business");
+    let links = "cat /proc/net/dev | wc -l";
+    let alone = inside(&p, &["--no-inputs"], links);
+    let with = inside(&p, &["--no-inputs", "--net"], links);
+    with.is_miss(&["cache_key_mismatch"]);
+    assert_eq!(alone.stdout.trim(), "3", "nothing but the loopback device");
+    let ours = fs::read_to_string("/proc/net/dev").unwrap().lines().count();
+    assert_eq!(with.stdout.trim(), ours.to_string());
+    p.sh(&["--task", "t", "--no-inputs"], links).is_miss(&["cache_key_mismatch"]);
+}
+
+/// S14.3 What a command makes in a sandbox stands at its outputs afterwards as if it had run in the project.
+#[test]
+fn a_build_in_a_sandbox_is_a_build() {
+    let p = Project::in_c();
+    need("bwrap");
+    let plain = p.make(&["--policy", "disabled"]);
+    let built = tree(&p.path("out"));
+    fs::remove_dir_all(p.path("out")).unwrap();
+    let ran = p.make(&BWRAP);
+    assert_eq!(ran.is_miss(&["first_run"]).kept(true).stdout, plain.stdout);
+    assert_eq!(tree(&p.path("out")), built);
+    p.make(&BWRAP).is_hit();
+    fs::remove_dir_all(p.path("out")).unwrap();
+    p.make(&BWRAP).is_hit();
+    assert_eq!(tree(&p.path("out")), built);
+    p.write("h.h", "#define N 2\n");
+    p.make(&BWRAP).is_miss(&["dep_changed"]).kept(true);
+    let again = p.make(&[&BWRAP[..], &["--verify"]].concat());
+    assert_eq!((again.code, &again.record["differs"]), (0, &serde_json::json!([])), "{again:#?}");
+}
+
+#[test]
+fn outputs_of_every_kind() {
+    let p = Project::new();
+    p.write("in/1", "1");
+    let options = [
+        "--input",
+        "in",
+        "--output",
+        "file",
+        "--output",
+        "d/sub/dir",
+        "--output",
+        "in/made",
+        "--output",
+        "l",
+    ];
+    let script = "cat in/1 > file; mkdir d || exit 9; mkdir -p d/sub/dir; ln file d/sub/dir/again; chmod 755 file; \
+        echo x > in/made; ln -s file l; echo beside > d/beside; echo beside > other; mkdir ign; echo > ign/x";
+    p.write(".gitignore", "ign\n");
+    p.write("file", "before");
+    p.write("d/sub/dir/before", "before");
+    fs::remove_dir_all(p.path("d")).unwrap();
+    let ran = inside(&p, &options, script);
+    ran.is_miss(&["first_run"]).kept(true).says("not declared as outputs");
+    assert_eq!(ran.record["undeclared"], serde_json::json!(["d/beside", "other"]));
+    assert_eq!(
+        (p.read("file"), p.read("d/sub/dir/again"), p.read("l")),
+        ("1".into(), "1".into(), "1".into())
+    );
+    assert!(!p.path("other").exists() && !p.path("d/beside").exists(), "it was private to the sandbox");
+    assert_eq!(p.path("file").metadata().unwrap().mode() & 0o777, 0o755);
+    let made = tree(&p.cwd);
+    for output in ["file", "l", "in/made"] {
+        fs::remove_file(p.path(output)).unwrap();
+    }
+    inside(&p, &options, script).is_hit();
+    assert_eq!(tree(&p.cwd), made);
+    // What failed is there to be looked at, as without a sandbox.
+    let failed = inside(&p, &["--no-inputs", "--output", "log"], "echo why > log; exit 3");
+    assert_eq!((failed.code, p.read("log")), (3, "why\n".into()));
+    let missing = inside(&p, &["--no-inputs", "--output", "a"], "true");
+    assert_eq!(missing.kept(false).says("the declared output a is missing").code, 125);
+    // A symlink on the way would lead out of the place.
+    symlink("/etc", p.dir.path().join("etc")).unwrap();
+    let leads = inside(&p, &["--no-inputs", "--output", "w/passwd"], "ln -s /etc w");
+    assert_eq!(leads.says("behind the symlink").code, 125);
+    assert!(Path::new("/etc/passwd").exists());
+    assert_eq!(left_over(&p), Vec::<String>::new());
+}
+
+#[test]
+fn without_the_cache_it_is_the_same() {
+    let p = Project::new();
+    p.write("in", "1");
+    let disabled = ["--policy", "disabled", "--input", "in", "--output", "o"];
+    let ran = inside(&p, &disabled, "cat in > o; ls -A | wc -l; ls out 2>&1");
+    assert_eq!((ran.record["result"].as_str(), p.read("o").as_str()), (Some("uncached"), "1"));
+    assert!(ran.stdout.starts_with("2\n") && !p.store.exists(), "{ran:#?}");
+    let readonly = ["--policy", "readonly", "--input", "in", "--output", "o"];
+    inside(&p, &readonly, "cat in in > o").is_miss(&["first_run"]).kept(false);
+    assert_eq!(p.read("o"), "11");
+    assert!(!p.store.exists());
+}
+
+#[test]
+fn what_cannot_be_made_is_said() {
+    let p = Project::new();
+    p.write("tool.sh", "#!/bin/sh\necho hi\n");
+    crate::common::chmod(p.path("tool.sh"), 0o755).unwrap();
+    let tool = |input: &[&str]| p.run(&[&["--task", "t"], &BWRAP, input].concat(), &["./tool.sh"]);
+    assert_eq!(tool(&["--no-inputs"]).says("only declared inputs").code, 127);
+    assert_eq!(tool(&["--input", "tool.sh"]).stdout, "hi\n");
+    // Without bubblewrap.
+    let bin = p.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["sh", "git"] {
+        let path = std::env::var_os("PATH").unwrap();
+        let real = std::env::split_paths(&path).map(|d| d.join(program)).find(|f| f.is_file());
+        symlink(real.unwrap(), bin.join(program)).unwrap();
+    }
+    let mut c = p.command(&["run", "--sandbox", "bwrap", "--no-inputs", "--", "sh", "-c", "true"]);
+    let out = c.env("PATH", &bin).output().unwrap();
+    assert_eq!(out.status.code(), Some(125));
+    assert!(said(&out).contains("install it"), "{}", said(&out));
+}
+
+#[test]
+fn the_end_of_a_sandboxed_run_is_the_end_of_all() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-enclosed-{}", std::process::id());
+    let task =
+        [&["run", "--task", "t", "--no-inputs", "--output", "o"], &BWRAP[..], &["--", "sh", "-c"]].concat();
+    let begin = |script: &str| {
+        need("bwrap");
+        let mut c = p.command(&[&task[..], &[script]].concat());
+        c.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("outfs starts")
+    };
+    // A line on its standard output says that it has started: there is no file to be seen.
+    let started = |child: &mut std::process::Child| {
+        use std::io::Read;
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).expect("it starts");
+    };
+    let script = stubborn(mark).replace("> started", "");
+    let mut child = begin(&script);
+    started(&mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    nothing_left(mark);
+    assert_eq!(left_over(&p).len(), 1, "a kill leaves its place");
+    assert_eq!(inside(&p, &["--no-inputs"], "echo fine").stdout, "fine\n");
+    assert_eq!(left_over(&p), Vec::<String>::new(), "the next run sweeps it");
+    assert_eq!(p.ok(&["drafts", "--json"]), "");
+    // Asked to end, it may end in its own way.
+    let polite = format!("trap 'echo told > o; exit 1' TERM; echo; sh -c 'sleep 60' {mark} & wait");
+    let mut child = begin(&polite);
+    started(&mut child);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(p.read("o"), "told\n");
+    nothing_left(mark);
+    let late = inside(&p, &["--no-inputs", "--timeout", "300ms"], &script);
+    assert_eq!(late.kept(false).code, 124);
+    nothing_left(mark);
+    eventually("no place to be left", || left_over(&p).is_empty());
+}
+
+#[test]
+fn an_ordinary_user_has_sandboxes_too() {
+    need("setpriv");
+    need("bwrap");
+    need_root();
+    let p = Project::new();
+    p.write("in", "1\n");
+    p.write("secret", "2\n");
+    (0..20).for_each(|n| p.write(&format!("src/{n}"), ""));
+    // The program under test may lie where only root can go.
+    let program = p.dir.path().join("outfs");
+    fs::copy(env!("CARGO_BIN_EXE_outfs"), &program).unwrap();
+    fs::set_permissions(p.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let home = p.dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    for dir in [&p.cwd, &home] {
+        let done = Command::new("chown").args(["-R", "65534:65534"]).arg(dir).status().unwrap();
+        assert!(done.success());
+    }
+    let run = |script: &str| {
+        let mut c = Command::new("setpriv");
+        c.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+        c.args([
+            "run",
+            "--json",
+            "--task",
+            "t",
+            "--sandbox",
+            "bwrap",
+            "--input",
+            "in",
+            "--input",
+            "src",
+            "--output",
+            "o",
+        ]);
+        c.args(["--", "sh", "-c", script]).current_dir(&p.cwd).stdin(Stdio::null());
+        c.env("HOME", &home)
+            .env("OUTFS_STORE", home.join("store"))
+            .env("XDG_CACHE_HOME", home.join("memory"));
+        Ran::of(c)
+    };
+    let script = "mkdir o; cat in > o/f; id -u; ls src | wc -l; touch src/new /etc/new; ls secret";
+    let ran = run(&format!("{script}; true"));
+    ran.is_miss(&["first_run"]).kept(true);
+    assert_eq!((&ran.stdout[..], &p.read("o/f")[..]), ("65534\n20\n", "1\n"), "{ran:#?}");
+    assert_eq!(p.path("o/f").metadata().unwrap().uid(), 65534);
+    run(&format!("{script}; true")).is_hit();
+    run(script).kept(false).says("only declared inputs exist").says("secret");
+}
