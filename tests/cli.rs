@@ -339,13 +339,70 @@ fn events_page_and_go_on_after_a_cursor() {
     p.put("key1");
     p.put("key2");
     let first = p.json(&["events", "--limit", "1"]);
-    assert_eq!((first.len(), &first[0]["event"]), (1, &"sealed".into()));
-    let cursor = first[0]["cursor"].as_str().expect("a cursor");
-    let rest = p.json(&["events", "--since", cursor]);
+    assert_eq!((first.len(), &first[0]["event"]), (2, &"sealed".into()));
+    let end = &first[1];
+    assert_eq!(
+        (&end["more"], &end["trimmed"], &end["cursor"]),
+        (&true.into(), &false.into(), &first[0]["cursor"])
+    );
+    let cursor = end["cursor"].as_str().expect("a cursor");
+    let mut rest = p.json(&["events", "--since", cursor]);
+    let end = rest.pop().expect("an end");
     assert!(!rest.is_empty() && rest.iter().all(|e| e["seq"].as_u64() > first[0]["seq"].as_u64()));
-    assert!(p.ok(&["events"]).lines().last().expect("a line").starts_with("# cursor "));
-    p.fails(2, "cursor", &["events", "--since", "nonsense"]);
+    assert_eq!((&end["more"], &end["cursor"]), (&false.into(), &rest[rest.len() - 1]["cursor"]));
+    let last = |args: &[&str]| p.ok(args).lines().last().expect("a line").to_owned();
+    assert_eq!(last(&["events"]), format!("# cursor {}", end["cursor"].as_str().expect("text")));
+    assert_eq!(
+        last(&["events", "--limit", "0"]),
+        format!("# cursor {cursor}, and there is more").replace(".1,", ".0,")
+    );
+    p.fails(2, "not a cursor", &["events", "--since", "nonsense"]);
     p.fails(2, "another store", &["events", "--since", "00c0ffee00c0ffee.1.42"]);
+    let (store, _) = cursor.split_once('.').expect("dots");
+    p.fails(2, "ahead of the log", &["events", "--since", &format!("{store}.1.4711")]);
+    p.fails(2, "more than the 10000", &["events", "--limit", "10001"]);
+}
+
+#[test]
+fn logs_page_by_lines() {
+    let p = Place::new();
+    fs::create_dir(p.path("src")).expect("mkdir");
+    let long = "y".repeat(200_000);
+    let out: String = (0..2500).map(|n| format!("line {n}\n")).collect();
+    fs::write(p.path("out"), &out).expect("write");
+    fs::write(p.path("err"), format!("{long}\nlast")).expect("write");
+    let (src, stdout, stderr) = (p.path("src"), p.path("out"), p.path("err"));
+    let paths = [&src, &stdout, &stderr].map(|p| p.to_str().expect("text"));
+    p.ok(&["put", "key1", paths[0], "--stdout", paths[1], "--stderr", paths[2]]);
+    let page = |args: &[&str]| p.json(&[&["logs", "key1"], args].concat());
+    // All pages together are the logs, whatever their size.
+    for limit in ["1000", "999", "10000"] {
+        let (mut texts, mut start) = ([String::new(), String::new()], 0);
+        loop {
+            let mut lines = page(&["--limit", limit, "--start", &start.to_string()]);
+            let end = lines.pop().expect("an end");
+            for line in lines {
+                assert_eq!(line["line"].as_u64(), Some(start));
+                start += 1;
+                texts[usize::from(line["stream"] == "stderr")] += line["text"].as_str().expect("text");
+            }
+            assert_eq!(end["next"].as_u64(), Some(start));
+            if end["more"] == false {
+                break;
+            }
+        }
+        assert_eq!(texts[0], out);
+        assert_eq!(texts[1], format!("{long}\nlast"));
+        assert_eq!(start, 2500 + 4 + 1, "a long line comes in pieces");
+    }
+    assert_eq!(p.ok(&["logs", "key1", "--start", "7", "--limit", "2"]), "line 7\nline 8\n");
+    assert_eq!(p.ok(&["logs", "key1", "--stderr", "--start", "4"]), "last");
+    assert_eq!(page(&["--stdout", "--start", "2500"]).len(), 1);
+    assert_eq!(page(&["--limit", "0"]), [serde_json::json!({"next": 0, "more": true})]);
+    p.fails(2, "behind the end", &["logs", "key1", "--stdout", "--start", "2501"]);
+    p.fails(2, "more than the 10000", &["logs", "key1", "--limit", "10001"]);
+    p.fails(3, "no entry", &["logs", "key2", "--limit", "1"]);
+    assert!(said(&p.run(&["logs", "key1", "--stdout", "--limit", "5"])).contains("there is more: --start 5"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod compare;
 mod content;
 mod draft;
 mod error;
+mod events;
 mod evict;
 mod fsck;
 #[cfg(test)]
@@ -64,6 +65,7 @@ mod work;
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
 pub use draft::{Closed, Draft, Gate, Stage};
 pub use error::CacheError;
+pub use events::{Events, EventsError, MOST_EVENTS};
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub use held::HeldBlob;
 pub(crate) use here::{host_name, now_ns, pidfd_open, workers};

@@ -88,6 +88,10 @@ impl Cache {
         self.reap()?;
         self.free_let_go()?;
         self.remember_sweep();
+        // Without a daemon nobody else does; once for each segment that was written.
+        if self.inner.store.has_new_segment() {
+            self.trim_events()?;
+        }
         Ok(())
     }
 

@@ -124,6 +124,7 @@ impl Cache {
             let round = self.evict_round(&goal, false, "lru", &Work::default())?;
             if round.evicted.iter().any(|(_, o)| o.dead > 0) && round.bytes() >= goal.bytes {
                 self.compact_if_there_is_room()?;
+                self.trim_events()?;
             }
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
             if round.evicted.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::evict::{Condemned, Leaving};
-use super::here::now_ns;
 use super::pin::Verdicts;
 use super::pressure::Suspect;
 use super::recent::Recent;
@@ -21,11 +20,7 @@ use super::{Cache, Result};
 use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::PackId;
 
-/// Events are kept for this long …
-const KEEP_EVENTS: Duration = Duration::from_secs(90 * 86400);
-/// … and at most so many.
-const KEEP_EVENT_COUNT: u64 = 1_000_000;
-/// How often that is looked at.
+/// How often the event log is trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
 
 /// State of the use cases that keep a cache in order.
@@ -74,10 +69,10 @@ impl Cache {
         part("compact packs", self.compact_if_worth_it());
         part("drop abandoned drafts", self.drop_idle_drafts().map(drop));
         part("sweep", self.sweep_step());
-        part("trim the event log", self.trim_events());
+        part("trim the event log", self.trim_events_now_and_then());
     }
 
-    fn trim_events(&self) -> Result<()> {
+    fn trim_events_now_and_then(&self) -> Result<()> {
         {
             let mut last = self.inner.upkeep.trimmed.lock();
             if last.is_some_and(|at| at.elapsed() < TRIM_EVERY) {
@@ -85,8 +80,7 @@ impl Cache {
             }
             *last = Some(Instant::now());
         }
-        let keep = now_ns().saturating_sub(KEEP_EVENTS.as_nanos() as i64);
-        Ok(self.inner.store.trim_events(keep, KEEP_EVENT_COUNT)?)
+        self.trim_events()
     }
 
     /// Writes an event; one that cannot be written never fails what it tells of.

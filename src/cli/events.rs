@@ -1,8 +1,9 @@
-//! `outfs events`: what happened, in order.
+//! `outfs events`: what happened, in order, page by page or as it happens.
 
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::out;
 use super::session::Session;
@@ -16,13 +17,14 @@ const PAGE: usize = 1000;
 #[derive(Args)]
 #[command(
     after_help = "Examples: outfs events --limit 20\n          outfs events --json --follow --since CURSOR\n\n\
-    With --json every event has its cursor; otherwise the last line has it."
+    The last line has the cursor to go on with and says whether there is more; with --json it is a record, and every \
+    event has its cursor, too. Records are kept for 90 days, at most a million."
 )]
 pub(crate) struct Events {
     /// Only events after this cursor
     #[arg(long, value_name = "CURSOR")]
     since: Option<String>,
-    /// At most so many
+    /// At most so many, up to 10000 [default: 1000; with --follow no end]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Go on with new events as they happen
@@ -32,33 +34,47 @@ pub(crate) struct Events {
     output: Output,
 }
 
+/// How a page ends.
+#[derive(Serialize)]
+struct Ends<'a> {
+    /// Where to go on.
+    cursor: &'a str,
+    more: bool,
+    /// Records before these were trimmed.
+    trimmed: bool,
+}
+
 impl Events {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        if self.follow {
+            return self.follow(cx);
+        }
+        let mut session = Session::open(&cx.store)?;
+        let page = ask(&mut session, self.since.clone(), self.limit.unwrap_or(PAGE))?;
+        self.print(&page)?;
+        self.end(&page)?;
+        session.close()
+    }
+
+    fn follow(&self, cx: &Context) -> Result<(), Failure> {
         let mut since = self.since.clone();
         let mut left = self.limit.unwrap_or(usize::MAX);
         let mut session = Some(Session::open(&cx.store)?);
-        while left > 0 {
+        loop {
             let mut open = match session.take() {
                 Some(open) => open,
                 None => Session::open(&cx.store)?,
             };
-            let reply = open.call(Request::Events { since: since.clone(), limit: left.min(PAGE) })?;
-            let Reply::Events(page) = reply else { return Err(unexpected(reply)) };
+            let page = ask(&mut open, since, left.min(PAGE))?;
             self.print(&page)?;
             left -= page.events.len().min(left);
-            since = Some(page.cursor.clone());
-            match (page.more, self.follow) {
-                (true, _) => session = Some(open),
-                (false, true) => {
-                    session = pause(open)?;
-                }
-                (false, false) => left = 0,
+            if left == 0 {
+                self.end(&page)?;
+                return open.close();
             }
-            if left == 0 && !self.output.json {
-                out::line(&format!("# cursor {}", page.cursor))?;
-            }
+            since = Some(page.cursor);
+            session = if page.more { Some(open) } else { pause(open)? };
         }
-        session.map_or(Ok(()), Session::close)
     }
 
     fn print(&self, page: &EventsFacts) -> Result<(), Failure> {
@@ -75,6 +91,21 @@ impl Events {
             }
         }
         Ok(())
+    }
+
+    fn end(&self, page: &EventsFacts) -> Result<(), Failure> {
+        let more = if page.more { ", and there is more" } else { "" };
+        match self.output.json {
+            true => out::json(&Ends { cursor: &page.cursor, more: page.more, trimmed: page.gap }),
+            false => out::line(&format!("# cursor {}{more}", page.cursor)),
+        }
+    }
+}
+
+fn ask(session: &mut Session, since: Option<String>, limit: usize) -> Result<EventsFacts, Failure> {
+    match session.call(Request::Events { since, limit })? {
+        Reply::Events(page) => Ok(page),
+        other => Err(unexpected(other)),
     }
 }
 

@@ -1,18 +1,25 @@
 //! `outfs logs`: what a task printed.
 
-use std::io;
+use std::io::{self, Write};
 
 use clap::Args;
+use serde::Serialize;
 
-use super::Context;
-use super::out::Streams;
+use super::out::{self, Streams};
 use super::session::Session;
-use crate::control::{Failure, LogStream, Request};
+use super::{Context, Output, unexpected};
+use crate::control::{Failure, LogLine, LogStream, Reply, Request};
 use crate::model::EntryKey;
+
+const PAGE: usize = 1000;
 
 /// Write a task's logs: its output to standard output, its errors to standard error
 #[derive(Args)]
-#[command(after_help = "Example: outfs logs 9f86d081 --stderr")]
+#[command(
+    after_help = "Examples: outfs logs 9f86d081 --stderr\n          outfs logs 9f86d081 --start 100 --limit 50\n\n\
+    Lines are counted from 0, those of standard output first. A page ends with a line on standard error, or a record, \
+    that says where to go on and whether there is more. Without --start, --limit and --json all is written as it is."
+)]
 pub(crate) struct Logs {
     /// The entry
     key: EntryKey,
@@ -22,22 +29,82 @@ pub(crate) struct Logs {
     /// Only its standard error, to standard output
     #[arg(long)]
     stderr: bool,
+    /// A page: begin with this line
+    #[arg(long, value_name = "N")]
+    start: Option<u64>,
+    /// A page of at most so many lines, up to 10000 [default: 1000]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How a page ends.
+#[derive(Serialize)]
+struct Ends {
+    /// Where to go on.
+    next: u64,
+    more: bool,
 }
 
 impl Logs {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
+        match self.start.is_some() || self.limit.is_some() || self.output.json {
+            true => self.page(&mut session)?,
+            false => self.whole(&mut session)?,
+        }
+        session.close()
+    }
+
+    fn whole(&self, session: &mut Session) -> Result<(), Failure> {
+        let mut write = |stream, streams: &mut Streams| {
+            session.call_with(Request::Log { key: self.key.clone(), stream }, streams).map(drop)
+        };
         if !self.stderr {
-            let request = Request::Log { key: self.key.clone(), stream: LogStream::Stdout };
-            session.call_with(request, &mut Streams::to_stdout())?;
+            write(LogStream::Stdout, &mut Streams::to_stdout())?;
         }
         if !self.stdout {
             let mut streams = Streams::to_stdout();
             if !self.stderr {
                 streams.output = Box::new(io::stderr());
             }
-            session.call_with(Request::Log { key: self.key, stream: LogStream::Stderr }, &mut streams)?;
+            write(LogStream::Stderr, &mut streams)?;
         }
-        session.close()
+        Ok(())
+    }
+
+    fn page(&self, session: &mut Session) -> Result<(), Failure> {
+        let stream = match (self.stdout, self.stderr) {
+            (true, _) => Some(LogStream::Stdout),
+            (_, true) => Some(LogStream::Stderr),
+            _ => None,
+        };
+        let (start, limit) = (self.start.unwrap_or(0), self.limit.unwrap_or(PAGE));
+        let reply = session.call(Request::LogLines { key: self.key.clone(), stream, start, limit })?;
+        let Reply::LogLines { lines, next, more } = reply else { return Err(unexpected(reply)) };
+        for line in &lines {
+            self.print(line)?;
+        }
+        if self.output.json {
+            return out::json(&Ends { next, more });
+        }
+        out::note(&match more {
+            true => format!("there is more: --start {next}"),
+            false => format!("that is all; the log has {next} lines"),
+        });
+        Ok(())
+    }
+
+    fn print(&self, line: &LogLine) -> Result<(), Failure> {
+        if self.output.json {
+            return out::json(line);
+        }
+        let bytes = line.text.as_bytes();
+        match line.stream == LogStream::Stderr && !self.stderr {
+            true => io::stderr().write_all(bytes),
+            false => io::stdout().write_all(bytes),
+        }
+        .map_err(out::unwritable)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::CacheError;
+use crate::cache::{CacheError, EventsError};
 use crate::index::IndexError;
 use crate::store::StoreError;
 
@@ -14,6 +14,10 @@ pub enum Kind {
     Failed,
     /// The request itself makes no sense.
     Usage,
+    /// The cursor is no position in this store's log.
+    BadCursor,
+    /// More was asked for than one answer holds.
+    TooMany,
     /// No such entry, draft or file.
     NotFound,
     /// Stored bytes are not what they should be.
@@ -60,7 +64,7 @@ impl Failure {
     /// The program's exit code for it.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Usage => 2,
+            Kind::Usage | Kind::BadCursor | Kind::TooMany => 2,
             Kind::NotFound => 3,
             Kind::Damaged => 4,
             _ => 1,
@@ -78,6 +82,17 @@ impl From<CacheError> for Failure {
             CacheError::Index(i) => kind_of_index(i),
             CacheError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => Kind::Hangup,
             _ => Kind::Failed,
+        };
+        Self::new(kind, e.to_string())
+    }
+}
+
+impl From<EventsError> for Failure {
+    fn from(e: EventsError) -> Self {
+        let kind = match &e {
+            EventsError::Cursor(_) => Kind::BadCursor,
+            EventsError::Limit { .. } => Kind::TooMany,
+            EventsError::Store(e) => kind_of_store(e),
         };
         Self::new(kind, e.to_string())
     }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{LimitFlags, RawPath};
+use super::{LimitFlags, LogStream, RawPath};
 use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, Usage};
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
@@ -186,6 +186,17 @@ pub struct EventsFacts {
     pub gap: bool,
 }
 
+/// A line of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Its number.
+    pub line: u64,
+    /// Which log it is of.
+    pub stream: LogStream,
+    /// With its newline, if it has one; what is no UTF-8 is replaced.
+    pub text: String,
+}
+
 /// What was collected, or would be.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GcFacts {
@@ -281,6 +292,15 @@ pub enum Reply {
     Stats(Box<StatsFacts>),
     /// To `Events`.
     Events(EventsFacts),
+    /// To `LogLines`.
+    LogLines {
+        /// In order.
+        lines: Vec<LogLine>,
+        /// The number of the line that comes next.
+        next: u64,
+        /// There is one.
+        more: bool,
+    },
     /// To `Gc`.
     Gc(GcFacts),
     /// To `Fsck`.

@@ -150,6 +150,17 @@ pub enum Request {
         /// Which.
         stream: LogStream,
     },
+    /// A page of logs' lines.
+    LogLines {
+        /// The entry.
+        key: EntryKey,
+        /// Which; both when absent, standard output first.
+        stream: Option<LogStream>,
+        /// The number of the first line, counted from 0.
+        start: u64,
+        /// At most so many.
+        limit: usize,
+    },
     /// Stores every entry of another cache's directory that is not here yet.
     Import {
         /// Its form.
@@ -307,6 +318,7 @@ impl Request {
                 | Request::Pins
                 | Request::Stats
                 | Request::Events { .. }
+                | Request::LogLines { .. }
                 | Request::Find { .. }
                 | Request::History { .. }
                 | Request::Newest { .. }

@@ -127,10 +127,29 @@ pub struct Cursor {
     pub seq: u64,
 }
 
-/// A text that is no cursor.
+/// Why a cursor is no position in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a cursor; a cursor looks like 00c0ffee00c0ffee.1.42")]
-pub struct CursorError(String);
+pub enum CursorError {
+    /// It has another form.
+    #[error("{0:?} is not a cursor; a cursor looks like 00c0ffee00c0ffee.1.42")]
+    Malformed(String),
+    /// Another store's log has it.
+    #[error("the cursor {cursor} is of another store; this one's id is {store}")]
+    OtherStore {
+        /// The cursor.
+        cursor: String,
+        /// The id of the store that was asked.
+        store: String,
+    },
+    /// The log has not come so far: an older copy of the store took its place.
+    #[error("the cursor {cursor} is ahead of the log, which ends at {newest}; read it from the start")]
+    Ahead {
+        /// The cursor.
+        cursor: String,
+        /// The last record's position.
+        newest: u64,
+    },
+}
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,7 +160,7 @@ impl fmt::Display for Cursor {
 impl FromStr for Cursor {
     type Err = CursorError;
     fn from_str(s: &str) -> Result<Self, CursorError> {
-        let err = || CursorError(s.chars().take(80).collect());
+        let err = || CursorError::Malformed(s.chars().take(80).collect());
         let mut parts = s.split('.');
         let (Some(store), Some(epoch), Some(seq), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())

@@ -11,7 +11,7 @@ pub mod manifest;
 pub mod metadata;
 pub mod units;
 
-pub use event::{Cursor, Event, EventKind};
+pub use event::{Cursor, CursorError, Event, EventKind};
 pub use hash::{BlobHash, ManifestHash};
 pub use key::EntryKey;
 pub use manifest::{Manifest, RecordKind};

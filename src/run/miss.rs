@@ -21,6 +21,9 @@ use super::spec::Inputs;
 use super::stage::Performed;
 use super::{Result, VERSION, text};
 
+/// So many are in a record of the event log.
+const MOST_REASONS: usize = 20;
+
 impl Run<'_> {
     /// Executes, in a flight if there is one: it lasts until the result is kept.
     pub(super) fn miss(
@@ -52,16 +55,21 @@ impl Run<'_> {
             return Ok(());
         }
         let held = if self.ways.policy.allows_write() { self.keep(prepared, &outcome) } else { None };
-        self.note(
-            &key,
-            Note::Miss { reasons: self.report.reasons.iter().map(ToString::to_string).collect() },
-        );
+        self.note(&key, Note::Miss { reasons: self.reasons() });
         let outputs_hash = match &held {
             Some(held) => held.outputs_hash.clone(),
             None => self.hash_outputs()?,
         };
         self.remember_run(prepared, Some(outputs_hash), None);
         Ok(())
+    }
+
+    /// Why it was executed, for the event log: not each of thousands of inputs.
+    fn reasons(&self) -> Vec<String> {
+        let all = &self.report.reasons;
+        let more = all.len().saturating_sub(MOST_REASONS);
+        let told = all.iter().take(MOST_REASONS).map(ToString::to_string);
+        told.chain((more > 0).then(|| format!("and {more} more reasons"))).collect()
     }
 
     /// Keeps a result; what the store says of it then.

@@ -18,6 +18,8 @@ use crate::model::{EntryKey, Event, EventKind};
 
 /// A segment of this many bytes is followed by a new one.
 const SEGMENT: u64 = 1 << 20;
+/// A page of records ends behind so many bytes.
+const PAGE_BYTES: usize = 16 << 20;
 /// So many records may wait for the disk.
 pub(super) const UNSYNCED: u64 = 1024;
 
@@ -28,6 +30,8 @@ pub(super) struct EventLog {
     last: Option<(u64, File, u64)>,
     newest: u64,
     unsynced: u64,
+    /// A segment was begun since the log was opened.
+    rotated: bool,
     /// The last segment may end in a torn line that could not be cut.
     torn: bool,
 }
@@ -129,6 +133,7 @@ impl EventLog {
         events.sync()?;
         self.last = Some((first, file, 0));
         self.torn = false;
+        self.rotated = true;
         Ok(())
     }
 
@@ -163,7 +168,12 @@ impl Store {
         Ok(event)
     }
 
-    /// Up to `limit` records after `since`. A damaged line is `Corrupt`, with its number.
+    /// A segment of the log was begun since the store was opened.
+    pub fn has_new_segment(&self) -> bool {
+        self.log.lock().rotated
+    }
+
+    /// Up to `limit` records after `since`, fewer when they are large. A damaged line is `Corrupt`, with its number.
     pub fn read_events(&self, since: u64, limit: usize) -> Result<EventPage> {
         let all = segments(&self.events)?;
         let newest = self.newest_event(&all)?;
@@ -173,13 +183,14 @@ impl Store {
         if since >= newest {
             return Ok(page);
         }
+        let mut read = 0;
         for &first in &all[start..] {
             let Some(bytes) = self.events.read_all(segment_name(first))? else { continue };
             for (number, line) in (1..).zip(lines(&bytes)) {
                 if seq_of(line).is_some_and(|seq| seq <= since) {
                     continue;
                 }
-                if page.events.len() >= limit {
+                if page.events.len() >= limit || read > PAGE_BYTES {
                     page.more = true;
                     return Ok(page);
                 }
@@ -189,6 +200,7 @@ impl Store {
                     why: e.to_string(),
                 })?;
                 page.events.push(event);
+                read += line.len();
             }
         }
         Ok(page)

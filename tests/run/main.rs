@@ -7,6 +7,7 @@ mod common;
 
 mod cache;
 mod ends;
+mod events;
 mod flights;
 mod project;
 mod sandbox;

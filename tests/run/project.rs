@@ -108,7 +108,9 @@ impl Project {
     }
 
     pub fn events(&self) -> Vec<Value> {
-        self.ok(&["events", "--json"]).lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+        let page = self.ok(&["events", "--json", "--limit", "10000"]);
+        let lines = page.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+        lines.filter(|line| line["event"].is_string()).collect()
     }
 }
 

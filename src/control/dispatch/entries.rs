@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 
 use super::super::{
-    DraftFacts, EntryFacts, EventsFacts, Failure, Kind, LimitFlags, NodeFacts, RawPath, Reply, ShowFacts,
+    DraftFacts, EntryFacts, EventsFacts, Failure, LimitFlags, NodeFacts, RawPath, Reply, ShowFacts,
     StatsFacts,
 };
 use super::held;
-use crate::cache::{Cache, CacheError, Draft};
+use crate::cache::{Cache, CacheError, Draft, EventsError};
 use crate::index::EntryRow;
 use crate::model::{Cursor, EntryKey, Manifest, RecordKind};
 use crate::store::DraftPlace;
@@ -166,28 +166,12 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
 }
 
 pub(super) fn events(cache: &Cache, since: Option<&str>, limit: usize) -> Result<Reply, Failure> {
-    let store = cache.store();
-    let after = match since {
-        None => 0,
-        Some(text) => {
-            let usage = |m: String| Failure::new(Kind::Usage, m);
-            let cursor: Cursor = text.parse().map_err(|e| usage(format!("{e}")))?;
-            if cursor.store != store.id() {
-                return Err(usage(format!(
-                    "the cursor {text} is of another store; this one's id is {}",
-                    store.id()
-                )));
-            }
-            cursor.seq
-        }
-    };
-    let page = store.read_events(after, limit.clamp(1, MAX_PAGE))?;
-    let seq = page.events.last().map_or(after, |e| e.seq);
-    let cursor = Cursor { store: store.id().to_owned(), epoch: cache.index().epoch(), seq };
+    let since: Option<Cursor> = since.map(str::parse).transpose().map_err(EventsError::Cursor)?;
+    let page = cache.events(since.as_ref(), limit)?;
     Ok(Reply::Events(EventsFacts {
-        gap: since.is_some() && page.oldest > after + 1,
         events: page.events,
-        cursor: cursor.to_string(),
+        cursor: page.cursor.to_string(),
         more: page.more,
+        gap: page.gap,
     }))
 }

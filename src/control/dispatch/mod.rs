@@ -5,6 +5,7 @@
 
 mod content;
 mod entries;
+mod logs;
 mod runs;
 mod upkeep;
 mod watch;
@@ -58,6 +59,7 @@ pub fn dispatch(
         Request::RestoreTar { key } => content::restore_tar(cache, &key, channel),
         Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
         Request::Log { key, stream } => content::log(cache, &key, stream, channel),
+        Request::LogLines { key, stream, start, limit } => logs::page(cache, &key, stream, (start, limit)),
         Request::Seal { name, key } => content::seal(cache, caller, name.as_bytes(), key),
         Request::Import { kind, source } => content::import(cache, kind, &source.0, channel),
         Request::Entries { after, limit } => entries::page(cache, after, limit),
