@@ -9,6 +9,7 @@
 //! Names below the store are followed descriptor-relative from its root and never through
 //! symlinks.
 
+mod ahead;
 mod blobs;
 mod dir;
 mod drafts;
@@ -109,6 +110,7 @@ pub struct Store {
     tmp: Arc<Dir>,
     /// Open packs and loose blobs.
     files: Mutex<LruCache<read::FileKey, Arc<File>>>,
+    ahead: ahead::Ahead,
     pack_ids: Mutex<packs::PackIds>,
     log: Mutex<events::EventLog>,
 }

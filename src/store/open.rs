@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::dir::Dir;
 use super::events::EventLog;
 use super::format::{self, FORMAT};
@@ -210,6 +211,7 @@ fn assemble(root: Dir, id: String, lock: Option<Lock>) -> Result<Store> {
         quarantined: room("quarantine")?,
         tmp: room("tmp")?,
         files: Mutex::new(lru::LruCache::new(OPEN_FILES)),
+        ahead: Ahead::default(),
         pack_ids: Mutex::new(PackIds::default()),
         log: Mutex::new(EventLog::default()),
         id,

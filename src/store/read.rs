@@ -40,11 +40,15 @@ impl Store {
         if groups.len() != group_count(size) {
             return Err(blob.corrupt("the manifest's list of groups does not fit its size"));
         }
+        let wanted = buf.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         let (file, base) = match at {
-            Location::Pack { pack, offset } => (self.pack_file(pack)?, offset),
+            Location::Pack { pack, offset: base } => {
+                let file = self.pack_file(pack)?;
+                self.ahead.note(pack, &file, base + offset, wanted as u64);
+                (file, base)
+            }
             Location::Loose => (self.cached(FileKey::Blob(*hash), || self.blob_file(hash))?, 0),
         };
-        let wanted = buf.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         let buf = &mut buf[..wanted];
         let mut done = 0;
         let mut scratch = Vec::new();
