@@ -178,7 +178,8 @@ impl Cache {
     /// Adds a `metadata.json` that says what is known.
     fn add_metadata(&self, stash: &Stash, tree: &mut Tree, request: &SealRequest) -> Result<()> {
         let bytes = metadata(&request.key, &Default::default()).to_bytes();
-        let storer = Storer { cache: self, stash, memory: None, deadline: Instant::now(), work: None };
+        let storer =
+            Storer { cache: self, stash, memory: None, deadline: Instant::now(), work: None, known: None };
         let content = storer.pack_one(bytes)?;
         let top = tree.builder.top();
         let node = tree.builder.file(top, b"metadata.json", made_attrs(0o644), None)?;

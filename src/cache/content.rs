@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ingest::{Asked, FileId, Memory, ReadLease, STEP, hash_bytes, hash_file, read_some};
+use super::known::Known;
 use super::stash::{NewPack, Stash};
 use super::walk::{From, Plan, Source, Tree};
 use super::work::Work;
@@ -38,6 +39,8 @@ pub(super) struct Storer<'a> {
     pub deadline: Instant,
     /// Told how far it is.
     pub work: Option<&'a Work>,
+    /// What the tree was made from.
+    pub known: Option<&'a Known>,
 }
 
 /// All contents of a plan.
@@ -58,19 +61,20 @@ enum Small {
 impl Storer<'_> {
     /// Stores all contents; `keep` is the source whose bytes the caller wants to see.
     pub fn store(&self, plan: &Plan, keep: Option<usize>) -> Result<Contents> {
+        let mut contents = Contents { of: vec![None; plan.sources.len()], kept: None };
+        self.store_known(plan, &mut contents.of)?;
         let mut small = Vec::new();
         let mut large = Vec::new();
         let mut links = HashSet::new();
         for node in plan.builder.files_in_order() {
             let i = plan.sources.binary_search_by_key(&node, |s| s.node).expect("every file has a source");
-            if plan.sources[i].link.is_none_or(|l| links.insert(l)) {
+            if contents.of[i].is_none() && plan.sources[i].link.is_none_or(|l| links.insert(l)) {
                 let list = if plan.sources[i].size_hint() <= PACK_LIMIT { &mut small } else { &mut large };
                 list.push(i);
             }
         }
         let sizes = small.iter().chain(&large).map(|i| plan.sources[*i].size_hint());
         self.expect((small.len() + large.len()) as u64, sizes.sum());
-        let mut contents = Contents { of: vec![None; plan.sources.len()], kept: None };
         large.extend(self.store_small(plan, &small, keep, &mut contents)?);
         self.store_large(plan, &large, &mut contents)?;
         share_links(plan, &mut contents);

@@ -27,6 +27,7 @@ mod held;
 mod here;
 mod import;
 mod ingest;
+mod known;
 mod lease;
 mod lookup;
 #[cfg(test)]

@@ -14,10 +14,11 @@ use std::time::Instant;
 use super::content::{PATIENCE, Storer};
 use super::here::now_ns;
 use super::ingest::Memory;
+use super::known::Known;
 use super::only::Only;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
-use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed, TaskFacts, Work, untar};
+use super::{Cache, CacheError, Draft, Entry, Result, SealRequest, Sealed, TaskFacts, Work, untar};
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
 
@@ -86,27 +87,29 @@ impl Cache {
         request: SealRequest,
         work: &Work,
     ) -> Result<Sealed> {
-        self.put_part(dir, &Only::All, &metadata(&request.key, facts), logs, &request, work)
+        self.put_part((dir, &Only::All, None), &metadata(&request.key, facts), logs, &request, work)
     }
 
-    /// Stores some paths below a directory as `outputs/`, with `extra` members in the metadata.
+    /// Stores some paths below a directory as `outputs/`, with `extra` members in the metadata. Files that are as
+    /// `base` has them, which is all but the named ones, are not read.
     pub fn put_outputs(
         &self,
         (dir, outputs): (&Path, &[PathBuf]),
         (facts, extra): (&TaskFacts, BTreeMap<String, serde_json::Value>),
         logs: [Option<&Path>; 2],
+        base: Option<(Entry, &[PathBuf])>,
         request: SealRequest,
         work: &Work,
     ) -> Result<Sealed> {
+        let known = base.map(|(entry, changed)| Known::new(entry, changed)).transpose()?;
         let only = Only::Paths(outputs.iter().map(|o| o.as_os_str().as_bytes().to_vec()).collect());
         let metadata = Metadata { extra, ..metadata(&request.key, facts) };
-        self.put_part(dir, &only, &metadata, logs, &request, work)
+        self.put_part((dir, &only, known.as_ref()), &metadata, logs, &request, work)
     }
 
     fn put_part(
         &self,
-        dir: &Path,
-        only: &Only,
+        (dir, only, known): (&Path, &Only, Option<&Known>),
         metadata: &Metadata,
         logs: [Option<&Path>; 2],
         request: &SealRequest,
@@ -115,7 +118,7 @@ impl Cache {
         let top = open_dir(dir)?;
         let logs = logs.map(|l| l.map(Log::File));
         let stash = Stash::new(self);
-        let storer = Storer { work: Some(work), ..self.foreign(&stash) };
+        let storer = Storer { work: Some(work), known, ..self.foreign(&stash) };
         self.seal_plan(&storer, request, || {
             let mut plan = plan_beside(metadata, &logs)?;
             let attrs = top_attrs(top.as_fd()).map_err(|e| CacheError::io("read", dir, e))?;
@@ -168,7 +171,14 @@ impl Cache {
         let logs = logs.map(|l| l.map(Log::File));
         let memory = Memory::default();
         let deadline = Instant::now() + PATIENCE;
-        let storer = Storer { cache: self, stash: &draft.stash, memory: Some(&memory), deadline, work: None };
+        let storer = Storer {
+            cache: self,
+            stash: &draft.stash,
+            memory: Some(&memory),
+            deadline,
+            work: None,
+            known: None,
+        };
         self.seal_plan(&storer, request, || {
             let mut plan = plan_beside(&metadata, &logs)?;
             let attrs =
@@ -181,7 +191,7 @@ impl Cache {
 
     /// Storing what is not ours.
     pub(super) fn foreign<'a>(&'a self, stash: &'a Stash) -> Storer<'a> {
-        Storer { cache: self, stash, memory: None, deadline: Instant::now(), work: None }
+        Storer { cache: self, stash, memory: None, deadline: Instant::now(), work: None, known: None }
     }
 }
 

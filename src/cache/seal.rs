@@ -67,8 +67,14 @@ impl Cache {
             return Ok(());
         }
         *kept = None;
-        let storer =
-            Storer { cache: self, stash: &draft.stash, memory: Some(&draft.memory), deadline, work: None };
+        let storer = Storer {
+            cache: self,
+            stash: &draft.stash,
+            memory: Some(&draft.memory),
+            deadline,
+            work: None,
+            known: None,
+        };
         let top = top_attrs(draft.tree().as_fd()).map_err(|e| CacheError::io("read", draft.name(), e))?;
         let mut plan = Plan::new(top);
         let root = plan.builder.top();

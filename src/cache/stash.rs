@@ -202,6 +202,27 @@ impl Stash {
         Ok(())
     }
 
+    /// Which of these contents are stored already? Those are reserved from now on.
+    pub fn have(&self, cache: &Cache, contents: &[&Content]) -> Result<Vec<bool>> {
+        let hashes: Vec<_> = contents.iter().map(|c| c.hash).collect();
+        self.reserve(cache, &hashes);
+        let rows = cache.inner.index.blobs(&hashes)?;
+        let mut placed = HashMap::new();
+        for (content, row) in contents.iter().zip(rows) {
+            let Some(row) = row.filter(|_| !cache.is_damaged(&content.hash)) else { continue };
+            let there = match row.location {
+                Location::Pack { .. } => true,
+                Location::Loose => self.find_large(cache, content)?,
+            };
+            if there {
+                placed.insert(content.hash, row.location);
+            }
+        }
+        let have = hashes.iter().map(|h| placed.contains_key(h)).collect();
+        self.state.lock().placed.extend(placed);
+        Ok(have)
+    }
+
     /// Is this large content stored already, by an entry or by us? It is reserved from now on.
     pub fn has_large(&self, cache: &Cache, content: &Content) -> Result<bool> {
         if self.location(&content.hash).is_some() {

@@ -115,6 +115,11 @@ impl Tree {
         names
     }
 
+    /// A path below the top.
+    pub fn below(&self, dir: u32, name: &[u8]) -> Vec<u8> {
+        self.names_of(dir).into_iter().chain([name]).collect::<Vec<_>>().join(&b'/')
+    }
+
     /// A path for messages.
     pub fn path(&self, dir: u32, name: &[u8]) -> String {
         let mut path = self.label.clone().into_bytes();

@@ -94,6 +94,12 @@ pub(crate) struct Run {
     /// A task whose outputs count
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
+    /// Has the outputs of an entry or a task at a path for the time of the run
+    #[arg(long, value_name = "PATH=KEY|TASK", value_parser = upstream)]
+    from: Vec<(PathBuf, String)>,
+    /// Start from the outputs of an entry or a task
+    #[arg(long, value_name = "KEY|TASK")]
+    base: Option<String>,
     /// What the command runs in
     #[arg(long, value_enum, value_name = "KIND", default_value = "none")]
     sandbox: SandboxArg,
@@ -136,6 +142,11 @@ pub(crate) struct Run {
     /// The command
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+fn upstream(text: &str) -> Result<(PathBuf, String), String> {
+    let (path, name) = text.split_once('=').ok_or("write it like PATH=KEY or PATH=TASK")?;
+    Ok((path.into(), name.to_owned()))
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {
@@ -183,12 +194,15 @@ impl Run {
             tools: self.tool,
             params: self.param.into_iter().collect::<BTreeMap<_, _>>(),
             after: self.after,
+            from: Vec::new(),
+            base: self.base,
             sandbox: match self.sandbox {
                 SandboxArg::None => SandboxKind::None,
                 SandboxArg::Bwrap => SandboxKind::Bwrap,
             },
             net: self.net,
         };
+        let task = Task { from: Task::from_of(self.from, &task.outputs, &task.place)?, ..task };
         let ways = Ways {
             policy: match self.policy {
                 Policy::Normal => CachePolicy::Normal,
@@ -311,6 +325,8 @@ fn print_plan(report: &Report, parts: &crate::run::Parts) -> Result<(), Failure>
         ("secret", &parts.secrets),
         ("param", &parts.params),
         ("after", &parts.after),
+        ("from", &parts.from),
+        ("base", &parts.base),
     ];
     for (name, map) in maps {
         for (k, v) in map {

@@ -8,9 +8,15 @@ use std::path::{Path, PathBuf};
 use super::session::{Session, is_store};
 use super::{out, unexpected};
 use crate::cache::{RestoreAs, Restored, TaskFacts};
-use crate::control::{Channel, Failure, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunPut};
+use crate::control::{
+    Channel, Failure, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase, RunPut,
+};
+use crate::fuse::MountOptions;
 use crate::model::EntryKey;
-use crate::run::{Earlier, Found, Keep, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Times, Way};
+use crate::run::{
+    Earlier, Found, Keep, Made, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Snapshots, Times, Way,
+};
+use crate::vfs::ViewOptions;
 
 /// A store, as runs know it.
 pub(super) struct StoreShelf {
@@ -91,6 +97,19 @@ impl StoreShelf {
     }
 }
 
+impl Snapshots for StoreShelf {
+    fn exists(&mut self, key: &EntryKey) -> Shelved<bool> {
+        Ok(matches!(self.find(key, &[])?, Found::Entry(_)))
+    }
+
+    fn remove(&mut self, key: &EntryKey) -> Shelved<()> {
+        match self.exists(key)? {
+            true => self.ask(Request::Evict { key: key.clone() }).map(drop),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Shelf for StoreShelf {
     fn find(&mut self, key: &EntryKey, outputs: &[PathBuf]) -> Shelved<Found> {
         if self.is_empty() {
@@ -112,14 +131,37 @@ impl Shelf for StoreShelf {
         }
     }
 
-    fn newest_outputs(&mut self, task: &str) -> Shelved<Option<String>> {
+    fn newest(&mut self, task: &str) -> Shelved<Option<Made>> {
         if self.is_empty() {
             return Ok(None);
         }
         match self.ask(Request::Newest { task: task.to_owned() })? {
-            Reply::Newest { outputs_hash, .. } => Ok(outputs_hash),
+            Reply::Newest { key: Some(key), outputs_hash: Some(outputs_hash) } => {
+                Ok(Some(Made { key, outputs_hash }))
+            }
+            Reply::Newest { .. } => Ok(None),
             other => Err(failed(unexpected(other))),
         }
+    }
+
+    fn restore(&mut self, key: &EntryKey, dest: &Path) -> Shelved<()> {
+        let (key, dest) = (key.clone(), dest.into());
+        self.ask(Request::Restore { key, dest, how: RestoreAs::Auto, force: false, dir_mode: 0o755 })
+            .map(drop)
+    }
+
+    fn show(&mut self, keys: &[EntryKey], at: &Path) -> Shelved<bool> {
+        // Only a daemon mounts, and only where somebody has mounted already is it known to work.
+        if self.session.as_ref().is_some_and(Session::is_owner) {
+            return Ok(false);
+        }
+        let served = matches!(self.ask(Request::Status), Ok(Reply::Daemon(facts)) if !facts.views.is_empty());
+        if !served {
+            return Ok(false);
+        }
+        let view = ViewOptions { read_only: true, scope: Some(keys.to_vec()), ..ViewOptions::default() };
+        let (mount, limits) = (MountOptions::default(), LimitFlags::default());
+        self.ask(Request::Mount { at: at.into(), view, mount, limits }).map(|_| true)
     }
 
     fn place(
@@ -167,6 +209,7 @@ impl Shelf for StoreShelf {
                 outputs: raw(keep.outputs),
                 extra: keep.extra.clone(),
                 replace: keep.replace,
+                base: keep.base.map(|(key, changed)| RunBase { key: key.clone(), changed: raw(changed) }),
             }),
         });
         match self.ask(request)? {

@@ -39,6 +39,18 @@ pub struct RunPut {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// What it was made from.
+    #[serde(default)]
+    pub base: Option<RunBase>,
+}
+
+/// An entry that a run's result was made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunBase {
+    /// Its key.
+    pub key: EntryKey,
+    /// Files of the outputs that are not as it has them: the others need not be read.
+    pub changed: Vec<RawPath>,
 }
 
 /// Which log.

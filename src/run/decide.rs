@@ -248,6 +248,8 @@ fn differences(a: &Parts, b: &Parts) -> (usize, usize) {
         a.secrets != b.secrets,
         a.params != b.params,
         a.after != b.after,
+        a.from != b.from,
+        !a.base.values().eq(b.base.values()),
         a.inputs_hash != b.inputs_hash,
         others(a) != others(b),
     ];
@@ -256,8 +258,8 @@ fn differences(a: &Parts, b: &Parts) -> (usize, usize) {
 }
 
 /// Parts whose change has no reason of its own.
-fn others(p: &Parts) -> [&str; 4] {
-    [&p.cwd, &p.platform, &p.sandbox, &p.network]
+fn others(p: &Parts) -> [&str; 5] {
+    [&p.cwd, &p.platform, &p.sandbox, &p.network, if p.base.is_empty() { "" } else { "a base" }]
 }
 
 /// What differs between two keys' parts, as reasons; nothing of what [`Reason::CacheKeyMismatch`] is for.
@@ -279,6 +281,14 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
         reasons.push(Reason::OutputsChanged);
     }
     reasons.extend(names(&old.after, &new.after).map(|task| Reason::UpstreamRerun { task }));
+    reasons.extend(names(&old.from, &new.from).map(|path| Reason::DepChanged {
+        old: old.from.get(&path).map(|hash| hash.chars().take(12).collect()),
+        new: new.from.get(&path).map(|hash| hash.chars().take(12).collect()),
+        path,
+    }));
+    if let Some(task) = changed_base(old, new) {
+        reasons.push(Reason::UpstreamRerun { task });
+    }
     if old.inputs_hash != new.inputs_hash {
         reasons.extend(changed_inputs(old, new).map(|(a, b)| Reason::DepChanged {
             path: a.or(b).map(|i| i.path.clone()).unwrap_or_default(),
@@ -287,6 +297,12 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
         }));
     }
     reasons
+}
+
+/// The base, when there was and is one, and it is another now.
+fn changed_base(old: &Parts, new: &Parts) -> Option<String> {
+    let differs = old.base.len() == new.base.len() && !old.base.values().eq(new.base.values());
+    new.base.keys().next().filter(|_| differs).cloned()
 }
 
 /// Names that are in one map only or have different values.

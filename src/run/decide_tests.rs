@@ -299,6 +299,26 @@ fn table() -> Vec<Row> {
             after(changed(|p| set(&mut p.after, "gen", "34"))),
             upstream("gen"),
         ),
+        ("the base was made again", after(changed(|p| set(&mut p.base, "step", "56"))), upstream("step")),
+        (
+            "the base is called otherwise",
+            after(changed(|p| {
+                p.base = [("another".to_owned(), "55".to_owned())].into();
+                p.params.clear();
+            })),
+            param("level"),
+        ),
+        (
+            "there was no base",
+            after(changed(|p| p.base.clear())),
+            vec![mismatch(&changed(|p| p.base.clear()))],
+        ),
+        (
+            "a result that is read was made again",
+            after(changed(|p| set(&mut p.from, "lib", "45"))),
+            dep("lib", Some("45"), Some("44")),
+        ),
+        ("a result that is read, too", after(changed(|p| p.from.clear())), dep("lib", None, Some("44"))),
         ("a task before that was none", after(changed(|p| p.after.clear())), upstream("gen")),
         (
             "an input's content",

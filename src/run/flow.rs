@@ -18,6 +18,7 @@ use super::prepare::{Around, Prepared, prepare};
 use super::shelf::{Found, Held, Note, Shelf, Shelved, Times, Way, nodes_hash};
 use super::spec::Task;
 use super::stage::Performed;
+use super::upstream::{Made, Sought};
 use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
@@ -181,7 +182,7 @@ impl Run<'_> {
     /// Past the cache: nothing is looked up or kept.
     fn uncached(&mut self) -> Result<()> {
         super::outputs::check_way(self.cwd(), &self.task.outputs)?;
-        let prepared = match self.task.is_enclosed() {
+        let prepared = match self.task.needs_preparing() {
             true => Some(self.prepare()?),
             false => None,
         };
@@ -230,6 +231,16 @@ impl Run<'_> {
         }
     }
 
+    fn made(&mut self, sought: Sought<'_>) -> Option<Made> {
+        match sought {
+            Sought::Task(name) => self.ask(|shelf| shelf.newest(name)).flatten(),
+            Sought::Key(key) => match self.ask(|shelf| shelf.find(key, &[]))? {
+                Found::Entry(held) => Some(Made { key: key.clone(), outputs_hash: held.outputs_hash }),
+                _ => None,
+            },
+        }
+    }
+
     fn prepare(&mut self) -> Result<Prepared> {
         let ledger = self.ledger.clone();
         let (task, ways) = (self.task, self.ways);
@@ -239,7 +250,7 @@ impl Run<'_> {
                 ledger: &ledger,
                 lock: ways.lock.as_deref(),
                 team_key: ways.team_key.as_deref(),
-                newest_outputs: &mut |name| self.ask(|shelf| shelf.newest_outputs(name)).flatten(),
+                ask: &mut |sought| self.made(sought),
             },
         );
         let mut prepared = prepared?;

@@ -77,7 +77,8 @@ impl Run<'_> {
         // What changed while the clock stood still has changed it now, or never will unseen.
         let same = Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
         let links = self.ways.way == Way::Link;
-        let stand = Stand { manifest: held.manifest, links, mark: stamp.mark };
+        let own_times = self.ways.times == Times::Keep;
+        let stand = Stand { manifest: held.manifest, links, mark: stamp.mark, own_times };
         self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
     }
 
@@ -86,7 +87,6 @@ impl Run<'_> {
         let key = &prepared.key;
         let outputs = &self.task.outputs;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
-        self.ledger.set_stand(self.cwd(), outputs, None);
         let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
         self.report.result = "hit";
         self.report.kept = true;

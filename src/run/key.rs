@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{BlobHash, EntryKey};
 
 /// The version of the canonical form.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What stands for the value of a variable that is not set: no hash looks like it.
 pub const ABSENT: &str = "absent";
@@ -124,6 +124,12 @@ pub struct Parts {
     /// Tasks before this one, and what their outputs hash to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub after: BTreeMap<String, String>,
+    /// Paths at which earlier results are read, and what those hash to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub from: BTreeMap<String, String>,
+    /// The earlier result that the command starts from, as it was named (which does not count), and what it hashes to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub base: BTreeMap<String, String>,
     /// Operating system and processor.
     pub platform: String,
     /// What the command runs in.
@@ -202,6 +208,8 @@ impl Parts {
             secrets,
             params,
             after,
+            from,
+            base,
             platform,
             sandbox,
             network,
@@ -220,6 +228,8 @@ impl Parts {
         canon.map("secrets", secrets);
         canon.map("params", params);
         canon.map("after", after);
+        canon.map("from", from);
+        canon.list("base", base.values().map(String::as_str));
         canon.one("platform", platform);
         canon.one("sandbox", sandbox);
         canon.one("network", network);
@@ -284,6 +294,8 @@ pub(super) mod tests {
             secrets: map("TOKEN", "22"),
             params: map("level", "3"),
             after: map("gen", "33"),
+            from: map("lib", "44"),
+            base: map("step", "55"),
             platform: "linux-x86_64".into(),
             sandbox: "none".into(),
             network: "host".into(),
@@ -296,7 +308,7 @@ pub(super) mod tests {
     #[test]
     fn every_part_counts_and_order_of_inputs_does_not() {
         let base = parts();
-        let changes: [fn(&mut Parts); 20] = [
+        let changes: [fn(&mut Parts); 24] = [
             |p| p.argv.push("x".into()),
             |p| p.argv = vec!["makeall".into()],
             |p| p.argv = vec!["mak".into(), "eall".into()],
@@ -312,6 +324,10 @@ pub(super) mod tests {
             |p| p.secrets = std::mem::take(&mut p.env),
             |p| drop(p.params.insert("level".into(), "4".into())),
             |p| drop(p.after.insert("gen".into(), "34".into())),
+            |p| drop(p.from.insert("lib".into(), "45".into())),
+            |p| p.after.append(&mut p.from),
+            |p| drop(p.base.insert("step".into(), "56".into())),
+            |p| p.base.clear(),
             |p| p.platform = "linux-aarch64".into(),
             |p| p.sandbox = "bwrap".into(),
             |p| p.network = "none".into(),
@@ -331,14 +347,16 @@ pub(super) mod tests {
         let mut other = base.clone();
         other.set_inputs(vec![input("sub/a.c", "a"), input("sub/b.c", "b")]);
         assert_eq!(other.key(), base.key());
+        other.base = BTreeMap::from([("the same by another name".to_owned(), "55".to_owned())]);
+        assert_eq!(other.key(), base.key());
     }
 
     #[test]
     fn the_canonical_form_stays_as_it_is() {
         // Whoever changes the form must change VERSION: keys in stores and lock files are of this one.
-        assert_eq!(VERSION, 1);
+        assert_eq!(VERSION, 2);
         let key = parts().key();
-        assert_eq!(key.as_str(), "997d74a58c6e0e152d49b94210febaac4f0f8a228c56826fc08337dfd64a3f76");
+        assert_eq!(key.as_str(), "580af7f2468df176444337e51541e596076445fcfdfc1bac401b44711beb38dc");
     }
 
     #[test]

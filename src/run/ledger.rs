@@ -32,6 +32,9 @@ pub struct Stand {
     pub links: bool,
     /// With this mark.
     pub mark: String,
+    /// With the times that the entry has.
+    #[serde(default)]
+    pub own_times: bool,
 }
 
 /// The memory of one project.
@@ -121,7 +124,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::of(Some(dir.path()), Path::new("/p"));
         let run = LastRun { task: "a/b".into(), key: None, outputs_hash: Some("7".into()) };
-        let stand = Stand { manifest: ManifestHash::of(b""), links: false, mark: "m".into() };
+        let stand =
+            Stand { manifest: ManifestHash::of(b""), links: false, mark: "m".into(), own_times: true };
         let outputs = [PathBuf::from("x")];
         assert_eq!((ledger.last_run("a/b"), ledger.stand(Path::new("/p"), &outputs)), (None, None));
         ledger.set_last_run(&run);

@@ -171,6 +171,8 @@ impl Block {
             ("secrets", &p.secrets),
             ("params", &p.params),
             ("after", &p.after),
+            ("from", &p.from),
+            ("base", &p.base),
         ];
         for (field, map) in maps.into_iter().filter(|(_, map)| !map.is_empty()) {
             let _ = writeln!(out, "[task.{name}.{field}]");

@@ -37,8 +37,7 @@ impl Run<'_> {
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
         let before = untracked(self.cwd());
-        self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
-        let Performed { outcome, left } = self.execute(Some(prepared), flight.as_ref())?;
+        let Performed { outcome, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
         self.find_undeclared(before, left.beside.as_deref());
         let status = match self.judge(&outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
@@ -54,7 +53,11 @@ impl Run<'_> {
             self.remember_run(prepared, None, Some(status));
             return Ok(());
         }
-        let held = if self.ways.policy.allows_write() { self.keep(prepared, &outcome) } else { None };
+        let held = if self.ways.policy.allows_write() {
+            self.keep(prepared, &outcome, changed.as_deref())
+        } else {
+            None
+        };
         self.note(&key, Note::Miss { reasons: self.reasons() });
         let outputs_hash = match &held {
             Some(held) => held.outputs_hash.clone(),
@@ -73,7 +76,7 @@ impl Run<'_> {
     }
 
     /// Keeps a result; what the store says of it then.
-    fn keep(&mut self, prepared: &Prepared, outcome: &Outcome) -> Option<Held> {
+    fn keep(&mut self, prepared: &Prepared, outcome: &Outcome, changed: Option<&[PathBuf]>) -> Option<Held> {
         let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
         let stamp = Stamp::take(&cwd, outputs).ok()?;
         stamp.settle();
@@ -95,6 +98,7 @@ impl Run<'_> {
             logs: [logs.0.path(), logs.1.path()],
             extra: self.extra(prepared, &outcome.order),
             replace: self.report.reasons.iter().any(Reason::is_about_the_entry),
+            base: prepared.base.as_ref().map(|of| &of.key).zip(changed),
         };
         // A result that cannot be kept says nothing about the store: another one may have been first.
         if let Err(e) = self.shelf.as_mut()?.keep(&keep) {
@@ -105,7 +109,7 @@ impl Run<'_> {
         let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs)) else { return None };
         // Unchanged since before it was read: what stands there is what was kept.
         if Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
-            let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark };
+            let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark, own_times: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
         }
         Some(*held)

@@ -34,6 +34,7 @@ mod signals;
 mod spec;
 mod stage;
 mod text;
+mod upstream;
 
 pub use capture::{Capture, Order, Sink, Writers};
 pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
@@ -50,6 +51,7 @@ pub use sandbox::{Left, Sandbox, SandboxKind, Scene, Tree};
 pub use shelf::*;
 pub use spec::{Inputs, Place, Task, output_path};
 pub use text::text;
+pub use upstream::Made;
 
 /// What everything here returns.
 pub type Result<T> = std::result::Result<T, RunError>;

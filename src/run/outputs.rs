@@ -3,7 +3,7 @@
 //! Invariants: nothing outside the declared paths is changed; a symlink on the way to an output is never
 //! followed, and one that stands there is taken away, not written through. Must not know: the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::io::{self, Write};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::remembered::State;
 use super::shelf::{Node, Nodes};
 use super::{Result, RunError, text};
 
@@ -138,6 +139,42 @@ impl Stamp {
         if (1..=i128::from(u32::MAX)).contains(&left) {
             std::thread::sleep(Duration::from_nanos(left as u64).min(Duration::from_millis(50)));
         }
+    }
+}
+
+/// What the files at the outputs are, so that it can be told later which have changed.
+#[derive(Debug)]
+pub struct States(HashMap<PathBuf, State>);
+
+impl States {
+    /// Takes them, of outputs that are there, and waits until whatever changes from now on looks different.
+    pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<States> {
+        let there: Vec<PathBuf> =
+            outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect();
+        let states = States::look(cwd, &there)?;
+        if !there.is_empty() {
+            Stamp::take(cwd, &there)?.settle();
+        }
+        Ok(states)
+    }
+
+    fn look(cwd: &Path, outputs: &[PathBuf]) -> Result<States> {
+        let mut states = HashMap::new();
+        walk(cwd, outputs, &mut |below, meta| {
+            if meta.is_file() {
+                states.insert(below.to_owned(), State::of(meta));
+            }
+            Ok(())
+        })?;
+        Ok(States(states))
+    }
+
+    /// The files that are new or not what they were.
+    pub fn changed(&self, cwd: &Path, outputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let there: Vec<PathBuf> =
+            outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect();
+        let now = States::look(cwd, &there)?.0;
+        Ok(now.into_iter().filter(|(path, state)| self.0.get(path) != Some(state)).map(|(p, _)| p).collect())
     }
 }
 

@@ -15,6 +15,7 @@ use super::lock::Lock;
 use super::outputs::check_way;
 use super::remembered::Remembered;
 use super::spec::Task;
+use super::upstream::{Made, Sought, Upstream, Upstreams};
 use super::{Parts, Result, RunError, SandboxKind, platform, secret_hash, text, value_hash};
 use crate::model::EntryKey;
 
@@ -27,6 +28,10 @@ pub(super) struct Prepared {
     pub remembered: Remembered,
     /// The lock file's content; `None` when it is not there.
     pub lock: Option<Lock>,
+    /// Paths and the results that are read there.
+    pub from: Vec<(PathBuf, Upstream)>,
+    /// What it starts from.
+    pub base: Option<Upstream>,
 }
 
 /// What preparing needs beside the task.
@@ -34,8 +39,8 @@ pub(super) struct Around<'a> {
     pub ledger: &'a Ledger,
     pub lock: Option<&'a Path>,
     pub team_key: Option<&'a [u8]>,
-    /// Asks the store what the outputs of a task's newest result hash to.
-    pub newest_outputs: &'a mut dyn FnMut(&str) -> Option<String>,
+    /// Asks the store for a result.
+    pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
 
 /// Finds out all parts of the key.
@@ -52,8 +57,13 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         tools.insert(text(tool), hash_program(&path, &mut remembered)?.to_hex());
     }
     // The lock file is written by every run, so it is no input.
-    let apart: Vec<PathBuf> = task.outputs.iter().map(|o| cwd.join(o)).chain(lock_file).collect();
+    let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
+    let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
     let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
+    let mut upstream = Upstreams { ledger: around.ledger, lock: lock.as_ref(), ask: around.ask };
+    let from = task.from.iter().map(|(path, name)| Ok((path.clone(), upstream.result(name)?)));
+    let from = from.collect::<Result<Vec<_>>>()?;
+    let base = task.base.as_deref().map(|name| upstream.result(name)).transpose()?;
     let mut parts = Parts {
         argv: task.argv.iter().map(text).collect(),
         program: hash_program(&program, &mut remembered)?.to_hex(),
@@ -63,14 +73,16 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         env: task.env.iter().map(|n| (n.clone(), hash_of(n))).collect(),
         secrets: secrets(task, around.team_key)?,
         params: task.params.clone(),
-        after: upstream(task, around.ledger, lock.as_ref(), around.newest_outputs)?,
+        after: upstream.after(&task.after)?,
+        from: from.iter().map(|(path, of)| (text(path), of.outputs_hash.clone())).collect(),
+        base: base.iter().map(|of| (of.name.clone(), of.outputs_hash.clone())).collect(),
         platform: platform(),
         sandbox: task.sandbox.name().into(),
         network: if task.net || task.sandbox == SandboxKind::None { "host" } else { "none" }.into(),
         ..Parts::default()
     };
     parts.set_inputs(gathered.inputs.clone());
-    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock })
+    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, from, base })
 }
 
 fn hash_of(name: &str) -> String {
@@ -89,32 +101,6 @@ fn secrets(task: &Task, team_key: Option<&[u8]>) -> Result<BTreeMap<String, Stri
     })?;
     let hash = |n: &String| secret_hash(key, n, std::env::var_os(n).as_deref().map(OsStr::as_bytes));
     Ok(task.secrets.iter().map(|n| (n.clone(), hash(n))).collect())
-}
-
-/// What the tasks before this one made: here, else by the lock file, else by the store.
-fn upstream(
-    task: &Task,
-    ledger: &Ledger,
-    lock: Option<&Lock>,
-    newest: &mut dyn FnMut(&str) -> Option<String>,
-) -> Result<BTreeMap<String, String>> {
-    let mut hashes = BTreeMap::new();
-    for name in &task.after {
-        let hash = match ledger.last_run(name) {
-            Some(last) => last.outputs_hash,
-            None => {
-                let locked = lock.and_then(|l| l.tasks.get(name)).and_then(|b| b.outputs_hash.clone());
-                locked.or_else(|| newest(name))
-            }
-        };
-        let hash = hash.ok_or_else(|| {
-            RunError::usage(format!(
-                "the task {name} has no result yet, and this one comes after it: run it first"
-            ))
-        })?;
-        hashes.insert(name.clone(), hash);
-    }
-    Ok(hashes)
 }
 
 /// The file that a command's name stands for, as a shell finds it.

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::decide::Earlier;
+use super::upstream::Made;
 use crate::cache::{RestoreAs, Restored};
 use crate::model::{EntryKey, ManifestHash};
 
@@ -139,6 +140,8 @@ pub struct Keep<'a> {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// The entry that it was made from, and the files that are not as that has them: the others need not be read.
+    pub base: Option<(&'a EntryKey, &'a [PathBuf])>,
 }
 
 /// Something that happened in a run, for the event log.
@@ -185,14 +188,27 @@ pub fn nodes_hash(nodes: &Nodes) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// Results that are kept, as snapshots of what a place for a command looked like.
+pub trait Snapshots {
+    /// Is there one under the key?
+    fn exists(&mut self, key: &EntryKey) -> Shelved<bool>;
+    /// Takes it away; a missing one is fine.
+    fn remove(&mut self, key: &EntryKey) -> Shelved<()>;
+}
+
 /// What a run needs of a store.
-pub trait Shelf {
+pub trait Shelf: Snapshots {
     /// What is there under `key`, which should have these outputs.
     fn find(&mut self, key: &EntryKey, outputs: &[PathBuf]) -> Shelved<Found>;
     /// Earlier results of a task, the newest first.
     fn history(&mut self, task: &str) -> Shelved<Vec<Earlier>>;
-    /// What the outputs of a task's newest result hash to.
-    fn newest_outputs(&mut self, task: &str) -> Shelved<Option<String>>;
+    /// A task's newest result.
+    fn newest(&mut self, task: &str) -> Shelved<Option<Made>>;
+    /// Writes all outputs of an entry below a directory of ours, as they were.
+    fn restore(&mut self, key: &EntryKey, dest: &Path) -> Shelved<()>;
+    /// Shows entries, and nothing else, read-only on an empty directory until that is unmounted: they stay as long. False
+    /// where nothing is mounted.
+    fn show(&mut self, keys: &[EntryKey], at: &Path) -> Shelved<bool>;
     /// Has exactly the entry's outputs stand at these paths below `cwd`.
     fn place(
         &mut self,

@@ -68,6 +68,10 @@ pub struct Task {
     pub params: BTreeMap<String, String>,
     /// Tasks whose outputs count.
     pub after: Vec<String>,
+    /// Paths below the working directory, and the earlier results that are read there: keys or tasks.
+    pub from: Vec<(PathBuf, String)>,
+    /// The earlier result that the command starts from: a key or a task.
+    pub base: Option<String>,
     /// What the command runs in.
     pub sandbox: SandboxKind,
     /// It may use the network; without a sandbox it always may.
@@ -75,9 +79,32 @@ pub struct Task {
 }
 
 impl Task {
-    /// The command sees only what it declares.
-    pub fn is_enclosed(&self) -> bool {
-        self.sandbox != SandboxKind::None
+    /// What has to be known of it even if it runs past the cache: the inputs of a sandbox, earlier results.
+    pub fn needs_preparing(&self) -> bool {
+        self.sandbox != SandboxKind::None || self.base.is_some() || !self.from.is_empty()
+    }
+
+    /// Checks where earlier results are to be read: below the working directory, and apart from each other and the outputs.
+    pub fn from_of(
+        given: Vec<(PathBuf, String)>,
+        outputs: &[PathBuf],
+        place: &Place,
+    ) -> Result<Vec<(PathBuf, String)>> {
+        let mut from: Vec<(PathBuf, String)> = Vec::new();
+        for (path, name) in given {
+            let path = output_path(&path, &place.cwd)
+                .map_err(|e| RunError::usage(e.to_string().replace("the output", "--from")))?;
+            let others = outputs.iter().chain(from.iter().map(|(p, _)| p));
+            if let Some(other) = { others }.find(|o| path.starts_with(o) || o.starts_with(&path)) {
+                return Err(RunError::usage(format!(
+                    "--from {} and {} are in each other's way",
+                    path.display(),
+                    other.display()
+                )));
+            }
+            from.push((path, name));
+        }
+        Ok(from)
     }
 
     /// What a task is called that was given no name: its program, and where it runs.

@@ -2,20 +2,35 @@
 //!
 //! Invariant: however it ends, the sandbox is destroyed. Must not know: whether the result will be kept.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::Result;
 use super::capture::Sink;
 use super::exec::{Outcome, Plan};
 use super::flight::Flight;
 use super::flow::{Run, Voice};
+use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
-use super::sandbox::{Bwrap, Left, Plain, Rooms, Sandbox, SandboxKind, Scene};
+use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW};
+use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
+use super::upstream::Upstream;
+use super::{Result, RunError, text};
+use crate::cache::RestoreAs;
 
 /// A command that was executed.
 pub(super) struct Performed {
     pub outcome: Outcome,
     pub left: Left,
+    /// Files of the outputs that are not as the base has them; `None` without one.
+    pub changed: Option<Vec<PathBuf>>,
+}
+
+/// What a command is given beside its inputs.
+#[derive(Default)]
+struct Upstreams<'a> {
+    base: Option<(&'a Upstream, Nodes, bool)>,
+    from: &'a [(PathBuf, Upstream)],
+    /// Where they are mounted, if they are.
+    view: Option<PathBuf>,
 }
 
 impl Run<'_> {
@@ -27,11 +42,12 @@ impl Run<'_> {
     ) -> Result<Performed> {
         let task = self.task;
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
+        let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
         let scene = Scene {
             place: &task.place,
             outputs: &task.outputs,
             inputs: &inputs,
-            given: &[],
+            given: &given,
             net: task.net,
             hidden: &self.ways.hidden,
         };
@@ -40,7 +56,15 @@ impl Run<'_> {
             SandboxKind::None => Box::new(Plain::new(scene, &rooms)),
             SandboxKind::Bwrap => Box::new(Bwrap::new(scene, &rooms, None)?),
         };
-        let performed = self.perform(&mut *sandbox, flight);
+        let base = prepared.and_then(|p| p.base.as_ref());
+        let base = base.map(|of| self.base(of)).transpose()?;
+        self.ledger.set_stand(self.cwd(), &task.outputs, None);
+        let mut upstreams = Upstreams { base, from: prepared.map_or(&[][..], |p| &p.from), view: None };
+        let _mounted = match task.sandbox {
+            SandboxKind::Bwrap if !upstreams.from.is_empty() => self.mount(&rooms, &mut upstreams),
+            _ => None,
+        };
+        let performed = self.perform(&mut *sandbox, &upstreams, flight);
         let destroyed = sandbox.destroy();
         let performed = performed?;
         destroyed?;
@@ -50,8 +74,68 @@ impl Run<'_> {
         Ok(performed)
     }
 
-    fn perform(&mut self, sandbox: &mut dyn Sandbox, flight: Option<&Flight>) -> Result<Performed> {
-        sandbox.create()?;
+    /// What is known of a base: all its outputs, and whether they stand where they belong.
+    fn base<'a>(&mut self, of: &'a Upstream) -> Result<(&'a Upstream, Nodes, bool)> {
+        let nodes = lent(&mut self.shelf, of, |shelf| shelf.nodes(&of.key))?;
+        let outputs = &self.task.outputs;
+        let stand = self.ledger.stand(self.cwd(), outputs).filter(|s| s.own_times && !s.links);
+        let mut stands = false;
+        if let Some(stand) = stand {
+            let names: Vec<String> = outputs.iter().map(text).collect();
+            let covered = |path: &String| {
+                let below =
+                    |a: &str, b: &str| a.strip_prefix(b).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+                names.iter().any(|n| below(path, n) || below(n, path))
+            };
+            let found = lent(&mut self.shelf, of, |shelf| shelf.find(&of.key, &[]))?;
+            stands = matches!(&found, Found::Entry(held) if held.manifest == stand.manifest)
+                && nodes.keys().all(covered)
+                && Stamp::take(self.cwd(), outputs).is_ok_and(|stamp| stamp.mark == stand.mark);
+        }
+        Ok((of, nodes, stands))
+    }
+
+    /// Has the results that are to be read mounted, where there is a daemon for it; else they are copied.
+    fn mount(&mut self, rooms: &Rooms, upstreams: &mut Upstreams<'_>) -> Option<Room> {
+        let keys: Vec<_> = upstreams.from.iter().map(|(_, of)| of.key.clone()).collect();
+        let room = rooms.make().ok()?;
+        let at = room.dir(VIEW).ok()?;
+        match self.shelf.as_mut()?.show(&keys, &at) {
+            Ok(true) => {
+                upstreams.view = Some(at);
+                Some(room)
+            }
+            Ok(false) => None,
+            Err(e) => {
+                tracing::debug!("results are copied, not mounted: {e}");
+                None
+            }
+        }
+    }
+
+    fn perform(
+        &mut self,
+        sandbox: &mut dyn Sandbox,
+        upstreams: &Upstreams<'_>,
+        flight: Option<&Flight>,
+    ) -> Result<Performed> {
+        let outputs = &self.task.outputs;
+        let mut states = None;
+        match &upstreams.base {
+            Some((of, nodes, stands)) => {
+                let view = None;
+                let mut tree =
+                    Earlier { shelf: &mut self.shelf, of, nodes: Some(nodes), stands: *stands, view };
+                sandbox.restore(&mut tree)?;
+                states = Some(States::take(&sandbox.work(), outputs)?);
+            }
+            None => sandbox.create()?,
+        }
+        for (at, of) in upstreams.from {
+            let view = upstreams.view.as_ref().map(|v| v.join(of.key.as_str()).join("outputs"));
+            let mut tree = Earlier { shelf: &mut self.shelf, of, nodes: None, stands: false, view };
+            sandbox.inject(at, &mut tree)?;
+        }
         if let Some(shelf) = self.shelf.as_mut() {
             shelf.rest();
         }
@@ -66,8 +150,9 @@ impl Run<'_> {
             grace: self.ways.grace,
         };
         let outcome = sandbox.exec(plan, &mut Through(self.voice))?;
+        let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, left })
+        Ok(Performed { outcome, left, changed })
     }
 
     /// A command that failed may have looked for what it was not given.
@@ -78,6 +163,55 @@ impl Run<'_> {
                 "in the sandbox only declared inputs exist; the command names what is none: {names} (--input declares it)"
             ));
         }
+    }
+}
+
+type Lent<'r, 's> = &'r mut Option<&'s mut dyn Shelf>;
+
+/// Asks the store for what a run cannot do without.
+fn lent<T>(
+    shelf: Lent<'_, '_>,
+    of: &Upstream,
+    ask: impl FnOnce(&mut dyn Shelf) -> std::result::Result<T, ShelfError>,
+) -> Result<T> {
+    let fail = |why: &str| {
+        RunError::usage(format!("the result of {} cannot be had, and the task needs it: {why}", of.name))
+    };
+    let shelf = shelf.as_mut().ok_or_else(|| fail("the cache fails"))?;
+    ask(&mut **shelf).map_err(|e| fail(&e.0))
+}
+
+/// An earlier result in the store.
+struct Earlier<'r, 's> {
+    shelf: Lent<'r, 's>,
+    of: &'r Upstream,
+    nodes: Option<&'r Nodes>,
+    stands: bool,
+    view: Option<PathBuf>,
+}
+
+impl Tree for Earlier<'_, '_> {
+    fn view(&mut self) -> Option<PathBuf> {
+        self.view.clone()
+    }
+
+    fn lay(&mut self, dest: &Path, only: Option<&[PathBuf]>) -> Result<()> {
+        let (key, files) = (&self.of.key, Way::Files(RestoreAs::Auto));
+        lent(self.shelf, self.of, |shelf| match only {
+            None => shelf.restore(key, dest),
+            Some(outputs) => match shelf.place(key, dest, outputs, files, Times::Keep)? {
+                Placed::Done(_) => Ok(()),
+                Placed::Lost { why, .. } => Err(ShelfError(why)),
+            },
+        })
+    }
+
+    fn has(&self, path: &Path) -> bool {
+        self.nodes.is_some_and(|nodes| nodes.contains_key(&text(path)))
+    }
+
+    fn stands(&self) -> bool {
+        self.stands
     }
 }
 

@@ -6,6 +6,7 @@
 mod common;
 
 mod cache;
+mod chains;
 mod ends;
 mod events;
 mod flights;

@@ -111,6 +111,7 @@ fn some_paths_of_a_directory_are_stored() {
         (&tree, &outputs),
         (&facts, extra),
         [None, None],
+        None,
         request("abcd"),
         &Work::default(),
     );

@@ -166,8 +166,14 @@ pub(super) fn keep(
     };
     let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
     let outputs = paths(&run.outputs);
+    // Without it everything is read.
+    let base = match &run.base {
+        Some(base) => cache.entry(&base.key, LeaseKind::Hold)?.map(|entry| (entry, paths(&base.changed))),
+        None => None,
+    };
+    let base = base.as_ref().map(|(entry, changed)| (entry.clone(), &changed[..]));
     let sealed = watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
-        cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, request, work)
+        cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, base, request, work)
     })?;
     content::stored(sealed)
 }

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 pub use bwrap::Bwrap;
 pub use plain::Plain;
-pub use room::Rooms;
+pub(super) use room::VIEW;
+pub use room::{Room, Rooms};
 
 use super::capture::Sink;
 use super::exec::{Outcome, Plan};
@@ -65,6 +66,8 @@ pub trait Tree {
     fn view(&mut self) -> Option<PathBuf>;
     /// Has them stand in a directory: all of them, or exactly these paths of them.
     fn lay(&mut self, dest: &Path, only: Option<&[PathBuf]>) -> Result<()>;
+    /// They have something at this path.
+    fn has(&self, path: &Path) -> bool;
     /// They stand at the outputs in the working directory already.
     fn stands(&self) -> bool;
 }

@@ -33,9 +33,12 @@ impl Sandbox for Plain<'_> {
     }
 
     fn restore(&mut self, base: &mut dyn Tree) -> Result<()> {
+        let (cwd, outputs) = (&self.scene.place.cwd, self.scene.outputs);
+        let missing: Vec<PathBuf> = outputs.iter().filter(|o| !base.has(o)).cloned().collect();
+        clear(cwd, &missing)?;
         match base.stands() {
             true => Ok(()),
-            false => base.lay(&self.scene.place.cwd, Some(self.scene.outputs)),
+            false => base.lay(cwd, Some(outputs)),
         }
     }
 

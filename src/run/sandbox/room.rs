@@ -17,6 +17,9 @@ const LOCK: &str = "lock";
 /// Directories outside the room that go with it, each with which one it is and ended by a zero byte.
 const OWNS: &str = "owns";
 
+/// Where earlier results are mounted.
+pub(in crate::run) const VIEW: &str = "view";
+
 /// Where rooms are.
 #[derive(Debug, Clone)]
 pub struct Rooms {
@@ -73,6 +76,7 @@ impl Rooms {
             if dead {
                 let owns = std::fs::read(dir.join(OWNS)).unwrap_or_default();
                 owns.split(|b| *b == 0).for_each(remove_owned);
+                leave(&dir);
                 if let Err(e) = remove_all(&dir) {
                     tracing::debug!("{} is left: {e}", dir.display());
                 }
@@ -142,8 +146,20 @@ impl Room {
     }
 }
 
+/// Unmounts what is mounted in a room.
+fn leave(dir: &Path) {
+    let view = dir.join(VIEW);
+    if view.symlink_metadata().is_err() {
+        return;
+    }
+    if let Err(e) = crate::fuse::detach(&view, true) {
+        tracing::debug!("{} is not unmounted: {e}", view.display());
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
+        leave(&self.dir);
         // Locked until it is gone.
         if let Err(e) = remove_all(&self.dir) {
             tracing::debug!("{} is left: {e}", self.dir.display());
