@@ -85,7 +85,8 @@ impl FromStr for Size {
             _ => return Err(err()),
         };
         let bytes = n * (1u64 << shift) as f64;
-        if bytes > i64::MAX as f64 { Err(err()) } else { Ok(Size::Bytes(bytes as u64)) }
+        // `i64::MAX` as a float is one more than that.
+        if bytes >= i64::MAX as f64 { Err(err()) } else { Ok(Size::Bytes(bytes as u64)) }
     }
 }
 
@@ -156,7 +157,7 @@ mod tests {
         assert_eq!(Size::Percent(10.0).of(1000), 100);
         assert_eq!("2M".parse(), Ok(Bytes(2 << 20)));
         assert!("10%".parse::<Bytes>().is_err());
-        for bad in ["", "x", "10q", "101%", "-1", "1e99", "9999999T"] {
+        for bad in ["", "x", "10q", "101%", "-1", "1e99", "9999999T", "9223372036854775807"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
     }

@@ -155,7 +155,8 @@ impl Manifest {
                 libc::S_IFDIR => {
                     let d = dir_body(r);
                     let (first, count) = (u64::from(d.first_child.get()), u64::from(d.children.get()));
-                    if count > 0 && first != next_child || next_child + count > records.len() as u64 {
+                    let expected = if count > 0 { next_child } else { 0 };
+                    if first != expected || next_child + count > records.len() as u64 {
                         return bad(i, "the directory's children are out of place");
                     }
                     let children = &records[next_child as usize..(next_child + count) as usize];
