@@ -11,6 +11,9 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod fuse;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod index;
 pub mod model;
 pub mod run;

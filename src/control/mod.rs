@@ -10,6 +10,9 @@
 mod client;
 mod dispatch;
 mod failure;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod limits;
 mod raw;
 mod reply;

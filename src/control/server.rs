@@ -165,7 +165,7 @@ fn answer(
     }
 }
 
-fn parse(line: &[u8]) -> Result<Request, Failure> {
+pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
     #[derive(serde::Deserialize)]
     struct Version {
         outfs: u32,

@@ -90,7 +90,12 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Config = toml::from_str(&text).map_err(|e| {
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of the file at `path`, which is named in errors.
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|e| {
             let before = e.span().map_or(0, |s| s.start.min(text.len()));
             let line = text.as_bytes()[..before].iter().filter(|&&b| b == b'\n').count() + 1;
             ConfigError::Parse { path: path.to_owned(), line, why: e.message().trim().replace('\n', ", ") }

@@ -7,6 +7,9 @@
 
 mod config;
 mod doctor;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod handler;
 mod holders;
 mod journal;

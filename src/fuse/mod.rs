@@ -10,6 +10,9 @@ mod convert;
 mod detach;
 mod device;
 mod errno;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod jobs;
 mod listing;

@@ -4,6 +4,9 @@
 //! write the bytes; this room says what they mean.
 
 pub mod event;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod groups;
 pub mod hash;
 pub mod key;

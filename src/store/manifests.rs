@@ -133,7 +133,7 @@ pub(super) fn each_in_shards(
     Ok(())
 }
 
-fn encode_table(manifest: &ManifestHash, table: &[Option<Location>]) -> Vec<u8> {
+pub(super) fn encode_table(manifest: &ManifestHash, table: &[Option<Location>]) -> Vec<u8> {
     let mut out = Vec::with_capacity(LOC_HEADER + table.len() * LOC_SLOT + 32);
     out.extend_from_slice(LOC_MAGIC);
     out.extend_from_slice(manifest.as_bytes());
@@ -174,7 +174,7 @@ fn number(bytes: &[u8]) -> Option<u64> {
 }
 
 /// The values of parts after the check are left to those who need them.
-fn decode_table(manifest: &ManifestHash, bytes: &[u8]) -> Option<Vec<Option<Location>>> {
+pub(super) fn decode_table(manifest: &ManifestHash, bytes: &[u8]) -> Option<Vec<Option<Location>>> {
     let slots = names_table(bytes.first_chunk()?, manifest)?;
     let end = slots.checked_mul(LOC_SLOT as u64)?.checked_add(LOC_HEADER as u64)?;
     let (body, rest) = bytes.split_at_checked(usize::try_from(end).ok()?)?;

@@ -16,6 +16,9 @@ mod drafts;
 mod error;
 mod events;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod lock;
 mod manifests;
 mod open;

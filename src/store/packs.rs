@@ -17,10 +17,10 @@ use crate::model::BlobHash;
 
 const PACK_MAGIC: &[u8; 8] = b"OUTFSPK1";
 /// Magic and the pack's number.
-const PACK_HEADER: u64 = 16;
+pub(super) const PACK_HEADER: u64 = 16;
 const BLOB_MAGIC: &[u8; 4] = b"BLB1";
 /// Magic, length, hash, checksum.
-const BLOB_HEADER: usize = 4 + 4 + 32 + 8;
+pub(super) const BLOB_HEADER: usize = 4 + 4 + 32 + 8;
 /// Bytes collected before a write.
 const BUFFER: usize = 1 << 20;
 
@@ -128,7 +128,14 @@ impl PackWriter {
     }
 }
 
-fn blob_header(hash: &BlobHash, len: u32) -> [u8; BLOB_HEADER] {
+pub(super) fn pack_header(id: PackId) -> [u8; PACK_HEADER as usize] {
+    let mut h = [0; PACK_HEADER as usize];
+    h[..8].copy_from_slice(PACK_MAGIC);
+    h[8..].copy_from_slice(&id.0.to_le_bytes());
+    h
+}
+
+pub(super) fn blob_header(hash: &BlobHash, len: u32) -> [u8; BLOB_HEADER] {
     let mut h = [0; BLOB_HEADER];
     h[..4].copy_from_slice(BLOB_MAGIC);
     h[4..8].copy_from_slice(&len.to_le_bytes());
@@ -151,8 +158,7 @@ impl Store {
         let id = self.pack_ids.lock().take(&self.packs, &self.tmp)?;
         let temp = Temp::create(&self.tmp)?;
         let mut buffer = Vec::with_capacity(BUFFER);
-        buffer.extend_from_slice(PACK_MAGIC);
-        buffer.extend_from_slice(&id.0.to_le_bytes());
+        buffer.extend_from_slice(&pack_header(id));
         Ok(PackWriter { temp, packs: self.packs.clone(), id, buffer, len: PACK_HEADER })
     }
 
@@ -212,8 +218,7 @@ impl Store {
             port::read_at(&file, buf, at).map_err(|e| StoreError::io("read", path.clone(), e))
         };
         let mut start = [0; PACK_HEADER as usize];
-        if read(&mut start, 0)? < start.len() || start[..8] != *PACK_MAGIC || start[8..] != id.0.to_le_bytes()
-        {
+        if read(&mut start, 0)? < start.len() || start != pack_header(id) {
             return Err(corrupt(0, "the header is not that of this pack"));
         }
         let (mut at, mut bad, mut content) = (PACK_HEADER, None, Vec::new());
