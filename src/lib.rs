@@ -18,4 +18,5 @@ pub mod index;
 pub mod model;
 pub mod run;
 pub mod store;
+mod sync;
 pub mod vfs;

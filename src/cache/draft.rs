@@ -1,20 +1,19 @@
 //! Drafts: entries that are still being written, as real directory trees.
 //!
-//! A draft's tree is changed only under a shared [`Gate`]; sealing takes it exclusively for the
-//! commit. Nobody has to wait for that: who finds the gate closed is told, and can leave word for
-//! when it opens. `generation` counts changes, so that what was prepared is used only if nothing
-//! changed since; opening a file for writing counts as a change, and so does closing it.
+//! A draft's tree is changed only under a shared [`Gate`] (`gate.rs`); sealing takes it exclusively for the
+//! commit.
 //! Must not know: how a draft becomes an entry.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use parking_lot::Mutex;
 
 use super::background::Job;
+use super::gate::{Alone, Closed, Gate, Gates, Stage};
 use super::here::now_ns;
 use super::ingest::{FileId, Memory};
 use super::seal::Prepared;
@@ -33,63 +32,13 @@ pub struct Draft {
     number: u64,
     tree: Mutex<Arc<OwnedFd>>,
     pub(crate) place: Mutex<DraftPlace>,
-    pub(crate) gate: RwLock<Stage>,
-    /// To be called when the gate opens.
-    waiting: Mutex<Vec<Then>>,
-    /// Will be `Gone` as soon as the views know.
-    pub(crate) going: AtomicBool,
-    pub(crate) generation: AtomicU64,
-    pub(crate) writers: AtomicU64,
+    gates: Gates,
     pub(crate) changed_at_ns: AtomicI64,
     recovered: bool,
     pub(super) memory: Memory,
     pub(super) stash: Stash,
     /// Held by whoever prepares; has what was prepared last.
     pub(super) prepared: Mutex<Option<Prepared>>,
-}
-
-/// How far a draft is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Being written.
-    Open,
-    /// Sealed or dropped: changes nothing any more.
-    Gone,
-}
-
-/// Held by whoever changes a draft's tree.
-#[derive(Debug)]
-pub struct Gate<'a> {
-    _shared: parking_lot::RwLockReadGuard<'a, Stage>,
-}
-
-/// Why a draft cannot be entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closed {
-    /// It is being committed, or moved: this ends soon.
-    Now,
-    /// It was sealed or dropped.
-    ForGood,
-}
-
-/// What is to be done when a gate opens; must be short.
-type Then = Box<dyn FnOnce() + Send>;
-
-/// Held by whoever is alone in a draft.
-pub(super) struct Alone<'a> {
-    pub stage: RwLockWriteGuard<'a, Stage>,
-    // After the guard: fields are dropped in this order.
-    _wake: Wake<'a>,
-}
-
-/// Calls those who wait for the gate.
-struct Wake<'a>(&'a Draft);
-
-impl Drop for Wake<'_> {
-    fn drop(&mut self) {
-        let waiting = std::mem::take(&mut *self.0.waiting.lock());
-        waiting.into_iter().for_each(|then| then());
-    }
 }
 
 impl std::fmt::Debug for Draft {
@@ -131,69 +80,49 @@ impl Draft {
     }
     /// How far it is; `None` while somebody is alone in it, who may change that.
     pub fn stage(&self) -> Option<Stage> {
-        self.gate.try_read_recursive().map(|stage| *stage)
+        self.gates.stage()
     }
     /// Enters the draft to change something (counts as a change); never waits. Whoever is inside may
     /// enter again, and enter other drafts.
     pub fn change(&self) -> std::result::Result<Gate<'_>, Closed> {
-        let shared = self.gate.try_read_recursive().ok_or(Closed::Now)?;
-        if *shared == Stage::Gone {
-            return Err(Closed::ForGood);
-        }
+        let gate = self.gates.enter()?;
         self.changed();
-        Ok(Gate { _shared: shared })
+        Ok(gate)
     }
-    /// Calls `then` as soon as nobody is alone in it, which can be at once.
+    /// Calls `then`, which must be short, as soon as nobody is alone in it, which can be at once.
     pub fn when_open(&self, then: impl FnOnce() + Send + 'static) {
-        let mut waiting = self.waiting.lock();
-        // Asked under the lock: whoever leaves calls those who are here after that.
-        if self.stage().is_none() {
-            waiting.push(Box::new(then));
-            return;
-        }
-        drop(waiting);
-        then();
+        self.gates.when_open(then);
     }
     /// Has it ended? `None` while the views are just being told: a node made before this says
     /// `Some(false)` is among those that they turn into records.
     pub fn has_ended(&self) -> Option<bool> {
-        if !self.going.load(Ordering::Acquire) {
-            return Some(false);
-        }
-        self.stage().map(|stage| stage == Stage::Gone)
+        self.gates.has_ended()
     }
     /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
     pub(super) fn alone(&self, deadline: Instant) -> Result<Alone<'_>> {
-        // Before the guard, so that it is dropped after it, also when nothing comes of this: whoever asked in
-        // the moment between was told to wait.
-        let wake = Wake(self);
-        let entered = self.gate.try_write_until(deadline);
-        match entered {
-            Some(stage) if *stage == Stage::Open => Ok(Alone { stage, _wake: wake }),
-            Some(_) => Err(CacheError::Gone(self.name())),
-            None => Err(CacheError::Busy { path: format!("the draft {}", self.name()) }),
-        }
+        self.gates.alone(deadline).map_err(|closed| match closed {
+            Closed::ForGood => CacheError::Gone(self.name()),
+            Closed::Now => CacheError::Busy { path: format!("the draft {}", self.name()) },
+        })
     }
     /// A handle for writing was opened (call inside `change`).
     pub fn writer_opened(&self) {
-        self.writers.fetch_add(1, Ordering::AcqRel);
+        self.gates.writer_opened();
     }
     /// A handle for writing was closed; the file may be ingested.
     pub fn writer_closed(&self) {
         self.changed();
-        let before = self.writers.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a writer was closed that was never opened");
+        self.gates.writer_closed();
     }
     /// Open handles for writing.
     pub fn writers(&self) -> u64 {
-        self.writers.load(Ordering::Acquire)
+        self.gates.writers()
     }
     /// When something last changed, nanoseconds since 1970.
     pub fn changed_at_ns(&self) -> i64 {
         self.changed_at_ns.load(Ordering::Acquire)
     }
     fn changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
         self.changed_at_ns.store(now_ns(), Ordering::Release);
     }
     /// Before a file is opened for writing or its size is changed by name (inside `change`):
@@ -301,11 +230,7 @@ impl Cache {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             tree: Mutex::new(Arc::new(tree)),
             place: Mutex::new(place),
-            gate: RwLock::new(Stage::Open),
-            waiting: Mutex::default(),
-            going: AtomicBool::new(false),
-            generation: AtomicU64::new(1),
-            writers: AtomicU64::new(0),
+            gates: Gates::default(),
             changed_at_ns: AtomicI64::new(at_ns),
             recovered,
             memory: Memory::default(),
@@ -407,9 +332,7 @@ impl Cache {
     /// Drops a draft and deletes its tree in the background.
     pub fn drop_draft(&self, draft: &Arc<Draft>, why: &str) -> Result<()> {
         {
-            let mut alone = draft.alone(Instant::now() + PATIENCE)?;
-            draft.going.store(true, Ordering::Release);
-            *alone.stage = Stage::Gone;
+            draft.alone(Instant::now() + PATIENCE)?.end();
         }
         let place = draft.place();
         self.forget_draft(draft, Vec::new());

@@ -4,25 +4,23 @@
 //! handed to the reaper after its last lease was dropped; taking a lease and choosing an entry
 //! for eviction exclude each other; a reserved blob is never freed, and a blob that is just
 //! being freed cannot be reserved until it is gone (then it must be stored anew). Dropping a
-//! lease or a reservation does no I/O. Must not know: files, the index, what an eviction is for.
+//! lease or a reservation does no I/O. Model-checked by `tests/interleavings`. Must not know: files, the index,
+//! what an eviction is for.
 //!
 //! Who seals reserves the hashes first, and only then asks the index which blobs are there:
 //! what it is told then stays until the reservation is dropped, after the commit.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::{Condvar, Mutex};
 
 use crate::model::BlobHash;
+use crate::sync::{Condvar, Mutex};
 
 /// How many evicted row ids are remembered, so that a lookup that has read an entry's row just
 /// before it went gets no lease. (Row ids are never used again.)
 const REMEMBERED: usize = 16 * 1024;
-
-/// For how long a kernel may find an entry by name after it was hidden or replaced.
-pub const NAMES_LAST: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Who holds an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,23 +29,6 @@ pub enum LeaseKind {
     View,
     /// An operation, a scoped view, a link, a client: given back when it ends.
     Hold,
-}
-
-/// Those who may hold entries on behalf of a kernel: views.
-pub trait Holder: Send + Sync {
-    /// Ask the kernel to forget the entry with this row id, as far as it is unused. Must not wait.
-    fn prune(&self, entry: i64);
-    /// Ask the kernel to forget blobs that no entry refers to, as far as they are unused. Must not wait.
-    fn prune_blobs(&self);
-    /// The entry (sealed or draft) of this key was hidden, replaced or newly sealed: within
-    /// [`NAMES_LAST`] the name must mean that.
-    fn changed(&self, key: &crate::model::EntryKey);
-    /// A draft became a sealed entry: called with the draft's gate held, before its tree is deleted.
-    fn sealed(&self, draft: &super::Draft, entry: &super::Entry);
-    /// A draft was made, moved, or has gone: other drafts are listed now.
-    fn draft_changed(&self, draft: &super::Draft);
-    /// Another holder has changed names in the directory of a draft with this device and inode number.
-    fn names_changed(&self, dir: (u64, u64));
 }
 
 /// Keeps an entry from being freed; dropping gives it back.
@@ -169,11 +150,10 @@ pub(crate) struct Counts {
     pub hold: u64,
 }
 
-/// All leases and reservations of a cache, and its holders.
+/// All leases and reservations of a cache.
 pub(crate) struct LeaseTable {
     shared: Arc<Shared>,
     condemned: Receiver<i64>,
-    holders: Mutex<Vec<Weak<dyn Holder>>>,
 }
 
 impl Default for LeaseTable {
@@ -181,7 +161,7 @@ impl Default for LeaseTable {
         let (reaper, condemned) = unbounded();
         let shared =
             Shared { table: Mutex::default(), reaper, blobs: Mutex::default(), freed: Condvar::new() };
-        LeaseTable { shared: Arc::new(shared), condemned, holders: Mutex::default() }
+        LeaseTable { shared: Arc::new(shared), condemned }
     }
 }
 
@@ -269,43 +249,6 @@ impl LeaseTable {
     /// Somebody reserves this blob.
     pub(crate) fn is_reserved(&self, hash: &BlobHash) -> bool {
         self.shared.blobs.lock().reserved.contains_key(hash)
-    }
-
-    /// Registers a view.
-    pub(crate) fn add_holder(&self, holder: Weak<dyn Holder>) {
-        let mut holders = self.holders.lock();
-        holders.retain(|h| h.strong_count() > 0);
-        holders.push(holder);
-    }
-
-    /// The views that still live. Call them without holding locks.
-    pub(crate) fn holders(&self) -> Vec<Arc<dyn Holder>> {
-        self.holders.lock().iter().filter_map(Weak::upgrade).collect()
-    }
-}
-
-impl super::Cache {
-    /// Registers a view; it is forgotten when its last strong reference goes.
-    pub fn register_holder(&self, holder: Weak<dyn Holder>) {
-        self.inner.leases.add_holder(holder);
-    }
-
-    /// The registered views that still live.
-    pub(crate) fn holders(&self) -> Vec<Arc<dyn Holder>> {
-        self.inner.leases.holders()
-    }
-
-    /// Takes a lease on the entry with this row id; `None` when it is hidden or being freed.
-    /// Whoever got one may read the entry until it is dropped.
-    pub(crate) fn take_lease(&self, row: i64, kind: LeaseKind) -> Option<Lease> {
-        self.inner.leases.take(row, kind)
-    }
-
-    /// Reserves blobs that an entry in preparation will refer to. Ask the index for them only
-    /// after that: what it knows then keeps its row and its bytes while the reservation lives.
-    /// Waits for blobs that are just being freed.
-    pub(crate) fn reserve(&self, hashes: &[BlobHash]) -> Reservation {
-        self.inner.leases.reserve(hashes.iter().copied())
     }
 }
 
@@ -414,90 +357,5 @@ impl Drop for Claim {
             blobs.claimed.remove(hash);
         }
         self.shared.freed.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn blob(n: u8) -> BlobHash {
-        BlobHash::of(&[n])
-    }
-
-    #[test]
-    fn leasing_and_choosing_exclude_each_other() {
-        let t = LeaseTable::default();
-        let lease = t.take(1, LeaseKind::View).unwrap();
-        assert!(t.choose(1, false).is_none());
-        drop(lease);
-        let choice = t.choose(1, false).unwrap();
-        assert!(t.take(1, LeaseKind::Hold).is_none());
-        assert!(t.choose(1, true).is_none());
-        drop(choice);
-        assert!(t.take(1, LeaseKind::Hold).is_some());
-        assert!(t.choose(1, false).unwrap().condemn());
-        assert!(t.take(1, LeaseKind::Hold).is_none(), "it is gone for good");
-        assert_eq!(t.next_condemned(), None);
-    }
-
-    #[test]
-    fn a_condemned_entry_comes_to_the_reaper_after_its_last_lease() {
-        let t = LeaseTable::default();
-        let a = t.take(1, LeaseKind::View).unwrap();
-        let choice = t.choose(1, true).unwrap();
-        assert!(!choice.condemn());
-        let b = a.another(LeaseKind::Hold);
-        assert_eq!(t.counts(1), Counts { view: 1, hold: 1 });
-        drop(a);
-        assert_eq!(t.next_condemned(), None);
-        drop(b);
-        assert_eq!((t.next_condemned(), t.next_condemned()), (Some(1), None));
-        assert_eq!(t.counts(1), Counts::default());
-    }
-
-    #[test]
-    fn a_lease_dropped_while_chosen_is_not_forgotten() {
-        let t = LeaseTable::default();
-        let a = t.take(1, LeaseKind::View).unwrap();
-        let choice = t.choose(1, true).unwrap();
-        drop(a);
-        assert!(choice.condemn(), "nobody holds it: freed at once");
-        assert_eq!(t.next_condemned(), None);
-    }
-
-    #[test]
-    fn an_entry_replaced_while_chosen_is_reaped_once() {
-        let t = LeaseTable::default();
-        let choice = t.choose(1, true).unwrap();
-        assert!(!t.condemn(1));
-        assert!(t.take(1, LeaseKind::Hold).is_none());
-        drop(choice);
-        assert_eq!((t.next_condemned(), t.next_condemned()), (Some(1), None));
-        assert!(t.condemn(2), "nobody holds it");
-    }
-
-    #[test]
-    fn reserved_blobs_cannot_be_claimed_and_claimed_ones_make_reservers_wait() {
-        let t = LeaseTable::default();
-        let r = t.reserve([blob(1), blob(1)]);
-        let claim = t.claim([blob(1), blob(2)]);
-        assert!(!claim.has(&blob(1)) && claim.has(&blob(2)));
-        assert!(!t.claim([blob(2)]).has(&blob(2)));
-        assert!(t.is_claimed(&blob(2)) && !t.is_claimed(&blob(1)) && t.is_reserved(&blob(1)));
-        let order = Mutex::new(Vec::new());
-        std::thread::scope(|s| {
-            let waiting = s.spawn(|| {
-                let r = t.reserve([blob(2)]);
-                order.lock().push("reserved");
-                r
-            });
-            order.lock().push("freed");
-            drop(claim);
-            assert_eq!(waiting.join().unwrap().hashes(), [blob(2)]);
-        });
-        assert_eq!(*order.lock(), ["freed", "reserved"]);
-        drop(r);
-        assert!(!t.is_reserved(&blob(1)) && t.claim([blob(1)]).has(&blob(1)));
     }
 }

@@ -23,12 +23,16 @@ mod evict;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;
+mod gate;
 mod held;
 mod here;
+mod holder;
 mod import;
 mod ingest;
 mod known;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod lookup;
 #[cfg(test)]
 mod lookup_tests;
@@ -54,6 +58,7 @@ mod stash;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod untar;
 mod upkeep;
 #[cfg(test)]
@@ -64,14 +69,16 @@ mod walk;
 mod work;
 
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
-pub use draft::{Closed, Draft, Gate, Stage};
+pub use draft::Draft;
 pub use error::CacheError;
 pub use events::{Events, EventsError, MOST_EVENTS};
 pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
+pub use gate::{Closed, Gate, Stage};
 pub use held::HeldBlob;
 pub(crate) use here::{host_name, now_ns, pidfd_open, workers};
+pub use holder::{Holder, NAMES_LAST};
 pub use import::{ImportReport, Skipped};
-pub use lease::{Holder, Lease, LeaseKind, NAMES_LAST};
+pub use lease::{Lease, LeaseKind};
 pub use lookup::{Lookup, Miss};
 pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
@@ -224,10 +231,12 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) index: Index,
     pub(crate) leases: lease::LeaseTable,
+    holders: holder::Holders,
     pub(crate) limits: parking_lot::RwLock<Limits>,
     upkeep: upkeep::Upkeep,
     drafts: draft::DraftTable,
-    sealing: seal::Sealing,
+    /// One sealer for each key.
+    sealing: turns::Turns<EntryKey>,
     claims: stash::Claims,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,

@@ -26,6 +26,7 @@ impl Cache {
                 store,
                 index,
                 leases: lease::LeaseTable::default(),
+                holders: Default::default(),
                 limits: parking_lot::RwLock::new(limits),
                 upkeep: Default::default(),
                 drafts: Default::default(),

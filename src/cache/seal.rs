@@ -11,46 +11,16 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::commit::{self, Found, Outcome};
 use super::content::{PATIENCE, Storer};
-use super::draft::Stage;
 use super::walk::{Metafile, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed};
-use crate::model::{BlobHash, EntryKey, Metadata};
+use crate::model::{BlobHash, Metadata};
 
 /// Everything of an entry but its commit, as of a generation of its draft.
 pub(super) struct Prepared {
     generation: u64,
     tree: commit::Tree,
-}
-
-/// The keys that are being sealed.
-#[derive(Default)]
-pub(super) struct Sealing {
-    keys: Mutex<HashSet<EntryKey>>,
-    left: Condvar,
-}
-
-/// The right to seal a key.
-struct Turn<'a>(&'a Sealing, EntryKey);
-
-impl Sealing {
-    fn enter(&self, key: &EntryKey) -> Turn<'_> {
-        let mut keys = self.keys.lock();
-        while !keys.insert(key.clone()) {
-            self.left.wait(&mut keys);
-        }
-        Turn(self, key.clone())
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.keys.lock().remove(&self.1);
-        self.0.left.notify_all();
-    }
 }
 
 impl Cache {
@@ -60,8 +30,7 @@ impl Cache {
         let mut kept = draft.prepared.lock();
         let generation = {
             // Exclusively: no change is half done when the generation is read.
-            let _alone = draft.alone(deadline)?;
-            draft.generation.load(std::sync::atomic::Ordering::Acquire)
+            draft.alone(deadline)?.generation()
         };
         if kept.as_ref().is_some_and(|p| p.generation == generation) {
             return Ok(());
@@ -163,9 +132,8 @@ impl Cache {
             }
             let Some(prepared) = draft.prepared.lock().take() else { continue };
             // Preparing may have taken longer than our patience with writers.
-            let mut alone = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
-            let generation = draft.generation.load(std::sync::atomic::Ordering::Acquire);
-            if generation != prepared.generation || draft.writers() > 0 {
+            let alone = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
+            if !alone.is_still(prepared.generation) {
                 if Instant::now() >= deadline {
                     return Err(CacheError::Busy { path: format!("the draft {}", draft.name()) });
                 }
@@ -175,13 +143,12 @@ impl Cache {
             if let (Outcome::Same(entry), false) = (&outcome, same_ends_it) {
                 return Ok(Sealed::Same(entry.clone()));
             }
-            draft.going.store(!matches!(outcome, Outcome::Stale), std::sync::atomic::Ordering::Release);
-            if let Outcome::New(entry, _) = &outcome {
-                self.holders().iter().for_each(|h| h.sealed(draft, entry));
-            }
             if !matches!(outcome, Outcome::Stale) {
-                *alone.stage = Stage::Gone;
-                drop(alone);
+                alone.going();
+                if let Outcome::New(entry, _) = &outcome {
+                    self.holders().iter().for_each(|h| h.sealed(draft, entry));
+                }
+                alone.end();
                 drop(insisting);
                 return Ok(self.sealed(draft, outcome));
             }

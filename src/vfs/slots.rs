@@ -2,16 +2,14 @@
 //!
 //! Invariants: a slot lives exactly as long as its look-up count is positive (or an operation
 //! holds its `Arc`), and leases its entry meanwhile; number 0 is never used; a number is used
-//! again only after its slot died, and with a new generation.
+//! again only after its slot died, and with a new generation. Model-checked by `tests/interleavings`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::RwLock;
 
 use super::ino;
 use crate::cache::Entry;
+use crate::sync::{AtomicU64, Ordering, RwLock};
 
 /// An entry the kernel knows.
 pub struct Slot {
