@@ -16,6 +16,7 @@ use super::background::Job;
 use super::gate::{Alone, Closed, Gate, Gates, Stage};
 use super::here::now_ns;
 use super::ingest::{FileId, Memory};
+use super::put::lives;
 use super::seal::Prepared;
 use super::stash::Stash;
 use super::walk::{Plan, Tree};
@@ -135,6 +136,10 @@ impl Draft {
     pub fn known_hash(&self, stat: &libc::stat) -> Option<crate::model::BlobHash> {
         self.memory.get(&FileId::of(stat)).map(|c| c.hash)
     }
+    /// It is for a run's command to write in.
+    pub fn is_of_a_run(&self) -> bool {
+        lives(&self.place()).is_some()
+    }
     /// What people call it: its key or work name.
     pub fn name(&self) -> String {
         match &*self.place.lock() {
@@ -239,14 +244,15 @@ impl Cache {
         }))
     }
 
-    /// Takes up the drafts that an earlier owner left. Unfinished puts cannot be continued by
-    /// anybody and go; of two drafts for one place the younger stays in place, the other becomes
+    /// Takes up the drafts that an earlier owner left. Unfinished puts, and what dead runs wrote, cannot be
+    /// continued by anybody and go; of two drafts for one place the younger stays in place, the other becomes
     /// a work draft under its id.
     pub(super) fn load_drafts(&self) -> Result<()> {
         let mut found = self.inner.store.drafts()?;
         found.sort_by_key(|(_, _, at)| std::cmp::Reverse(*at));
         for (id, mut place, at_ns) in found {
-            if matches!(&place, DraftPlace::Native { label } if label.starts_with(super::put::LABEL)) {
+            let put = matches!(&place, DraftPlace::Native { label } if label.starts_with(super::put::LABEL));
+            if put || lives(&place) == Some(false) {
                 self.inner.background.send(Job::RemoveDraft(id, Vec::new()));
                 continue;
             }
@@ -367,13 +373,15 @@ impl Cache {
         self.inner.background.send(Job::RemoveDraft(draft.id.clone(), linked));
     }
 
-    /// Drops the drafts that were idle for longer than the limit; how many.
+    /// Drops the drafts that were idle for longer than the limit, and those of dead runs; how many.
     pub fn drop_idle_drafts(&self) -> Result<usize> {
         let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
         let idle = |since: i64| now_ns().saturating_sub(since) > ttl;
         let mut dropped = 0;
         for draft in self.drafts() {
-            if draft.writers() > 0 || !idle(draft.changed_at_ns()) || !idle(newest_file(&draft)) {
+            let abandoned =
+                || draft.writers() == 0 && idle(draft.changed_at_ns()) && idle(newest_file(&draft));
+            if !lives(&draft.place()).map_or_else(abandoned, |lives| !lives) {
                 continue;
             }
             match self.drop_draft(&draft, "abandoned") {

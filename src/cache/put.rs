@@ -9,6 +9,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::content::{PATIENCE, Storer};
@@ -16,6 +17,7 @@ use super::here::now_ns;
 use super::ingest::Memory;
 use super::known::Known;
 use super::only::Only;
+use super::owner::is_dead;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Entry, Result, SealRequest, Sealed, TaskFacts, Work, untar};
@@ -24,6 +26,15 @@ use crate::store::DraftPlace;
 
 /// Starts the labels of drafts that hold what is being put.
 pub(super) const LABEL: &str = "put ";
+/// Starts the labels of drafts in which a run's command writes; the process that runs it follows.
+const RUN_LABEL: &str = "run ";
+
+/// Does the process live that a draft is for? `None` when it is for none.
+pub(super) fn lives(place: &DraftPlace) -> Option<bool> {
+    let DraftPlace::Native { label } = place else { return None };
+    let process = label.strip_prefix(RUN_LABEL)?.split(' ').next()?;
+    Some(!is_dead(process))
+}
 
 /// Metadata as a client would write it.
 pub(super) fn metadata(key: &EntryKey, facts: &TaskFacts) -> Metadata {
@@ -139,6 +150,12 @@ impl Cache {
             plan.add_tree(root, Tree::new(top.as_fd(), &dir.display().to_string(), false)?)?;
             Ok(plan)
         })
+    }
+
+    /// A draft for a run's command to write in, which lasts no longer than `process` (see
+    /// [`this_process`](super::this_process)).
+    pub fn create_run_draft(&self, process: &str, task: &str) -> Result<Arc<Draft>> {
+        self.create_draft(DraftPlace::Native { label: format!("{RUN_LABEL}{process} {task}") })
     }
 
     /// Stores a tar stream as `outputs/`.

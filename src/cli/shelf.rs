@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::session::{Session, is_store};
 use super::{out, unexpected};
-use crate::cache::{RestoreAs, Restored, TaskFacts};
+use crate::cache::{RestoreAs, Restored, TaskFacts, this_process};
 use crate::control::{
     Channel, Failure, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase, RunPut,
 };
@@ -216,6 +216,18 @@ impl Shelf for StoreShelf {
             Reply::Stored { new, .. } => Ok(new),
             other => Err(failed(unexpected(other))),
         }
+    }
+
+    fn draft(&mut self, task: &str) -> Shelved<(String, PathBuf)> {
+        let process = this_process().ok_or(ShelfError("there is no /proc".into()))?;
+        match self.ask(Request::RunDraft { process, task: task.to_owned() })? {
+            Reply::Draft(facts) => Ok((facts.id, facts.path.0)),
+            other => Err(failed(unexpected(other))),
+        }
+    }
+
+    fn drop_draft(&mut self, id: &str) -> Shelved<()> {
+        self.ask(Request::DropDraft { id: id.to_owned() }).map(drop)
     }
 
     fn note(&mut self, key: &EntryKey, task: &str, note: Note) -> Shelved<()> {

@@ -254,6 +254,8 @@ pub enum Reply {
     },
     /// To `Place`.
     Placed(Placed),
+    /// To `RunDraft`.
+    Draft(DraftFacts),
     /// To `Nodes`.
     Nodes {
         /// By path.

@@ -217,6 +217,18 @@ pub enum Request {
         /// The entry.
         key: EntryKey,
     },
+    /// Makes a draft for a run's command to write in.
+    RunDraft {
+        /// The process that runs it: the draft lasts no longer.
+        process: String,
+        /// The task's name.
+        task: String,
+    },
+    /// Drops such a draft.
+    DropDraft {
+        /// Its id.
+        id: String,
+    },
     /// Writes to the event log.
     Note {
         /// The key concerned.

@@ -224,6 +224,10 @@ pub trait Shelf: Snapshots {
     fn nodes(&mut self, key: &EntryKey) -> Shelved<Nodes>;
     /// Keeps a result durably; false when the same was there already.
     fn keep(&mut self, keep: &Keep<'_>) -> Shelved<bool>;
+    /// A draft for a command to write in: what it is called, and its real directory. It lasts no longer than this process.
+    fn draft(&mut self, task: &str) -> Shelved<(String, PathBuf)>;
+    /// Drops such a draft.
+    fn drop_draft(&mut self, id: &str) -> Shelved<()>;
     /// Writes to the event log.
     fn note(&mut self, key: &EntryKey, task: &str, note: Note) -> Shelved<()>;
     /// A directory where all runs that use this store meet; see [`Flight`](super::flight::Flight).

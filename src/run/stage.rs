@@ -52,9 +52,12 @@ impl Run<'_> {
             hidden: &self.ways.hidden,
         };
         let rooms = Rooms::of(self.ways.memory.as_deref());
+        let draft = self.draft();
         let mut sandbox: Box<dyn Sandbox + '_> = match task.sandbox {
             SandboxKind::None => Box::new(Plain::new(scene, &rooms)),
-            SandboxKind::Bwrap => Box::new(Bwrap::new(scene, &rooms, None)?),
+            SandboxKind::Bwrap => {
+                Box::new(Bwrap::new(scene, &rooms, draft.as_ref().map(|(_, dir)| dir.clone()))?)
+            }
         };
         let base = prepared.and_then(|p| p.base.as_ref());
         let base = base.map(|of| self.base(of)).transpose()?;
@@ -66,12 +69,38 @@ impl Run<'_> {
         };
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
         let destroyed = sandbox.destroy();
+        if let Some((id, _)) = draft {
+            self.drop_draft(&id);
+        }
         let performed = performed?;
         destroyed?;
         self.report.duration_ms = Some(performed.outcome.duration.as_millis() as u64);
         self.report.exit_code = performed.outcome.end.code();
         self.tell_wanted(&performed.left);
         Ok(performed)
+    }
+
+    /// A draft to be the project inside a sandbox, if the result is to be kept and what is made there can be moved out.
+    fn draft(&mut self) -> Option<(String, PathBuf)> {
+        if self.task.sandbox == SandboxKind::None || !self.ways.policy.allows_write() {
+            return None;
+        }
+        let (id, dir) = self.shelf.as_mut()?.draft(&self.task.id).ok()?;
+        let device = |path: &Path| path.metadata().ok().map(|m| std::os::unix::fs::MetadataExt::dev(&m));
+        if device(&dir).is_some_and(|of| Some(of) == device(self.cwd())) {
+            return Some((id, dir));
+        }
+        self.drop_draft(&id);
+        None
+    }
+
+    /// One that cannot be dropped now goes with this process.
+    fn drop_draft(&mut self, id: &str) {
+        if let Some(shelf) = self.shelf.as_mut()
+            && let Err(e) = shelf.drop_draft(id)
+        {
+            tracing::debug!("the draft {id} is left: {e}");
+        }
     }
 
     /// What is known of a base: all its outputs, and whether they stand where they belong.

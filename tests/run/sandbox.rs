@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{eventually, need, need_root};
+use crate::common::{Mount, eventually, need, need_root};
 use crate::ends::{nothing_left, stubborn};
 use crate::project::{Project, Ran, said, tree};
 
@@ -21,9 +21,13 @@ fn inside(p: &Project, options: &[&str], script: &str) -> Ran {
 
 /// What is left of places of runs, in the memory and in the store.
 fn left_over(p: &Project) -> Vec<String> {
-    let rooms = p.dir.path().join("memory/outfs-run/rooms");
-    let names = fs::read_dir(rooms).map(|d| d.flatten().map(|e| e.file_name()).collect::<Vec<_>>());
-    names.unwrap_or_default().into_iter().map(|n| n.to_string_lossy().into_owned()).collect()
+    let names = |dir: std::path::PathBuf| {
+        let names = fs::read_dir(dir).map(|d| d.flatten().map(|e| e.file_name()).collect::<Vec<_>>());
+        names.unwrap_or_default().into_iter().map(|n| n.to_string_lossy().into_owned())
+    };
+    // What is being deleted has a hidden name.
+    let drafts = names(p.store.join("drafts")).filter(|n| !n.starts_with('.'));
+    drafts.chain(names(p.dir.path().join("memory/outfs-run/rooms"))).collect()
 }
 
 /// S14.1 In a sandbox only declared inputs of the project exist; a command that fails for want of another is told which.
@@ -147,6 +151,46 @@ fn outputs_of_every_kind() {
     assert_eq!(leads.says("behind the symlink").code, 125);
     assert!(Path::new("/etc/passwd").exists());
     assert_eq!(left_over(&p), Vec::<String>::new());
+}
+
+/// A run whose command writes into a draft: it is one for as long as the command runs, and no longer than outfs lives.
+#[test]
+fn the_command_writes_into_a_draft() {
+    for served in [false, true] {
+        need("bwrap");
+        let mount = served.then(Mount::new);
+        let mut p = Project::new();
+        if let Some(m) = &mount {
+            p.store = m.store().to_owned();
+        }
+        let begin = |script: &str| {
+            let mut c =
+                p.command(&["run", "--task", "slow", "--sandbox", "bwrap", "--no-inputs", "--output", "o"]);
+            c.args(["--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = c.spawn().expect("outfs starts");
+            let mut byte = [0];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).expect("it starts");
+            child
+        };
+        let mut child = begin("mkdir o; echo 1 > o/f; echo; sleep 60");
+        let drafts = || p.ok(&["drafts", "--json"]);
+        let draft: serde_json::Value = serde_json::from_str(&drafts()).unwrap();
+        let path = Path::new(draft["path"].as_str().unwrap());
+        assert_eq!(draft["kind"], "native");
+        assert!(draft["name"].as_str().unwrap().ends_with(" slow"), "{draft}");
+        assert_eq!(fs::read_to_string(path.join("o/f")).unwrap(), "1\n");
+        p.ok(&["gc"]);
+        assert!(path.exists(), "its run lives");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eventually("the draft to be gone", || drafts().is_empty() && !path.exists());
+        let mut child = begin("mkdir o; echo 2 > o/f; echo");
+        assert!(child.wait().unwrap().success());
+        assert_eq!((p.read("o/f"), drafts()), ("2\n".into(), String::new()));
+        let ran = inside(&p, &["--no-inputs", "--output", "o"], "(pwd; pwd -P; readlink /proc/self/cwd) > o");
+        let paths = p.read("o");
+        assert!(paths.lines().all(|l| l == p.cwd.to_str().unwrap()), "no path of the store: {ran:#?}");
+    }
 }
 
 #[test]

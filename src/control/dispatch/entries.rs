@@ -127,7 +127,7 @@ pub(super) fn drafts(cache: &Cache) -> Reply {
     Reply::Drafts { drafts: cache.drafts().iter().map(|d| draft_facts(cache, d)).collect() }
 }
 
-fn draft_facts(cache: &Cache, draft: &Draft) -> DraftFacts {
+pub(super) fn draft_facts(cache: &Cache, draft: &Draft) -> DraftFacts {
     let key_name = |key: EntryKey| RawPath::from_bytes(key.as_str().as_bytes());
     let (kind, name) = match draft.place() {
         DraftPlace::InPlace { key } => ("in-place", key_name(key)),

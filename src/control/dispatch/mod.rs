@@ -52,6 +52,8 @@ pub fn dispatch(
             runs::place(cache, &key, (&cwd, &outputs), (how, times), channel)
         }
         Request::Nodes { key } => runs::nodes(cache, &key),
+        Request::RunDraft { process, task } => runs::draft(cache, &process, &task),
+        Request::DropDraft { id } => runs::drop_draft(cache, &id),
         Request::Note { key, task, note } => runs::note(cache, &key, task, note),
         Request::Restore { key, dest, how, force, dir_mode } => {
             content::restore(cache, &key, &dest.0, (how, force, dir_mode), channel)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
+use super::entries::draft_facts;
 use super::watch::watched;
 use super::{Caller, content, held, hit};
 use crate::cache::{Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, RestoreAs, SealRequest};
@@ -147,6 +148,20 @@ pub(super) fn place(
         Placement::Done(restored) => Placed::Done(restored),
         Placement::Lost { path, why } => Placed::Lost { path: text(path), why },
     }))
+}
+
+/// A directory for a run's command to write in.
+pub(super) fn draft(cache: &Cache, process: &str, task: &str) -> Result<Reply, Failure> {
+    let draft = cache.create_run_draft(process, task)?;
+    Ok(Reply::Draft(draft_facts(cache, &draft)))
+}
+
+/// What is there no more is dropped already.
+pub(super) fn drop_draft(cache: &Cache, id: &str) -> Result<Reply, Failure> {
+    if let Some(draft) = cache.drafts().into_iter().find(|d| d.id() == id && d.is_of_a_run()) {
+        cache.drop_draft(&draft, "its run has ended")?;
+    }
+    Ok(Reply::Done)
 }
 
 /// Stores some outputs of a directory, with what the run knows in the metadata.

@@ -38,7 +38,7 @@ pub struct Bwrap<'a> {
     scene: Scene<'a>,
     rooms: &'a Rooms,
     program: OsString,
-    /// A directory to be the project's, of whoever gave it.
+    /// An empty directory to be the project's, of a draft.
     draft: Option<PathBuf>,
     room: Option<Room>,
     layout: Layout,
@@ -80,8 +80,9 @@ impl<'a> Bwrap<'a> {
 
     fn prepare(&mut self) -> Result<()> {
         self.layout = layout::plan(&self.scene)?;
-        let room = self.room()?;
-        room.dir("project")?;
+        if self.draft.is_none() {
+            self.room()?.dir("project")?;
+        }
         let work = self.work();
         std::fs::create_dir_all(&work).map_err(|e| RunError::io("create", work, e))?;
         layout::copy(&self.scene.place.root, &self.root(), &self.layout.copied)
@@ -243,7 +244,7 @@ impl Sandbox for Bwrap<'_> {
     }
 
     fn exists(&self) -> bool {
-        self.room.is_some()
+        self.room.is_some() || self.draft.is_some()
     }
 
     fn remove(&mut self) -> Result<()> {
@@ -252,6 +253,7 @@ impl Sandbox for Bwrap<'_> {
             // What is left goes with the draft.
             names.unwrap_or_default().iter().for_each(|e| drop(remove_all(&e.path())));
         }
+        self.draft = None;
         self.room = None;
         Ok(())
     }
