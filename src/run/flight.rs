@@ -2,7 +2,7 @@
 //!
 //! Invariants: a flight is a lock (flock) on a file named by the key, so it ends with its holders, however they
 //! die; while a guard holds it too, it ends when nothing of the command is left. Only who holds the lock
-//! of the file that stands there removes it; what a death left is removed by the next flight of any key. Must
+//! of the file that stands there removes it; what a death left is removed by the next run of any key. Must
 //! not know: what a run does, or what the store has.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -58,7 +58,7 @@ impl Flight {
                 continue;
             }
             (&flight.file).write_all(format!("{}\n", std::process::id()).as_bytes())?;
-            sweep(dir, &path);
+            Flight::sweep(dir);
             return Ok(Takeoff::Mine(flight));
         }
     }
@@ -69,6 +69,20 @@ impl Flight {
         let there = path.symlink_metadata();
         let same = there.is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino()));
         Ok(same.then_some(Flight { file, path }))
+    }
+
+    /// Removes what deaths have left; what is in the air is locked.
+    pub fn sweep(dir: &Path) {
+        let Ok(names) = std::fs::read_dir(dir) else { return };
+        for path in names.flatten().map(|e| e.path()) {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+            let Ok(file) = file else { continue };
+            // An empty one may be about to be locked by who has just made it.
+            let done = file.metadata().is_ok_and(|m| m.len() > 0 || m.modified().is_ok_and(is_old));
+            if done && file.try_lock().is_ok() {
+                drop(Flight::standing(file, path));
+            }
+        }
     }
 
     /// What has to be open for as long as the flight is to last.
@@ -120,20 +134,6 @@ fn open(dir: &Path, path: &Path) -> io::Result<File> {
             with(true)
         }
         other => other,
-    }
-}
-
-/// Removes what deaths have left; what is in the air is locked.
-fn sweep(dir: &Path, ours: &Path) {
-    let Ok(names) = std::fs::read_dir(dir) else { return };
-    for path in names.flatten().map(|e| e.path()).filter(|p| p != ours) {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
-        let Ok(file) = file else { continue };
-        // An empty one may be about to be locked by who has just made it.
-        let done = file.metadata().is_ok_and(|m| m.len() > 0 || m.modified().is_ok_and(is_old));
-        if done && file.try_lock().is_ok() {
-            drop(Flight::standing(file, path));
-        }
     }
 }
 

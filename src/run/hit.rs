@@ -5,12 +5,14 @@
 use super::Result;
 use super::capture::Order;
 use super::decide::Reason;
+use super::flight::Flight;
 use super::flow::Run;
 use super::ledger::Stand;
 use super::outputs::{Stamp, nodes};
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
 use super::stage::Performed;
+use crate::cache::CachePolicy;
 
 impl Run<'_> {
     /// Has an entry's outputs stand where they belong; a reason if that cannot be.
@@ -49,6 +51,11 @@ impl Run<'_> {
         self.report.kept = true;
         self.report.saved_ms = Some(held.duration_ms);
         self.report.exit_code = held.exit_code as u8;
+        if self.ways.policy == CachePolicy::Normal
+            && let Some(dir) = self.ask(|shelf| shelf.flights())
+        {
+            Flight::sweep(&dir);
+        }
         self.note(key, Note::Hit { saved_ms: held.duration_ms });
         self.remember_run(prepared, Some(held.outputs_hash.clone()), None);
         Ok(None)
