@@ -19,15 +19,17 @@ use super::stash::{NewPack, Stash};
 use super::walk::{From, Plan, Source, Tree};
 use super::work::Work;
 use super::{Cache, CacheError, Result, at, workers};
-use crate::model::BlobHash;
 use crate::model::manifest::Content;
-use crate::store::{Adopt, PACK_LIMIT, StoreError};
+use crate::store::{Adopt, Hashed, PACK_LIMIT, StoreError};
 
 /// How long a writer that is about to close is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Small files are looked up and packed in batches of so many files or bytes.
 const BATCH_FILES: usize = 512;
 const BATCH_BYTES: usize = 8 << 20;
+/// Small files that a thread reads before it hands them on, and how often it may be ahead.
+const RUN: usize = 8;
+const RUNS_AHEAD: usize = 8;
 
 /// What storing needs to know.
 pub(super) struct Storer<'a> {
@@ -53,7 +55,7 @@ pub(super) struct Contents {
 
 /// What reading a small file gave.
 enum Small {
-    Bytes(BlobHash, Vec<u8>),
+    Bytes(Hashed),
     /// It has become too large for a pack.
     Grown,
 }
@@ -101,21 +103,20 @@ impl Storer<'_> {
         keep: Option<usize>,
         contents: &mut Contents,
     ) -> Result<Vec<usize>> {
-        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (send, receive) = crossbeam_channel::bounded::<(usize, Result<Small>)>(64);
         let mut packing = Packing { storer: self, pack: NewPack::default(), batch: Vec::new(), bytes: 0 };
         let mut grown = Vec::new();
         let mut take = |packing: &mut Packing<'_>, at: usize, small: Small| -> Result<()> {
             let i = order[at];
             match small {
                 Small::Grown => grown.push(i),
-                Small::Bytes(hash, bytes) => {
-                    self.did(1, bytes.len() as u64);
-                    contents.of[i] = Some(Content { hash, size: bytes.len() as u64, groups: Vec::new() });
+                Small::Bytes(content) => {
+                    let size = content.bytes().len() as u64;
+                    self.did(1, size);
+                    contents.of[i] = Some(Content { hash: content.hash(), size, groups: Vec::new() });
                     if keep == Some(i) {
-                        contents.kept = Some(bytes.clone());
+                        contents.kept = Some(content.bytes().to_vec());
                     }
-                    packing.push(hash, bytes)?;
+                    packing.push(content)?;
                 }
             }
             Ok(())
@@ -129,18 +130,31 @@ impl Storer<'_> {
             packing.finish()?;
             return Ok(grown);
         }
+        self.read_in_order(plan, order, |at, small| take(&mut packing, at, small))?;
+        packing.finish()?;
+        Ok(grown)
+    }
+
+    /// Reads small files by all processors and gives them to `take` in order.
+    fn read_in_order(
+        &self,
+        plan: &Plan,
+        order: &[usize],
+        mut take: impl FnMut(usize, Small) -> Result<()>,
+    ) -> Result<()> {
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (send, receive) = crossbeam_channel::bounded::<(usize, Vec<Result<Small>>)>(RUNS_AHEAD);
+        let runs: Vec<_> = order.chunks(RUN).collect();
         std::thread::scope(|scope| -> Result<()> {
-            for _ in 0..workers().min(order.len()) {
-                let (send, next, stop) = (send.clone(), &next, &stop);
+            for _ in 0..workers().min(runs.len()) {
+                let (send, next, stop, runs) = (send.clone(), &next, &stop, &runs);
                 scope.spawn(move || {
                     let mut dirs = OpenDir::default();
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        if at >= order.len() || stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let small = self.read_small(plan, &plan.sources[order[at]], &mut dirs);
-                        if send.send((at, small)).is_err() {
+                    while !stop.load(Ordering::Relaxed) {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(run) = runs.get(n) else { return };
+                        let read = |i: &usize| self.read_small(plan, &plan.sources[*i], &mut dirs);
+                        if send.send((n, run.iter().map(read).collect())).is_err() {
                             return;
                         }
                     }
@@ -150,38 +164,35 @@ impl Storer<'_> {
             // The workers are a little out of order; packs are in tree order.
             let mut early = BTreeMap::new();
             let mut due = 0;
-            let mut result = Ok(());
-            for (at, small) in receive.iter() {
-                early.insert(at, small);
-                while let Some(small) = early.remove(&due) {
-                    result = small.and_then(|s| take(&mut packing, due, s));
-                    due += 1;
+            for (n, run) in receive.iter() {
+                early.insert(n, run);
+                while let Some(run) = early.remove(&due) {
+                    let mut read = run.into_iter().enumerate();
+                    let result = read.try_for_each(|(i, small)| take(due * RUN + i, small?));
                     if result.is_err() {
                         stop.store(true, Ordering::Relaxed);
                         return result;
                     }
+                    due += 1;
                 }
             }
-            result
-        })?;
-        packing.finish()?;
-        Ok(grown)
+            Ok(())
+        })
     }
 
     fn read_small(&self, plan: &Plan, source: &Source, dirs: &mut OpenDir) -> Result<Small> {
         let bytes = match &source.from {
             From::Memory(bytes) => bytes.clone(),
-            From::Open(file, label) => {
-                read_some(file, PACK_LIMIT).map_err(|e| CacheError::io("read", label, e))?
-            }
-            From::Tree { dir, name, .. } => {
+            From::Open(file, label) => read_some(file, PACK_LIMIT, source.size_hint())
+                .map_err(|e| CacheError::io("read", label, e))?,
+            From::Tree { dir, name, id } => {
                 let tree = tree_of(plan);
                 let fail = |e| CacheError::io("read", tree.path(*dir, name), e);
                 let file = dirs.open_file(tree, *dir, name).map_err(fail)?;
                 match self.memory {
-                    None => read_some(&file, PACK_LIMIT).map_err(fail)?,
+                    None => read_some(&file, PACK_LIMIT, id.size).map_err(fail)?,
                     Some(_) => self.under_lease(tree, (*dir, name), &file, |lease| {
-                        let bytes = read_some(&file, PACK_LIMIT).map_err(fail)?;
+                        let bytes = read_some(&file, PACK_LIMIT, id.size).map_err(fail)?;
                         Ok(lease.is_none_or(|l| l.stands()).then_some(bytes))
                     })?,
                 }
@@ -190,7 +201,7 @@ impl Storer<'_> {
         if bytes.len() as u64 > PACK_LIMIT {
             return Ok(Small::Grown);
         }
-        Ok(Small::Bytes(BlobHash::of(&bytes), bytes))
+        Ok(Small::Bytes(Hashed::of(bytes)))
     }
 
     fn store_large(&self, plan: &Plan, list: &[usize], contents: &mut Contents) -> Result<()> {
@@ -265,7 +276,7 @@ impl Storer<'_> {
                 return Ok(lease.stands().then_some(content));
             }
             // It shrank since it was found.
-            let bytes = read_some(file, PACK_LIMIT).map_err(fail)?;
+            let bytes = read_some(file, PACK_LIMIT, content.size).map_err(fail)?;
             self.pack_one(bytes).map(Some)
         })
     }
@@ -283,7 +294,7 @@ impl Storer<'_> {
             };
             let content = hash_file(file, &step).map_err(fail)?.expect("nobody cancels");
             if content.size <= PACK_LIMIT {
-                return self.pack_one(read_some(file, PACK_LIMIT).map_err(fail)?);
+                return self.pack_one(read_some(file, PACK_LIMIT, content.size).map_err(fail)?);
             }
             match self.stash.put_large(self.cache, file, &content, Adopt::Clone) {
                 Ok(()) => return Ok(content),
@@ -332,9 +343,10 @@ impl Storer<'_> {
 
     /// Stores one small content in a pack of its own.
     pub fn pack_one(&self, bytes: Vec<u8>) -> Result<Content> {
-        let content = hash_bytes(&bytes);
+        let bytes = Hashed::of(bytes);
+        let content = Content { hash: bytes.hash(), size: bytes.bytes().len() as u64, groups: Vec::new() };
         let mut packing = Packing { storer: self, pack: NewPack::default(), batch: Vec::new(), bytes: 0 };
-        packing.push(content.hash, bytes)?;
+        packing.push(bytes)?;
         packing.finish()?;
         Ok(content)
     }
@@ -405,14 +417,14 @@ pub(super) fn first_writer(plan: &Plan) -> Option<String> {
 struct Packing<'a> {
     storer: &'a Storer<'a>,
     pack: NewPack,
-    batch: Vec<(BlobHash, Vec<u8>)>,
+    batch: Vec<Hashed>,
     bytes: usize,
 }
 
 impl Packing<'_> {
-    fn push(&mut self, hash: BlobHash, bytes: Vec<u8>) -> Result<()> {
-        self.bytes += bytes.len();
-        self.batch.push((hash, bytes));
+    fn push(&mut self, content: Hashed) -> Result<()> {
+        self.bytes += content.bytes().len();
+        self.batch.push(content);
         if self.batch.len() >= BATCH_FILES || self.bytes >= BATCH_BYTES {
             self.flush()?;
         }

@@ -9,8 +9,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -183,7 +184,6 @@ impl Drop for Running<'_> {
 
 /// Hashes a file from its start, as long as `go_on` says so.
 pub(super) fn hash_file(file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Option<Content>> {
-    use std::os::unix::fs::FileExt;
     let mut hasher = GroupHasher::default();
     let mut buf = vec![0u8; STEP];
     let mut offset = 0u64;
@@ -214,25 +214,30 @@ pub(super) fn hash_bytes(bytes: &[u8]) -> Content {
     Content { hash, size, groups }
 }
 
-/// Reads up to `limit` bytes and one more, to show that there are more.
-pub(super) fn read_some(file: &File, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut from_start = FromStart { file, at: 0 };
-    from_start.by_ref().take(limit + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Reads a file from its start without moving its shared position.
-struct FromStart<'f> {
-    file: &'f File,
-    at: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = std::os::unix::fs::FileExt::read_at(self.file, buf, self.at)?;
-        self.at += n as u64;
-        Ok(n)
+/// Reads up to `limit` bytes and one more, to show that there are more, without moving the file's shared position.
+/// `size` is how many are expected: if that is what there is, one call reads them.
+pub(super) fn read_some(file: &File, limit: u64, size: u64) -> io::Result<Vec<u8>> {
+    let most = limit as usize + 1;
+    let expected = size.min(limit) as usize;
+    let mut bytes = vec![0; expected + 1];
+    let mut len = 0;
+    loop {
+        len += match file.read_at(&mut bytes[len..], len as u64) {
+            // What is as long as expected has ended there.
+            Ok(n) if n == 0 || (len == 0 && n == expected) => {
+                bytes.truncate(len + n);
+                return Ok(bytes);
+            }
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(e),
+        };
+        if len == most {
+            return Ok(bytes);
+        }
+        if len == bytes.len() {
+            bytes.resize((len * 2).min(most), 0);
+        }
     }
 }
 

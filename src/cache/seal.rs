@@ -85,8 +85,9 @@ impl Cache {
             (Some(bytes), _) => bytes,
             (None, Some(hash)) => {
                 let file = self.inner.store.blob_file(&hash)?;
-                super::ingest::read_some(&file, Metadata::MAX_BYTES)
-                    .map_err(|e| CacheError::io("read", "metadata.json", e))?
+                let fail = |e| CacheError::io("read", "metadata.json", e);
+                let size = super::at::stat_of(&file).map_err(fail)?.st_size as u64;
+                super::ingest::read_some(&file, Metadata::MAX_BYTES, size).map_err(fail)?
             }
             (None, None) => return Ok(Found::Missing),
         };

@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::{Cache, Inner, Result, lease};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
-use crate::store::{Adopt, Location, PACK_LIMIT, PackId, PackWriter};
+use crate::store::{Adopt, Hashed, Location, PACK_LIMIT, PackId, PackWriter};
 
 /// Who put which uncommitted loose blob into the store.
 #[derive(Default)]
@@ -161,31 +161,34 @@ impl Stash {
     }
 
     /// Takes small contents in order: what the index does not know goes into `pack`.
-    pub fn put_small(&self, cache: &Cache, pack: &mut NewPack, batch: &[(BlobHash, Vec<u8>)]) -> Result<()> {
+    pub fn put_small(&self, cache: &Cache, pack: &mut NewPack, batch: &[Hashed]) -> Result<()> {
         let mut seen = HashSet::new();
         let wanted: Vec<_> = batch
             .iter()
-            .filter(|(h, _)| self.location(h).is_none() && !pack.placed.contains_key(h) && seen.insert(*h))
+            .filter(|c| {
+                let hash = &c.hash();
+                self.location(hash).is_none() && !pack.placed.contains_key(hash) && seen.insert(*hash)
+            })
             .collect();
-        let hashes: Vec<_> = wanted.iter().map(|(h, _)| *h).collect();
+        let hashes: Vec<_> = wanted.iter().map(|c| c.hash()).collect();
         self.reserve(cache, &hashes);
         let rows = cache.inner.index.blobs(&hashes)?;
         let mut new = Vec::new();
         for (item, row) in wanted.into_iter().zip(rows) {
-            match row.filter(|_| !cache.is_damaged(&item.0)) {
-                Some(row) => drop(self.state.lock().placed.insert(item.0, row.location)),
+            match row.filter(|_| !cache.is_damaged(&item.hash())) {
+                Some(row) => drop(self.state.lock().placed.insert(item.hash(), row.location)),
                 None => new.push(item),
             }
         }
-        let more = new.iter().map(|(_, b)| b.len() as u64).sum::<u64>();
+        let more = new.iter().map(|c| c.bytes().len() as u64).sum::<u64>();
         self.room_for(cache, pack.bytes + more)?;
         pack.bytes += more;
-        for (hash, bytes) in new {
+        for content in new {
             let writer = match &mut pack.writer {
                 Some(w) => w,
                 none => none.insert(cache.inner.store.new_pack()?),
             };
-            pack.placed.insert(*hash, writer.append(hash, bytes)?);
+            pack.placed.insert(content.hash(), writer.append_hashed(content)?);
         }
         Ok(())
     }

@@ -165,13 +165,15 @@ pub(super) struct Temp {
     name: OsString,
     file: File,
     placed: bool,
+    /// Bytes written since the disk was last told to begin.
+    unsent: u64,
 }
 
 impl Temp {
     pub fn create(dir: &Arc<Dir>) -> Result<Temp> {
         let name = temp_name();
         let file = port::create(dir.fd(), &name).map_err(dir.err("create", &name))?;
-        Ok(Temp { dir: dir.clone(), name, file, placed: false })
+        Ok(Temp { dir: dir.clone(), name, file, placed: false, unsent: 0 })
     }
 
     pub fn file(&self) -> &File {
@@ -183,7 +185,16 @@ impl Temp {
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.unsent += bytes.len() as u64;
         port::write_all(&self.file, bytes).map_err(self.dir.err("write", &self.name))
+    }
+
+    /// Has the disk begin with what was written, once that is `enough` bytes: there is less to wait for at the end.
+    pub fn write_back(&mut self, enough: u64) {
+        if self.unsent >= enough {
+            self.unsent = 0;
+            port::start_writing(&self.file);
+        }
     }
 
     /// Makes it read-only, syncs it, renames it to `name` in `to`, and syncs that directory; a

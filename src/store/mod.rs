@@ -34,7 +34,7 @@ mod tests;
 
 pub use error::StoreError;
 pub(crate) use manifests::table_bytes;
-pub use packs::PackWriter;
+pub use packs::{Hashed, PackWriter};
 pub(crate) use peek::{Parts, parts_of};
 pub use port::{Fault, skip_syncs};
 

@@ -23,6 +23,8 @@ const BLOB_MAGIC: &[u8; 4] = b"BLB1";
 pub(super) const BLOB_HEADER: usize = 4 + 4 + 32 + 8;
 /// Bytes collected before a write.
 const BUFFER: usize = 1 << 20;
+/// Bytes after which the disk begins to write.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// Holds the first number that was never reserved, in decimal.
 const NEXT: &str = "next";
@@ -69,6 +71,29 @@ fn list(packs: &Dir) -> Result<Vec<PackId>> {
     Ok(all)
 }
 
+/// Content with the hash of it, which nobody else can have made.
+pub struct Hashed {
+    hash: BlobHash,
+    bytes: Vec<u8>,
+}
+
+impl Hashed {
+    /// Hashes it.
+    pub fn of(bytes: Vec<u8>) -> Hashed {
+        Hashed { hash: BlobHash::of(&bytes), bytes }
+    }
+
+    /// Its hash.
+    pub fn hash(&self) -> BlobHash {
+        self.hash
+    }
+
+    /// The content.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// A pack being written aside; dropped unfinished, it leaves nothing behind.
 pub struct PackWriter {
     temp: Temp,
@@ -82,12 +107,24 @@ impl PackWriter {
     /// Appends one blob (at most [`PACK_LIMIT`] bytes) and says where it will lie. Content that
     /// does not have the hash (it changed since it was hashed) is `Corrupt` and not appended.
     pub fn append(&mut self, hash: &BlobHash, content: &[u8]) -> Result<Location> {
-        let corrupt = |why: &str| StoreError::Corrupt { path: self.temp.path(), line: None, why: why.into() };
-        if content.len() as u64 > PACK_LIMIT {
-            return Err(corrupt("the blob is too large for a pack"));
-        }
         if BlobHash::of(content) != *hash {
-            return Err(corrupt("the content changed while it was being stored"));
+            return Err(self.corrupt("the content changed while it was being stored"));
+        }
+        self.place(hash, content)
+    }
+
+    /// The same, of content that was hashed as it lies in memory.
+    pub fn append_hashed(&mut self, content: &Hashed) -> Result<Location> {
+        self.place(&content.hash, &content.bytes)
+    }
+
+    fn corrupt(&self, why: &str) -> StoreError {
+        StoreError::Corrupt { path: self.temp.path(), line: None, why: why.into() }
+    }
+
+    fn place(&mut self, hash: &BlobHash, content: &[u8]) -> Result<Location> {
+        if content.len() as u64 > PACK_LIMIT {
+            return Err(self.corrupt("the blob is too large for a pack"));
         }
         if self.buffer.len() + BLOB_HEADER + content.len() > BUFFER {
             self.flush()?;
@@ -102,6 +139,8 @@ impl PackWriter {
     fn flush(&mut self) -> Result<()> {
         self.temp.write(&self.buffer)?;
         self.buffer.clear();
+        // The disk need not wait for the last blob.
+        self.temp.write_back(WRITE_BACK);
         Ok(())
     }
 

@@ -268,6 +268,12 @@ pub(super) fn truncate(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
 }
 
+/// Has the disk begin to write what was written to a file; nothing is promised by it.
+pub(super) fn start_writing(file: &File) {
+    // SAFETY: the call takes numbers only.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Waits until a file's content is on the disk.
 pub(super) fn sync_data(file: &File) -> io::Result<()> {
     step()?;
