@@ -68,3 +68,20 @@ fn sealed_drafts_take_up_no_descriptors() {
     (1..60).for_each(seal);
     assert!(open() < before + 30, "{before} and {} descriptors", open());
 }
+
+/// Nor does what was thrown away.
+#[test]
+fn dropped_drafts_take_up_no_descriptors() {
+    let m = Mount::new();
+    let open = || fs::read_dir(format!("/proc/{}/fd", m.pid())).expect("the daemon's descriptors").count();
+    let throw_away = |n: usize| {
+        let draft = m.path(format!("key-{n}"));
+        fs::create_dir_all(draft.join("outputs/sub")).expect("mkdir");
+        fs::write(draft.join("outputs/sub/f"), n.to_string()).expect("write");
+        fs::rename(&draft, m.path(format!(".outfs/trash/key-{n}"))).expect("thrown away");
+    };
+    throw_away(0);
+    let before = open();
+    (1..60).for_each(throw_away);
+    assert!(open() < before + 30, "{before} and {} descriptors", open());
+}

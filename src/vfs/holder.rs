@@ -139,6 +139,10 @@ impl Holder for View {
         // One that is gone is to be asked for by its name again.
         let top = nix::sys::stat::fstat(draft.tree()).ok().and_then(|st| self.nodes.draft(identity(&st)));
         if let Some(top) = top.filter(|top| std::ptr::eq(&*top.draft, draft)) {
+            if draft.has_ended() == Some(true) {
+                top.let_go();
+                self.reach.clear();
+            }
             self.attributes_changed(&[top.ino]);
         }
     }

@@ -85,6 +85,12 @@ impl DraftNode {
         s.fd.clone().or_else(|| s.handles.iter().find_map(std::sync::Weak::upgrade))
     }
 
+    /// Its draft was dropped: nothing is reached through it any more, however long a kernel remembers it.
+    pub fn let_go(&self) {
+        let fd = self.state.lock().fd.take();
+        drop(fd);
+    }
+
     /// Its open handles.
     pub fn handles(&self) -> Vec<Arc<OwnedFd>> {
         self.state.lock().handles.iter().filter_map(std::sync::Weak::upgrade).collect()
