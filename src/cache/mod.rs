@@ -55,6 +55,7 @@ mod scrub;
 #[cfg(test)]
 mod scrub_tests;
 mod seal;
+mod sessions;
 mod stash;
 mod tar;
 #[cfg(test)]
@@ -85,6 +86,7 @@ pub use owner::this_process;
 pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
 pub use scrub::ScrubFacts;
+pub use sessions::Process;
 pub use usage::{Du, Stats, Usage};
 pub use work::Work;
 

@@ -45,6 +45,9 @@ impl Cache {
         started.map_err(|e| CacheError::io("start a thread for", root, e))?;
         let cache = Cache { inner };
         cache.make_ready(fresh)?;
+        if let Err(e) = cache.end_dead_sessions() {
+            tracing::warn!(error = %e, "what ended sessions have left stays for now");
+        }
         Ok(cache)
     }
 

@@ -28,6 +28,7 @@ mod restore;
 mod run;
 mod seal;
 mod session;
+mod sessions;
 mod shelf;
 mod show;
 mod stats;
@@ -83,6 +84,7 @@ enum Command {
     Stop(unmount::Stop),
     Status(status::Status),
     Run(Box<run::Run>),
+    Session(sessions::Sessions),
     Why(why::Why),
     Diff(diff::Diff),
     Put(put::Put),
@@ -152,6 +154,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
     }
     match command {
         Command::Run(c) => return c.run(&cx),
+        Command::Session(c) => return c.run(&cx),
         Command::Why(c) => c.run(&cx)?,
         Command::Diff(c) => c.run(&cx)?,
         Command::Mount(c) => c.run(&cx)?,

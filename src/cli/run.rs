@@ -16,6 +16,7 @@ use super::{Context, out};
 use crate::cache::CachePolicy;
 use crate::control::{Failure, Kind};
 use crate::daemon::{MountInfo, mount_table};
+use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
 use crate::run::{
     Held, Inputs, Place, Reason, Report, RunError, SandboxKind, Shelf, Sink, Task, Times, Voice, Ways, guard,
@@ -121,6 +122,9 @@ pub(crate) struct Run {
     /// Say every part of the key and what would happen
     #[arg(long)]
     dry_run: bool,
+    /// Run it past the cache, and have its result for later runs of the same 'outfs session'
+    #[arg(long, conflicts_with_all = ["policy", "force", "verify", "cache_failures", "dry_run"])]
+    ephemeral: bool,
     /// Run it even while another process runs the same
     #[arg(long)]
     no_wait: bool,
@@ -180,6 +184,12 @@ impl Run {
         let cwd = std::env::current_dir().map_err(|e| RunError::io("find", ".", e))?;
         let place = Place::of(&cwd);
         let team_key = self.team_key()?;
+        let session = session()?;
+        if self.ephemeral && session.is_none() {
+            let message =
+                "an ephemeral result lasts as long as a session: run this in 'outfs session -- COMMAND'";
+            return Err(RunError::usage(message));
+        }
         let task = Task {
             id: self.task.unwrap_or_else(|| Task::default_id(&self.command, &place)),
             outputs: Task::outputs_of(&self.output, &place)?,
@@ -204,7 +214,9 @@ impl Run {
         };
         let task = Task { from: Task::from_of(self.from, &task.outputs, &task.place)?, ..task };
         let ways = Ways {
+            ephemeral: self.ephemeral,
             policy: match self.policy {
+                _ if self.ephemeral => CachePolicy::Disabled,
                 Policy::Normal => CachePolicy::Normal,
                 Policy::Readonly => CachePolicy::Readonly,
                 Policy::Writeonly => CachePolicy::Writeonly,
@@ -214,6 +226,7 @@ impl Run {
             verify: self.verify,
             dry_run: self.dry_run,
             no_wait: self.no_wait,
+            session,
             cache_failures: self.cache_failures,
             way: self.how.way(),
             times: if self.mtime == Mtime::Keep { Times::Keep } else { Times::Now },
@@ -244,6 +257,12 @@ impl Run {
 fn hidden(store: &Path) -> Vec<PathBuf> {
     let views = mount_table().into_iter().filter(MountInfo::is_outfs).map(|m| m.at);
     store.canonicalize().into_iter().chain(views).collect()
+}
+
+/// The session that this is in.
+fn session() -> Result<Option<SessionId>, RunError> {
+    let name = std::env::var(super::sessions::VARIABLE).ok().filter(|name| !name.is_empty());
+    name.map(|name| name.parse()).transpose().map_err(|e: SessionError| RunError::usage(e.to_string()))
 }
 
 /// Where projects are remembered; nowhere without a home.

@@ -209,6 +209,7 @@ impl Shelf for StoreShelf {
                 outputs: raw(keep.outputs),
                 extra: keep.extra.clone(),
                 replace: keep.replace,
+                session: keep.session.cloned(),
                 base: keep.base.map(|(key, changed)| RunBase { key: key.clone(), changed: raw(changed) }),
             }),
         });

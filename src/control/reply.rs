@@ -8,6 +8,7 @@ use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts,
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
 use crate::model::manifest::Origin;
+use crate::model::session::SessionId;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
 use crate::run::{Earlier, Found, Nodes, Placed};
 use crate::vfs::ViewOptions;
@@ -238,6 +239,11 @@ pub enum Reply {
     },
     /// To `Import`.
     Imported(ImportReport),
+    /// To `BeginSession`.
+    Session {
+        /// Its name.
+        id: SessionId,
+    },
     /// To `Find`.
     Found(Found),
     /// To `History`: the newest first.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{FsckOptions, RestoreAs, TaskFacts};
+use crate::cache::{FsckOptions, Process, RestoreAs, TaskFacts};
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
+use crate::model::session::SessionId;
 use crate::run::{Note, Times};
 use crate::vfs::ViewOptions;
 
@@ -39,6 +40,9 @@ pub struct RunPut {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// It lasts no longer than this.
+    #[serde(default)]
+    pub session: Option<SessionId>,
     /// What it was made from.
     #[serde(default)]
     pub base: Option<RunBase>,
@@ -228,6 +232,16 @@ pub enum Request {
     DropDraft {
         /// Its id.
         id: String,
+    },
+    /// Begins a session.
+    BeginSession {
+        /// It lasts as long as this.
+        process: Process,
+    },
+    /// Ends a session: its results go.
+    EndSession {
+        /// Which.
+        id: SessionId,
     },
     /// Writes to the event log.
     Note {

@@ -12,6 +12,7 @@ pub mod hash;
 pub mod key;
 pub mod manifest;
 pub mod metadata;
+pub mod session;
 pub mod units;
 
 pub use event::{Cursor, CursorError, Event, EventKind};

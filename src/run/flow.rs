@@ -22,6 +22,7 @@ use super::upstream::{Made, Sought};
 use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
+use crate::model::session::SessionId;
 
 /// How a task is to be run.
 #[derive(Debug, Clone)]
@@ -36,6 +37,10 @@ pub struct Ways {
     pub dry_run: bool,
     /// Run even while another process runs the same.
     pub no_wait: bool,
+    /// The session that it belongs to.
+    pub session: Option<SessionId>,
+    /// An uncached run's result is kept as long as the session lasts.
+    pub ephemeral: bool,
     /// Failed runs are results, too.
     pub cache_failures: bool,
     /// How outputs come back.
@@ -182,15 +187,22 @@ impl Run<'_> {
     /// Past the cache: nothing is looked up or kept.
     fn uncached(&mut self) -> Result<()> {
         super::outputs::check_way(self.cwd(), &self.task.outputs)?;
-        let prepared = match self.task.needs_preparing() {
+        let session = self.ways.session.as_ref().filter(|_| self.ways.ephemeral);
+        let mut prepared = match self.task.needs_preparing() || session.is_some() {
             true => Some(self.prepare()?),
             false => None,
         };
         self.report.key = None;
-        let Performed { outcome, .. } = self.execute(prepared.as_ref(), None)?;
+        let Performed { outcome, changed, .. } = self.execute(prepared.as_ref(), None)?;
         let good = self.judge(&outcome)?.is_none();
+        let mut key = None;
+        if let (true, Some(session), Some(prepared)) = (good, session, &mut prepared) {
+            prepared.key = session.key(&self.task.id);
+            key = self.keep(prepared, &outcome, changed.as_deref()).map(|_| prepared.key.clone());
+            self.report.key = key.clone();
+        }
         let outputs_hash = if good { Some(self.hash_outputs()?) } else { None };
-        self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key: None, outputs_hash });
+        self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key, outputs_hash });
         Ok(())
     }
 
@@ -233,7 +245,11 @@ impl Run<'_> {
 
     fn made(&mut self, sought: Sought<'_>) -> Option<Made> {
         match sought {
-            Sought::Task(name) => self.ask(|shelf| shelf.newest(name)).flatten(),
+            Sought::Task(name) => {
+                let inside = self.ways.session.as_ref().map(|session| session.task(name));
+                let inside = inside.and_then(|name| self.ask(|shelf| shelf.newest(&name)).flatten());
+                inside.or_else(|| self.ask(|shelf| shelf.newest(name)).flatten())
+            }
             Sought::Key(key) => match self.ask(|shelf| shelf.find(key, &[]))? {
                 Found::Entry(held) => Some(Made { key: key.clone(), outputs_hash: held.outputs_hash }),
                 _ => None,
@@ -250,6 +266,7 @@ impl Run<'_> {
                 ledger: &ledger,
                 lock: ways.lock.as_deref(),
                 team_key: ways.team_key.as_deref(),
+                session: ways.session.as_ref(),
                 ask: &mut |sought| self.made(sought),
             },
         );

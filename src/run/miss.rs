@@ -76,7 +76,12 @@ impl Run<'_> {
     }
 
     /// Keeps a result; what the store says of it then.
-    fn keep(&mut self, prepared: &Prepared, outcome: &Outcome, changed: Option<&[PathBuf]>) -> Option<Held> {
+    pub(super) fn keep(
+        &mut self,
+        prepared: &Prepared,
+        outcome: &Outcome,
+        changed: Option<&[PathBuf]>,
+    ) -> Option<Held> {
         let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
         let stamp = Stamp::take(&cwd, outputs).ok()?;
         stamp.settle();
@@ -87,9 +92,10 @@ impl Run<'_> {
                 return None;
             }
         };
+        let session = self.ways.session.as_ref().filter(|_| self.ways.ephemeral);
         let keep = Keep {
             key,
-            task_id: &self.task.id,
+            task_id: &session.map_or_else(|| self.task.id.clone(), |session| session.task(&self.task.id)),
             command: self.task.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
             exit_code: i32::from(outcome.end.code()),
             duration_ms: outcome.duration.as_millis() as u64,
@@ -97,7 +103,8 @@ impl Run<'_> {
             outputs,
             logs: [logs.0.path(), logs.1.path()],
             extra: self.extra(prepared, &outcome.order),
-            replace: self.report.reasons.iter().any(Reason::is_about_the_entry),
+            replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
+            session,
             base: prepared.base.as_ref().map(|of| &of.key).zip(changed),
         };
         // A result that cannot be kept says nothing about the store: another one may have been first.

@@ -6,6 +6,7 @@
 //! never fails the task. Must not know: the command line, terminals, the control socket (it
 //! asks a [`Shelf`] for what a store knows).
 
+mod accompany;
 mod capture;
 mod decide;
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod stage;
 mod text;
 mod upstream;
 
+pub use accompany::accompany;
 pub use capture::{Capture, Order, Sink, Writers};
 pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
 pub use error::RunError;

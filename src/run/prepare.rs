@@ -18,6 +18,7 @@ use super::spec::Task;
 use super::upstream::{Made, Sought, Upstream, Upstreams};
 use super::{Parts, Result, RunError, SandboxKind, platform, secret_hash, text, value_hash};
 use crate::model::EntryKey;
+use crate::model::session::SessionId;
 
 /// A task whose key is known.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) struct Around<'a> {
     pub ledger: &'a Ledger,
     pub lock: Option<&'a Path>,
     pub team_key: Option<&'a [u8]>,
+    /// The session that the run is in.
+    pub session: Option<&'a SessionId>,
     /// Asks the store for a result.
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
@@ -60,7 +63,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
     let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
-    let mut upstream = Upstreams { ledger: around.ledger, lock: lock.as_ref(), ask: around.ask };
+    let mut upstream =
+        Upstreams { ledger: around.ledger, lock: lock.as_ref(), session: around.session, ask: around.ask };
     let from = task.from.iter().map(|(path, name)| Ok((path.clone(), upstream.result(name)?)));
     let from = from.collect::<Result<Vec<_>>>()?;
     let base = task.base.as_deref().map(|name| upstream.result(name)).transpose()?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::decide::Earlier;
 use super::upstream::Made;
 use crate::cache::{RestoreAs, Restored};
+use crate::model::session::SessionId;
 use crate::model::{EntryKey, ManifestHash};
 
 /// The member of an entry's metadata that has what a run knows.
@@ -140,6 +141,8 @@ pub struct Keep<'a> {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// It lasts no longer than this.
+    pub session: Option<&'a SessionId>,
     /// The entry that it was made from, and the files that are not as that has them: the others need not be read.
     pub base: Option<(&'a EntryKey, &'a [PathBuf])>,
 }

@@ -9,6 +9,7 @@ use super::ledger::Ledger;
 use super::lock::Lock;
 use super::{Result, RunError};
 use crate::model::EntryKey;
+use crate::model::session::SessionId;
 
 /// A result to be asked for.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +42,8 @@ pub(super) struct Upstream {
 pub(super) struct Upstreams<'a> {
     pub ledger: &'a Ledger,
     pub lock: Option<&'a Lock>,
+    /// The session that the run is in.
+    pub session: Option<&'a SessionId>,
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
 
@@ -84,6 +87,12 @@ impl Upstreams<'_> {
 
     fn of_task(&mut self, name: &str) -> Result<Option<Made>> {
         if let Some(last) = self.ledger.last_run(name) {
+            let of = last.key.as_ref().and_then(SessionId::of_key);
+            if of.is_some() && of.as_ref() != self.session {
+                return Err(RunError::usage(format!(
+                    "what the task {name} made last was ephemeral, and of another session: run it again"
+                )));
+            }
             return match (last.key, last.outputs_hash) {
                 (Some(key), Some(outputs_hash)) => Ok(Some(Made { key, outputs_hash })),
                 (None, Some(_)) => Err(RunError::usage(format!(

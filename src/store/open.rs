@@ -21,8 +21,19 @@ use super::packs::PackIds;
 use super::{Access, Result, Space, Store, StoreError, port, remove};
 
 /// Directories of a store; the first two are divided into `00` to `ff`.
-const ROOMS: [&str; 10] =
-    ["manifests", "blobs", "packs", "drafts", "events", "pins", "rejections", "quarantine", "tmp", "runs"];
+const ROOMS: [&str; 11] = [
+    "manifests",
+    "blobs",
+    "packs",
+    "drafts",
+    "events",
+    "pins",
+    "rejections",
+    "quarantine",
+    "tmp",
+    "runs",
+    "sessions",
+];
 const SHARDED: usize = 2;
 
 /// How files of other rooms at the store's top begin (see [`Store::path`]).

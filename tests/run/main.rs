@@ -12,4 +12,5 @@ mod events;
 mod flights;
 mod project;
 mod sandbox;
+mod sessions;
 mod tasks;

@@ -54,6 +54,11 @@ pub fn dispatch(
         Request::Nodes { key } => runs::nodes(cache, &key),
         Request::RunDraft { process, task } => runs::draft(cache, &process, &task),
         Request::DropDraft { id } => runs::drop_draft(cache, &id),
+        Request::BeginSession { process } => Ok(Reply::Session { id: cache.begin_session(&process)? }),
+        Request::EndSession { id } => {
+            cache.end_session(&id)?;
+            Ok(Reply::Done)
+        }
         Request::Note { key, task, note } => runs::note(cache, &key, task, note),
         Request::Restore { key, dest, how, force, dir_mode } => {
             content::restore(cache, &key, &dest.0, (how, force, dir_mode), channel)

@@ -8,6 +8,7 @@ use super::entries::draft_facts;
 use super::watch::watched;
 use super::{Caller, content, held, hit};
 use crate::cache::{Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, RestoreAs, SealRequest};
+use crate::model::session::SessionId;
 use crate::model::{EntryKey, EventKind, RecordKind};
 use crate::run::{Earlier, Found, Held, MEMBER, Node, Nodes, Note, Parts, Placed, Times, nodes_hash, text};
 
@@ -173,6 +174,7 @@ pub(super) fn keep(
     channel: &mut dyn Channel,
 ) -> Result<Reply, Failure> {
     let dir = put.dir.as_ref().ok_or_else(|| Failure::failed("a run's outputs are in a directory"))?;
+    run.session.as_ref().map_or(Ok(()), |id| alive(cache, id))?;
     let request = SealRequest {
         key: put.key.clone(),
         origin: caller.origin("run", &dir.0.to_string_lossy()),
@@ -190,7 +192,19 @@ pub(super) fn keep(
     let sealed = watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
         cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, base, request, work)
     })?;
+    // It may have ended while this was written.
+    if let Some(Err(ended)) = run.session.as_ref().map(|id| alive(cache, id)) {
+        cache.evict(&put.key, "session")?;
+        return Err(ended);
+    }
     content::stored(sealed)
+}
+
+fn alive(cache: &Cache, id: &SessionId) -> Result<(), Failure> {
+    match cache.has_session(id) {
+        true => Ok(()),
+        false => Err(Failure::failed(format!("the session {id} has ended"))),
+    }
 }
 
 pub(super) fn note(cache: &Cache, key: &EntryKey, task: String, note: Note) -> Result<Reply, Failure> {

@@ -1,0 +1,50 @@
+//! Running a command as it is, with this process's own input and output, to its end.
+//!
+//! Invariant: what asks this process to end is told to the command, which decides; what the terminal tells both is told
+//! once. Must not know: why.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::guard::not_started;
+use super::signals::Signals;
+use crate::cache::pidfd_open;
+
+/// Runs a command with variables of its own; its exit code as a shell says it, and why it could not be started if so.
+pub fn accompany(argv: &[OsString], env: &[(&str, String)]) -> io::Result<(u8, Option<io::Error>)> {
+    let signals = Signals::catch(&[])?;
+    let Some((program, arguments)) = argv.split_first() else {
+        return Ok((127, Some(io::ErrorKind::NotFound.into())));
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).envs(env.iter().map(|(name, value)| (name, value)));
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(e) => return Ok((not_started(&e), Some(e))),
+    };
+    let ended = pidfd_open(child.id())?;
+    loop {
+        let mut fds =
+            [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(signals.fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        if fds[0].any() == Some(true) {
+            let status = child.wait()?;
+            let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            return Ok((code as u8, None));
+        }
+        if let Some(signal @ (libc::SIGTERM | libc::SIGHUP)) = signals.take() {
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::try_from(signal).ok());
+        }
+    }
+}

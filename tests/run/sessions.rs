@@ -1,0 +1,168 @@
+//! Runs that leave nothing, and results that go with a session.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::{Mount, eventually};
+use crate::project::{Project, Ran, said, tree};
+
+/// `outfs run --ephemeral` of a task `a` that makes `o`.
+const MAKE_A: &[&str] = &[
+    "run",
+    "--json",
+    "--ephemeral",
+    "--task",
+    "a",
+    "--no-inputs",
+    "--output",
+    "o",
+    "--",
+    "sh",
+    "-c",
+    "echo 1 > o",
+];
+/// A task that starts from it.
+const FROM_A: &[&str] = &[
+    "run",
+    "--json",
+    "--task",
+    "b",
+    "--no-inputs",
+    "--base",
+    "a",
+    "--output",
+    "o",
+    "--",
+    "sh",
+    "-c",
+    "echo 2 >> o",
+];
+
+impl Project {
+    fn entries(&self) -> Vec<String> {
+        self.ok(&["ls"]).lines().map(str::to_owned).collect()
+    }
+
+    fn in_session(&self, id: &str, args: &[&str]) -> Ran {
+        let mut c = self.command(args);
+        c.env("OUTFS_SESSION", id);
+        Ran::of(c)
+    }
+
+    /// A process that lives until it is killed.
+    fn process() -> std::process::Child {
+        Command::new("sleep").arg("600").spawn().expect("sleep starts")
+    }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).unwrap().next().is_none()
+}
+
+#[test]
+fn an_uncached_run_leaves_nothing_behind() {
+    let p = Project::new();
+    let run = || p.sh(&["--task", "t", "--no-inputs", "--output", "o", "--policy", "disabled"], "echo 1 > o");
+    assert_eq!(run().code, 0);
+    assert!(!p.store.exists());
+    p.sh(&["--task", "t", "--no-inputs", "--output", "o"], "echo 1 > o").kept(true);
+    let before = tree(&p.store);
+    assert_eq!(run().record["result"], "uncached");
+    assert!(tree(&p.store) == before, "the store is as it was");
+}
+
+/// S13.12 An ephemeral result is there for the runs of its session, for nobody else, and no longer than the session.
+#[test]
+fn a_session_has_its_results_until_it_ends() {
+    let p = Project::new();
+    let quoted = |args: &[&str]| args.iter().map(|a| format!("'{a}' ")).collect::<String>();
+    let script = format!(
+        "set -e; outfs() {{ {} \"$@\"; }}; outfs {}; cat o > ../first; outfs {}; outfs ls > ../during",
+        env!("CARGO_BIN_EXE_outfs"),
+        quoted(MAKE_A),
+        quoted(FROM_A)
+    );
+    let out = p.outfs(&["session", "--", "sh", "-c", &script]);
+    assert!(out.status.success(), "{}", said(&out));
+    assert_eq!(fs::read_to_string(p.dir.path().join("first")).unwrap(), "1\n");
+    assert_eq!(p.read("o"), "1\n2\n", "it started from what was made before");
+    let during = fs::read_to_string(p.dir.path().join("during")).unwrap();
+    assert_eq!(during.lines().filter(|l| l.contains("session-")).count(), 1, "{during}");
+    let left = p.entries();
+    assert_eq!(left.len(), 1, "what was not ephemeral stays: {left:?}");
+    assert!(!left[0].contains("session-"), "{left:?}");
+    assert!(is_empty(&p.store.join("sessions")));
+    // Its exit code is the command's.
+    assert_eq!(p.outfs(&["session", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
+    assert_eq!(p.outfs(&["session", "--", "no-such-program"]).status.code(), Some(127));
+}
+
+#[test]
+fn nobody_else_is_offered_it() {
+    let p = Project::new();
+    let mut process = Project::process();
+    let pid = process.id().to_string();
+    let id = p.ok(&["session", "--pid", &pid]).trim().to_owned();
+    let other = p.ok(&["session", "--pid", &pid]).trim().to_owned();
+    let made = p.in_session(&id, MAKE_A);
+    assert_eq!(
+        (&made.record["result"], &made.record["kept"]),
+        (&"uncached".into(), &true.into()),
+        "{made:#?}"
+    );
+    assert_eq!(p.in_session(&id, MAKE_A).record["result"], "uncached", "it is run each time");
+    assert_eq!(p.entries(), [made.key()]);
+    for refused in [p.in_session(&other, FROM_A), Ran::of(p.command(FROM_A))] {
+        assert_eq!(refused.code, 125, "{refused:#?}");
+        refused.says("of another session");
+    }
+    p.sh(&["--task", "a", "--no-inputs", "--output", "o"], "echo 1 > o").is_miss(&["first_run"]);
+    p.in_session(&id, MAKE_A);
+    p.in_session(&id, FROM_A).kept(true);
+    p.ok(&["session", "--end", &id]);
+    assert_eq!(p.entries().iter().filter(|key| key.contains("session-")).count(), 0);
+    let late = p.in_session(&id, MAKE_A);
+    assert_eq!((late.code, late.record["kept"].as_bool()), (0, Some(false)), "the task itself is run");
+    late.says("has ended");
+    assert_eq!(Ran::of(p.command(MAKE_A)).code, 125, "without a session");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+/// S13.12 … however that ends.
+#[test]
+fn a_killed_session_is_swept() {
+    let p = Project::new();
+    let script = format!(
+        "{} {} 'echo 1 > o' > /dev/null; touch ../made; exec sleep 600",
+        env!("CARGO_BIN_EXE_outfs"),
+        MAKE_A[..MAKE_A.len() - 1].join(" ")
+    );
+    let mut c = p.command(&["session", "--", "sh", "-c", &script]);
+    let mut session = c.stdout(Stdio::null()).spawn().unwrap();
+    eventually("the result", || p.dir.path().join("made").exists());
+    assert_eq!(p.entries().len(), 1);
+    let child = fs::read_to_string(format!("/proc/{0}/task/{0}/children", session.id())).unwrap();
+    session.kill().unwrap();
+    session.wait().unwrap();
+    assert_eq!(p.entries(), Vec::<String>::new(), "the next start sweeps");
+    assert!(is_empty(&p.store.join("sessions")));
+    let child = nix::unistd::Pid::from_raw(child.trim().parse().unwrap());
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_daemon_notices_that_a_process_is_gone() {
+    let m = Mount::new();
+    let mut p = Project::new();
+    p.store = m.store().to_owned();
+    let mut process = Project::process();
+    let id = p.ok(&["session", "--pid", &process.id().to_string()]).trim().to_owned();
+    p.in_session(&id, MAKE_A).kept(true);
+    assert_eq!(p.entries().len(), 1);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    eventually("its result to go", || p.entries().is_empty() && is_empty(&p.store.join("sessions")));
+    assert_eq!(p.outfs(&["session", "--pid", &process.id().to_string()]).status.code(), Some(2));
+}
