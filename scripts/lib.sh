@@ -56,6 +56,84 @@ with_uring() (
 )
 can_have_uring() { [[ -w /sys/module/fuse/parameters/enable_uring ]]; }
 
+# variants "$@": takes what the suites that judge mounts have in common, and leaves the rest in REST:
+#   --user          as an ordinary user, through fusermount3 (root becomes `nobody` for it)
+#   --off FEATURE   mounts do without a feature of the kernel: passthrough, readdirplus, no_open, prune or io_uring
+#   --uring         mounts go through io_uring
+# VARIANT says which, for people.
+variants() {
+    AS_USER= URING= VARIANT= REST=()
+    while (($#)); do
+        case $1 in
+            --user) AS_USER=1 VARIANT+=", as an ordinary user" ;;
+            --uring) URING=1 VARIANT+=", through io_uring" ;;
+            --off)
+                case ${2-} in
+                    passthrough | readdirplus | no_open | prune | io_uring) ;;
+                    *) fail "--off takes passthrough, readdirplus, no_open, prune or io_uring" ;;
+                esac
+                export OUTFS_TEST_WITHOUT=${OUTFS_TEST_WITHOUT:+$OUTFS_TEST_WITHOUT,}$2
+                VARIANT+=", without $2"
+                shift
+                ;;
+            *) REST+=("$1") ;;
+        esac
+        shift
+    done
+}
+
+# apart SECONDS PROGRAM ARGUMENT…: runs it as root, with $OUTFS_BIN, in a process and mount namespace of its own:
+# whatever happens, no daemon and no mount outlives it.
+apart() {
+    local limit=$1 with=()
+    shift
+    [[ -z ${URING-} ]] || with=(with_uring)
+    "${with[@]}" timeout -k 5 "$limit" unshare --mount --pid --fork --kill-child --mount-proc "$@"
+}
+
+# user_place: USER_PLACE is a new directory where an ordinary user may run copies of $OUTFS_BIN and of the programs named.
+user_place() {
+    USER_PLACE=$(mktemp -d "${TMPDIR:-/tmp}/outfs-user.XXXXXX")
+    mkdir "$USER_PLACE/tmp"
+    cp "$OUTFS_BIN" "$USER_PLACE/outfs"
+    (($# == 0)) || cp "$@" "$USER_PLACE/"
+    chmod 755 "$USER_PLACE"
+    chown -R nobody "$USER_PLACE"
+}
+
+# user_apart SECONDS PROGRAM ARGUMENT…: the same as `nobody`, in USER_PLACE. Some machines give /dev/fuse to root only; here
+# there is one for all.
+user_apart() {
+    local limit=$1
+    shift
+    apart "$limit" bash -c '
+        set -e
+        place=$1
+        shift
+        mknod -m 666 "$place/fuse" c 10 229
+        mount --bind "$place/fuse" /dev/fuse
+        mountpoint -q /sys/fs/fuse/connections || mount -t fusectl fusectl /sys/fs/fuse/connections
+        cd "$place"
+        export HOME=$place TMPDIR=$place/tmp OUTFS_BIN=$place/outfs
+        exec setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"
+    ' - "$USER_PLACE" "$@"
+}
+
+# load_apart SECONDS ARGUMENT…: runs the program LOAD as the variant says.
+load_apart() {
+    local limit=$1
+    shift
+    if [[ -z ${AS_USER-} ]]; then
+        apart "$limit" "$LOAD" "$@"
+        return
+    fi
+    user_place "$LOAD"
+    local failed=0
+    user_apart "$limit" "$USER_PLACE/$(basename "$LOAD")" "$@" || failed=$?
+    rm -rf "$USER_PLACE"
+    return $failed
+}
+
 # build_outfs: OUTFS_BIN stays when set; else it is built here. OUTFS_PROFILE is dev or release.
 build_outfs() {
     if [[ -z ${OUTFS_BIN-} ]]; then

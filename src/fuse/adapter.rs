@@ -33,6 +33,8 @@ pub(super) struct Adapter {
     pub jobs: Jobs,
     /// For what could not be done at once and does not take long.
     pub again: Jobs,
+    /// Reads need no open: said at the first one.
+    pub no_open: bool,
     /// Whose requests are served, if not everybody's.
     pub only: Option<u32>,
 }
@@ -205,7 +207,7 @@ impl Adapter {
 
     fn open(&self, who: Caller, ino: u64, flags: i32, reply: Reply) {
         let reads = flags & libc::O_ACCMODE == libc::O_RDONLY;
-        if reads && self.view.read_only() {
+        if reads && self.no_open {
             // Said once, it is true for the whole connection: reads need no open and no release.
             return reply.error(Errno::ENOSYS);
         }

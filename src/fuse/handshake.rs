@@ -8,6 +8,7 @@ use fuser::{InitFlags, KernelConfig, Request};
 use parking_lot::Mutex;
 
 use super::device::MAX_WRITE;
+use super::without::Without;
 use super::{MountOptions, Passthrough};
 use crate::vfs::View;
 
@@ -23,6 +24,7 @@ pub(super) struct Handshake {
     view: Arc<View>,
     passthrough: Passthrough,
     rings: bool,
+    without: Without,
     agreed: Arc<Mutex<Agreed>>,
 }
 
@@ -32,15 +34,17 @@ impl Handshake {
         view: Arc<View>,
         options: &MountOptions,
         rings: bool,
+        without: Without,
     ) -> (Handshake, Arc<Mutex<Agreed>>) {
         let agreed = Arc::<Mutex<Agreed>>::default();
-        (Handshake { view, passthrough: options.passthrough, rings, agreed: agreed.clone() }, agreed)
+        let passthrough = if without.passthrough { Passthrough::Off } else { options.passthrough };
+        (Handshake { view, passthrough, rings, without, agreed: agreed.clone() }, agreed)
     }
 }
 
 impl fuser::Filesystem for Handshake {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let useful = InitFlags::FUSE_DO_READDIRPLUS
+        let mut useful = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
@@ -49,6 +53,9 @@ impl fuser::Filesystem for Handshake {
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             // There are no ACLs; with this the kernel remembers that of each file, and `ls -l` need not ask.
             | InitFlags::FUSE_POSIX_ACL;
+        if self.without.readdirplus {
+            useful.remove(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
+        }
         let _ = config.add_capabilities(useful & config.capabilities());
         let _ = config.set_max_write(MAX_WRITE as u32);
         let _ = config.set_max_background(64);

@@ -23,6 +23,7 @@ mod ring;
 mod serve;
 mod session;
 mod wire;
+mod without;
 
 pub use detach::detach;
 pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};

@@ -34,12 +34,11 @@ pub struct KernelEnd {
 }
 
 impl KernelEnd {
-    /// Starts the thread; it ends with the sender.
-    pub fn start(notifier: Notifier, device: Arc<OwnedFd>) -> std::io::Result<Self> {
+    /// Starts the thread; it ends with the sender. `prunes` is false where the kernel is known not to.
+    pub fn start(notifier: Notifier, device: Arc<OwnedFd>, mut prunes: bool) -> std::io::Result<Self> {
         let (tx, rx) = unbounded::<Message>();
         let own = notifier.clone();
         std::thread::Builder::new().name("notify".into()).spawn(move || {
-            let mut prunes = true;
             for message in rx {
                 let (name, inos) = match message {
                     Message::Names(inos) => {

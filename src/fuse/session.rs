@@ -18,6 +18,7 @@ use super::handshake::{Agreed, Handshake};
 use super::jobs::Jobs;
 use super::notify::KernelEnd;
 use super::ring::{self, Rings};
+use super::without::Without;
 use super::{MountError, MountOptions, Passthrough, Transport};
 use crate::vfs::View;
 
@@ -131,8 +132,10 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         fail(why, no_fuse)
     };
     let at = at.canonicalize().map_err(io)?;
-    let rings = rings(options.transport).map_err(|why| fail(why, false))?;
-    let (handshake, agreed) = Handshake::new(view.clone(), options, rings.is_some());
+    let without = Without::asked();
+    let transport = if without.io_uring { Transport::Dev } else { options.transport };
+    let rings = rings(transport).map_err(|why| fail(why, false))?;
+    let (handshake, agreed) = Handshake::new(view.clone(), options, rings.is_some(), without);
     let mut session = Session::new(handshake, &at, &config(&view, options)).map_err(io)?;
     let agreed = *agreed.lock();
     if options.passthrough == Passthrough::Require && !agreed.passthrough {
@@ -151,9 +154,10 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         backings: Arc::new(Backings::new(agreed.passthrough.then(|| device.clone()))),
         jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
         again: Jobs::start("again", 1).map_err(io)?,
+        no_open: view.read_only() && !without.no_open,
         only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
     });
-    let kernel = KernelEnd::start(session.notifier(), device.clone()).map_err(io)?;
+    let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
     let mut threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;

@@ -1,6 +1,6 @@
 //! A store on a disk that is too small, and under a quota that is reached, with a daemon at work.
 //!
-//! usage: `full ext4|xfs [MEBIBYTES]` with OUTFS_BIN set, as root. Eviction makes room, or whoever writes gets
+//! usage: `full ext4|xfs [MEBIBYTES [USERS_PLACE]]` with OUTFS_BIN set, as root, who may become an ordinary user for all but the disks. Eviction makes room, or whoever writes gets
 //! ENOSPC at once; reading goes on; what returns of space heals the daemon, without a restart; the quota holds by
 //! what the disk reports; inodes count, too. Panics with a reason when that is not so; prints what it measured.
 
@@ -9,6 +9,7 @@ mod daemon;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,7 +35,14 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
         Self { at, image }
     }
+}
 
+/// What a disk has.
+struct Space {
+    at: PathBuf,
+}
+
+impl Space {
     fn space(&self) -> nix::sys::statvfs::Statvfs {
         nix::sys::statvfs::statvfs(&self.at).expect("statvfs")
     }
@@ -135,7 +143,7 @@ fn heals(what: &str, mut attempt: impl FnMut() -> io::Result<()>) -> Duration {
 }
 
 /// A quota far below what is written: everything is stored, and the disk never shows more than the quota.
-fn quota(disk: &Disk, daemon: &Daemon, mib: u64) {
+fn quota(disk: &Space, daemon: &Daemon, mib: u64) {
     let quota = mib * 3 / 8 * MIB;
     let size = (quota / 24) as usize;
     daemon.mount(&["--size", &quota.to_string(), "--reserve", "0", "--min-age", "0s"]);
@@ -188,7 +196,7 @@ fn quota_refuses(daemon: &Daemon, tree: &Path) {
 }
 
 /// A disk that others fill: eviction makes room as long as there is anything to evict.
-fn disk_full(disk: &Disk, daemon: &Daemon, tree: &Path, reserve: &str) {
+fn disk_full(disk: &Space, daemon: &Daemon, tree: &Path, reserve: &str) {
     daemon.mount(&["--size", "100%", "--reserve", reserve, "--min-age", "0s"]);
     let total = disk.space().blocks() * disk.space().fragment_size();
     let entries = 2 * total / MIB;
@@ -233,7 +241,7 @@ fn disk_full(disk: &Disk, daemon: &Daemon, tree: &Path, reserve: &str) {
 }
 
 /// A disk with few inodes.
-fn inodes(disk: &Disk, daemon: &Daemon) {
+fn inodes(disk: &Space, daemon: &Daemon) {
     daemon.mount(&["--size", "100%", "--reserve", "0", "--min-age", "0s"]);
     let total = disk.space().files();
     // Each takes three and more.
@@ -251,25 +259,79 @@ fn inodes(disk: &Disk, daemon: &Daemon) {
     sound(daemon);
 }
 
+/// What is done on a disk of its own.
+struct Phase {
+    name: &'static str,
+    /// For mkfs.
+    options: &'static [&'static str],
+    work: fn(&Place),
+}
+
+/// Where a phase works.
+struct Place {
+    disk: Space,
+    daemon: Daemon,
+    tree: PathBuf,
+    mib: u64,
+}
+
+const PHASES: [Phase; 4] = [
+    Phase { name: "quota", options: &[], work: |p| quota(&p.disk, &p.daemon, p.mib) },
+    Phase { name: "quota refuses", options: &[], work: |p| quota_refuses(&p.daemon, &p.tree) },
+    Phase { name: "disk full", options: &[], work: |p| disk_full(&p.disk, &p.daemon, &p.tree, "8M") },
+    Phase { name: "inodes", options: &["-N", "1200"], work: |p| inodes(&p.disk, &p.daemon) },
+];
+
+fn work_on(phase: &Phase, disk: &Path, tree: &Path, mib: u64) {
+    let (disk, daemon) = (Space { at: disk.to_owned() }, Daemon::kept(disk));
+    (phase.work)(&Place { disk, daemon, tree: tree.to_owned(), mib });
+}
+
+/// The same by an ordinary user, in whose directory there are copies of this program and of outfs.
+fn work_as_user(phase: &Phase, disk: &Path, tree: &Path, mib: u64, place: &Path) {
+    run(Command::new("chown").arg("nobody").arg(disk));
+    let script = "test -e fuse || mknod -m 666 fuse c 10 229
+        mountpoint -q /dev/fuse || mount --bind fuse /dev/fuse
+        exec setpriv --reuid=nobody --regid=nogroup --clear-groups \"$@\"";
+    let status = Command::new("sh")
+        .args(["-ec", script, "-"])
+        .arg(place.join("full"))
+        .args(["--phase", phase.name])
+        .args([disk, tree])
+        .arg(mib.to_string())
+        .current_dir(place)
+        .env("HOME", place)
+        .env("TMPDIR", place.join("tmp"))
+        .env("OUTFS_BIN", place.join("outfs"))
+        .status()
+        .expect("sh starts");
+    assert!(status.success(), "{}: {status}", phase.name);
+}
+
 fn main() {
-    let usage = "usage: full ext4|xfs [MEBIBYTES]";
-    let mut args = std::env::args().skip(1);
+    let usage = "usage: full ext4|xfs [MEBIBYTES [USERS_PLACE]]";
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, phase, disk, tree, mib] = &args[..]
+        && flag == "--phase"
+    {
+        let phase = PHASES.iter().find(|p| p.name == phase).expect(usage);
+        return work_on(phase, Path::new(disk), Path::new(tree), mib.parse().expect(usage));
+    }
+    let mut args = args.into_iter();
     let kind = args.next().expect(usage);
     let mib = args.next().map_or(64, |n| n.parse().expect(usage));
+    let user = args.next().map(PathBuf::from);
     let place = tempfile::Builder::new().prefix("outfs-full-").tempdir().expect("a temporary directory");
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     let tree = place.path().join("tree");
     fs::create_dir(&tree).expect("a directory");
     fs::write(tree.join("f"), vec![7; 2 << 20]).expect("a file");
-    let on = |options: &[&str], work: &dyn Fn(&Disk, &Daemon)| {
-        let disk = Disk::new(&kind, place.path(), mib, options);
-        let daemon = Daemon::kept(&disk.at);
-        work(&disk, &daemon);
-    };
-    on(&[], &|disk, daemon| quota(disk, daemon, mib));
-    on(&[], &|_, daemon| quota_refuses(daemon, &tree));
-    on(&[], &|disk, daemon| disk_full(disk, daemon, &tree, "8M"));
-    if kind == "ext4" {
-        on(&["-N", "1200"], &|disk, daemon| inodes(disk, daemon));
+    for phase in PHASES.iter().filter(|p| kind == "ext4" || p.options.is_empty()) {
+        let disk = Disk::new(&kind, place.path(), mib, phase.options);
+        match &user {
+            Some(user) => work_as_user(phase, &disk.at, &tree, mib, user),
+            None => work_on(phase, &disk.at, &tree, mib),
+        }
     }
     println!("{kind}: passed");
 }

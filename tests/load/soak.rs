@@ -443,7 +443,9 @@ fn main() {
     let mut args = std::env::args().skip(1).map(|a| a.parse::<u64>().expect(usage));
     let mut next = || args.next().expect(usage);
     let (time, threads, kill_every) = (Duration::from_secs(next()), next(), Duration::from_secs(next()));
-    let seed = args.next().unwrap_or_else(|| u64::from(std::process::id()) % 1_000_000);
+    // Not of the process: in a namespace of its own its number is always the same.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let seed = args.next().unwrap_or(now.as_millis() as u64 % 1_000_000);
     let day = Arc::new(Day {
         daemon: Daemon::new(),
         place: tempfile::Builder::new().prefix("outfs-soak-").tempdir().expect("a temporary directory"),
