@@ -73,10 +73,12 @@ impl View {
         }
     }
 
-    /// The name of the entry with this row id, if it is still this entry's.
-    fn shown_as<'a>(&self, entry: i64, key: &'a EntryKey) -> Option<&'a OsStr> {
-        let row = self.cache.index().entry(key).ok().flatten();
-        row.is_some_and(|r| r.id == entry).then_some(key.as_ref())
+    /// The name under which a kernel may know the entry with this row id, which may be hidden: none when another entry or
+    /// a draft has it now.
+    fn known_as<'a>(&self, entry: i64, key: &'a EntryKey) -> Option<&'a OsStr> {
+        let row = self.cache.index().entry(key).ok()?;
+        let its = row.is_none_or(|r| r.id == entry) && self.cache.draft_for(key).is_none();
+        its.then_some(key.as_ref())
     }
 }
 
@@ -88,9 +90,9 @@ impl Holder for View {
             // Breadth-first order backwards: children before parents.
             let records = slot.entry.manifest().map_or(1, |m| m.records().len() as u32);
             inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
-            kernel.prune(self.shown_as(entry, slot.entry.key()), inos);
+            kernel.prune(self.known_as(entry, slot.entry.key()), inos);
         } else if let Some(key) = self.nodes.converted_key(entry) {
-            kernel.prune(self.shown_as(entry, &key), inos);
+            kernel.prune(self.known_as(entry, &key), inos);
         }
     }
 
