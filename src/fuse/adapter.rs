@@ -15,10 +15,12 @@ use super::jobs::Jobs;
 use super::reply::Reply;
 use super::request::{Args, Op, parse};
 use super::wire::{InHeader, StatfsOut};
-use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino};
+use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino, is_direct};
 
 type Answer<T> = std::result::Result<T, Errno>;
 
+/// Writes go straight to us, and the kernel keeps no pages of them.
+const FOPEN_DIRECT_IO: u32 = 1;
 /// The kernel may keep the pages it has of the file.
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// FLUSH would say nothing: writes are passed on as they come.
@@ -52,14 +54,15 @@ pub(super) fn run<T>(op: impl FnOnce() -> Result<T>) -> Answer<T> {
 }
 
 /// Flags of an open that is not passed through.
-fn open_flags(opened: &Opened) -> u32 {
+fn open_flags(opened: &Opened, asked: i32) -> u32 {
     match opened {
+        Opened { how: How::Backing(_), .. } if is_direct(asked) => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,
         Opened { how: How::Keep, .. } | Opened { fh: 0, .. } => FOPEN_KEEP_CACHE | FOPEN_NOFLUSH,
         _ => FOPEN_NOFLUSH,
     }
 }
 
-fn answer_open(backings: &Backings, ino: u64, reply: Reply, opened: Answer<Opened>) {
+fn answer_open(backings: &Backings, ino: u64, flags: i32, reply: Reply, opened: Answer<Opened>) {
     let opened = match opened {
         Ok(o) => o,
         Err(e) => return reply.error(e),
@@ -71,11 +74,11 @@ fn answer_open(backings: &Backings, ino: u64, reply: Reply, opened: Answer<Opene
     };
     match id {
         Some(id) => reply.opened(opened.fh, FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, Some(id.number())),
-        None => reply.opened(opened.fh, open_flags(&opened), None),
+        None => reply.opened(opened.fh, open_flags(&opened, flags), None),
     }
 }
 
-fn answer_create(backings: &Backings, reply: Reply, made: Answer<(Found, Opened)>) {
+fn answer_create(backings: &Backings, flags: i32, reply: Reply, made: Answer<(Found, Opened)>) {
     let (found, opened) = match made {
         Ok(made) => made,
         Err(e) => return reply.error(e),
@@ -90,7 +93,7 @@ fn answer_create(backings: &Backings, reply: Reply, made: Answer<(Found, Opened)
         Some(id) => {
             reply.created(&found, opened.fh, FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, Some(id.number()));
         }
-        None => reply.created(&found, opened.fh, open_flags(&opened), None),
+        None => reply.created(&found, opened.fh, open_flags(&opened, flags), None),
     }
 }
 
@@ -213,7 +216,7 @@ impl Adapter {
         }
         let backings = self.backings.clone();
         let op = move |view: &View| view.open(who, ino, flags);
-        let answer = move |reply, opened| answer_open(&backings, ino, reply, opened);
+        let answer = move |reply, opened| answer_open(&backings, ino, flags, reply, opened);
         if reads {
             return self.serve(reply, op, answer);
         }
@@ -280,7 +283,8 @@ impl Adapter {
             Op::Create { name, mode, flags } => {
                 let backings = self.backings.clone();
                 let op = move |view: &View| view.create(who, dir, &name, mode, flags);
-                self.change(&[dir], reply, op, move |reply, made| answer_create(&backings, reply, made));
+                let answer = move |reply, made| answer_create(&backings, flags, reply, made);
+                self.change(&[dir], reply, op, answer);
             }
             Op::Unlink { name } => {
                 self.change(&[dir], reply, move |view| view.unlink(dir, &name), Reply::empty);

@@ -23,8 +23,12 @@ const FUSE_NOTIFY_PRUNE: i32 = 9;
 const PRUNE_BATCH: usize = 4096;
 
 enum Message {
-    Prune { name: Option<OsString>, inos: Vec<Ino> },
-    Names(Vec<Ino>),
+    Prune {
+        name: Option<OsString>,
+        inos: Vec<Ino>,
+    },
+    /// Pages of these: names of directories, or content.
+    Pages(Vec<Ino>),
 }
 
 /// The kernel's end of a session.
@@ -41,8 +45,8 @@ impl KernelEnd {
         std::thread::Builder::new().name("notify".into()).spawn(move || {
             for message in rx {
                 let (name, inos) = match message {
-                    Message::Names(inos) => {
-                        forget_names(&notifier, &inos);
+                    Message::Pages(inos) => {
+                        forget_pages(&notifier, &inos);
                         continue;
                     }
                     Message::Prune { name, inos } => (name, inos),
@@ -71,15 +75,19 @@ impl Kernel for KernelEnd {
 
     fn names_changed(&self, inos: Vec<Ino>, when: When) {
         match when {
-            When::Now => forget_names(&self.notifier, &inos),
-            When::Soon => drop(self.messages.send(Message::Names(inos))),
+            When::Now => forget_pages(&self.notifier, &inos),
+            When::Soon => drop(self.messages.send(Message::Pages(inos))),
         }
+    }
+
+    fn content_changed(&self, ino: Ino) {
+        let _ = self.messages.send(Message::Pages(vec![ino]));
     }
 }
 
-/// Takes the pages in which the kernel keeps listings. It waits for each page's lock: whoever has that is copying
-/// names out of it.
-fn forget_names(notifier: &Notifier, inos: &[Ino]) {
+/// Takes the pages in which the kernel keeps listings or content. It waits for each page's lock: whoever has that is
+/// copying out of it, or waits for us to fill it.
+fn forget_pages(notifier: &Notifier, inos: &[Ino]) {
     for ino in inos {
         log_failure(notifier.inval_inode(INodeNo(*ino), 0, 0));
     }

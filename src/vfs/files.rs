@@ -30,6 +30,8 @@ pub(super) struct Handle {
     fd: Arc<OwnedFd>,
     pub(super) node: Arc<DraftNode>,
     pub(super) writer: bool,
+    /// It is not mapped, and writes do not go through the kernel's pages of the file.
+    direct: bool,
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.
@@ -39,6 +41,13 @@ fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
+/// Whether a file that is made with these flags is written past the kernel's pages, where it is not passed through:
+/// nobody maps or reads what is open for writing alone, and who makes files so (`cp`, `tar`) writes in small pieces.
+/// (Of a megabyte that does not begin at a page the kernel sends the end by itself, which some file systems take badly.)
+pub fn is_direct(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_EXCL != 0
+}
+
 impl View {
     fn add_handle(&self, handle: Handle) -> u64 {
         let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
@@ -46,8 +55,12 @@ impl View {
         fh
     }
 
+    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.handles.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
+    }
+
     fn file(&self, fh: u64) -> Result<Arc<OwnedFd>> {
-        self.handles.read().get(&fh).map(|h| h.fd.clone()).ok_or(VfsError::BadHandle)
+        Ok(self.handle(fh)?.fd.clone())
     }
 
     /// Opens a file.
@@ -68,7 +81,7 @@ impl View {
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
             let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
-            return Ok(self.opened(node, fd, false));
+            return Ok(self.opened(node, fd, flags.bits()));
         }
         let _gate = self.gate(node)?;
         self.note_writer(caller, &node.draft);
@@ -79,7 +92,7 @@ impl View {
             Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
         });
         match opened {
-            Ok(fd) => Ok(self.opened(node, fd, true)),
+            Ok(fd) => Ok(self.opened(node, fd, flags.bits())),
             Err(e) => {
                 node.draft.writer_closed();
                 Err(e)
@@ -87,10 +100,10 @@ impl View {
         }
     }
 
-    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, writer: bool) -> Opened {
-        let fd = Arc::new(fd);
+    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, flags: i32) -> Opened {
+        let (fd, writer, direct) = (Arc::new(fd), writes(flags), is_direct(flags));
         node.add_handle(&fd, writer);
-        let fh = self.add_handle(Handle { fd: fd.clone(), node: node.clone(), writer });
+        let fh = self.add_handle(Handle { fd: fd.clone(), node: node.clone(), writer, direct });
         Opened { fh, how: How::Backing(fd) }
     }
 
@@ -121,7 +134,7 @@ impl View {
                     dir.draft.writer_closed();
                 }
                 let Target::Draft(node) = node? else { return Err(VfsError::Stale) };
-                Ok((found, self.opened(&node, fd, writes(flags))))
+                Ok((found, self.opened(&node, fd, flags)))
             }
             Err(e) => {
                 dir.draft.writer_closed();
@@ -206,18 +219,25 @@ impl View {
 
     /// Writes to an open file; `drop_setid` clears set-id bits first, as a local file system does.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], drop_setid: bool) -> Result<usize> {
-        let fd = self.file(fh)?;
+        let handle = self.handle(fh)?;
         if drop_setid {
-            sys::drop_setid(&fd)?;
+            sys::drop_setid(&handle.fd)?;
         }
         let mut done = 0;
         while done < data.len() {
-            match pwrite(&*fd, &data[done..], (offset + done as u64) as i64) {
+            match pwrite(&*handle.fd, &data[done..], (offset + done as u64) as i64) {
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
                 Err(e) if done == 0 => return Err(e.into()),
                 Err(_) => break,
             }
+        }
+        // The kernel has taken its pages away before this; who maps the file may have asked for one meanwhile.
+        if handle.direct
+            && handle.node.is_shared()
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.content_changed(handle.node.ino);
         }
         Ok(done)
     }
@@ -225,11 +245,13 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        let Handle { fd, node, writer: true } = &*handle else { return };
+        let Handle { fd, node, writer: true, direct } = &*handle else { return };
         node.draft.writer_closed();
         node.drop_writer();
-        // What a mapping wrote in the first second of a new file.
-        self.attributes_changed(&[node.ino]);
+        // What a mapping wrote in the first second of a new file. Other writes the kernel has seen.
+        if !direct {
+            self.attributes_changed(&[node.ino]);
+        }
         // Small files are hashed when they are packed or asked for.
         let large = fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
         let reopened = large.then(|| open(&proc_path(fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));

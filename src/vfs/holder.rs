@@ -24,6 +24,9 @@ pub trait Kernel: Send + Sync {
 
     /// Forget what names these directories were listed with, and ask again for their attributes.
     fn names_changed(&self, inos: Vec<Ino>, when: When);
+
+    /// Soon forget what this file held.
+    fn content_changed(&self, ino: Ino);
 }
 
 /// When the kernel is told.

@@ -31,6 +31,7 @@ mod writers;
 mod xattrs;
 
 pub use error::{Result, VfsError};
+pub use files::is_direct;
 pub use holder::{Kernel, When};
 pub use types::*;
 

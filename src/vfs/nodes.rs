@@ -96,6 +96,11 @@ impl DraftNode {
         self.state.lock().handles.iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
+    /// Is it open more than once?
+    pub fn is_shared(&self) -> bool {
+        self.state.lock().handles.iter().filter(|h| h.strong_count() > 0).count() > 1
+    }
+
     /// Is it open for writing?
     pub fn has_writer(&self) -> bool {
         self.writers.load(Ordering::Relaxed) > 0

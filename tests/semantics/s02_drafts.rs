@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::*;
 
@@ -152,6 +153,37 @@ fn s2_1_mmap_and_fsync() {
         assert_eq!(read(d.join("f"))[5000], b'M', "passthrough {passthrough}");
         f.write_all_at(b"W", 7).expect("write");
         assert_eq!(map.bytes()[7], b'W', "passthrough {passthrough}");
+    }
+}
+
+/// S2.1 … mmap … (of a file that somebody else writes to, looked at without a pause)
+#[test]
+fn s2_1_what_others_write_is_seen_in_a_mapping() {
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let d = m.work("w");
+        mkdir(&d);
+        let f = OpenOptions::new().write(true).create_new(true).open(d.join("f")).expect("create");
+        f.write_all_at(&[0; 8192], 0).expect("write");
+        let map = Mapping::shared(&File::open(d.join("f")).expect("open"), 8192, false);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let map = Mapping::shared(&File::open(d.join("f")).expect("open"), 8192, false);
+                let begun = std::time::Instant::now();
+                while !over.load(Ordering::Relaxed) && begun.elapsed().as_secs() < 60 {
+                    map.bytes();
+                }
+            });
+            for round in 1..=200u8 {
+                f.write_all_at(&[round; 8192], 0).expect("write");
+                assert_eq!(read(d.join("f")), [round; 8192], "passthrough {passthrough}");
+                eventually(&format!("round {round} is seen, passthrough {passthrough}"), || {
+                    map.bytes().iter().all(|b| *b == round)
+                });
+            }
+            over.store(true, Ordering::Relaxed);
+        });
     }
 }
 
