@@ -4,7 +4,6 @@
 //! there, and no input changed meanwhile. Must not know: how it was decided.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::PathBuf;
 
 use super::capture::Order;
@@ -16,10 +15,11 @@ use super::inputs::changed_since;
 use super::ledger::Stand;
 use super::outputs::{Stamp, missing, not_ignored, untracked};
 use super::prepare::Prepared;
+use super::sandbox::{Room, Rooms};
 use super::shelf::{Found, Held, Keep, MEMBER, Note};
 use super::spec::Inputs;
 use super::stage::Performed;
-use super::{Result, VERSION, text};
+use super::{Result, RunError, VERSION, text};
 
 /// So many are in a record of the event log.
 const MOST_REASONS: usize = 20;
@@ -85,7 +85,7 @@ impl Run<'_> {
         let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
         let stamp = Stamp::take(&cwd, outputs).ok()?;
         stamp.settle();
-        let logs = match Logs::write(outcome) {
+        let logs = match Logs::write(&Rooms::of(self.ways.memory.as_deref()), outcome) {
             Ok(logs) => logs,
             Err(e) => {
                 self.warn(format!("the result is not kept: its logs cannot be written: {e}"));
@@ -101,7 +101,7 @@ impl Run<'_> {
             duration_ms: outcome.duration.as_millis() as u64,
             cwd: &cwd,
             outputs,
-            logs: [logs.0.path(), logs.1.path()],
+            logs: [&logs.stdout, &logs.stderr],
             extra: self.extra(prepared, &outcome.order),
             replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
             session,
@@ -187,16 +187,22 @@ impl Run<'_> {
     }
 }
 
-/// What a command printed, in files that go when they are kept.
-struct Logs(tempfile::NamedTempFile, tempfile::NamedTempFile);
+/// What a command printed, in files that go when they are kept, or when this process has died.
+struct Logs {
+    stdout: PathBuf,
+    stderr: PathBuf,
+    _room: Room,
+}
 
 impl Logs {
-    fn write(outcome: &Outcome) -> std::io::Result<Logs> {
-        let file = |bytes: &[u8]| {
-            let mut file = tempfile::Builder::new().prefix("outfs-log-").tempfile()?;
-            file.write_all(bytes)?;
-            Ok::<_, std::io::Error>(file)
+    fn write(rooms: &Rooms, outcome: &Outcome) -> Result<Logs> {
+        let room = rooms.make()?;
+        let file = |name: &str, bytes: &[u8]| {
+            let path = room.path(name);
+            std::fs::write(&path, bytes).map_err(|e| RunError::io("write", &path, e))?;
+            Ok::<_, RunError>(path)
         };
-        Ok(Logs(file(&outcome.stdout)?, file(&outcome.stderr)?))
+        let (stdout, stderr) = (file("stdout", &outcome.stdout)?, file("stderr", &outcome.stderr)?);
+        Ok(Logs { stdout, stderr, _room: room })
     }
 }
