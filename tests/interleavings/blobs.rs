@@ -8,7 +8,7 @@ use shuttle::thread::yield_now;
 
 use crate::lease::LeaseTable;
 use crate::sync::Mutex;
-use crate::{explore, together};
+use crate::{explore, together_in};
 
 /// What the index has of one blob.
 #[derive(Default)]
@@ -77,11 +77,7 @@ fn check(begin: u32, threads: &'static [fn(&World)]) {
             *world.row.lock() = Row { there: true, references: begin };
             *world.file.lock() = true;
         }
-        let thread = |work: &fn(&World)| -> Box<dyn FnOnce() + Send> {
-            let (world, work) = (world.clone(), *work);
-            Box::new(move || work(&world))
-        };
-        together(threads.iter().map(thread).collect());
+        together_in(&world, threads);
         let row = world.row.lock();
         assert!(!row.there || *world.file.lock(), "the index knows a blob that has no file");
         assert!(row.there || row.references == 0, "an entry has lost its blob");

@@ -9,7 +9,7 @@ use shuttle::thread::yield_now;
 
 use crate::gate::{Closed, Gates, Stage};
 use crate::sync::Mutex;
-use crate::{explore, together};
+use crate::{explore, together_in};
 
 #[derive(Default)]
 struct World {
@@ -113,11 +113,7 @@ impl World {
 fn check(threads: &'static [fn(&World)]) {
     explore(move || {
         let world = Arc::new(World::default());
-        let thread = |work: &fn(&World)| -> Box<dyn FnOnce() + Send> {
-            let (world, work) = (world.clone(), *work);
-            Box::new(move || work(&world))
-        };
-        together(threads.iter().map(thread).collect());
+        together_in(&world, threads);
         assert_eq!(world.gates.writers(), 0);
         let stage = if world.ended() { Stage::Gone } else { Stage::Open };
         assert_eq!((world.gates.stage(), world.gates.has_ended()), (Some(stage), Some(world.ended())));

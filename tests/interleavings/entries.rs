@@ -8,7 +8,7 @@ use shuttle::thread::yield_now;
 
 use crate::lease::{LeaseKind, LeaseTable};
 use crate::sync::Mutex;
-use crate::{explore, together};
+use crate::{explore, together_in};
 
 /// A cache of one key.
 #[derive(Default)]
@@ -98,11 +98,7 @@ fn check(threads: &'static [fn(&World)]) {
     explore(move || {
         let world = Arc::new(World::default());
         *world.row.lock() = Some(1);
-        let thread = |work: &fn(&World)| -> Box<dyn FnOnce() + Send> {
-            let (world, work) = (world.clone(), *work);
-            Box::new(move || work(&world))
-        };
-        together(threads.iter().map(thread).collect());
+        together_in(&world, threads);
         world.reap();
         assert!(world.leases.is_idle(), "somebody is still held");
         let there = *world.row.lock();

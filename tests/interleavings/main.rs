@@ -64,6 +64,15 @@ fn together(threads: Vec<Box<dyn FnOnce() + Send>>) {
     running.into_iter().for_each(|t| t.join().expect("a thread that does not panic"));
 }
 
+/// The same, with what they share.
+fn together_in<World: Send + Sync + 'static>(world: &std::sync::Arc<World>, threads: &[fn(&World)]) {
+    let thread = |work: &fn(&World)| -> Box<dyn FnOnce() + Send> {
+        let (world, work) = (world.clone(), *work);
+        Box::new(move || work(&world))
+    };
+    together(threads.iter().map(thread).collect());
+}
+
 #[test]
 fn one_is_at_a_key_at_a_time_and_nobody_waits_forever() {
     explore(|| {

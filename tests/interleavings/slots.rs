@@ -9,7 +9,7 @@ use shuttle::thread::yield_now;
 use crate::cache::Entry;
 use crate::lease::{LeaseKind, LeaseTable};
 use crate::vfs::slots::Slots;
-use crate::{explore, together};
+use crate::{explore, together_in};
 
 #[derive(Default)]
 struct World {
@@ -63,11 +63,7 @@ impl World {
 fn check(threads: &'static [fn(&World)], evicted: bool) {
     explore(move || {
         let world = Arc::new(World::default());
-        let thread = |work: &fn(&World)| -> Box<dyn FnOnce() + Send> {
-            let (world, work) = (world.clone(), *work);
-            Box::new(move || work(&world))
-        };
-        together(threads.iter().map(thread).collect());
+        together_in(&world, threads);
         world.reap();
         assert!(world.leases.is_idle(), "a lease is left");
         let freed = |row: usize| world.freed[row].load(Ordering::SeqCst);
