@@ -99,6 +99,15 @@ impl Day {
         Holds { descriptors: count("fd"), threads: count("task"), bytes: self.daemon.resident() }
     }
 
+    /// What the daemon and the kernel say, when something has gone wrong: the store goes with this process.
+    fn tell(&self) {
+        let log = fs::read_to_string(self.daemon.store().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].iter().for_each(|line| eprintln!("log: {line}"));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts.lines().filter(|line| line.contains("outfs")).for_each(|line| eprintln!("mounted: {line}"));
+    }
+
     /// Requests of both views that are not answered.
     fn waiting(&self) -> u64 {
         let of = |at: &Path| {
@@ -373,6 +382,7 @@ fn work(client: &Client, seed: u64) {
             // Whoever was at it when the daemon died.
             if life.is_multiple_of(2) && day.lives.load(Ordering::SeqCst) == life {
                 day.over.store(true, Ordering::Relaxed);
+                day.tell();
                 panic!("{}: {why}", ACTIONS[which].0);
             }
         }
