@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -51,16 +52,30 @@ struct Publication {
     done: Option<Result<Entry>>,
 }
 
-/// A second RENAME follows at once; one that did not come within this time never will.
+/// A second RENAME follows at once; of a thread that is gone, one that did not come within this time never will.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// A thread that lives is waited for so long: on a machine that has much to do it may wait for its turn.
+const LATE: Duration = Duration::from_secs(60);
 
 /// A thread that was killed before its draft was sealed is forgotten after this.
 const SEALING: Duration = Duration::from_secs(3600);
 
+impl Publication {
+    /// May the second RENAME still come?
+    fn is_expected(&self, thread: u32) -> bool {
+        let age = self.since.elapsed();
+        match self.done {
+            None => age < SEALING,
+            Some(_) => age < RETRY || age < LATE && Path::new(&format!("/proc/{thread}")).exists(),
+        }
+    }
+}
+
 impl Publishing {
     fn with<T>(&self, work: impl FnOnce(&mut HashMap<u32, Publication>) -> T) -> T {
         let mut all = self.by_thread.lock();
-        all.retain(|_, p| p.since.elapsed() < if p.done.is_some() { RETRY } else { SEALING });
+        all.retain(|thread, p| p.is_expected(*thread));
         let result = work(&mut all);
         self.count.store(all.len(), Ordering::Release);
         result
@@ -434,6 +449,30 @@ mod tests {
         assert!(matches!(f.view.lookup(CALLER, ino::ROOT, OsStr::new("abcd")), Err(VfsError::NotFound)));
         f.view.forget(top, 1);
         assert!(matches!(f.view.getattr(top), Err(VfsError::Stale)));
+    }
+
+    #[test]
+    fn a_thread_that_lives_may_come_late() {
+        let f = Fixture::new();
+        let late = || {
+            let long_ago = Instant::now().checked_sub(RETRY * 2).unwrap();
+            f.view.publishing.with(|all| all.values_mut().for_each(|p| p.since = long_ago));
+        };
+        f.draft("one");
+        f.first_rename();
+        late();
+        f.rename().unwrap();
+        f.evict();
+
+        // A thread that is gone has no number; what it published is shown to all.
+        let gone = Caller { pid: u32::MAX, ..CALLER };
+        f.draft("two");
+        let (from, to) = (OsStr::new("w"), OsStr::new("abcd"));
+        assert!(matches!(f.view.rename(gone, ino::WORK, from, ino::ROOT, to, 0), Err(VfsError::Stale)));
+        f.view.lookup(gone, ino::CONTROL, OsStr::new("work")).unwrap();
+        assert!(matches!(f.view.lookup(CALLER, ino::ROOT, to), Err(VfsError::NotFound)), "not yet");
+        late();
+        assert!(f.view.lookup(CALLER, ino::ROOT, to).is_ok());
     }
 
     #[test]
