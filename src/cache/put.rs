@@ -17,7 +17,7 @@ use super::here::now_ns;
 use super::ingest::Memory;
 use super::known::Known;
 use super::only::Only;
-use super::owner::is_dead;
+use super::process::Process;
 use super::stash::Stash;
 use super::walk::{From, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Entry, Result, SealRequest, Sealed, TaskFacts, Work, untar};
@@ -32,8 +32,9 @@ const RUN_LABEL: &str = "run ";
 /// Does the process live that a draft is for? `None` when it is for none.
 pub(super) fn lives(place: &DraftPlace) -> Option<bool> {
     let DraftPlace::Native { label } = place else { return None };
-    let process = label.strip_prefix(RUN_LABEL)?.split(' ').next()?;
-    Some(!is_dead(process))
+    let process = label.strip_prefix(RUN_LABEL)?.split(' ').next()?.parse::<Process>();
+    // One that cannot be seen may live.
+    Some(process.ok().and_then(|p| p.lives()) != Some(false))
 }
 
 /// Metadata as a client would write it.
@@ -152,9 +153,8 @@ impl Cache {
         })
     }
 
-    /// A draft for a run's command to write in, which lasts no longer than `process` (see
-    /// [`this_process`](super::this_process)).
-    pub fn create_run_draft(&self, process: &str, task: &str) -> Result<Arc<Draft>> {
+    /// A draft for a run's command to write in, which lasts no longer than `process`.
+    pub fn create_run_draft(&self, process: &Process, task: &str) -> Result<Arc<Draft>> {
         self.create_draft(DraftPlace::Native { label: format!("{RUN_LABEL}{process} {task}") })
     }
 

@@ -1,61 +1,18 @@
-//! Results that last as long as a process: who that is, and taking them away when it is gone.
+//! Results that last as long as a process: taking them away when it is gone.
 //!
 //! Invariants: a session has a file in the store's `sessions/` from before its first result until after its last one was
-//! evicted, so that whoever owns the store next finds what a death left; a process is known by its
-//! number and when it started. Must not know: what the results are for.
+//! evicted, so that whoever owns the store next finds what a death left. Must not know: what the results are for.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-
-use super::{Cache, CacheError, Result};
+use super::{Cache, CacheError, Process, Result};
 use crate::model::session::SessionId;
 
 /// A session of a process that cannot be seen from here ends after so long.
 const UNSEEN: Duration = Duration::from_secs(86_400);
 /// Tasks that are looked at in one go.
 const STEP: usize = 100;
-
-/// A process, so that another one with its number is not taken for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its number.
-    pub pid: u32,
-    /// When it started, in ticks since the machine did.
-    pub started: u64,
-    /// Where its number means something: the machine's start, and the namespace of processes.
-    pub space: String,
-}
-
-impl Process {
-    /// A living process; `None` when there is none of that number.
-    pub fn of(pid: u32) -> Option<Process> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may have spaces and parentheses in it.
-        let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
-        let state = rest.next()?;
-        let started = rest.nth(18)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then(|| Process { pid, started, space: space() })
-    }
-
-    /// Whether it lives; `None` when that cannot be seen from here.
-    fn lives(&self) -> Option<bool> {
-        let (boot, here) = (self.space.split(' ').next(), space());
-        match self.space == here {
-            true => Some(Process::of(self.pid).as_ref() == Some(self)),
-            // Since then the machine was started again.
-            false if boot != here.split(' ').next() => Some(false),
-            false => None,
-        }
-    }
-}
-
-fn space() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", boot.trim(), pids.display())
-}
 
 impl Cache {
     fn sessions(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::session::{Session, is_store};
 use super::{out, unexpected};
-use crate::cache::{RestoreAs, Restored, TaskFacts, this_process};
+use crate::cache::{Process, RestoreAs, Restored, TaskFacts};
 use crate::control::{
     Channel, Failure, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase, RunPut,
 };
@@ -220,7 +220,7 @@ impl Shelf for StoreShelf {
     }
 
     fn draft(&mut self, task: &str) -> Shelved<(String, PathBuf)> {
-        let process = this_process().ok_or(ShelfError("there is no /proc".into()))?;
+        let process = Process::this().ok_or(ShelfError("there is no /proc".into()))?;
         match self.ask(Request::RunDraft { process, task: task.to_owned() })? {
             Reply::Draft(facts) => Ok((facts.id, facts.path.0)),
             other => Err(failed(unexpected(other))),

@@ -224,7 +224,7 @@ pub enum Request {
     /// Makes a draft for a run's command to write in.
     RunDraft {
         /// The process that runs it: the draft lasts no longer.
-        process: String,
+        process: Process,
         /// The task's name.
         task: String,
     },

@@ -7,7 +7,9 @@ use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
 use super::entries::draft_facts;
 use super::watch::watched;
 use super::{Caller, content, held, hit};
-use crate::cache::{Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, RestoreAs, SealRequest};
+use crate::cache::{
+    Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, Process, RestoreAs, SealRequest,
+};
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, EventKind, RecordKind};
 use crate::run::{Earlier, Found, Held, MEMBER, Node, Nodes, Note, Parts, Placed, Times, nodes_hash, text};
@@ -152,7 +154,7 @@ pub(super) fn place(
 }
 
 /// A directory for a run's command to write in.
-pub(super) fn draft(cache: &Cache, process: &str, task: &str) -> Result<Reply, Failure> {
+pub(super) fn draft(cache: &Cache, process: &Process, task: &str) -> Result<Reply, Failure> {
     let draft = cache.create_run_draft(process, task)?;
     Ok(Reply::Draft(draft_facts(cache, &draft)))
 }

@@ -1,0 +1,119 @@
+//! A process that something belongs to: known again later by whoever sees the same processes, and whether it lives.
+//!
+//! Invariants: another process with its number is not taken for it; it is dead only if that is certain: of one that
+//! cannot be seen from here nothing is said. Must not know: what belongs to it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A process, also when it is gone. Its text has no spaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in ticks since the machine did.
+    pub started: u64,
+    /// Where its number means something.
+    pub space: Space,
+}
+
+/// The machine's start, and the namespace of processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    boot: String,
+    namespace: u64,
+}
+
+impl Space {
+    /// This process's; `None` where there is no /proc.
+    fn here() -> Option<Space> {
+        use std::os::unix::fs::MetadataExt;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let namespace = std::fs::metadata("/proc/self/ns/pid").ok()?.ino();
+        Some(Space { boot: boot.trim().to_owned(), namespace })
+    }
+}
+
+impl Process {
+    /// A living process; `None` when there is none of that number, and where there is no /proc.
+    pub fn of(pid: u32) -> Option<Process> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may have spaces and parentheses in it; the state follows the last one.
+        let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = rest.next()?;
+        let started = rest.nth(18)?.parse().ok()?;
+        let space = Space::here()?;
+        (!matches!(state, "Z" | "X")).then_some(Process { pid, started, space })
+    }
+
+    /// This process.
+    pub fn this() -> Option<Process> {
+        Process::of(std::process::id())
+    }
+
+    /// Whether it lives; `None` when that cannot be seen from here.
+    pub fn lives(&self) -> Option<bool> {
+        let here = Space::here()?;
+        if self.space == here {
+            return Some(Process::of(self.pid).as_ref() == Some(self));
+        }
+        // Since then the machine was started again.
+        (self.space.boot != here.boot).then_some(false)
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}.{}", self.pid, self.started, self.space.namespace, self.space.boot)
+    }
+}
+
+/// A text that is no [`Process`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoProcess;
+
+impl FromStr for Process {
+    type Err = NoProcess;
+
+    fn from_str(text: &str) -> Result<Self, NoProcess> {
+        let mut parts = text.splitn(4, '.');
+        let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or(NoProcess);
+        let (pid, started, namespace) = (number()?, number()?, number()?);
+        let pid = u32::try_from(pid).map_err(|_| NoProcess)?;
+        let boot = parts.next().ok_or(NoProcess)?.to_owned();
+        Ok(Process { pid, started, space: Space { boot, namespace } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_lives_and_who_is_dead() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let its = Process::of(child.id()).unwrap();
+        let another = Process { started: 1, ..its.clone() };
+        let elsewhere = Process { space: Space { namespace: 1, ..its.space.clone() }, ..its.clone() };
+        let before = Process { space: Space { boot: "another".into(), namespace: 1 }, ..its.clone() };
+        assert_eq!(Process::this().unwrap().lives(), Some(true));
+        let lives = || [&its, &another, &elsewhere, &before].map(Process::lives);
+        assert_eq!(lives(), [Some(true), Some(false), None, Some(false)]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(lives(), [Some(false), Some(false), None, Some(false)]);
+    }
+
+    #[test]
+    fn a_process_is_known_again_by_its_text() {
+        let us = Process::this().unwrap();
+        let text = us.to_string();
+        assert!(!text.contains(' '), "{text}");
+        assert_eq!(text.parse(), Ok(us));
+        for text in ["", "nonsense", "1.2.3", "1.2.x.boot", "99999999999.1.1.boot"] {
+            assert_eq!(text.parse::<Process>(), Err(NoProcess), "{text}");
+        }
+    }
+}
