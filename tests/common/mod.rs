@@ -233,8 +233,12 @@ impl Mount {
         let mut child = c.spawn().expect("the program under test starts");
         let mnt = self.mnt.clone();
         let end = Instant::now() + SOON;
-        // A stale mount of a killed daemon is a mount point too, but does not answer what the kernel cannot know.
-        while !(is_mounted(&mnt) && nix::sys::statfs::statfs(&mnt).is_ok()) {
+        // A stale mount of a killed daemon does not answer this, and before the new one the directory below does.
+        let answers = || {
+            use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
+            statfs(&mnt).is_ok_and(|fs| fs.filesystem_type() == FUSE_SUPER_MAGIC)
+        };
+        while !answers() {
             if let Some(status) = child.try_wait().expect("our own child") {
                 panic!("outfs mount ended with {status}:\n{}", self.log_text());
             }
