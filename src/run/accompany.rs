@@ -9,8 +9,6 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -32,13 +30,7 @@ pub fn accompany(argv: &[OsString], env: &[(&str, String)]) -> io::Result<(u8, O
     };
     let ended = pidfd_open(child.id())?;
     loop {
-        let mut fds =
-            [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(signals.fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            other => other?,
-        };
-        if fds[0].any() == Some(true) {
+        if signals.or_readable(ended.as_fd())? == Some(true) {
             let status = child.wait()?;
             let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             return Ok((code as u8, None));

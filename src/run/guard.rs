@@ -14,7 +14,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -53,13 +52,7 @@ fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> 
     };
     let stdin = io::stdin();
     loop {
-        let mut fds =
-            [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals.fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            other => other?,
-        };
-        let told_to_end = fds[0].any() != Some(false);
+        let told_to_end = signals.or_readable(stdin.as_fd())? != Some(false);
         if told_to_end {
             kill_descendants();
             return Ok((137, None));

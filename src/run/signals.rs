@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::{SigId, flag, low_level};
 
@@ -46,6 +48,21 @@ impl Signals {
     /// Readable when a signal came.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+
+    /// Waits until a signal came or `fd` can be read; whether that is so of `fd`, `None` when the kernel says of it what poll
+    /// does not know.
+    pub fn or_readable(&self, fd: BorrowedFd<'_>) -> io::Result<Option<bool>> {
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                other => {
+                    other?;
+                    return Ok(fds[0].any());
+                }
+            }
+        }
     }
 
     /// The last one that asked to end, once.
