@@ -221,6 +221,9 @@ impl Holder for Hold {
     fn changed(&self, _: &EntryKey) {}
     fn draft_changed(&self, _: &Draft) {}
     fn names_changed(&self, _: (u64, u64)) {}
+    fn hides(&self, _: &EntryKey) -> bool {
+        false
+    }
     fn sealed(&self, _: &Draft, entry: &Entry) {
         if entry.key().as_str() != "busy" {
             return;

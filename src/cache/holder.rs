@@ -12,6 +12,9 @@ use crate::model::BlobHash;
 /// For how long a kernel may find an entry by name after it was hidden or replaced.
 pub const NAMES_LAST: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// A rename that was sealed returns at once; nobody waits longer for one whose thread was stopped.
+const RETURNS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Those who may hold entries on behalf of a kernel: views.
 pub trait Holder: Send + Sync {
     /// Ask the kernel to forget the entry with this row id, as far as it is unused. Must not wait.
@@ -25,6 +28,8 @@ pub trait Holder: Send + Sync {
     fn sealed(&self, draft: &super::Draft, entry: &super::Entry);
     /// A draft was made, moved, or has gone: other drafts are listed now.
     fn draft_changed(&self, draft: &super::Draft);
+    /// Does its view not show what this key has yet, because the rename that sealed it has not returned?
+    fn hides(&self, key: &crate::model::EntryKey) -> bool;
     /// Another holder has changed names in the directory of a draft with this device and inode number.
     fn names_changed(&self, dir: (u64, u64));
 }
@@ -44,6 +49,15 @@ impl super::Cache {
     /// The registered views that still live. Call them without holding locks.
     pub(crate) fn holders(&self) -> Vec<Arc<dyn Holder>> {
         self.inner.holders.0.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Waits until views show what this key has: whoever is told of an entry in another way (pinned, found, stored)
+    /// finds it there. Not for threads that answer requests, which the rename may be waiting for.
+    pub(crate) fn wait_shown(&self, key: &crate::model::EntryKey) {
+        let end = std::time::Instant::now() + RETURNS;
+        while self.holders().iter().any(|h| h.hides(key)) && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     /// Takes a lease on the entry with this row id; `None` when it is hidden or being freed.

@@ -262,6 +262,7 @@ impl Cache {
             let rejected = self.rejection(key, None).map(|r| Miss::Rejected(r.reason));
             return Ok(Lookup::Miss(rejected.unwrap_or(Miss::NoEntry)));
         };
+        self.wait_shown(key);
         if let Some(rejection) = self.rejection(key, Some(&entry.manifest_hash()?)) {
             return Ok(Lookup::Miss(Miss::Rejected(rejection.reason)));
         }

@@ -91,6 +91,7 @@ impl Cache {
         let Some(_lease) = self.lease_for_pin(key)? else {
             return Err(CacheError::NoEntry { key: key.clone(), why: None });
         };
+        self.wait_shown(key);
         if !new {
             return Ok(false);
         }

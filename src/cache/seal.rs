@@ -103,7 +103,7 @@ impl Cache {
     /// Seals a draft: durable when it returns. `Busy` with writers open, `Exists` when the key has
     /// other outputs, `SpecialFile` for what cannot be stored.
     pub fn seal(&self, draft: &Arc<Draft>, request: SealRequest) -> Result<Sealed> {
-        self.or_sweep(self.seal_draft(draft, request, true))
+        self.shown(self.or_sweep(self.seal_draft(draft, request, true)))
     }
 
     /// The same for gestures that never succeed on an existing key: with `Sealed::Same` the draft stays.
@@ -198,7 +198,14 @@ impl Cache {
         request: &SealRequest,
         plan: impl FnMut() -> Result<Plan>,
     ) -> Result<Sealed> {
-        self.or_sweep(self.store_and_commit(storer, request, plan))
+        self.shown(self.or_sweep(self.store_and_commit(storer, request, plan)))
+    }
+
+    /// What was sealed is shown when that is said: somebody's rename may have been faster, and not have returned yet.
+    fn shown(&self, sealed: Result<Sealed>) -> Result<Sealed> {
+        sealed.inspect(|sealed| match sealed {
+            Sealed::New(entry) | Sealed::Same(entry) => self.wait_shown(entry.key()),
+        })
     }
 
     fn store_and_commit(

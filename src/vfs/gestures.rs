@@ -452,6 +452,26 @@ mod tests {
     }
 
     #[test]
+    fn who_is_told_of_an_entry_finds_it_in_a_view() {
+        let f = Fixture::new();
+        f.draft("one");
+        f.first_rename();
+        std::thread::scope(|scope| {
+            let told = scope.spawn(|| {
+                f.view.cache.pin("test", &"abcd".parse().unwrap()).unwrap();
+                f.view.lookup(CALLER, ino::ROOT, OsStr::new("abcd"))
+            });
+            let end = Instant::now() + Duration::from_millis(50);
+            while Instant::now() < end {
+                assert!(!told.is_finished(), "it is not shown yet");
+                std::thread::yield_now();
+            }
+            f.rename().unwrap();
+            assert!(told.join().unwrap().is_ok());
+        });
+    }
+
+    #[test]
     fn a_thread_that_lives_may_come_late() {
         let f = Fixture::new();
         let late = || {

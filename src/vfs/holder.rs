@@ -152,6 +152,11 @@ impl Holder for View {
         }
     }
 
+    fn hides(&self, key: &EntryKey) -> bool {
+        // While it is being committed that is not known yet.
+        self.publishing.hides(key).unwrap_or(true)
+    }
+
     fn names_changed(&self, dir: (u64, u64)) {
         if let (Some(node), Some(kernel)) = (self.nodes.draft(dir), self.kernel.get())
             && node.shown.changed()

@@ -288,10 +288,12 @@ impl Client {
 
     fn pin(&self, random: &mut Random) -> Result<(), String> {
         let key = key(random.below(KEYS));
-        if self.ask(&["pin", &key])? {
+        // Others may pin it, too, and let go of it earlier.
+        let name = format!("client{}", self.number);
+        if self.ask(&["pin", &key, "--name", &name])? {
             let mnt = self.day.mnt();
             let kept = whole(&mnt, &key);
-            self.ask(&["unpin", &key])?;
+            self.ask(&["unpin", &key, "--name", &name])?;
             return kept.map_err(|why| format!("pinned: {why}"));
         }
         Ok(())

@@ -109,5 +109,7 @@ fn no_entry(key: &EntryKey) -> Failure {
 
 /// The entry as it is, held while it is looked at.
 fn held(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
-    cache.entry(key, LeaseKind::Hold)?.ok_or_else(|| no_entry(key))
+    let entry = cache.entry(key, LeaseKind::Hold)?.ok_or_else(|| no_entry(key))?;
+    cache.wait_shown(key);
+    Ok(entry)
 }
