@@ -8,7 +8,7 @@
 //!
 //! Operations are methods of [`View`], in a file per subject: `namespace` (which node a name is),
 //! `sealed`, `draft`, `control` (each kind of node), `files` (open, read, write), `dirs`
-//! and `names` (listing), `attrs`, `xattrs`, `gestures` (sealing and evicting by rename and chmod).
+//! and `names` (listing), `attrs`, `xattrs`, `gestures` and `publishing` (sealing and evicting by rename and chmod).
 
 mod attrs;
 mod control;
@@ -22,6 +22,7 @@ pub mod ino;
 mod names;
 mod namespace;
 mod nodes;
+mod publishing;
 mod reach;
 mod sealed;
 mod slots;
@@ -100,7 +101,7 @@ pub struct View {
     task_page: Mutex<(u64, String)>,
     /// One replacement draft is made at a time.
     replacing: Mutex<()>,
-    publishing: gestures::Publishing,
+    publishing: publishing::Publishing,
     ingest: files::IngestQueue,
 }
 
@@ -147,7 +148,7 @@ impl View {
             born_here: Mutex::default(),
             task_page: Mutex::default(),
             replacing: Mutex::default(),
-            publishing: gestures::Publishing::default(),
+            publishing: publishing::Publishing::default(),
             ingest,
         });
         let holder: Arc<dyn crate::cache::Holder> = view.clone();
