@@ -10,6 +10,7 @@ mod chains;
 mod ends;
 mod events;
 mod flights;
+mod inputs;
 mod project;
 mod sandbox;
 mod sessions;

@@ -22,8 +22,23 @@ pub fn said(out: &Output) -> String {
 impl Project {
     /// An empty one, in git.
     pub fn new() -> Project {
+        Project::below(&std::env::temp_dir())
+    }
+
+    /// One of very many files: in memory, where there is room for them.
+    pub fn large() -> Project {
+        let memory = Path::new("/dev/shm");
+        let room = nix::sys::statvfs::statvfs(memory).map(|s| s.blocks_available() * s.fragment_size());
+        match room.is_ok_and(|bytes| bytes > 1 << 30) {
+            true => Project::below(memory),
+            false => Project::new(),
+        }
+    }
+
+    fn below(place: &Path) -> Project {
         need("git");
-        let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("outfs-test-").tempdir_in(place).expect("a temporary directory");
         let root = dir.path().canonicalize().expect("it exists");
         let project = Project { cwd: root.join("project"), store: root.join("store"), dir };
         fs::create_dir(&project.cwd).expect("mkdir");
