@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::room::Room;
+use super::room::{Owned, Room};
 use super::{Left, Rooms, Sandbox, Scene, Tree};
 use crate::run::capture::Sink;
 use crate::run::exec::{Outcome, Plan, execute};
@@ -18,12 +18,14 @@ pub struct Plain<'a> {
     /// Remembers what was put in, should this process die.
     room: Option<Room>,
     laid: Vec<PathBuf>,
+    /// Directories that were made above them, the inner ones last.
+    above: Vec<PathBuf>,
 }
 
 impl<'a> Plain<'a> {
     /// For a run that was not made yet.
     pub fn new(scene: Scene<'a>, rooms: &'a Rooms) -> Plain<'a> {
-        Plain { scene, rooms, room: None, laid: Vec::new() }
+        Plain { scene, rooms, room: None, laid: Vec::new(), above: Vec::new() }
     }
 }
 
@@ -55,9 +57,18 @@ impl Sandbox for Plain<'_> {
             Some(room) => room,
             none => none.insert(self.rooms.make()?),
         };
-        std::fs::create_dir_all(&path).map_err(|e| RunError::io("create", &path, e))?;
+        let cwd = &self.scene.place.cwd;
+        let missing =
+            path.ancestors().skip(1).take_while(|dir| *dir != cwd && dir.symlink_metadata().is_err());
+        let missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        for dir in missing.into_iter().rev() {
+            std::fs::create_dir(&dir).map_err(|e| RunError::io("create", &dir, e))?;
+            self.above.push(dir.clone());
+            room.owns(&dir, Owned::IfEmpty)?;
+        }
+        std::fs::create_dir(&path).map_err(|e| RunError::io("create", &path, e))?;
         self.laid.push(path.clone());
-        room.owns(&path)?;
+        room.owns(&path, Owned::Whole)?;
         tree.lay(&path, None)
     }
 
@@ -75,7 +86,7 @@ impl Sandbox for Plain<'_> {
     }
 
     fn exists(&self) -> bool {
-        !self.laid.is_empty()
+        !self.laid.is_empty() || !self.above.is_empty()
     }
 
     fn remove(&mut self) -> Result<()> {
@@ -87,6 +98,8 @@ impl Sandbox for Plain<'_> {
                 _ => {}
             }
         }
+        // Those that have something else in them now stay.
+        self.above.drain(..).rev().for_each(|dir| drop(std::fs::remove_dir(dir)));
         self.room = None;
         Ok(())
     }

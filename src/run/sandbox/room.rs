@@ -14,8 +14,17 @@ use crate::run::{Result, RunError};
 
 /// Locked while the run lives.
 const LOCK: &str = "lock";
-/// Directories outside the room that go with it, each with which one it is and ended by a zero byte.
+/// Directories outside the room that go with it, each with how, which one it is, and ended by a zero byte.
 const OWNS: &str = "owns";
+
+/// How a directory goes with a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owned {
+    /// With all that is in it.
+    Whole,
+    /// If nothing is in it.
+    IfEmpty,
+}
 
 /// Where earlier results are mounted.
 pub(in crate::run) const VIEW: &str = "view";
@@ -75,7 +84,8 @@ impl Rooms {
             };
             if dead {
                 let owns = std::fs::read(dir.join(OWNS)).unwrap_or_default();
-                owns.split(|b| *b == 0).for_each(remove_owned);
+                // What was made later may be inside of what was made before.
+                owns.split(|b| *b == 0).rev().for_each(remove_owned);
                 leave(&dir);
                 if let Err(e) = remove_all(&dir) {
                     tracing::debug!("{} is left: {e}", dir.display());
@@ -93,10 +103,14 @@ fn which(dir: &Path) -> Option<String> {
 }
 
 fn remove_owned(owned: &[u8]) {
-    let Some(at) = owned.iter().position(|b| *b == b' ') else { return };
-    let path = PathBuf::from(OsString::from_vec(owned[at + 1..].to_vec()));
-    if which(&path).is_some_and(|which| which.as_bytes() == &owned[..at]) {
-        let _ = std::fs::remove_dir_all(path);
+    let Some((how, rest)) = owned.split_first() else { return };
+    let Some(at) = rest.iter().position(|b| *b == b' ') else { return };
+    let path = PathBuf::from(OsString::from_vec(rest[at + 1..].to_vec()));
+    if which(&path).is_some_and(|which| which.as_bytes() == &rest[..at]) {
+        let _ = match how {
+            b'w' => std::fs::remove_dir_all(path),
+            _ => std::fs::remove_dir(path),
+        };
     }
 }
 
@@ -138,9 +152,10 @@ impl Room {
     }
 
     /// Says that a directory elsewhere is to go, should this process die.
-    pub fn owns(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn owns(&mut self, path: &Path, how: Owned) -> Result<()> {
         let Some(which) = which(path) else { return Ok(()) };
-        self.owns.extend([which.as_bytes(), b" ", path.as_os_str().as_bytes(), b"\0"].concat());
+        let how: &[u8] = if how == Owned::Whole { b"w" } else { b"e" };
+        self.owns.extend([how, which.as_bytes(), b" ", path.as_os_str().as_bytes(), b"\0"].concat());
         let file = self.dir.join(OWNS);
         std::fs::write(&file, &self.owns).map_err(|e| RunError::io("write", file, e))
     }
@@ -178,10 +193,18 @@ mod tests {
         let elsewhere = top.path().join("laid");
         let mut dead = rooms.make().unwrap();
         std::fs::create_dir_all(elsewhere.join("sub")).unwrap();
-        dead.owns(&elsewhere).unwrap();
+        dead.owns(&elsewhere, Owned::Whole).unwrap();
+        let (emptied, filled) = (top.path().join("emptied"), top.path().join("filled"));
+        for dir in [&emptied, &filled] {
+            std::fs::create_dir(dir).unwrap();
+            dead.owns(dir, Owned::IfEmpty).unwrap();
+            std::fs::create_dir(dir.join("gone")).unwrap();
+            dead.owns(&dir.join("gone"), Owned::Whole).unwrap();
+        }
+        std::fs::write(filled.join("users"), "").unwrap();
         let users = top.path().join("users");
         std::fs::create_dir(&users).unwrap();
-        dead.owns(&users).unwrap();
+        dead.owns(&users, Owned::Whole).unwrap();
         std::fs::remove_dir(&users).unwrap();
         std::fs::create_dir(&users).unwrap();
         let dir = dead.dir("tree/sub").unwrap();
@@ -194,6 +217,7 @@ mod tests {
         let third = rooms.make().unwrap();
         assert!(!left.exists() && !elsewhere.exists());
         assert!(users.exists(), "that is another one");
+        assert!(!emptied.exists() && filled.join("users").exists() && !filled.join("gone").exists());
         assert!(alive.dir.exists());
         drop((alive, third, dead));
         assert_eq!(std::fs::read_dir(&rooms.dir).unwrap().count(), 0);
