@@ -165,7 +165,7 @@ fn results_are_read_at_a_path() {
     let ran = run(&[], script);
     assert_eq!(ran.is_miss(&["first_run"]).kept(true).stdout, "a\n");
     assert_eq!((p.read("o"), &ran.record["undeclared"]), ("a\nb\n".into(), &serde_json::json!([])));
-    assert!(!p.path("lib/one").exists());
+    assert!(!p.path("lib").exists(), "nor what was made for it");
     run(&[], script).is_hit();
     p.write("lib/one/mine", "");
     assert_eq!(run(&["--force"], script).says("exists; --from").code, 125);
@@ -177,6 +177,37 @@ fn results_are_read_at_a_path() {
     assert!(p.path("lib/one/mine").exists() && p.read("o") == "a\nb\n");
     let in_the_way = run(&["--from", "o/x=one"], script);
     assert_eq!(in_the_way.says("in each other's way").code, 125);
+}
+
+/// A sandbox that cannot be made costs the project nothing of what stood there.
+#[test]
+fn a_sandbox_that_cannot_be_made_leaves_what_stands_there() {
+    let p = Project::new();
+    first(&p);
+    let made = tree(&p.path("t"));
+    let bin = p.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(
+        bin.join("bwrap"),
+        "#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n",
+    )
+    .unwrap();
+    crate::common::chmod(bin.join("bwrap"), 0o755).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let fails = |base: &[&str]| {
+        let named = ["run", "--json", "--task", "two", "--no-inputs", "--output", "t", "--sandbox", "bwrap"];
+        let mut c = p.command(&[&named, base, &["--", "sh", "-c", CHANGE]].concat());
+        c.env("PATH", &path);
+        let ran = Ran::of(c);
+        assert_eq!(ran.says("cannot make the sandbox: No permissions").code, 125);
+        assert_eq!(tree(&p.path("t")), made);
+        assert_eq!(p.ok(&["drafts", "--json"]), "");
+    };
+    // It stands there, and was moved into the place already; it does not count; it stands there, and was laid.
+    fails(&["--base", "one"]);
+    fails(&[]);
+    fails(&["--base", "one"]);
+    assert_eq!(second(&p, "bwrap", &[], CHANGE).kept(true).stdout, "a\nb\ngone\n");
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct Bwrap<'a> {
     layout: Layout,
     /// Trees to be bound: where they are, and where below the working directory.
     trees: Vec<(PathBuf, PathBuf)>,
+    /// What was taken from the project and has to stand there again, below the working directory.
+    taken: Vec<PathBuf>,
     /// How the command ended, if it was no success, and what it said.
     failed: Option<Vec<u8>>,
 }
@@ -61,8 +63,17 @@ impl<'a> Bwrap<'a> {
                  package bubblewrap), or run without --sandbox",
             )
         })?;
-        let (room, layout, trees) = (None, Layout::default(), Vec::new());
-        Ok(Bwrap { scene, rooms, program: program.into(), draft, room, layout, trees, failed: None })
+        Ok(Bwrap {
+            scene,
+            rooms,
+            program: program.into(),
+            draft,
+            room: None,
+            layout: Layout::default(),
+            trees: Vec::new(),
+            taken: Vec::new(),
+            failed: None,
+        })
     }
 
     fn room(&mut self) -> Result<&mut Room> {
@@ -153,6 +164,21 @@ impl<'a> Bwrap<'a> {
         Ok(beside)
     }
 
+    /// Has what was taken from the project, and never came back as the command's, stand there again.
+    fn put_back(&mut self) -> Result<()> {
+        let (cwd, work) = (&self.scene.place.cwd, self.work());
+        let put_back = |output: PathBuf| {
+            // What lies behind a symlink that the command made is not the project's.
+            let ours = check_way(&work, std::slice::from_ref(&output)).is_ok();
+            let (from, to) = (work.join(&output), cwd.join(&output));
+            match ours && from.symlink_metadata().is_ok() && to.symlink_metadata().is_err() {
+                true => move_tree(&from, &to),
+                false => Ok(()),
+            }
+        };
+        std::mem::take(&mut self.taken).into_iter().map(put_back).fold(Ok(()), Result::and)
+    }
+
     /// The sandbox itself could not be made: why, and what helps.
     fn unmade(outcome: &Outcome) -> Option<RunError> {
         let said = outcome.stderr.strip_prefix(b"bwrap: ")?;
@@ -180,8 +206,7 @@ impl<'a> Bwrap<'a> {
 
 impl Sandbox for Bwrap<'_> {
     fn create(&mut self) -> Result<()> {
-        self.prepare()?;
-        clear(&self.scene.place.cwd, self.scene.outputs)
+        self.prepare()
     }
 
     fn restore(&mut self, base: &mut dyn Tree) -> Result<()> {
@@ -189,11 +214,11 @@ impl Sandbox for Bwrap<'_> {
         let (cwd, work) = (self.scene.place.cwd.clone(), self.work());
         if base.stands() {
             for output in self.scene.outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()) {
+                self.taken.push(output.clone());
                 move_tree(&cwd.join(output), &work.join(output))?;
             }
             return Ok(());
         }
-        clear(&cwd, self.scene.outputs)?;
         base.lay(&work, None)
     }
 
@@ -234,12 +259,13 @@ impl Sandbox for Bwrap<'_> {
         let beside = Some(self.beside()?);
         // What lies behind a symlink that the command made on the way is not its output.
         check_way(&work, self.scene.outputs)?;
+        clear(cwd, self.scene.outputs)?;
         for output in self.scene.outputs {
             if work.join(output).symlink_metadata().is_ok() {
-                clear(cwd, std::slice::from_ref(output))?;
                 move_tree(&work.join(output), &cwd.join(output))?;
             }
         }
+        self.taken.clear();
         Ok(Left { beside, wanted })
     }
 
@@ -248,6 +274,7 @@ impl Sandbox for Bwrap<'_> {
     }
 
     fn remove(&mut self) -> Result<()> {
+        let back = self.put_back();
         if let Some(draft) = &self.draft {
             let names = std::fs::read_dir(draft).map(|names| names.flatten().collect::<Vec<_>>());
             // What is left goes with the draft.
@@ -255,7 +282,7 @@ impl Sandbox for Bwrap<'_> {
         }
         self.draft = None;
         self.room = None;
-        Ok(())
+        back
     }
 }
 

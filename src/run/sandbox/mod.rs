@@ -2,8 +2,9 @@
 //!
 //! Purpose: one way to run a task, whatever surrounds its command: make a place (or restore one from an
 //! earlier result), put in what the command may read, execute, take out what it made, leave nothing. Invariants: what is
-//! made stands at the outputs in the working directory afterwards, whether the command succeeded or not; `remove` takes away
-//! all there is, also of a place that was half made. Must not know: keys, stores (trees come through [`Tree`]).
+//! made stands at the outputs in the working directory afterwards, whether the command succeeded or not, and nothing else does;
+//! where no command could be run the project is as it was, as far as the place is not the project itself; `remove` takes
+//! away all there is, also of a place that was half made. Must not know: keys, stores (trees come through [`Tree`]).
 
 mod bwrap;
 mod hint;
@@ -74,7 +75,7 @@ pub trait Tree {
 
 /// A place for one command.
 pub trait Sandbox {
-    /// Makes the place; what stands at the outputs is taken away.
+    /// Makes the place, in which nothing stands at the outputs.
     fn create(&mut self) -> Result<()>;
     /// Makes the place, in which these outputs of an earlier result stand.
     fn restore(&mut self, base: &mut dyn Tree) -> Result<()>;
