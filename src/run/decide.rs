@@ -69,7 +69,8 @@ pub enum Reason {
     },
     /// Other outputs are declared.
     OutputsChanged,
-    /// Something else that is part of the key: directory, platform, sandbox, network, or the key's form.
+    /// Something else that is part of the key: directory, platform, sandbox, network, whether there is a base; or what
+    /// cannot be told, as the list of too many inputs or the key's form: then these are the keys.
     CacheKeyMismatch {
         /// Before.
         old: String,
@@ -226,15 +227,32 @@ fn unknown_key(s: &Situation<'_>) -> Vec<Reason> {
         },
     };
     let mut reasons = compare(parts, s.parts);
-    if reasons.is_empty() || others(parts) != others(s.parts) {
+    let (old, new) = other_changes(parts, s.parts);
+    if !old.is_empty() {
+        reasons.push(Reason::CacheKeyMismatch { old: old.join(", "), new: new.join(", ") });
+    } else if reasons.is_empty() {
         reasons.push(Reason::CacheKeyMismatch { old: key.to_string(), new: s.key.to_string() });
     }
     reasons
 }
 
-/// The earlier result with the fewest differences; of equally near ones the newest.
+/// The earlier result with the fewest differences, if possible one of the same sandbox and place: who runs a task in
+/// two ways wants to know what changed since it last ran in this one. Of equally near ones the newest.
 fn nearest<'a>(history: &'a [Earlier], parts: &Parts) -> Option<&'a Earlier> {
-    history.iter().min_by_key(|e| differences(&e.parts, parts))
+    history.iter().min_by_key(|e| (others(&e.parts) != others(parts), differences(&e.parts, parts)))
+}
+
+/// What has no reason of its own and differs: as it was, and as it is.
+fn other_changes(old: &Parts, new: &Parts) -> (Vec<String>, Vec<String>) {
+    let names = ["directory", "platform", "sandbox", "network", ""];
+    let changed = names.iter().zip(others(old)).zip(others(new)).filter(|((_, a), b)| a != b);
+    let told = |name: &str, value: &str| match (name, value) {
+        ("", "") => "no base".to_owned(),
+        ("", value) => value.to_owned(),
+        ("directory", "") => "directory .".to_owned(),
+        _ => format!("{name} {value}"),
+    };
+    changed.map(|((name, a), b)| (told(name, a), told(name, b))).unzip()
 }
 
 /// Groups of parts that differ, then inputs that differ.
@@ -251,7 +269,6 @@ fn differences(a: &Parts, b: &Parts) -> (usize, usize) {
         a.from != b.from,
         !a.base.values().eq(b.base.values()),
         a.inputs_hash != b.inputs_hash,
-        others(a) != others(b),
     ];
     let groups = groups.into_iter().filter(|differs| *differs).count();
     (groups, if a.inputs_hash == b.inputs_hash { 0 } else { changed_inputs(a, b).count() })

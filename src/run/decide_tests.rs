@@ -112,6 +112,10 @@ fn set(map: &mut std::collections::BTreeMap<String, String>, name: &str, value: 
 
 fn mismatch(before: &Parts) -> (String, Value) {
     let (old, new): (EntryKey, EntryKey) = (before.key(), parts().key());
+    other(old.as_str(), new.as_str())
+}
+
+fn other(old: &str, new: &str) -> (String, Value) {
     (
         format!("the key changed: {old} -> {new}"),
         json!({ "why": "cache_key_mismatch", "old": old, "new": new }),
@@ -308,11 +312,7 @@ fn table() -> Vec<Row> {
             })),
             param("level"),
         ),
-        (
-            "there was no base",
-            after(changed(|p| p.base.clear())),
-            vec![mismatch(&changed(|p| p.base.clear()))],
-        ),
+        ("there was no base", after(changed(|p| p.base.clear())), vec![other("no base", "a base")]),
         (
             "a result that is read was made again",
             after(changed(|p| set(&mut p.from, "lib", "45"))),
@@ -365,11 +365,11 @@ fn table() -> Vec<Row> {
             [env("CC"), outputs(), dep("sub/a.c", None, Some(&a))].concat(),
         ),
         // what has no reason of its own
-        ("another directory", after(changed(|p| p.cwd.clear())), vec![mismatch(&changed(|p| p.cwd.clear()))]),
+        ("another directory", after(changed(|p| p.cwd.clear())), vec![other("directory .", "directory sub")]),
         (
             "another platform",
             after(changed(|p| p.platform = "linux-aarch64".into())),
-            vec![mismatch(&changed(|p| p.platform = "linux-aarch64".into()))],
+            vec![other("platform linux-aarch64", "platform linux-x86_64")],
         ),
         (
             "another sandbox, and a variable",
@@ -377,13 +377,15 @@ fn table() -> Vec<Row> {
                 p.sandbox = "bwrap".into();
                 p.env.clear();
             })),
-            both(
-                env("CC"),
-                vec![mismatch(&changed(|p| {
-                    p.sandbox = "bwrap".into();
-                    p.env.clear();
-                }))],
-            ),
+            both(env("CC"), vec![other("sandbox bwrap", "sandbox none")]),
+        ),
+        (
+            "another sandbox and network",
+            after(changed(|p| {
+                p.sandbox = "bwrap".into();
+                p.network = "none".into();
+            })),
+            vec![other("sandbox bwrap, network none", "sandbox none, network host")],
         ),
         (
             "inputs of which no list was kept",
@@ -407,6 +409,20 @@ fn table() -> Vec<Row> {
                 ..never()
             },
             env("CC"),
+        ),
+        (
+            "a run of the same sandbox counts before a nearer one",
+            Case {
+                history: vec![
+                    earlier(changed(|p| p.sandbox = "bwrap".into())),
+                    earlier(changed(|p| {
+                        set(&mut p.env, "CC", "0");
+                        p.params.clear();
+                    })),
+                ],
+                ..never()
+            },
+            both(env("CC"), param("level")),
         ),
         (
             "of equally near ones the newest",
@@ -449,7 +465,7 @@ fn table() -> Vec<Row> {
         (
             "locked elsewhere",
             locked(block(changed(|p| p.platform = "linux-aarch64".into()), None)),
-            vec![mismatch(&changed(|p| p.platform = "linux-aarch64".into()))],
+            vec![other("platform linux-aarch64", "platform linux-x86_64")],
         ),
     ]
 }
