@@ -15,3 +15,4 @@ mod project;
 mod sandbox;
 mod sessions;
 mod tasks;
+mod users;
