@@ -45,7 +45,7 @@ impl Cache {
         started.map_err(|e| CacheError::io("start a thread for", root, e))?;
         let cache = Cache { inner };
         cache.make_ready(fresh)?;
-        if let Err(e) = cache.end_dead_sessions() {
+        if let Err(e) = cache.end_dead_sessions().and_then(|()| cache.end_forgotten_sessions()) {
             tracing::warn!(error = %e, "what ended sessions have left stays for now");
         }
         Ok(cache)

@@ -1,10 +1,10 @@
 //! Results that last as long as a process: taking them away when it is gone.
 //!
-//! Invariants: a session has a file in the store's `sessions/` from before its first result until after its last one was
-//! evicted, so that whoever owns the store next finds what a death left. Must not know: what the results are for.
+//! Invariants: a session has a file in the store from before its first result until after its last one was evicted, so
+//! that whoever owns the store next finds what a death left; a result of a session that has no file is nobody's, and goes
+//! when the store is opened. Must not know: what the results are for.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Cache, CacheError, Process, Result};
 use crate::model::session::SessionId;
@@ -15,22 +15,17 @@ const UNSEEN: Duration = Duration::from_secs(86_400);
 const STEP: usize = 100;
 
 impl Cache {
-    fn sessions(&self) -> PathBuf {
-        self.inner.store.root().join("sessions")
-    }
-
-    /// Begins a session that lasts as long as a process.
+    /// Begins a session that lasts as long as a process; it is on the disk when this returns.
     pub fn begin_session(&self, process: &Process) -> Result<SessionId> {
         let id = SessionId::random();
-        let file = self.sessions().join(id.to_string());
         let text = serde_json::to_vec(process).expect("numbers and text");
-        std::fs::write(&file, text).map_err(|e| CacheError::io("begin a session in", &file, e))?;
+        self.inner.store.write_session(&id, &text)?;
         Ok(id)
     }
 
     /// Whether a session has begun and not ended.
-    pub fn has_session(&self, id: &SessionId) -> bool {
-        self.sessions().join(id.to_string()).exists()
+    pub fn has_session(&self, id: &SessionId) -> Result<bool> {
+        Ok(self.inner.store.has_session(id)?)
     }
 
     /// Ends a session: its results go. Nothing happens when there is none.
@@ -41,7 +36,8 @@ impl Cache {
             let tasks = self.inner.index.tasks_after(&after, STEP)?;
             let ours: Vec<_> = tasks.iter().take_while(|t| t.starts_with(&prefix)).collect();
             for task in &ours {
-                for row in self.inner.index.by_task(task, STEP)? {
+                let rows = self.inner.index.by_task(task, STEP)?;
+                for row in rows.iter().filter(|row| SessionId::of_key(&row.key).as_ref() == Some(id)) {
                     match self.evict(&row.key, "session") {
                         // Somebody wants to keep it: it is theirs now.
                         Ok(_) | Err(CacheError::Pinned { .. }) => {}
@@ -54,33 +50,46 @@ impl Cache {
                 _ => break,
             }
         }
-        let file = self.sessions().join(id.to_string());
-        match std::fs::remove_file(&file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(CacheError::io("end a session in", &file, e))
+        Ok(self.inner.store.remove_session(id)?)
+    }
+
+    /// Ends the sessions whose process is gone. What goes wrong with one keeps no other.
+    pub(super) fn end_dead_sessions(&self) -> Result<()> {
+        let ended = self.inner.store.sessions()?.into_iter().map(|id| match self.is_over(&id)? {
+            true => self.end_session(&id),
+            false => Ok(()),
+        });
+        ended.fold(Ok(()), Result::and)
+    }
+
+    /// Takes away the results of sessions that have no file: one was in use when its session ended, and its user died with
+    /// the store's owner, or an older state of the store came back.
+    pub(super) fn end_forgotten_sessions(&self) -> Result<()> {
+        let mut after = SessionId::ALL.to_owned();
+        loop {
+            let next = self.inner.index.tasks_after(&after, 1)?.pop();
+            let Some(task) = next.filter(|t| t.starts_with(SessionId::ALL)) else { return Ok(()) };
+            match SessionId::of_task(&task) {
+                Some(id) => {
+                    if !self.has_session(&id)? {
+                        self.end_session(&id)?;
+                    }
+                    after = id.after_tasks();
+                }
+                None => after = task,
             }
-            _ => Ok(()),
         }
     }
 
-    /// Ends the sessions whose process is gone.
-    pub(super) fn end_dead_sessions(&self) -> Result<()> {
-        let dir = self.sessions();
-        let names = std::fs::read_dir(&dir).map_err(|e| CacheError::io("list", &dir, e))?;
-        for path in names.flatten().map(|e| e.path()) {
-            let id = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<SessionId>().ok());
-            if let Some(id) = id.filter(|_| is_over(&path)) {
-                self.end_session(&id)?;
-            }
-        }
-        Ok(())
+    fn is_over(&self, id: &SessionId) -> Result<bool> {
+        let Some((bytes, written)) = self.inner.store.session(id)? else { return Ok(false) };
+        let lives = serde_json::from_slice::<Process>(&bytes).ok().and_then(|process| process.lives());
+        // Also one whose file cannot be understood.
+        Ok(lives.map_or_else(|| is_old(written), |lives| !lives))
     }
 }
 
-fn is_over(file: &Path) -> bool {
-    let process = std::fs::read(file).ok().and_then(|b| serde_json::from_slice::<Process>(&b).ok());
-    let lives = process.and_then(|p| p.lives());
-    // Also one that was being written when its writer died.
-    let age = || file.metadata().and_then(|m| m.modified()).map(|t| SystemTime::now().duration_since(t));
-    lives.map_or_else(|| age().is_ok_and(|age| age.is_ok_and(|a| a > UNSEEN)), |lives| !lives)
+fn is_old(written_ns: i64) -> bool {
+    let written = UNIX_EPOCH + Duration::from_nanos(written_ns.max(0).unsigned_abs());
+    SystemTime::now().duration_since(written).is_ok_and(|age| age > UNSEEN)
 }

@@ -22,6 +22,9 @@ pub struct SessionId(String);
 pub struct SessionError(String);
 
 impl SessionId {
+    /// How the names of all sessions' tasks begin in the store.
+    pub const ALL: &str = "session/";
+
     /// One that nobody has had.
     pub fn random() -> SessionId {
         // Its keys are random, and nothing else is asked of it than to be another one each time.
@@ -31,7 +34,18 @@ impl SessionId {
 
     /// How the names of its tasks begin in the store.
     pub fn prefix(&self) -> String {
-        format!("session/{self}/")
+        format!("{}{self}/", Self::ALL)
+    }
+
+    /// A text that is behind all of its tasks, and before those of later sessions.
+    pub fn after_tasks(&self) -> String {
+        // What follows a slash.
+        format!("{}{self}0", Self::ALL)
+    }
+
+    /// The session that a task of the store belongs to.
+    pub fn of_task(task: &str) -> Option<SessionId> {
+        task.strip_prefix(Self::ALL)?.split_once('/')?.0.parse().ok()
     }
 
     /// A task of it, as the store knows it.
@@ -93,6 +107,10 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id.clone()));
         assert_eq!(id.task("a/b"), "session/0000000000c0ffee/a/b");
         assert_eq!(SessionId::of_key(&id.key("a/b")), Some(id.clone()));
+        assert_eq!(SessionId::of_task(&id.task("a/b")), Some(id.clone()));
+        assert_eq!((SessionId::of_task("session/x/y"), SessionId::of_task("a")), (None, None));
+        let last = id.task("\u{10ffff}");
+        assert!(last < id.after_tasks() && *id.after_tasks() < *"session/0000000000c0ffef/");
         assert_ne!(id.key("a"), id.key("b"));
         assert_eq!(SessionId::of_key(&EntryKey::parse("session-x-y").unwrap()), None);
         for bad in ["", "c0ffee", "0000000000C0FFEE", "../../../../../x"] {

@@ -29,6 +29,7 @@ mod port;
 mod quarantine;
 mod read;
 mod remove;
+mod sessions;
 #[cfg(test)]
 mod tests;
 

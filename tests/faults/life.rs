@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use outfs::cache::{Cache, CacheError, FsckOptions, LeaseKind, Limits, Lookup, SealRequest, TaskFacts};
+use outfs::cache::{
+    Cache, CacheError, FsckOptions, LeaseKind, Limits, Lookup, Process, SealRequest, TaskFacts,
+};
 use outfs::model::EntryKey;
 use outfs::model::manifest::Origin;
 use outfs::model::units::Size;
@@ -203,6 +205,7 @@ impl Life {
         let cache =
             Cache::open(store, limits()).unwrap_or_else(|e| panic!("cannot be opened: {e}; {}", told()));
         self.check(&cache, which);
+        assert_eq!(ephemeral(store, &cache), 0, "a dead session's result is left: {}", told());
         cache.finish_sweep().unwrap();
         let options = FsckOptions { verify_data: true, ..FsckOptions::default() };
         let report = cache.fsck(options, &mut |_| {}).unwrap();
@@ -309,6 +312,42 @@ pub fn restart(template: &Template, door: Door, kind: Kind, n: u64) -> bool {
             let cache = life.open()?;
             life.read(&cache);
             cache.tick();
+            Some(cache)
+        },
+    )
+}
+
+/// How much there is of sessions.
+fn ephemeral(store: &Path, cache: &Cache) -> usize {
+    let entries = cache.index().tasks_after("session/", 10).unwrap().len();
+    entries + fs::read_dir(store.join("sessions")).unwrap().count()
+}
+
+/// Sessions of processes that have ended when the next one opens the store: one ends in order, one with its process.
+pub fn sessions(template: &Template, door: Door, kind: Kind, n: u64) -> bool {
+    with_fault(
+        template,
+        (door, kind, n),
+        |_| {},
+        |life| {
+            let cache = life.open()?;
+            let here = Process::this().unwrap();
+            let dead = Process { started: here.started + 1, ..here };
+            for (ends, of) in [(true, "ended"), (false, "died")] {
+                let Some(id) = life.step("begin", |_| cache.begin_session(&dead)) else { continue };
+                life.step("put", |dir| {
+                    let source = dir.join(format!("source-{of}"));
+                    write_outputs(&source, of);
+                    let facts = TaskFacts { task_id: id.task(of), ..TaskFacts::default() };
+                    let request = SealRequest { key: id.key(of), ..request(of) };
+                    cache.put_dir(&source, &facts, [None, None], request).map(drop)
+                });
+                if ends {
+                    life.step("end", |_| cache.end_session(&id));
+                }
+            }
+            cache.tick();
+            life.read(&cache);
             Some(cache)
         },
     )

@@ -73,6 +73,16 @@ fn rebuilding_survives_the_fault_of_any_file_system_call() {
 }
 
 #[test]
+fn sessions_survive_the_fault_of_any_file_system_call() {
+    try_all("sessions, store", Door::Store, &Kind::ALL, 37, life::sessions);
+}
+
+#[test]
+fn sessions_survive_the_fault_of_any_call_of_the_index() {
+    try_all("sessions, index", Door::Index, &Kind::ALL, 19, life::sessions);
+}
+
+#[test]
 fn work_survives_the_fault_of_any_call_of_the_index() {
     try_all("work, index", Door::Index, &Kind::ALL, 19, life::work);
 }

@@ -152,6 +152,22 @@ fn a_killed_session_is_swept() {
     nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
+/// A result whose session nobody knows any more goes when the store is opened; what merely has such a name does not.
+#[test]
+fn a_forgotten_session_is_swept() {
+    let p = Project::new();
+    let mut process = Project::process();
+    let id = p.ok(&["session", "--pid", &process.id().to_string()]).trim().to_owned();
+    p.in_session(&id, MAKE_A).kept(true);
+    let named = format!("session/{id}/b");
+    let other = p.sh(&["--task", &named, "--no-inputs"], "true").key().to_owned();
+    assert_eq!(p.entries().len(), 2);
+    fs::remove_file(p.store.join("sessions").join(&id)).unwrap();
+    assert_eq!(p.entries(), [other]);
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
 #[test]
 fn a_daemon_notices_that_a_process_is_gone() {
     let m = Mount::new();

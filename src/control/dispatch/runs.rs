@@ -203,7 +203,7 @@ pub(super) fn keep(
 }
 
 fn alive(cache: &Cache, id: &SessionId) -> Result<(), Failure> {
-    match cache.has_session(id) {
+    match cache.has_session(id)? {
         true => Ok(()),
         false => Err(Failure::failed(format!("the session {id} has ended"))),
     }
