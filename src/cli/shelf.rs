@@ -99,7 +99,7 @@ impl StoreShelf {
 
 impl Snapshots for StoreShelf {
     fn exists(&mut self, key: &EntryKey) -> Shelved<bool> {
-        Ok(matches!(self.find(key, &[])?, Found::Entry(_)))
+        Ok(matches!(self.find(key, &[], false)?, Found::Entry(_)))
     }
 
     fn remove(&mut self, key: &EntryKey) -> Shelved<()> {
@@ -111,11 +111,11 @@ impl Snapshots for StoreShelf {
 }
 
 impl Shelf for StoreShelf {
-    fn find(&mut self, key: &EntryKey, outputs: &[PathBuf]) -> Shelved<Found> {
+    fn find(&mut self, key: &EntryKey, outputs: &[PathBuf], fate: bool) -> Shelved<Found> {
         if self.is_empty() {
             return Ok(Found::UNKNOWN);
         }
-        match self.ask(Request::Find { key: key.clone(), outputs: raw(outputs) })? {
+        match self.ask(Request::Find { key: key.clone(), outputs: raw(outputs), fate })? {
             Reply::Found(found) => Ok(found),
             other => Err(failed(unexpected(other))),
         }

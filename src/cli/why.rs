@@ -25,7 +25,7 @@ impl Why {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
         let key = self.key(&mut session)?;
-        match session.call(Request::Find { key: key.clone(), outputs: Vec::new() })? {
+        match session.call(Request::Find { key: key.clone(), outputs: Vec::new(), fate: true })? {
             Reply::Found(Found::Nothing { evicted, failed }) => {
                 let gone = evicted.map(|when| Reason::Evicted { when });
                 let gone = gone.or(failed.map(|status| Reason::PreviousRunIncomplete { status }));
@@ -44,7 +44,7 @@ impl Why {
     /// The key that is meant: of that name, else of the newest result of a task of that name.
     fn key(&self, session: &mut Session) -> Result<EntryKey, Failure> {
         if let Ok(key) = EntryKey::from_digest(&self.what) {
-            let found = session.call(Request::Find { key: key.clone(), outputs: Vec::new() })?;
+            let found = session.call(Request::Find { key: key.clone(), outputs: Vec::new(), fate: true })?;
             if found != Reply::Found(Found::UNKNOWN) {
                 return Ok(key);
             }

@@ -192,6 +192,8 @@ pub enum Request {
         key: EntryKey,
         /// Outputs that it should have.
         outputs: Vec<RawPath>,
+        /// If there is none, also what became of it: the event log is searched.
+        fate: bool,
     },
     /// What a task's results were made of.
     History {

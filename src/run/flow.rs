@@ -216,9 +216,10 @@ impl Run<'_> {
             self.plan(prepared);
             return Ok(());
         }
-        let mut flight = None;
+        let (mut flight, mut settled) = (None, false);
         loop {
-            let (decision, found) = self.decide(&prepared);
+            // Why is asked when it is settled that nobody else executes it.
+            let (decision, found) = self.decide(&prepared, settled);
             let (reasons, broken) = match (decision, found) {
                 (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
                     None => return Ok(()),
@@ -227,7 +228,7 @@ impl Run<'_> {
                 (Decision::Miss(reasons), _) => (reasons, false),
                 (Decision::Hit, _) => unreachable!("only an entry is a hit"),
             };
-            if flight.is_some() {
+            if settled {
                 return self.miss(&mut prepared, reasons, flight);
             }
             match self.take_off(&prepared.key) {
@@ -237,9 +238,14 @@ impl Run<'_> {
                 Takeoff::Others(other) if self.waits() => {
                     self.wait_for(other)?;
                     prepared = self.prepare()?;
+                    continue;
                 }
-                Takeoff::Others(_) | Takeoff::Nowhere => return self.miss(&mut prepared, reasons, None),
+                Takeoff::Others(_) | Takeoff::Nowhere if broken => {
+                    return self.miss(&mut prepared, reasons, None);
+                }
+                Takeoff::Others(_) | Takeoff::Nowhere => {}
             }
+            settled = true;
         }
     }
 
@@ -250,7 +256,7 @@ impl Run<'_> {
                 let inside = inside.and_then(|name| self.ask(|shelf| shelf.newest(&name)).flatten());
                 inside.or_else(|| self.ask(|shelf| shelf.newest(name)).flatten())
             }
-            Sought::Key(key) => match self.ask(|shelf| shelf.find(key, &[]))? {
+            Sought::Key(key) => match self.ask(|shelf| shelf.find(key, &[], false))? {
                 Found::Entry(held) => Some(Made { key: key.clone(), outputs_hash: held.outputs_hash }),
                 _ => None,
             },
@@ -282,7 +288,7 @@ impl Run<'_> {
 
     /// What would happen.
     fn plan(&mut self, prepared: Prepared) {
-        match self.decide(&prepared).0 {
+        match self.decide(&prepared, true).0 {
             Decision::Hit => self.report.result = "hit",
             Decision::Miss(reasons) => {
                 self.report.result = "miss";
@@ -325,11 +331,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn decide(&mut self, prepared: &Prepared) -> (Decision, Found) {
+    /// What is to be done, and, if they are wanted, for which reasons.
+    fn decide(&mut self, prepared: &Prepared, why: bool) -> (Decision, Found) {
         let (task, ways) = (self.task, self.ways);
         let reads = ways.policy.allows_read();
         let found = match reads {
-            true => self.ask(|shelf| shelf.find(&prepared.key, &task.outputs)),
+            true => self.ask(|shelf| shelf.find(&prepared.key, &task.outputs, why)),
             false => None,
         };
         let found = found.unwrap_or(Found::UNKNOWN);
@@ -339,7 +346,7 @@ impl Run<'_> {
             (Some(_), Some(lock)) => lock.tasks.get(&task.id).map_or(Locked::NoTask, Locked::Has),
         };
         let force = ways.force || !reads;
-        let wants_history = !force && locked == Locked::NotAsked && found == Found::UNKNOWN;
+        let wants_history = why && !force && locked == Locked::NotAsked && found == Found::UNKNOWN;
         let history = match wants_history {
             true => self.ask(|shelf| shelf.history(&task.id)).unwrap_or_default(),
             false => Vec::new(),

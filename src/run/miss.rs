@@ -113,7 +113,7 @@ impl Run<'_> {
             return None;
         }
         self.report.kept = true;
-        let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs)) else { return None };
+        let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs, false)) else { return None };
         // Unchanged since before it was read: what stands there is what was kept.
         if Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
             let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark, own_times: true };

@@ -201,8 +201,9 @@ pub trait Snapshots {
 
 /// What a run needs of a store.
 pub trait Shelf: Snapshots {
-    /// What is there under `key`, which should have these outputs.
-    fn find(&mut self, key: &EntryKey, outputs: &[PathBuf]) -> Shelved<Found>;
+    /// What is there under `key`, which should have these outputs; if nothing is, also what became of it, if that is to be
+    /// looked for: it takes time.
+    fn find(&mut self, key: &EntryKey, outputs: &[PathBuf], fate: bool) -> Shelved<Found>;
     /// Earlier results of a task, the newest first.
     fn history(&mut self, task: &str) -> Shelved<Vec<Earlier>>;
     /// A task's newest result.

@@ -116,7 +116,7 @@ impl Run<'_> {
                     |a: &str, b: &str| a.strip_prefix(b).is_some_and(|r| r.is_empty() || r.starts_with('/'));
                 names.iter().any(|n| below(path, n) || below(n, path))
             };
-            let found = lent(&mut self.shelf, of, |shelf| shelf.find(&of.key, &[]))?;
+            let found = lent(&mut self.shelf, of, |shelf| shelf.find(&of.key, &[], false))?;
             stands = matches!(&found, Found::Entry(held) if held.manifest == stand.manifest)
                 && nodes.keys().all(covered)
                 && Stamp::take(self.cwd(), outputs).is_ok_and(|stamp| stamp.mark == stand.mark);

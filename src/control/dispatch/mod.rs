@@ -45,7 +45,7 @@ pub fn dispatch(
             Some(run) => runs::keep(cache, caller, &put, run, channel),
             None => content::put(cache, caller, &put, channel),
         },
-        Request::Find { key, outputs } => runs::find(cache, &key, &outputs),
+        Request::Find { key, outputs, fate } => runs::find(cache, &key, &outputs, fate),
         Request::History { task } => runs::history(cache, &task),
         Request::Newest { task } => runs::newest(cache, &task),
         Request::Place { key, cwd, outputs, how, times } => {

@@ -23,7 +23,7 @@ fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
     raw.iter().map(|p| p.0.clone()).collect()
 }
 
-pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath]) -> Result<Reply, Failure> {
+pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath], fate: bool) -> Result<Reply, Failure> {
     let found = match cache.lookup(key) {
         Ok(Lookup::Hit { entry, metadata }) => match nodes_of(&entry) {
             Ok(nodes) => {
@@ -43,7 +43,8 @@ pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath]) -> Result
             }
             Err(e) => unreadable(e)?,
         },
-        Ok(Lookup::Miss(Miss::NoEntry)) => nothing(cache, key)?,
+        Ok(Lookup::Miss(Miss::NoEntry)) if fate => nothing(cache, key)?,
+        Ok(Lookup::Miss(Miss::NoEntry)) => Found::UNKNOWN,
         Ok(Lookup::Miss(Miss::Rejected(reason))) => Found::Rejected { reason },
         Ok(Lookup::Miss(miss @ Miss::BadMetadata(_))) => Found::Unreadable { why: miss.to_string() },
         Err(e) => unreadable(e)?,
