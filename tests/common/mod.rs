@@ -26,7 +26,7 @@ pub const METADATA: &str = r#"{"task_id":"//pkg:build","digest":"sha256:00","com
 "created_at":"2026-01-02T03:04:05.123456789Z","duration_ms":1234,"exit_code":0}"#;
 
 /// How long anything that happens in the background may take on a loaded machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// The program under test, in a clean environment.
 pub fn outfs() -> Command {
