@@ -1,8 +1,8 @@
 //! Accounting: what the store uses, what it may use, and what each entry costs.
 //!
 //! Invariants: a shared blob counts once; bytes that were evicted but are still held count
-//! until they are gone; drafts count as what they occupy, measured at most every few seconds;
-//! asking is cheap enough for every statfs and every create.
+//! until they are gone; drafts count as what they occupy, measured at most every few seconds, and so do
+//! directories and what else there is beside the entries; asking is cheap enough for every statfs and every create.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Cache, CacheError, Result};
-use crate::index::occupied;
+use crate::index::{Totals, occupied};
 use crate::model::{BlobHash, EntryKey, Manifest};
-use crate::store::table_bytes;
+use crate::store::{PACK_LIMIT, table_bytes};
 
 /// The smallest default quota.
 const LEAST: u64 = 5 << 30;
@@ -25,6 +25,9 @@ const MEASURE_EVERY: Duration = Duration::from_secs(2);
 
 /// This share of the file system's inodes is left free.
 const FILES_RESERVE: u64 = 100;
+
+/// The files of the index.
+const INDEX: [&str; 2] = ["index.sqlite", "index.sqlite-wal"];
 
 /// With so much room, the next [`ROOMY_FOR`] are not asked about.
 const PLENTY: u64 = 512 << 20;
@@ -47,9 +50,9 @@ pub struct Usage {
     pub held: u64,
     /// Bytes in packs that nothing refers to, of `used`.
     pub dead: u64,
-    /// Manifests and their tables, of `used`.
+    /// Manifests and their tables, of `used`; and the inodes of all that is stored, where they take room.
     pub metadata: u64,
-    /// The index and the event log, of `used`.
+    /// The index, the event log, directories and the like, of `used`.
     pub index: u64,
     /// Free on the file system that holds the store.
     pub disk_available: u64,
@@ -73,7 +76,7 @@ pub struct Stats {
     /// What is used.
     pub usage: Usage,
     /// What the index holds.
-    pub totals: crate::index::Totals,
+    pub totals: Totals,
     /// The keys of all entries are in memory: a look-up is at its fastest.
     pub keys_in_memory: bool,
     /// Bytes of outputs read from packs and blobs by this process.
@@ -113,8 +116,8 @@ pub(crate) struct Accounts {
 struct Measured {
     /// Bytes by draft.
     of: HashMap<String, u64>,
-    /// Bytes of the event log.
-    events: u64,
+    /// Bytes of what is beside entries, drafts and the index.
+    rest: u64,
     at: Option<Instant>,
     took: Duration,
 }
@@ -138,16 +141,16 @@ impl Cache {
         let space = self.inner.store.file_system_space()?;
         let (disk, disk_available) = (space.bytes, space.available);
         let files_reserve = space.files / FILES_RESERVE;
-        let (drafts, events) = self.measured_bytes();
-        let index = self.index_bytes() + events;
+        let (drafts, rest) = self.measured_bytes(space.inode);
+        let index = self.index_bytes() + rest;
         let limits = self.inner.limits.read();
         let quota = limits.size.map_or((disk / 10).max(LEAST), |s| s.of(disk)).min(disk);
         let reserve = limits.reserve.map_or(disk / 100, |s| s.of(disk)).min(disk);
+        let unlimited = limits.entries.is_none();
         drop(limits);
-        let metadata = totals.metadata_bytes;
+        let metadata = totals.metadata_bytes + files(&totals) * space.inode;
         let used = totals.occupied_bytes + drafts + metadata + index;
         let available = quota.saturating_sub(used).min(disk_available.saturating_sub(reserve));
-        let unlimited = self.inner.limits.read().entries.is_none();
         let roomy = available > PLENTY && unlimited && space.files_available / 2 >= files_reserve;
         *self.inner.upkeep.accounts.roomy.lock() = roomy.then(|| Instant::now() + ROOMY_FOR);
         Ok(Usage {
@@ -187,39 +190,38 @@ impl Cache {
 
     /// Measures the drafts anew when that is due.
     pub(super) fn refresh_usage(&self) -> Result<()> {
-        self.measured_bytes();
+        self.measured_bytes(self.inner.store.file_system_space()?.inode);
         Ok(())
     }
 
     /// The index with its journal, which grows by some pages with every entry: asked for each time.
     fn index_bytes(&self) -> u64 {
-        let occupied = |name| std::fs::metadata(self.inner.store.path(name)).map_or(0, |m| m.blocks() * 512);
-        ["index.sqlite", "index.sqlite-wal"].map(occupied).iter().sum()
+        INDEX.map(|name| file_bytes(&self.inner.store.path(name))).iter().sum()
     }
 
-    /// The drafts and the event log: measured now and then; large drafts, which take long to
-    /// measure, more rarely. While one thread measures, others get the last result.
-    fn measured_bytes(&self) -> (u64, u64) {
+    /// The drafts, and what is beside entries and the index: measured now and then; large drafts, which take long to
+    /// measure, more rarely. While one thread measures, others get the last result. Each inode takes `inode` bytes.
+    fn measured_bytes(&self, inode: u64) -> (u64, u64) {
         let accounts = &self.inner.upkeep.accounts;
         {
             let mut last = accounts.measured.lock();
             let fresh = |at: Instant| at.elapsed() < MEASURE_EVERY.max(last.took * 20);
             if last.at.is_some_and(fresh) {
-                return (last.of.values().sum(), last.events);
+                return (last.of.values().sum(), last.rest);
             }
             last.at = Some(Instant::now());
         }
         let begun = Instant::now();
-        let measure = |id: &str| tree_bytes(&self.inner.store.draft_path(id));
+        let measure = |id: &str| tree_bytes(&self.inner.store.draft_path(id), inode);
         let measured: Vec<_> = self.drafts().iter().map(|d| (d.id().to_owned(), measure(d.id()))).collect();
         let live: HashSet<String> = self.drafts().iter().map(|d| d.id().to_owned()).collect();
-        let events = tree_bytes(&self.inner.store.root().join("events"));
+        let rest = rest_bytes(self.inner.store.root(), inode);
         let mut last = accounts.measured.lock();
-        last.events = events;
+        last.rest = rest;
         last.of = measured.into_iter().filter(|(id, _)| live.contains(id)).collect();
         last.at = Some(Instant::now());
         last.took = begun.elapsed();
-        (last.of.values().sum(), events)
+        (last.of.values().sum(), rest)
     }
 
     /// What one entry costs.
@@ -246,11 +248,41 @@ pub(super) fn metadata_bytes(manifest: &Manifest) -> u64 {
     occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest))
 }
 
-/// Bytes that a tree occupies, hard links once. What vanishes meanwhile counts nothing.
-fn tree_bytes(top: &Path) -> u64 {
+/// About how many files the entries consist of: manifest, table and pack of each, and the loose blobs, none of which is
+/// smaller than a pack's content may be.
+pub(super) fn files(totals: &Totals) -> u64 {
+    3 * totals.entries + totals.loose_bytes / PACK_LIMIT
+}
+
+/// Bytes of what is in a store beside packs, blobs, manifests, drafts and the index: directories, the spare, events. What
+/// is unfinished is about to count as something else.
+fn rest_bytes(store: &Path, inode: u64) -> u64 {
+    let mut bytes = file_bytes(store) + inode;
+    for entry in std::fs::read_dir(store).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        bytes += match name.to_str() {
+            Some(name) if INDEX.contains(&name) => inode,
+            Some("drafts" | "packs" | "tmp") => file_bytes(&path) + inode,
+            Some("blobs" | "manifests") => {
+                let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
+                file_bytes(&path) + inode + below.map(|dir| file_bytes(&dir.path()) + inode).sum::<u64>()
+            }
+            _ => tree_bytes(&path, inode),
+        };
+    }
+    bytes
+}
+
+/// Bytes that the blocks of a file or directory occupy; nothing when it is not there.
+fn file_bytes(path: &Path) -> u64 {
+    path.symlink_metadata().map_or(0, |m| m.blocks() * 512)
+}
+
+/// Bytes that a tree (or a file) and its inodes occupy, hard links once. What vanishes meanwhile counts nothing.
+fn tree_bytes(top: &Path, inode: u64) -> u64 {
     let mut seen = HashSet::new();
     let mut todo: Vec<PathBuf> = vec![top.to_owned()];
-    let mut bytes = 0;
+    let mut bytes = file_bytes(top) + inode;
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
@@ -259,7 +291,7 @@ fn tree_bytes(top: &Path) -> u64 {
             } else if meta.nlink() > 1 && !seen.insert(meta.ino()) {
                 continue;
             }
-            bytes += meta.blocks() * 512;
+            bytes += meta.blocks() * 512 + inode;
         }
     }
     bytes

@@ -83,6 +83,8 @@ pub struct Space {
     pub files: u64,
     /// Those available to us; `u64::MAX` where they are made as they are needed.
     pub files_available: u64,
+    /// Bytes of `bytes` that each inode takes; 0 where inodes have a place of their own.
+    pub inode: u64,
 }
 
 /// How a store is opened.

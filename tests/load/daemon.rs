@@ -52,6 +52,11 @@ impl Daemon {
         self.dir.join("scratch")
     }
 
+    /// A configuration file; it need not be there.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("config.toml")
+    }
+
     /// The store's numbers, as JSON.
     pub fn stats(&self) -> serde_json::Value {
         serde_json::from_str(&self.run(&["stats", "--json"])).expect("stats are JSON")
@@ -82,7 +87,12 @@ impl Daemon {
     /// Runs `outfs` on this store.
     pub fn try_run(&self, args: &[&str]) -> Output {
         let program = std::env::var_os("OUTFS_BIN").expect("OUTFS_BIN names the outfs program");
-        Command::new(program).args(args).env("OUTFS_STORE", self.store()).output().expect("outfs starts")
+        let mut command = Command::new(program);
+        command.args(args).env("OUTFS_STORE", self.store());
+        if self.config().exists() {
+            command.env("OUTFS_CONFIG", self.config());
+        }
+        command.output().expect("outfs starts")
     }
 
     /// `VmRSS` of the serving process, in bytes.

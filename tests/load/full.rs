@@ -6,6 +6,8 @@
 
 #[path = "daemon.rs"]
 mod daemon;
+#[path = "quota.rs"]
+mod quota;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -143,12 +145,10 @@ fn heals(what: &str, mut attempt: impl FnMut() -> io::Result<()>) -> Duration {
 }
 
 /// A quota far below what is written: everything is stored, and the disk never shows more than the quota.
-fn quota(disk: &Space, daemon: &Daemon, mib: u64) {
+fn quota(disk: &Space, daemon: &Daemon, mib: u64, empty: u64) {
     let quota = mib * 3 / 8 * MIB;
     let size = (quota / 24) as usize;
     daemon.mount(&["--size", &quota.to_string(), "--reserve", "0", "--min-age", "0s"]);
-    write_entry(daemon, "first", 1000, 0).expect("an entry");
-    let empty = disk.used() - 3 * 4096;
     let within = quota + quota / 100;
     let (mut most, mut at_first) = (0, 0);
     for n in 0..72 {
@@ -264,6 +264,8 @@ struct Phase {
     name: &'static str,
     /// For mkfs.
     options: &'static [&'static str],
+    /// The least size of the disk, in MiB.
+    mib: u64,
     work: fn(&Place),
 }
 
@@ -273,18 +275,27 @@ struct Place {
     daemon: Daemon,
     tree: PathBuf,
     mib: u64,
+    /// What was used before there was anything of outfs.
+    empty: u64,
 }
 
-const PHASES: [Phase; 4] = [
-    Phase { name: "quota", options: &[], work: |p| quota(&p.disk, &p.daemon, p.mib) },
-    Phase { name: "quota refuses", options: &[], work: |p| quota_refuses(&p.daemon, &p.tree) },
-    Phase { name: "disk full", options: &[], work: |p| disk_full(&p.disk, &p.daemon, &p.tree, "8M") },
-    Phase { name: "inodes", options: &["-N", "1200"], work: |p| inodes(&p.disk, &p.daemon) },
+const PHASES: [Phase; 5] = [
+    Phase {
+        name: "quota by the disk",
+        options: &[],
+        mib: 640,
+        work: |p| quota::by_the_disk(&p.disk, &p.daemon, p.empty),
+    },
+    Phase { name: "quota", options: &[], mib: 0, work: |p| quota(&p.disk, &p.daemon, p.mib, p.empty) },
+    Phase { name: "quota refuses", options: &[], mib: 0, work: |p| quota_refuses(&p.daemon, &p.tree) },
+    Phase { name: "disk full", options: &[], mib: 0, work: |p| disk_full(&p.disk, &p.daemon, &p.tree, "8M") },
+    Phase { name: "inodes", options: &["-N", "1200"], mib: 0, work: |p| inodes(&p.disk, &p.daemon) },
 ];
 
 fn work_on(phase: &Phase, disk: &Path, tree: &Path, mib: u64) {
-    let (disk, daemon) = (Space { at: disk.to_owned() }, Daemon::kept(disk));
-    (phase.work)(&Place { disk, daemon, tree: tree.to_owned(), mib });
+    let space = Space { at: disk.to_owned() };
+    let empty = space.used();
+    (phase.work)(&Place { disk: space, daemon: Daemon::kept(disk), tree: tree.to_owned(), mib, empty });
 }
 
 /// The same by an ordinary user, in whose directory there are copies of this program and of outfs.
@@ -327,7 +338,7 @@ fn main() {
     fs::create_dir(&tree).expect("a directory");
     fs::write(tree.join("f"), vec![7; 2 << 20]).expect("a file");
     for phase in PHASES.iter().filter(|p| kind == "ext4" || p.options.is_empty()) {
-        let disk = Disk::new(&kind, place.path(), mib, phase.options);
+        let disk = Disk::new(&kind, place.path(), mib.max(phase.mib), phase.options);
         match &user {
             Some(user) => work_as_user(phase, &disk.at, &tree, mib, user),
             None => work_on(phase, &disk.at, &tree, mib),

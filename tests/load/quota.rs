@@ -1,0 +1,197 @@
+//! What the disk itself says of a quota: clients store large, small and shared files through the mount and beside it,
+//! evict, collect and replace, and again and again all stop and the file system is asked what is used.
+//!
+//! Everything counts that was not there before the store was: directories, inodes where they are made as they are
+//! needed, and what the file system keeps to find free space.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::daemon::{Daemon, Random};
+use crate::{MIB, Space};
+
+/// A hundredth of it is more than the blocks that a file system moves about for itself.
+pub const QUOTA: u64 = 256 * MIB;
+const CLIENTS: u64 = 4;
+/// Three times the quota.
+const ENTRIES: u64 = 400;
+/// How often all stop.
+const EVERY: Duration = Duration::from_millis(1500);
+/// What was written or evicted last counts by then; a tick of the upkeep is a second, drafts are measured every other one.
+const SETTLED: Duration = Duration::from_secs(20);
+/// A machine that is slower than this has stored less.
+const AT_MOST: Duration = Duration::from_secs(180);
+
+struct Work<'a> {
+    daemon: &'a Daemon,
+    going: RwLock<()>,
+    over: AtomicBool,
+    stored: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What the disk showed.
+#[derive(Default)]
+struct Seen {
+    /// Most bytes at once, drafts and all.
+    busy: u64,
+    /// Most bytes when nobody had a draft and the next evictions were over.
+    still: u64,
+    /// How long it took until then.
+    longest: Duration,
+    /// Furthest above and below what outfs itself said at that moment.
+    above: i64,
+    below: i64,
+}
+
+/// One entry's files: either large ones, or hundreds of small ones, some of which others have, too.
+fn write_files(outputs: &Path, random: &mut Random) -> io::Result<()> {
+    fs::create_dir_all(outputs)?;
+    match random.below(4) {
+        0 => {
+            let size = (1 + random.below(8)) * MIB + random.below(5000);
+            fs::write(outputs.join("large"), random.bytes(size as usize))
+        }
+        1 => (0..4).try_for_each(|n| {
+            let size = 260_000 + random.below(400_000);
+            fs::write(outputs.join(format!("blob{n}")), random.bytes(size as usize))
+        }),
+        2 => {
+            let files = random.below(300);
+            (0..files).try_for_each(|n| {
+                let below = outputs.join(format!("dir{}", n % 7));
+                fs::create_dir_all(&below)?;
+                let shared = Random::new(n).bytes(3000);
+                fs::write(below.join(format!("shared{n}")), shared)?;
+                let size = random.below(9000) as usize;
+                fs::write(below.join(format!("small{n}")), random.bytes(size))
+            })
+        }
+        _ => fs::write(outputs.join("tiny"), random.bytes(100)),
+    }
+}
+
+fn store(daemon: &Daemon, key: &str, random: &mut Random) -> io::Result<()> {
+    let mnt = daemon.mnt();
+    if random.below(4) == 0 {
+        let source = daemon.scratch().join(key);
+        let written = write_files(&source, random);
+        let put = daemon.ask(&["put", key, source.to_str().expect("text")]);
+        fs::remove_dir_all(&source)?;
+        return written.and(put.map(drop).map_err(io::Error::other));
+    }
+    let work = mnt.join(".outfs/work").join(key);
+    fs::create_dir(&work)?;
+    let written = write_files(&work.join("outputs"), random).and_then(|()| fs::rename(&work, mnt.join(key)));
+    if written.is_err() {
+        let _ = fs::rename(&work, mnt.join(".outfs/trash").join(key));
+    }
+    written
+}
+
+fn is_full(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ENOSPC) || e.to_string().contains("no room")
+}
+
+fn client(work: &Work, number: u64) {
+    let mut random = Random::new(number + 1);
+    let _evening = Evening(&work.over);
+    let mut stored = 0;
+    while !work.over.load(Ordering::Relaxed) {
+        let _going = work.going.read().expect("nobody panics in a stop");
+        match random.below(10) {
+            0 => drop(work.daemon.ask(&["evict", &format!("key{number}.{}", random.below(stored + 1))])),
+            1 if number == 0 => drop(work.daemon.ask(&["gc"])),
+            2 => {
+                let key = format!("key{number}.{}", random.below(stored + 1));
+                let outputs = work.daemon.mnt().join(key).join("outputs");
+                for file in fs::read_dir(outputs).into_iter().flatten().flatten() {
+                    let _ = fs::read(file.path());
+                }
+            }
+            _ => {
+                stored += 1;
+                let key = format!("key{number}.{stored}");
+                match store(work.daemon, &key, &mut random) {
+                    Ok(()) => drop(work.stored.fetch_add(1, Ordering::Relaxed)),
+                    // All there is may be held or just being written by the others.
+                    Err(e) if is_full(&e) => drop(work.refused.fetch_add(1, Ordering::Relaxed)),
+                    Err(e) => panic!("{key}: {e}"),
+                }
+            }
+        }
+    }
+}
+
+/// When it is dropped the work is over, also when something has gone wrong.
+struct Evening<'a>(&'a AtomicBool);
+
+impl Drop for Evening<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// All stop; what the disk says once it has settled.
+fn stop(work: &Work, disk: &Space, empty: u64, seen: &mut Seen) {
+    let used = || disk.used().saturating_sub(empty);
+    seen.busy = seen.busy.max(used());
+    let _nobody = work.going.write().expect("no client panics");
+    let within = QUOTA + QUOTA / 100;
+    let begun = Instant::now();
+    let told = || work.daemon.stats()["usage"].clone();
+    let mut now = told();
+    while (used() > within || now["drafts"] != 0) && begun.elapsed() < SETTLED {
+        std::thread::sleep(Duration::from_millis(50));
+        now = told();
+    }
+    seen.longest = seen.longest.max(begun.elapsed());
+    let difference = used() as i64 - now["used"].as_i64().expect("a number");
+    seen.above = seen.above.max(difference);
+    seen.below = seen.below.min(difference);
+    seen.still = seen.still.max(used());
+}
+
+/// Works for a while in a store with [`QUOTA`] on a disk where there was nothing but `empty` bytes.
+pub fn by_the_disk(disk: &Space, daemon: &Daemon, empty: u64) {
+    // Where it is to hold, and no earlier.
+    fs::write(daemon.config(), "[limits]\nhigh_water = 100\nlow_water = 100\n").expect("a configuration");
+    daemon.mount(&["--size", &QUOTA.to_string(), "--reserve", "0", "--min-age", "0s"]);
+    fs::create_dir_all(daemon.scratch()).expect("a directory");
+    let (stored, refused) = Default::default();
+    let work = Work { daemon, going: RwLock::new(()), over: AtomicBool::new(false), stored, refused };
+    let mut seen = Seen::default();
+    std::thread::scope(|scope| {
+        let _evening = Evening(&work.over);
+        let work = &work;
+        (0..CLIENTS).for_each(|number| drop(scope.spawn(move || client(work, number))));
+        let end = Instant::now() + AT_MOST;
+        while work.stored.load(Ordering::Relaxed) < ENTRIES
+            && !work.over.load(Ordering::Relaxed)
+            && Instant::now() < end
+        {
+            std::thread::sleep(EVERY);
+            stop(work, disk, empty, &mut seen);
+        }
+    });
+    let share = |bytes: i64| bytes as f64 / QUOTA as f64 * 100.0;
+    println!(
+        "quota of {} MiB, {} entries by {CLIENTS} clients ({} refused): the disk shows at most {:.1} % of it while they \
+         write, {:.2} % when nobody does, within {:.1?}; that is between {:.2} % less and {:.2} % more than outfs says",
+        QUOTA / MIB,
+        work.stored.into_inner(),
+        work.refused.into_inner(),
+        share(seen.busy as i64),
+        share(seen.still as i64),
+        seen.longest,
+        share(-seen.below),
+        share(seen.above)
+    );
+    assert!(seen.still <= QUOTA + QUOTA / 100, "the quota does not hold");
+    assert!(seen.still >= QUOTA / 10 * 8, "it is used, too");
+    crate::sound(daemon);
+}
