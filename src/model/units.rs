@@ -112,7 +112,8 @@ impl From<Size> for String {
     }
 }
 
-/// Parses `250ms`, `10s`, `10m`, `24h`, `7d`; a bare number is seconds.
+/// Parses `250ms`, `10s`, `10m`, `24h`, `7d`; a bare number is seconds. Milliseconds are whole (rounded up): that is how
+/// durations are written, too.
 pub fn parse_duration(s: &str) -> Result<Duration, UnitError> {
     let err = || UnitError { text: s.into(), what: "duration", example: "250ms, 10s, 10m, 24h or 7d" };
     let (n, unit) = split_number(s).ok_or_else(err)?;
@@ -124,7 +125,9 @@ pub fn parse_duration(s: &str) -> Result<Duration, UnitError> {
         "d" => n * 86400.0,
         _ => return Err(err()),
     };
-    Duration::try_from_secs_f64(seconds).map_err(|_| err())
+    let exact = Duration::try_from_secs_f64(seconds).map_err(|_| err())?;
+    let ms = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).map_err(|_| err())?;
+    Ok(Duration::from_millis(ms))
 }
 
 /// `1.5 GiB`, `312 B`: for people.
@@ -167,7 +170,11 @@ mod tests {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86400)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("0.1"), Ok(Duration::from_millis(100)));
+        assert_eq!(parse_duration(".0444"), Ok(Duration::from_millis(45)));
+        assert_eq!(parse_duration("0.001ms"), Ok(Duration::from_millis(1)), "not none at all");
         assert!(parse_duration("soon").is_err());
+        assert!(parse_duration("99999999999999999d").is_err());
     }
 
     #[test]
