@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use nix::sys::stat::fstat;
-
 use super::draft::draft_found;
 use super::types::{Attr, FOREVER, Found, Ino, Kind, NAMES, SetAttr, Space, Time};
 use super::{Result, Target, VfsError, View, ino};
@@ -59,10 +57,7 @@ impl View {
                 found
             }
             Target::Sealed(r) => self.sealed_found(&r)?,
-            Target::Draft(node) => draft_found(&node, &{
-                let (fd, _) = self.reach.pin(&node)?;
-                fstat(&*fd)?
-            }),
+            Target::Draft(node) => draft_found(&node, &self.reach.pin(&node)?.1),
         })
     }
 

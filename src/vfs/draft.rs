@@ -82,15 +82,15 @@ impl View {
         draft_found(&node, st)
     }
 
-    /// Gives a new inode the caller's identity and exactly the mode asked for.
+    /// Gives a new inode the caller's identity and exactly the mode asked for; `st`: what it is by itself.
     fn adopt_new(
         &self,
         dir: &OwnedFd,
         name: &OsStr,
+        mut st: libc::stat,
         caller: Caller,
         mode: Option<u32>,
     ) -> Result<libc::stat> {
-        let mut st = stat_at(dir, name)?;
         let mut changed = false;
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (st.st_uid, st.st_gid) {
             // In a set-group-id directory the group is the directory's, as on any file system.
@@ -142,7 +142,7 @@ impl View {
             }
         };
         self.tell_others(parent);
-        let st = self.adopt_new(&dir, name, caller, mode)?;
+        let st = self.adopt_new(&dir, name, stat_at(&dir, name)?, caller, mode)?;
         Ok(self.draft_enter(parent, name, &st))
     }
 
@@ -159,7 +159,7 @@ impl View {
         let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&*dir, name, flags, Mode::from_bits_truncate(mode & 0o7777))?;
         self.tell_others(parent);
-        let st = self.adopt_new(&dir, name, caller, Some(mode))?;
+        let st = self.adopt_new(&dir, name, fstat(&fd)?, caller, Some(mode))?;
         Ok((self.draft_enter(parent, name, &st), fd))
     }
 
