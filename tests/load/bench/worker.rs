@@ -1,7 +1,7 @@
 //! One measurement, in a process of its own: prints how long it took in nanoseconds.
 //!
 //! usage: `bench worker WORK PATH [LIST]`; WORK is one of `readN` (with N threads), `sequential`, `random`, `mapped`,
-//! `first`, `stat`, `tree` (which prints the tree's hash), `write`, `run` (`run PATH PROGRAM…`) and those of `growth/work.rs`.
+//! `first`, `stat`, `memory` (`memory / MIB`), `tree` (which prints the tree's hash), `write`, `run` (`run PATH PROGRAM…`) and those of `growth/work.rs`.
 //! LIST names files relative to PATH.
 
 use std::fs::{self, File};
@@ -44,9 +44,10 @@ fn measure(work: &str, path: &Path, rest: &[String]) -> io::Result<Duration> {
         "sequential" => timed(|| read_file(path, &mut vec![0; 1 << 20]).map(drop)),
         "random" => random(path),
         "mapped" => mapped(path),
-        "first" => timed(|| File::open(path)?.read_exact(&mut [0])),
+        "first" => first(path),
         "stat" => timed(|| fs::symlink_metadata(path).map(drop)),
         "write" => write(path, rest),
+        "memory" => memory(rest),
         "run" => program(path, rest),
         _ => match work.strip_prefix("read").and_then(|n| n.parse().ok()) {
             Some(threads) => read_all(path, &list(rest)?, threads),
@@ -60,6 +61,12 @@ pub fn timed(work: impl FnOnce() -> io::Result<()>) -> io::Result<Duration> {
     let started = Instant::now();
     work()?;
     Ok(started.elapsed())
+}
+
+/// Until the first byte is there: closing the file comes later.
+fn first(path: &Path) -> io::Result<Duration> {
+    let mut open = None;
+    timed(|| open.insert(File::open(path)?).read_exact(&mut [0]))
 }
 
 fn list(rest: &[String]) -> io::Result<Vec<String>> {
@@ -150,6 +157,31 @@ fn mapped(path: &Path) -> io::Result<Duration> {
         unsafe { libc::munmap(start, length as usize) };
         Ok(())
     })
+}
+
+/// `memory / MIB`: touches so much memory and frees it. A virtual machine may have given free memory back to its host, and
+/// whoever gets it first then pays for that: up to 3 ms for each MiB, thirty times what writing it takes.
+fn memory(rest: &[String]) -> io::Result<Duration> {
+    let [mib] = rest else { return Err(io::Error::other("how many MiB?")) };
+    let length = mib.parse::<usize>().map_err(io::Error::other)? << 20;
+    // SAFETY: a new private mapping, unmapped below after the last use; the advice may be ignored.
+    unsafe {
+        let (rw, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let start = libc::mmap(std::ptr::null_mut(), length, rw, private, -1, 0);
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Large pages: what large writes take is found among them.
+        libc::madvise(start, length, libc::MADV_HUGEPAGE);
+        let took = timed(|| {
+            for at in (0..length).step_by(PAGE as usize) {
+                start.cast::<u8>().add(at).write_volatile(1);
+            }
+            Ok(())
+        });
+        libc::munmap(start, length);
+        took
+    }
 }
 
 /// `write PATH MIB close|sync|publish [FROM TO]`: writes a new file that nothing else shares, and has it durable.

@@ -28,6 +28,9 @@ enum Work {
     Put,
 }
 
+/// More than any sample writes.
+const TOUCHED_MIB: &str = "768";
+
 struct Row {
     name: &'static str,
     title: &'static str,
@@ -127,21 +130,22 @@ fn sample(row: &Row, volume: &Volume, options: &Options, results: &mut Results) 
     for (n, (peer, store, view)) in volume.stores.iter().enumerate() {
         let failed = |e: String| format!("{}: {peer}: {e}", row.name);
         store.wait_until_empty().and_then(|()| store.settle()).map_err(failed)?;
-        sync()?;
         let took = through(row.work, volume, store, view, mib).map_err(failed)?;
         add(peer, row.targets.map(|t| t[n]), took);
     }
     Ok(())
 }
 
-fn sync() -> Result<(), String> {
-    place::run(&mut Command::new("sync"))
+/// Everybody begins with nothing to write out, and with memory that the host of this machine does not have to find first.
+fn begin() -> Result<(), String> {
+    place::run(&mut Command::new("sync"))?;
+    worker(false, &["memory", "/", TOUCHED_MIB]).map(drop)
 }
 
 fn native(work: Work, volume: &Volume, mib: &str) -> Result<f64, String> {
     let to = volume.dir.join("written");
     let (path, source) = (text(&to)?, text(&volume.source)?);
-    sync()?;
+    begin()?;
     let took = match work {
         Work::Close => worker(false, &["write", path, mib, "close"]),
         Work::Durable => worker(false, &["write", path, mib, "sync"]),
@@ -166,6 +170,7 @@ fn through(work: Work, volume: &Volume, store: &Store, view: &Path, mib: &str) -
     if work != Work::Put {
         place::run(prepare.args(["-p", text(&outputs)?]))?;
     }
+    begin()?;
     let took = match work {
         Work::Close => worker(store.user, &["write", text(&file)?, mib, "close"]),
         Work::Durable => worker(store.user, &["write", text(&file)?, mib, "publish", from, to]),
