@@ -104,6 +104,10 @@ struct Dir {
     parent: usize,
     /// It was made by us.
     made: bool,
+    /// What it is called until it is finished, if not by its name.
+    aside: Option<Vec<u8>>,
+    /// It or one above it is called otherwise, so nobody looks into it yet.
+    hidden: bool,
     only: Only,
 }
 
@@ -144,10 +148,23 @@ impl<'a> Restorer<'a> {
 
     /// Restores what is below the directory `from`. With an error comes the file whose content was asked for last.
     pub(super) fn run(mut self, from: u32) -> std::result::Result<Restored, (CacheError, Option<PathBuf>)> {
-        self.dirs.push(Dir { record: from, parent: 0, made: false, only: self.only.clone() });
+        let only = self.only.clone();
+        self.dirs.push(Dir { record: from, parent: 0, made: false, aside: None, hidden: false, only });
         match self.fill_dirs().and_then(|()| self.finish_dirs()) {
             Ok(()) => Ok(self.done),
-            Err(e) => Err((e, self.filling)),
+            Err(e) => {
+                self.drop_asides();
+                Err((e, self.filling))
+            }
+        }
+    }
+
+    /// Takes away directories that were not finished.
+    fn drop_asides(&self) {
+        for Dir { parent, aside, .. } in &self.dirs {
+            if let (Some(aside), Ok(fd)) = (aside, self.open_dir(*parent)) {
+                let _ = std::fs::remove_dir_all(at::proc_path(fd.as_fd(), aside));
+            }
         }
     }
 
@@ -171,7 +188,7 @@ impl<'a> Restorer<'a> {
         Ok(())
     }
 
-    fn names(&self, mut index: usize) -> Vec<&'a [u8]> {
+    fn names(&self, mut index: usize) -> Vec<&[u8]> {
         let mut names = Vec::new();
         while index != 0 {
             names.push(self.manifest.name(self.dirs[index].record));
@@ -189,8 +206,13 @@ impl<'a> Restorer<'a> {
     }
 
     fn open_dir(&self, index: usize) -> Result<OwnedFd> {
-        at::descend(self.top.as_fd(), self.names(index))
-            .map_err(|e| CacheError::io("open", self.path(index, b""), e))
+        let (mut names, mut at) = (self.names(index), index);
+        for name in names.iter_mut().rev() {
+            let dir = &self.dirs[at];
+            *name = dir.aside.as_deref().unwrap_or(name);
+            at = dir.parent;
+        }
+        at::descend(self.top.as_fd(), names).map_err(|e| CacheError::io("open", self.path(index, b""), e))
     }
 
     pub(super) fn record(&self, record: u32) -> &'a Record {
@@ -205,8 +227,12 @@ impl<'a> Restorer<'a> {
 
     fn child(&mut self, place: &Place<'_>, record: u32, only: Only) -> Result<()> {
         let name = self.manifest.name(record);
-        let there = at::stat_if_any(place.fd, name)
-            .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?;
+        let there = match self.dirs[place.index].made {
+            // Nobody else has put anything there.
+            true => None,
+            false => at::stat_if_any(place.fd, name)
+                .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?,
+        };
         match self.record(record).kind() {
             RecordKind::Dir => self.dir(place, record, there, only),
             _ => match there {
@@ -235,11 +261,16 @@ impl<'a> Restorer<'a> {
             self.in_the_way(place, name)?;
             unlinkat(place.fd, name, UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?;
         }
-        let make = is_dir != Some(true);
-        if make {
-            at::mkdir(place.fd, name, 0o700).map_err(fail)?;
+        let made = is_dir != Some(true);
+        let above = &self.dirs[place.index];
+        // Not beside the outputs: what a death leaves has to be where the next run clears.
+        let within = self.exact && place.index != 0 && above.only.is_all();
+        let aside = (made && within && !above.hidden).then(temp_name);
+        let hidden = above.hidden || aside.is_some();
+        if made {
+            at::mkdir(place.fd, aside.as_deref().unwrap_or(name), 0o700).map_err(fail)?;
         }
-        self.dirs.push(Dir { record, parent: place.index, made: make, only });
+        self.dirs.push(Dir { record, parent: place.index, made, aside, hidden, only });
         Ok(())
     }
 
@@ -268,11 +299,14 @@ impl<'a> Restorer<'a> {
         }
     }
 
-    /// Writes a file or symlink aside and renames it into place.
+    /// Writes a file or symlink aside and renames it into place; in a directory that is aside itself it is there already.
     fn write(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
         let name = self.manifest.name(record);
         if there.is_some() {
             self.in_the_way(place, name)?;
+        }
+        if self.dirs[place.index].hidden {
+            return self.make(place, record, name);
         }
         let temp = temp_name();
         let made = self.make(place, record, &temp).and_then(|()| {
@@ -377,19 +411,36 @@ impl<'a> Restorer<'a> {
     /// into a directory changes its time, and a read-only one could not be written into.
     fn finish_dirs(&self) -> Result<()> {
         let manifest = self.manifest;
-        for Dir { record, parent, made, only } in self.dirs.iter().skip(1).rev() {
+        for Dir { record, parent, made, aside, only, .. } in self.dirs.iter().skip(1).rev() {
             let ours = *made || self.exact && only.is_all();
             if !ours {
                 continue;
             }
             let (name, wanted) = (manifest.name(*record), self.record(*record));
+            let now = aside.as_deref().unwrap_or(name);
             let fd = self.open_dir(*parent)?;
-            at::set_xattrs(fd.as_fd(), name, manifest.xattrs(wanted))
-                .and_then(|()| at::chmod(fd.as_fd(), name, wanted.perm() | 0o200))
-                .and_then(|()| at::set_mtime(fd.as_fd(), name, self.time(*record)))
+            at::set_xattrs(fd.as_fd(), now, manifest.xattrs(wanted))
+                .and_then(|()| at::chmod(fd.as_fd(), now, wanted.perm() | 0o200))
+                .and_then(|()| at::set_mtime(fd.as_fd(), now, self.time(*record)))
+                .and_then(|()| aside.as_ref().map_or(Ok(()), |aside| show(fd.as_fd(), aside, name)))
                 .map_err(|e| CacheError::io("finish", self.path(*parent, name), e))?;
         }
         Ok(())
+    }
+}
+
+/// Has a directory that was made aside stand under its name. What somebody else has put there meanwhile goes.
+fn show(dir: BorrowedFd<'_>, aside: &[u8], name: &[u8]) -> io::Result<()> {
+    use nix::errno::Errno;
+    match renameat(dir, aside, dir, name) {
+        Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {
+            renameat2(dir, aside, dir, name, RenameFlags::RENAME_EXCHANGE)?;
+            match at::kind(&at::stat(dir, aside)?) {
+                libc::S_IFDIR => std::fs::remove_dir_all(at::proc_path(dir, aside)),
+                _ => Ok(unlinkat(dir, aside, UnlinkatFlags::NoRemoveDir)?),
+            }
+        }
+        other => Ok(other?),
     }
 }
 

@@ -130,3 +130,33 @@ fn some_paths_of_a_directory_are_stored() {
     assert_eq!(below, wanted);
     assert_eq!(entry.metadata().unwrap().unwrap().extra["outfs"]["order"], "o1");
 }
+
+#[test]
+fn directories_are_made_aside_and_leave_nothing() {
+    let f = Fixture::new();
+    let tree = f.beside("tree");
+    std::fs::create_dir_all(tree.join("out/sub/deep")).unwrap();
+    std::fs::write(tree.join("out/first"), "first").unwrap();
+    std::fs::write(tree.join("out/sub/small"), "small").unwrap();
+    std::fs::write(tree.join("out/sub/deep/large"), vec![7; 400_000]).unwrap();
+    std::fs::hard_link(tree.join("out/sub/deep/large"), tree.join("out/sub/large")).unwrap();
+    std::os::unix::fs::symlink("deep", tree.join("out/sub/link")).unwrap();
+    let entry = f.put("abcd", &tree).unwrap().into_entry();
+    let dest = f.beside("dest");
+    std::fs::create_dir(&dest).unwrap();
+    place(&entry, &dest, &["out"], None);
+    assert!(look(&dest) == look(&tree));
+    std::fs::remove_dir_all(dest.join("out/sub")).unwrap();
+    std::fs::write(dest.join("out/sub"), "a file").unwrap();
+    place(&entry, &dest, &["out"], None);
+    assert!(look(&dest) == look(&tree));
+    // What is lost half way through leaves the directory out, and no other name.
+    let record = entry.file(b"outputs/out/sub/deep/large").unwrap();
+    let hash = entry.manifest().unwrap().get(record).unwrap().hash().unwrap();
+    std::fs::remove_file(f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()))).unwrap();
+    std::fs::remove_dir_all(dest.join("out/sub")).unwrap();
+    let lost = entry.place(&dest, &["out".into()], RestoreAs::Auto, None, &Work::default()).unwrap();
+    assert!(matches!(lost, Placement::Lost { .. }), "{lost:?}");
+    let names: Vec<_> = look(&dest).into_iter().map(|s| s.path.to_str().unwrap().to_owned()).collect();
+    assert_eq!(names, ["out", "out/first"]);
+}
