@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::daemon::{Daemon, Random};
 
 /// The files of an entry follow from its key; one is shared by many entries.
-fn files(key: &str) -> Vec<(&'static str, Vec<u8>)> {
+pub fn files(key: &str) -> Vec<(&'static str, Vec<u8>)> {
     let mut random = Random::new(key.bytes().fold(7, |sum, b| sum * 31 % 0xffff_fffb + u64::from(b)));
     let shared = Random::new(random.below(5)).bytes(3000);
     vec![
@@ -20,7 +20,8 @@ fn files(key: &str) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn write_files(outputs: &Path, key: &str) -> io::Result<()> {
+/// Writes them below a directory.
+pub fn write_files(outputs: &Path, key: &str) -> io::Result<()> {
     fs::create_dir_all(outputs.join("deep/er"))?;
     for (name, data) in files(key) {
         fs::write(outputs.join(name), data)?;

@@ -11,6 +11,8 @@
 mod daemon;
 #[path = "ingest.rs"]
 mod ingest;
+#[path = "library.rs"]
+mod library;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -57,7 +59,7 @@ struct Day {
 
 type Action = fn(&Client, &mut Random) -> Result<(), String>;
 
-const ACTIONS: [(&str, Action); 13] = [
+const ACTIONS: [(&str, Action); 14] = [
     ("publish", Client::publish),
     ("read", Client::read),
     ("write in place", Client::in_place),
@@ -71,9 +73,10 @@ const ACTIONS: [(&str, Action); 13] = [
     ("bind", Client::bind),
     ("view", Client::view),
     ("replace", Client::replace),
+    ("library", Client::library),
 ];
 /// How often each is done, in the order above.
-const WEIGHTS: [u64; ACTIONS.len()] = [30, 30, 6, 10, 4, 6, 6, 3, 1, 3, 2, 1, 3];
+const WEIGHTS: [u64; ACTIONS.len()] = [30, 30, 6, 10, 4, 6, 6, 3, 1, 3, 2, 1, 3, 4];
 
 impl Day {
     fn mnt(&self) -> PathBuf {
@@ -256,6 +259,10 @@ impl Client {
         file.rewind().and_then(|()| file.read_to_end(&mut again)).map_err(fail)?;
         assert!(first == again, "{} has changed while it was open", path.display());
         Ok(())
+    }
+
+    fn library(&self, random: &mut Random) -> Result<(), String> {
+        library::put_and_read(&self.day.daemon, &self.own(random), &key(random.below(KEYS)))
     }
 
     fn shell(&self, random: &mut Random) -> Result<(), String> {
