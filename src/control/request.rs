@@ -193,6 +193,7 @@ pub enum Request {
         /// Outputs that it should have.
         outputs: Vec<RawPath>,
         /// If there is none, also what became of it: the event log is searched.
+        #[serde(default)]
         fate: bool,
     },
     /// What a task's results were made of.

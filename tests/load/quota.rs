@@ -22,7 +22,7 @@ const ENTRIES: u64 = 400;
 /// How often all stop.
 const EVERY: Duration = Duration::from_millis(1500);
 /// What was written or evicted last counts by then; a tick of the upkeep is a second, drafts are measured every other one.
-const SETTLED: Duration = Duration::from_secs(20);
+const SETTLED: Duration = Duration::from_secs(60);
 /// A machine that is slower than this has stored less.
 const AT_MOST: Duration = Duration::from_secs(180);
 
