@@ -72,7 +72,8 @@ impl Store {
         self.remove_note(&self.rejections, key.as_str())
     }
 
-    fn remove_note(&self, room: &Dir, name: &str) -> Result<bool> {
+    /// Removes a small file durably; false when there was none.
+    pub(super) fn remove_note(&self, room: &Dir, name: &str) -> Result<bool> {
         self.writable()?;
         let was = room.unlink(name)?;
         room.sync()?;

@@ -40,9 +40,6 @@ impl Store {
 
     /// Removes a session; nothing happens when there is none.
     pub fn remove_session(&self, id: &SessionId) -> Result<()> {
-        self.writable()?;
-        let room = self.session_room()?;
-        room.unlink(id.to_string())?;
-        room.sync()
+        self.remove_note(&self.session_room()?, &id.to_string()).map(drop)
     }
 }
