@@ -317,7 +317,8 @@ fn a_commit_keeps_nobody_else_waiting() {
         times.sort_unstable();
         let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
         println!("{} look-ups and reads: median {median:?}, slowest {slowest:?}", times.len());
-        assert!(median < Duration::from_millis(20) && slowest < Duration::from_millis(500));
+        // One that waited for the commit would take all of the 1,500 ms that it is held.
+        assert!(median < Duration::from_millis(20) && slowest < Duration::from_millis(1200));
     });
     mounted.unmount(true).expect("it is ours");
 }

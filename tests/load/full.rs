@@ -159,7 +159,7 @@ fn quota(disk: &Space, daemon: &Daemon, mib: u64, empty: u64) {
         at_first = at_first.max(used);
         // A draft may go past the quota; sealed, it makes others go with the next tick, and freed blocks come back then.
         let begun = Instant::now();
-        while used > within && begun.elapsed() < Duration::from_secs(5) {
+        while used > within && begun.elapsed() < Duration::from_secs(30) {
             std::thread::sleep(Duration::from_millis(10));
             used = disk.used().saturating_sub(empty);
         }

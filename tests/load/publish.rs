@@ -2,7 +2,8 @@
 //!
 //! usage: `publish [FILES] [MIB] [MAX_MS]` with OUTFS_BIN set: an entry of FILES files and MIB MiB (20000, 1024) is
 //! published by rename while two threads look up keys, none of which may take longer than MAX_MS (20), or than three
-//! times the longest look-up just before, when nothing is published.
+//! times the longest look-up just before, when nothing is published. A look-up that waits for the publishing does so
+//! every time; one that a busy machine held up does not, so up to three entries are tried.
 
 mod daemon;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use daemon::{Daemon, Random, percentile};
 
 const OTHERS: u64 = 300;
+const TRIES: usize = 3;
 
 fn write_big(work: &Path, files: u64, mib: u64) {
     let mut random = Random::new(1);
@@ -65,10 +67,36 @@ fn while_looking_up(mnt: &Path, work: impl FnOnce()) -> (Duration, Vec<Duration>
     })
 }
 
+/// Publishes one entry of so many files while keys are looked up; whether each look-up was fast enough.
+fn publish(mnt: &Path, number: usize, (files, mib): (u64, u64), limit: Duration) -> bool {
+    let work = mnt.join(format!(".outfs/work/big{number}"));
+    fs::create_dir(&work).expect("the big draft");
+    let started = Instant::now();
+    write_big(&work, files, mib);
+    let wrote = started.elapsed();
+    let quiet = while_looking_up(mnt, || std::thread::sleep(Duration::from_secs(2))).1;
+    let top = mnt.join(format!("big.entry{number}"));
+    let rename = || fs::rename(&work, &top).expect("publish the big entry");
+    let (published, times) = while_looking_up(mnt, rename);
+    let longest = times.last().copied().unwrap_or_default();
+    let quiet = quiet.last().copied().unwrap_or_default();
+    println!(
+        "{files} files, {mib} MiB: written in {wrote:.1?}, published in {published:.2?}; {} look-ups meanwhile: median \
+         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?}; just before, with nothing to publish, {quiet:.1?})",
+        times.len(),
+        percentile(&times, 50.0),
+        percentile(&times, 99.0),
+    );
+    let read = fs::read(top.join("outputs/d00/d00/f0")).expect("a file of the published entry");
+    assert!(!read.is_empty());
+    // A machine that is busy with something else is slow without any publishing, too.
+    longest <= limit.max(quiet * 3)
+}
+
 fn main() {
     let mut args =
         std::env::args().skip(1).map(|a| a.parse::<u64>().expect("publish [FILES] [MIB] [MAX_MS]"));
-    let (files, mib) = (args.next().unwrap_or(20_000), args.next().unwrap_or(1024));
+    let size = (args.next().unwrap_or(20_000), args.next().unwrap_or(1024));
     let limit = Duration::from_millis(args.next().unwrap_or(20));
     let daemon = Daemon::new();
     daemon.mount(&["--size", "20GiB"]);
@@ -79,27 +107,6 @@ fn main() {
         fs::write(work.join("outputs/a"), format!("{n}")).expect("its file");
         fs::rename(&work, mnt.join(format!("other.{n}"))).expect("publish a small entry");
     }
-
-    let work = mnt.join(".outfs/work/big");
-    fs::create_dir(&work).expect("the big draft");
-    let started = Instant::now();
-    write_big(&work, files, mib);
-    let wrote = started.elapsed();
-    let quiet = while_looking_up(&mnt, || std::thread::sleep(Duration::from_secs(2))).1;
-    let rename = || fs::rename(&work, mnt.join("big.entry")).expect("publish the big entry");
-    let (published, times) = while_looking_up(&mnt, rename);
-    let longest = times.last().copied().unwrap_or_default();
-    let quiet = quiet.last().copied().unwrap_or_default();
-    println!(
-        "{files} files, {mib} MiB: written in {wrote:.1?}, published in {published:.2?}; {} look-ups meanwhile: median \
-         {:.0?}, 99 % {:.1?}, longest {longest:.1?} (limit {limit:.0?}; just before, with nothing to publish, {quiet:.1?})",
-        times.len(),
-        percentile(&times, 50.0),
-        percentile(&times, 99.0),
-    );
-    let read = fs::read(mnt.join("big.entry/outputs/d00/d00/f0")).expect("a file of the published entry");
-    assert!(!read.is_empty());
-    // A machine that is busy with something else is slow without any publishing, too.
-    let limit = limit.max(quiet * 3);
-    assert!(longest <= limit, "a look-up of another key took {longest:.1?}, more than {limit:.0?}");
+    let fast = (0..TRIES).any(|number| publish(&mnt, number, size, limit));
+    assert!(fast, "each of {TRIES} times a look-up of another key took more than {limit:.0?}");
 }

@@ -1,6 +1,7 @@
 //! Semantics 4: the gestures that seal.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::common::*;
@@ -145,12 +146,19 @@ fn s4_5_busy_while_somebody_writes() {
         fill_entry(&m.path("key2"), |out| write(out.join("f"), "x"));
         let one = OpenOptions::new().append(true).open(top.join("outputs/f")).expect("open");
         let two = OpenOptions::new().write(true).open(m.path("key2/outputs/f")).expect("open");
-        let start = Instant::now();
-        assert_errno!(fs::rename(&top, m.path("key1")), EBUSY);
-        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
-        let start = Instant::now();
-        assert_errno!(chmod(m.path("key2"), 0o555), EBUSY);
-        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+        // Of three times, since a test machine may be busy.
+        let soonest = |gesture: &dyn Fn() -> io::Result<()>| {
+            let took = (0..3).map(|_| {
+                let start = Instant::now();
+                assert_errno!(gesture(), EBUSY);
+                start.elapsed()
+            });
+            took.min().expect("three times")
+        };
+        let took = soonest(&|| fs::rename(&top, m.path("key1")));
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+        let took = soonest(&|| chmod(m.path("key2"), 0o555));
+        assert!(took < Duration::from_millis(1500), "{took:?}");
         let out = m.run(&["seal", "key2"]);
         assert_eq!(out.status.code(), Some(1));
         let said = String::from_utf8_lossy(&out.stderr);
