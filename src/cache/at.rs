@@ -12,7 +12,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, utimensat};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, fstatat, futimens, mkdirat, utimensat,
+};
 use nix::sys::time::TimeSpec;
 
 /// Opens a directory that can only be passed through, not listed.
@@ -101,8 +103,18 @@ pub(super) fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<(
 
 /// Sets access and modification time of the name itself.
 pub(super) fn set_mtime(dir: BorrowedFd<'_>, name: &[u8], mtime_ns: i64) -> io::Result<()> {
-    let t = TimeSpec::new(mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
+    let t = time_spec(mtime_ns);
     Ok(utimensat(dir, name, &t, &t, UtimensatFlags::NoFollowSymlink)?)
+}
+
+/// The same, of an open file.
+pub(super) fn set_mtime_of(file: &File, mtime_ns: i64) -> io::Result<()> {
+    let t = time_spec(mtime_ns);
+    Ok(futimens(file, &t, &t)?)
+}
+
+fn time_spec(ns: i64) -> TimeSpec {
+    TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
 }
 
 /// Modification time, nanoseconds since 1970.

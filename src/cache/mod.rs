@@ -51,6 +51,7 @@ mod recent;
 mod recover;
 mod repair;
 mod restore;
+mod restore_files;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;
@@ -293,4 +294,13 @@ pub struct Restored {
     pub reflinked: u64,
     /// What stood there already, alike, and was left.
     pub kept: u64,
+}
+
+impl std::ops::AddAssign for Restored {
+    fn add_assign(&mut self, more: Restored) {
+        self.files += more.files;
+        self.bytes += more.bytes;
+        self.reflinked += more.reflinked;
+        self.kept += more.kept;
+    }
 }

@@ -7,26 +7,22 @@
 //! attributes. A reflink shares the blob's content unread: it was verified at ingest, and is by
 //! the scrub, as with passthrough.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, renameat, renameat2};
-use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
+use nix::fcntl::{OFlag, RenameFlags, renameat, renameat2};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::only::Only;
 use super::place::Shift;
-use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at, ingest};
+use super::restore_files::{Batch, Batches};
+use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at};
 use crate::model::manifest::Record;
 use crate::model::{Manifest, RecordKind};
-
-/// Bytes copied at a time.
-const PIECE: usize = 1 << 20;
 
 impl Entry {
     /// Writes `outputs/` below `dest`: merges, replaces only with `force`, never leaves `dest`.
@@ -71,50 +67,44 @@ pub(super) fn open_top(dest: &Path) -> Result<OwnedFd> {
         .map_err(|e| CacheError::io("open", dest, e.into()))
 }
 
-/// One restore.
+/// One restore: first the directories, one after the other, then files, in threads.
 pub(super) struct Restorer<'a> {
-    entry: &'a Entry,
+    pub(super) entry: &'a Entry,
     pub(super) manifest: &'a Manifest,
     top: OwnedFd,
     /// What the top is called in messages.
     label: PathBuf,
-    how: RestoreAs,
-    force: bool,
-    work: &'a Work,
-    reflinks_work: bool,
-    done: Restored,
+    pub(super) how: RestoreAs,
+    pub(super) force: bool,
+    pub(super) work: &'a Work,
     /// What of the tree is wanted.
     pub(super) only: Only,
     /// What the entry does not have goes, and what is alike gets its mode and time.
     pub(super) exact: bool,
     /// Other modification times than the entry's.
     pub(super) shift: Option<Shift>,
-    /// The file whose content was asked for last.
-    filling: Option<PathBuf>,
     /// Directories in the order they were entered.
-    dirs: Vec<Dir>,
-    /// Canonical record → where the first of its hard links was written.
-    written: HashMap<u32, (usize, Vec<u8>)>,
+    pub(super) dirs: Vec<Dir>,
 }
 
 /// A directory that was entered.
-struct Dir {
+pub(super) struct Dir {
     record: u32,
     /// Its parent's position; the top's is its own.
     parent: usize,
     /// It was made by us.
-    made: bool,
+    pub(super) made: bool,
     /// What it is called until it is finished, if not by its name.
     aside: Option<Vec<u8>>,
     /// It or one above it is called otherwise, so nobody looks into it yet.
-    hidden: bool,
+    pub(super) hidden: bool,
     only: Only,
 }
 
 /// A directory that is being filled.
-struct Place<'d> {
-    index: usize,
-    fd: BorrowedFd<'d>,
+pub(super) struct Place<'d> {
+    pub(super) index: usize,
+    pub(super) fd: BorrowedFd<'d>,
 }
 
 impl<'a> Restorer<'a> {
@@ -135,14 +125,10 @@ impl<'a> Restorer<'a> {
             how,
             force,
             work,
-            reflinks_work: true,
-            done: Restored::default(),
             only: Only::All,
             exact: false,
             shift: None,
-            filling: None,
             dirs: Vec::new(),
-            written: HashMap::new(),
         }
     }
 
@@ -150,13 +136,12 @@ impl<'a> Restorer<'a> {
     pub(super) fn run(mut self, from: u32) -> std::result::Result<Restored, (CacheError, Option<PathBuf>)> {
         let only = self.only.clone();
         self.dirs.push(Dir { record: from, parent: 0, made: false, aside: None, hidden: false, only });
-        match self.fill_dirs().and_then(|()| self.finish_dirs()) {
-            Ok(()) => Ok(self.done),
-            Err(e) => {
-                self.drop_asides();
-                Err((e, self.filling))
-            }
+        let done = self.make_dirs().map_err(|e| (e, None)).and_then(|files| files.write(&self));
+        let done = done.and_then(|done| self.finish_dirs().map(|()| done).map_err(|e| (e, None)));
+        if done.is_err() {
+            self.drop_asides();
         }
+        done
     }
 
     /// Takes away directories that were not finished.
@@ -168,8 +153,9 @@ impl<'a> Restorer<'a> {
         }
     }
 
-    fn fill_dirs(&mut self) -> Result<()> {
-        let mut next = 0;
+    /// Makes the directories that are missing; what else is to be written into which.
+    fn make_dirs(&mut self) -> Result<Batches> {
+        let (mut files, mut next) = (Batches::default(), 0);
         while next < self.dirs.len() {
             let fd = self.open_dir(next)?;
             let place = Place { index: next, fd: fd.as_fd() };
@@ -178,14 +164,20 @@ impl<'a> Restorer<'a> {
             if self.exact && !made && only.is_all() {
                 self.prune(place.fd, record, &self.path(next, b""))?;
             }
+            let mut batch = Batch::of(next);
             for child in self.manifest.children(record) {
-                if let Some(only) = only.child(self.manifest.name(child)) {
-                    self.child(&place, child, only)?;
+                match only.child(self.manifest.name(child)) {
+                    Some(only) if self.record(child).kind() == RecordKind::Dir => {
+                        self.dir(&place, child, only)?
+                    }
+                    Some(_) => files.add(&mut batch, child, self.record(child)),
+                    None => {}
                 }
             }
+            files.end(batch);
             next += 1;
         }
-        Ok(())
+        Ok(files)
     }
 
     fn names(&self, mut index: usize) -> Vec<&[u8]> {
@@ -198,14 +190,14 @@ impl<'a> Restorer<'a> {
         names
     }
 
-    fn path(&self, index: usize, name: &[u8]) -> PathBuf {
+    pub(super) fn path(&self, index: usize, name: &[u8]) -> PathBuf {
         let mut path = self.label.clone();
         path.extend(self.names(index).into_iter().map(OsStr::from_bytes));
         path.push(OsStr::from_bytes(name));
         path
     }
 
-    fn open_dir(&self, index: usize) -> Result<OwnedFd> {
+    pub(super) fn open_dir(&self, index: usize) -> Result<OwnedFd> {
         let (mut names, mut at) = (self.names(index), index);
         for name in names.iter_mut().rev() {
             let dir = &self.dirs[at];
@@ -225,38 +217,23 @@ impl<'a> Restorer<'a> {
         self.shift.as_ref().map_or(own, |shift| shift.time(own))
     }
 
-    fn child(&mut self, place: &Place<'_>, record: u32, only: Only) -> Result<()> {
-        let name = self.manifest.name(record);
-        let there = match self.dirs[place.index].made {
-            // Nobody else has put anything there.
-            true => None,
+    /// What stands there under a name. Into a directory that we made nobody else has put anything.
+    pub(super) fn there(&self, place: &Place<'_>, name: &[u8]) -> Result<Option<libc::stat>> {
+        match self.dirs[place.index].made {
+            true => Ok(None),
             false => at::stat_if_any(place.fd, name)
-                .map_err(|e| CacheError::io("look at", self.path(place.index, name), e))?,
-        };
-        match self.record(record).kind() {
-            RecordKind::Dir => self.dir(place, record, there, only),
-            _ => match there {
-                Some(stat) if self.alike(place, record, &stat)? => {
-                    if self.exact {
-                        self.refresh(place.fd, record, &stat, &self.path(place.index, name))?;
-                    }
-                    self.done.kept += 1;
-                    self.work.did(1, self.record(record).size());
-                    Ok(())
-                }
-                there => self.write(place, record, there),
-            },
+                .map_err(|e| CacheError::io("look at", self.path(place.index, name), e)),
         }
     }
 
-    fn in_the_way(&self, place: &Place<'_>, name: &[u8]) -> Result<()> {
+    pub(super) fn in_the_way(&self, place: &Place<'_>, name: &[u8]) -> Result<()> {
         if self.force { Ok(()) } else { Err(CacheError::InTheWay(self.path(place.index, name))) }
     }
 
-    fn dir(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>, only: Only) -> Result<()> {
+    fn dir(&mut self, place: &Place<'_>, record: u32, only: Only) -> Result<()> {
         let name = self.manifest.name(record);
         let fail = |e| CacheError::io("create", self.path(place.index, name), e);
-        let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
+        let is_dir = self.there(place, name)?.map(|s| at::kind(&s) == libc::S_IFDIR);
         if is_dir == Some(false) {
             self.in_the_way(place, name)?;
             unlinkat(place.fd, name, UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?;
@@ -271,139 +248,6 @@ impl<'a> Restorer<'a> {
             at::mkdir(place.fd, aside.as_deref().unwrap_or(name), 0o700).map_err(fail)?;
         }
         self.dirs.push(Dir { record, parent: place.index, made, aside, hidden, only });
-        Ok(())
-    }
-
-    /// Is what stands there what we would write?
-    fn alike(&self, place: &Place<'_>, record: u32, stat: &libc::stat) -> Result<bool> {
-        let (manifest, name) = (self.manifest, self.manifest.name(record));
-        let wanted = self.record(record);
-        let fail = |e| CacheError::io("read", self.path(place.index, name), e);
-        match at::kind(stat) {
-            libc::S_IFLNK if wanted.kind() == RecordKind::Symlink => {
-                let target = nix::fcntl::readlinkat(place.fd, name).map_err(|e| fail(e.into()))?;
-                Ok(target.as_bytes() == manifest.target(record))
-            }
-            libc::S_IFREG if wanted.kind() == RecordKind::File => {
-                let executable = |mode: u32| mode & 0o111 != 0;
-                if executable(stat.st_mode) != executable(wanted.perm())
-                    || stat.st_size as u64 != wanted.size()
-                {
-                    return Ok(false);
-                }
-                let Ok(file) = at::open_read(place.fd, name) else { return Ok(false) };
-                let found = ingest::hash_file(&file, &|| true).map_err(fail)?;
-                Ok(found.map(|c| c.hash) == wanted.hash())
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// Writes a file or symlink aside and renames it into place; in a directory that is aside itself it is there already.
-    fn write(&mut self, place: &Place<'_>, record: u32, there: Option<libc::stat>) -> Result<()> {
-        let name = self.manifest.name(record);
-        if there.is_some() {
-            self.in_the_way(place, name)?;
-        }
-        if self.dirs[place.index].hidden {
-            return self.make(place, record, name);
-        }
-        let temp = temp_name();
-        let made = self.make(place, record, &temp).and_then(|()| {
-            if there.is_some_and(|s| at::kind(&s) == libc::S_IFDIR) {
-                std::fs::remove_dir_all(at::proc_path(place.fd, name))
-                    .map_err(|e| CacheError::io("replace", self.path(place.index, name), e))?;
-            }
-            self.publish(place, &temp, name)
-        });
-        if made.is_err() {
-            let _ = unlinkat(place.fd, &temp[..], UnlinkatFlags::NoRemoveDir);
-        }
-        made
-    }
-
-    fn publish(&self, place: &Place<'_>, temp: &[u8], name: &[u8]) -> Result<()> {
-        let renamed = if self.force {
-            renameat(place.fd, temp, place.fd, name)
-        } else {
-            match renameat2(place.fd, temp, place.fd, name, RenameFlags::RENAME_NOREPLACE) {
-                // Not on every file system: what was not there a moment ago is not replaced either.
-                Err(nix::errno::Errno::EINVAL) => renameat(place.fd, temp, place.fd, name),
-                other => other,
-            }
-        };
-        renamed.map_err(|e| match e {
-            nix::errno::Errno::EEXIST => CacheError::InTheWay(self.path(place.index, name)),
-            e => CacheError::io("create", self.path(place.index, name), e.into()),
-        })
-    }
-
-    fn make(&mut self, place: &Place<'_>, record: u32, temp: &[u8]) -> Result<()> {
-        let (manifest, wanted) = (self.manifest, self.record(record));
-        let name = manifest.name(record);
-        if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
-            let from = self.open_dir(*dir)?;
-            linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty())
-                .map_err(|e| CacheError::io("link", self.path(place.index, name), e.into()))?;
-            if wanted.kind() == RecordKind::File {
-                self.done.files += 1;
-                self.work.did(1, 0);
-            }
-            return Ok(());
-        }
-        if wanted.kind() == RecordKind::Symlink {
-            let made = symlinkat(manifest.target(record), place.fd, temp).map_err(io::Error::from);
-            let made = made.and_then(|()| at::set_mtime(place.fd, temp, self.time(record)));
-            made.map_err(|e| CacheError::io("create", self.path(place.index, name), e))?;
-            self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
-            return Ok(());
-        }
-        let path = self.path(place.index, name);
-        self.filling = Some(path.clone());
-        let fail = |e| CacheError::io("write", &path, e);
-        let file = at::create_new(place.fd, temp, 0o600).map_err(fail)?;
-        self.fill(&file, record, &path)?;
-        at::set_xattrs(place.fd, temp, manifest.xattrs(wanted)).map_err(fail)?;
-        // By the open file: 0o200 is part of the mode, so nothing later needs more rights.
-        let mode = nix::sys::stat::Mode::from_bits_truncate(wanted.perm() | 0o200);
-        nix::sys::stat::fchmod(&file, mode).map_err(|e| fail(e.into()))?;
-        at::set_mtime(place.fd, temp, self.time(record)).map_err(fail)?;
-        self.written.insert(wanted.canonical(), (place.index, name.to_vec()));
-        self.done.files += 1;
-        self.done.bytes += wanted.size();
-        self.work.did(1, 0);
-        Ok(())
-    }
-
-    /// Gives a new file its content.
-    fn fill(&mut self, mut file: &File, record: u32, path: &Path) -> Result<()> {
-        let fail = |e| CacheError::io("write", path, e);
-        if self.how != RestoreAs::Copy
-            && self.reflinks_work
-            && let Some(blob) = self.entry.backing(record)?
-        {
-            match reflink_copy::reflink_file(&blob, file) {
-                Ok(()) => {
-                    self.done.reflinked += 1;
-                    self.work.did(0, self.record(record).size());
-                    return Ok(());
-                }
-                Err(e) if self.how == RestoreAs::Reflink => return Err(CacheError::io("reflink", path, e)),
-                Err(_) => self.reflinks_work = false,
-            }
-        }
-        let size = self.record(record).size();
-        let mut buf = vec![0; PIECE.min(size as usize)];
-        let mut offset = 0;
-        while offset < size {
-            let n = self.entry.read(record, offset, &mut buf)?;
-            if n == 0 {
-                return Err(fail(io::ErrorKind::UnexpectedEof.into()));
-            }
-            file.write_all(&buf[..n]).map_err(fail)?;
-            offset += n as u64;
-            self.work.did(0, n as u64);
-        }
         Ok(())
     }
 
@@ -445,7 +289,7 @@ fn show(dir: BorrowedFd<'_>, aside: &[u8], name: &[u8]) -> io::Result<()> {
 }
 
 /// A name that nothing in an output tree is likely to have; if it has, creating it fails.
-fn temp_name() -> Vec<u8> {
+pub(super) fn temp_name() -> Vec<u8> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(".outfs-{}-{n}.tmp", std::process::id()).into_bytes()
