@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 
 use jiff::Timestamp;
+use memchr::memmem;
 
 use super::dir::{Dir, read_whole};
 use super::{EventPage, Result, Store, StoreError, port};
@@ -206,16 +207,24 @@ impl Store {
         Ok(page)
     }
 
-    /// The newest record of a key that is `wanted`. Lines that cannot be read are passed over.
+    /// The newest record of a key that is `wanted`. Lines that cannot be read are passed over. Of a key that nothing is
+    /// known of the whole log is searched, at some GB/s.
     pub fn last_event(&self, key: &EntryKey, wanted: &dyn Fn(&EventKind) -> bool) -> Result<Option<Event>> {
         // As it stands in a line; a key has nothing to escape.
         let needle = format!("\"key\":\"{key}\"");
-        let has = |line: &&[u8]| std::str::from_utf8(line).is_ok_and(|line| line.contains(&needle));
+        let finder = memmem::FinderRev::new(&needle);
         for &first in segments(&self.events)?.iter().rev() {
             let bytes = self.events.read_all(segment_name(first))?.unwrap_or_default();
-            let mut found = lines(&bytes).rev().filter(has).filter_map(|l| serde_json::from_slice(l).ok());
-            if let Some(event) = found.find(|e: &Event| e.key.as_ref() == Some(key) && wanted(&e.kind)) {
-                return Ok(Some(event));
+            let mut rest = &bytes[..bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1)];
+            while let Some(at) = finder.rfind(rest) {
+                let start = rest[..at].iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
+                let line = rest[start..].split(|&b| b == b'\n').next().unwrap_or_default();
+                match serde_json::from_slice::<Event>(line) {
+                    Ok(event) if event.key.as_ref() == Some(key) && wanted(&event.kind) => {
+                        return Ok(Some(event));
+                    }
+                    _ => rest = &rest[..start],
+                }
             }
         }
         Ok(None)
