@@ -18,6 +18,9 @@ use crate::run::{
 };
 use crate::vfs::ViewOptions;
 
+/// No more earlier results are compared than have so many inputs together.
+const MOST_INPUTS: u64 = 200_000;
+
 /// A store, as runs know it.
 pub(super) struct StoreShelf {
     store: PathBuf,
@@ -121,14 +124,24 @@ impl Shelf for StoreShelf {
         }
     }
 
-    fn history(&mut self, task: &str) -> Shelved<Vec<Earlier>> {
-        if self.is_empty() {
-            return Ok(Vec::new());
+    fn history(&mut self, task: &str, enough: &dyn Fn(&Earlier) -> bool) -> Shelved<Vec<Earlier>> {
+        let (mut history, mut inputs, mut from) = (Vec::new(), 0, 0);
+        while inputs < MOST_INPUTS && !self.is_empty() {
+            match self.ask(Request::History { task: task.to_owned(), from })? {
+                Reply::History { earlier: Some(earlier), next } if next > from => {
+                    let last = enough(&earlier);
+                    inputs += earlier.parts.input_count;
+                    history.push(*earlier);
+                    if last {
+                        break;
+                    }
+                    from = next;
+                }
+                Reply::History { .. } => break,
+                other => return Err(failed(unexpected(other))),
+            }
         }
-        match self.ask(Request::History { task: task.to_owned() })? {
-            Reply::History { entries } => Ok(entries),
-            other => Err(failed(unexpected(other))),
-        }
+        Ok(history)
     }
 
     fn newest(&mut self, task: &str) -> Shelved<Option<Made>> {

@@ -246,10 +246,12 @@ pub enum Reply {
     },
     /// To `Find`.
     Found(Found),
-    /// To `History`: the newest first.
+    /// To `History`.
     History {
-        /// Keys and what they are made of.
-        entries: Vec<Earlier>,
+        /// A key and what it is made of; absent when there is none any more.
+        earlier: Option<Box<Earlier>>,
+        /// Where to go on.
+        next: usize,
     },
     /// To `Newest`.
     Newest {

@@ -196,10 +196,13 @@ pub enum Request {
         #[serde(default)]
         fate: bool,
     },
-    /// What a task's results were made of.
+    /// What one of a task's results was made of, the newest first.
     History {
         /// The task's name.
         task: String,
+        /// So many newer ones were asked for before: 0, or what the answer before said.
+        #[serde(default)]
+        from: usize,
     },
     /// A task's newest result.
     Newest {

@@ -187,6 +187,9 @@ pub struct Situation<'a> {
     pub history: &'a [Earlier],
 }
 
+/// See [`is_near`].
+const NEAR: usize = 8;
+
 /// Decides.
 pub fn decide(s: &Situation<'_>) -> Decision {
     if s.force {
@@ -240,6 +243,11 @@ fn unknown_key(s: &Situation<'_>) -> Vec<Reason> {
 /// two ways wants to know what changed since it last ran in this one. Of equally near ones the newest.
 fn nearest<'a>(history: &'a [Earlier], parts: &Parts) -> Option<&'a Earlier> {
     history.iter().min_by_key(|e| (others(&e.parts) != others(parts), differences(&e.parts, parts)))
+}
+
+/// So near that no older result need be looked at: one thing differs, or a few inputs.
+pub fn is_near(earlier: &Earlier, parts: &Parts) -> bool {
+    others(&earlier.parts) == others(parts) && matches!(differences(&earlier.parts, parts), (1, ..=NEAR))
 }
 
 /// What has no reason of its own and differs: as it was, and as it is.

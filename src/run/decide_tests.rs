@@ -520,3 +520,17 @@ fn the_table_has_every_reason() {
     ];
     assert_eq!(seen, all);
 }
+
+#[test]
+fn a_near_result_is_enough() {
+    let near = |before: Parts| is_near(&earlier(before), &parts());
+    let of = |count: u8| (0..count).map(|n| input(&format!("sub/more{n}"), "x")).collect::<Vec<_>>();
+    let more = |count| changed(|p| p.set_inputs([p.inputs.clone(), of(count)].concat()));
+    assert!(near(changed(|p| p.env.clear())) && near(more(1)) && near(more(8)));
+    assert!(!near(more(9)));
+    assert!(!near(changed(|p| p.sandbox = "bwrap".into())));
+    assert!(!near(changed(|p| {
+        p.env.clear();
+        p.params.clear();
+    })));
+}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::capture::Sink;
-use super::decide::{Decision, Locked, Reason, Situation, decide};
+use super::decide::{Decision, Earlier, Locked, Reason, Situation, decide, is_near};
 use super::flight::{Flight, Other, Takeoff};
 use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
@@ -348,7 +348,10 @@ impl Run<'_> {
         let force = ways.force || !reads;
         let wants_history = why && !force && locked == Locked::NotAsked && found == Found::UNKNOWN;
         let history = match wants_history {
-            true => self.ask(|shelf| shelf.history(&task.id)).unwrap_or_default(),
+            true => {
+                let near = |earlier: &Earlier| is_near(earlier, &prepared.parts);
+                self.ask(|shelf| shelf.history(&task.id, &near)).unwrap_or_default()
+            }
             false => Vec::new(),
         };
         let decision = decide(&Situation {

@@ -4,6 +4,7 @@
 //! directory; a file that goes away or changes while it is read is an error that names it;
 //! a file whose state is remembered is not opened. Must not know: keys, the store.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -32,6 +33,8 @@ pub struct Gathered {
     found: Vec<(PathBuf, State)>,
     /// When the youngest of them was last modified, nanoseconds since 1970.
     pub newest_ns: i128,
+    /// Files that git neither tracks nor ignores, relative to the working directory, if git was asked.
+    pub untracked: Option<BTreeSet<PathBuf>>,
 }
 
 impl Gathered {
@@ -48,9 +51,9 @@ pub fn gather(
     outputs: &[PathBuf],
     remembered: &mut Remembered,
 ) -> Result<Gathered> {
-    let mut found = Vec::new();
+    let (mut found, mut untracked) = (Vec::new(), None);
     match inputs {
-        Inputs::Git => of_git(&place.cwd, &mut found)?,
+        Inputs::Git => untracked = Some(of_git(&place.cwd, &mut found)?),
         Inputs::Named(names) => {
             for name in names {
                 named(&place.cwd, name, &mut found)?;
@@ -60,7 +63,7 @@ pub fn gather(
     found.retain(|(path, _)| !outputs.iter().any(|o| is_at_or_below(path, o)));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
-    hash_all(place, found, remembered)
+    Ok(Gathered { untracked, ..hash_all(place, found, remembered)? })
 }
 
 type Found = Vec<(PathBuf, Metadata)>;
@@ -71,8 +74,8 @@ fn is_at_or_below(path: &Path, top: &Path) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-/// What git tracks or does not ignore. What it tracks and is not there is no input.
-fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
+/// What git tracks or does not ignore; what of that it does not track. What it tracks and is not there is no input.
+fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
     let no_git = |why: &str| {
         RunError::usage(format!(
             "without --input the inputs are what git tracks below {}, and {why}; name inputs with --input, or \
@@ -81,7 +84,7 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
         ))
     };
     let listed = Command::new("git")
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .args(["ls-files", "-z", "-t", "--cached", "--others", "--exclude-standard"])
         .current_dir(dir)
         .stdin(Stdio::null())
         .output()
@@ -90,9 +93,13 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
         let said = String::from_utf8_lossy(&listed.stderr);
         return Err(no_git(&format!("git says: {}", said.lines().next().unwrap_or("nothing").trim())));
     }
-    let names: Vec<&[u8]> = listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty()).collect();
+    // Each with a letter for its state before it.
+    let names: Vec<(&[u8], &[u8])> =
+        listed.stdout.split(|&b| b == 0).filter_map(|line| line.split_at_checked(2)).collect();
+    let untracked = names.iter().filter(|(state, _)| *state == b"? ");
+    let untracked = untracked.map(|(_, name)| PathBuf::from(OsStr::from_bytes(name))).collect();
     let looked = in_threads(&names, |names| {
-        let look = |name: &&[u8]| {
+        let look = |(_, name): &(&[u8], &[u8])| {
             let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
             let meta = path.symlink_metadata();
             (path, meta)
@@ -103,7 +110,7 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
         match meta {
             // A submodule, or a repository inside.
             Ok(meta) if meta.is_dir() => match path.join(".git").exists() {
-                true => of_git(&path, found)?,
+                true => drop(of_git(&path, found)?),
                 false => walk(&path, found)?,
             },
             Ok(meta) => found.push((path, meta)),
@@ -111,7 +118,7 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<()> {
             Err(e) => return Err(RunError::io("look at", path, e)),
         }
     }
-    Ok(())
+    Ok(untracked)
 }
 
 /// A file, all below a directory, or what a glob matches.

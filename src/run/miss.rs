@@ -19,7 +19,7 @@ use super::sandbox::{Room, Rooms};
 use super::shelf::{Found, Held, Keep, MEMBER, Note};
 use super::spec::Inputs;
 use super::stage::Performed;
-use super::{Result, RunError, VERSION, text};
+use super::{Result, RunError, SandboxKind, VERSION, text};
 
 /// So many are in a record of the event log.
 const MOST_REASONS: usize = 20;
@@ -36,9 +36,13 @@ impl Run<'_> {
         self.report.result = "miss";
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
-        let before = untracked(self.cwd());
+        let before = self.untracked_before(prepared);
         let Performed { outcome, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
-        self.find_undeclared(before, left.beside.as_deref());
+        // Git looks while the result is kept.
+        let after = before.is_some().then(|| {
+            let cwd = self.cwd().to_owned();
+            std::thread::spawn(move || untracked(&cwd))
+        });
         let status = match self.judge(&outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
@@ -48,16 +52,18 @@ impl Run<'_> {
                 what
             }),
         };
+        let held = match status.is_none() && self.ways.policy.allows_write() {
+            true => self.keep(prepared, &outcome, changed.as_deref()),
+            false => None,
+        };
+        // Before anything of ours is written among them.
+        let after = after.and_then(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        self.find_undeclared(before.zip(after), left.beside.as_deref());
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
             self.remember_run(prepared, None, Some(status));
             return Ok(());
         }
-        let held = if self.ways.policy.allows_write() {
-            self.keep(prepared, &outcome, changed.as_deref())
-        } else {
-            None
-        };
         self.note(&key, Note::Miss { reasons: self.reasons() });
         let outputs_hash = match &held {
             Some(held) => held.outputs_hash.clone(),
@@ -132,8 +138,21 @@ impl Run<'_> {
         [(MEMBER.to_owned(), kept)].into()
     }
 
-    /// Names what the command made and did not declare; `beside` is what it made of that in a sandbox.
-    fn find_undeclared(&mut self, before: Option<BTreeSet<PathBuf>>, beside: Option<&[PathBuf]>) {
+    /// What git does not know before the command is executed in the project itself.
+    fn untracked_before(&self, prepared: &mut Prepared) -> Option<BTreeSet<PathBuf>> {
+        if self.task.sandbox != SandboxKind::None {
+            return None;
+        }
+        prepared.gathered.untracked.take().or_else(|| untracked(self.cwd()))
+    }
+
+    /// Names what the command made and did not declare: of what git does not know, before and after; `beside` is what it
+    /// made of that in a sandbox.
+    fn find_undeclared(
+        &mut self,
+        outside: Option<(BTreeSet<PathBuf>, BTreeSet<PathBuf>)>,
+        beside: Option<&[PathBuf]>,
+    ) {
         let inside = beside.is_some();
         let new: Vec<String> = match beside {
             Some(beside) => {
@@ -141,7 +160,7 @@ impl Run<'_> {
                 let all = not_ignored(&place.root, beside.to_vec()).into_iter().map(|p| place.root.join(p));
                 all.map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(&p))).collect()
             }
-            None => self.new_files(before),
+            None => outside.map(|(before, after)| self.new_files(&before, &after)).unwrap_or_default(),
         };
         if !new.is_empty() {
             let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
@@ -154,12 +173,11 @@ impl Run<'_> {
     }
 
     /// Files that git did not know and still does not, less the outputs.
-    fn new_files(&self, before: Option<BTreeSet<PathBuf>>) -> Vec<String> {
-        let (Some(before), Some(after)) = (before, untracked(self.cwd())) else { return Vec::new() };
+    fn new_files(&self, before: &BTreeSet<PathBuf>, after: &BTreeSet<PathBuf>) -> Vec<String> {
         let outputs = &self.task.outputs;
         let lock = self.ways.lock.as_deref();
         after
-            .difference(&before)
+            .difference(before)
             .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
             .map(text)
             .collect()

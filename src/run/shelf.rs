@@ -204,8 +204,8 @@ pub trait Shelf: Snapshots {
     /// What is there under `key`, which should have these outputs; if nothing is, also what became of it, if that is to be
     /// looked for: it takes time.
     fn find(&mut self, key: &EntryKey, outputs: &[PathBuf], fate: bool) -> Shelved<Found>;
-    /// Earlier results of a task, the newest first.
-    fn history(&mut self, task: &str) -> Shelved<Vec<Earlier>>;
+    /// Earlier results of a task, the newest first, until one is `enough`: each takes time.
+    fn history(&mut self, task: &str, enough: &dyn Fn(&Earlier) -> bool) -> Shelved<Vec<Earlier>>;
     /// A task's newest result.
     fn newest(&mut self, task: &str) -> Shelved<Option<Made>>;
     /// Writes all outputs of an entry below a directory of ours, as they were.

@@ -14,10 +14,8 @@ use crate::model::session::SessionId;
 use crate::model::{EntryKey, EventKind, RecordKind};
 use crate::run::{Earlier, Found, Held, MEMBER, Node, Nodes, Note, Parts, Placed, Times, nodes_hash, text};
 
-/// At most so many earlier results are compared.
+/// At most so many earlier results are looked at.
 const MOST_EARLIER: usize = 8;
-/// And no more of them than have so many inputs together.
-const MOST_INPUTS: u64 = 200_000;
 
 fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
     raw.iter().map(|p| p.0.clone()).collect()
@@ -104,24 +102,19 @@ pub(super) fn nodes(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     Ok(Reply::Nodes { nodes: nodes_of(&held(cache, key)?)? })
 }
 
-/// The parts of a task's results, the newest first; results that no run made have none.
-pub(super) fn history(cache: &Cache, task: &str) -> Result<Reply, Failure> {
-    let mut entries = Vec::new();
-    let mut inputs = 0;
-    for row in cache.index().by_task(task, MOST_EARLIER)? {
+/// The parts of one of a task's results; those that no run made have none.
+pub(super) fn history(cache: &Cache, task: &str, from: usize) -> Result<Reply, Failure> {
+    let rows = cache.index().by_task(task, MOST_EARLIER)?;
+    for (at, row) in rows.into_iter().enumerate().skip(from) {
         let Some(entry) = cache.entry(&row.key, LeaseKind::Hold)? else { continue };
         // A damaged one is no history.
         let Ok(Ok(mut metadata)) = entry.metadata() else { continue };
         let member = metadata.extra.remove(MEMBER);
         let parts = member.and_then(|mut m| serde_json::from_value::<Parts>(m["parts"].take()).ok());
         let Some(parts) = parts else { continue };
-        inputs += parts.input_count;
-        entries.push(Earlier { key: row.key, parts });
-        if inputs > MOST_INPUTS {
-            break;
-        }
+        return Ok(Reply::History { earlier: Some(Box::new(Earlier { key: row.key, parts })), next: at + 1 });
     }
-    Ok(Reply::History { entries })
+    Ok(Reply::History { earlier: None, next: MOST_EARLIER })
 }
 
 pub(super) fn newest(cache: &Cache, task: &str) -> Result<Reply, Failure> {
