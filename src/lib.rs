@@ -2,7 +2,7 @@
 //!
 //! The crate is the product; the command line is one user of it. Rooms, from the top down
 //! (a room knows only those below it; `docs/architecture.md` has the picture):
-//! `cli` → `daemon` → `control` → [`run`] → `fuse` → `vfs` → [`cache`] → [`store`], [`index`] → [`model`].
+//! `cli` → `daemon` → `control` → [`run`] → `fuse` → `vfs` → [`cache`] → [`store`], [`index`], [`tier`] → [`model`].
 
 #![warn(missing_docs)]
 
@@ -19,4 +19,5 @@ pub mod model;
 pub mod run;
 pub mod store;
 mod sync;
+pub mod tier;
 pub mod vfs;

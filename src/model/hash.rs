@@ -1,4 +1,4 @@
-//! Content hashes: BLAKE3 digests of blobs and of manifests, as two types that never mix.
+//! Content hashes: BLAKE3 digests of blobs, of manifests and of what tiers keep, as types that never mix.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,6 +84,14 @@ hash_type! {
 hash_type! {
     /// BLAKE3 of a manifest's bytes; names a manifest.
     ManifestHash
+}
+hash_type! {
+    /// BLAKE3 of a tier's pack; names it there. Packs of a store have numbers.
+    PackHash
+}
+hash_type! {
+    /// BLAKE3 of a tier's tree object; names it there.
+    TreeHash
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub mod session;
 pub mod units;
 
 pub use event::{Cursor, CursorError, Event, EventKind};
-pub use hash::{BlobHash, ManifestHash};
+pub use hash::{BlobHash, ManifestHash, PackHash, TreeHash};
 pub use key::EntryKey;
 pub use manifest::{Manifest, RecordKind};
 pub use metadata::Metadata;

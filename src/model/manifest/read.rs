@@ -61,6 +61,12 @@ pub struct Manifest {
     groups: usize,
 }
 
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manifest").field("key", &self.seal.key).field("hash", &self.hash).finish()
+    }
+}
+
 const HEADER: usize = size_of::<Header>();
 
 /// Whether `name` is a file name: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
@@ -455,6 +461,11 @@ impl Manifest {
             }
         }
         paths
+    }
+
+    /// Whether every file's content is named by its BLAKE3 hash.
+    pub fn is_all_blake3(&self) -> bool {
+        self.records().iter().all(|r| r.kind() != RecordKind::File || r.hash().is_some())
     }
 
     /// Each distinct blob once, with its size and the first record that has it.

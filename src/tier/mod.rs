@@ -1,0 +1,71 @@
+//! Tiers: places beyond the store that entries come from and go to.
+//!
+//! Purpose: one trait ([`Tier`]) for everything that holds entries elsewhere, the objects they are kept as there
+//! (`docs/format.md`, "Objects of a tier"), and a strict tier in memory. Invariants: every call has a
+//! deadline and ends by it; what a tier says is a claim: entries and trees are checked here against their names, ranges of
+//! blobs and packs are handed on unchecked, and who asked for them checks them; an entry object is written last, so that
+//! an entry that is found is whole. The trait has no futures: a runtime is the business of the tier that needs one.
+//! Must not know: the store, the index, eviction, mounts, sockets, the command line.
+
+mod error;
+mod layout;
+mod memory;
+mod object;
+mod places;
+mod ship;
+#[cfg(test)]
+mod tests;
+
+pub use error::{TierError, TierErrorKind};
+pub use layout::{EntryObject, LayoutError, Tree, find_with};
+pub use memory::{Call, Fault, MemoryTier, Traffic};
+pub use object::Object;
+pub use places::{Place, Places, PlacesBuilder};
+pub use ship::{ShipError, Source, ship};
+
+use std::io::Read;
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::model::{EntryKey, Manifest};
+
+/// What every call to a tier returns.
+pub type Result<T> = std::result::Result<T, TierError>;
+
+/// What can be asked of a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It takes objects and entries; false for one that was opened for reading only.
+    pub push: bool,
+    /// It keeps small contents together in packs; false where each content is an object of its own.
+    pub packs: bool,
+}
+
+/// A place that entries come from and go to.
+///
+/// All calls block, from any number of threads, until they are done or `by` has passed; one that is late is a
+/// [`Transient`](TierErrorKind::Transient) error. None is repeated by the tier itself for longer than that.
+pub trait Tier: Send + Sync {
+    /// What it is called in messages: where it is, without credentials.
+    fn name(&self) -> &str;
+
+    /// What can be asked of it.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The entry of `key`; [`Absent`](TierErrorKind::Absent) when there is none, and
+    /// [`Corrupt`](TierErrorKind::Corrupt) when what is there is no entry of this key.
+    fn find(&self, key: &EntryKey, by: Instant) -> Result<Tree>;
+
+    /// Exactly this range of an object, as the tier has it: the caller verifies it. `Absent` when there is no
+    /// such object; a range that is not wholly inside is an error, never a shorter answer.
+    fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> Result<Vec<u8>>;
+
+    /// Stores an object of `size` bytes under its name; one that is there already may be left or written again.
+    fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> Result<()>;
+
+    /// Those of `objects` that it does not have, in their order.
+    fn missing(&self, objects: &[Object], by: Instant) -> Result<Vec<Object>>;
+
+    /// Makes an entry be found under its key, in place of another one that may be there. All its contents have been put.
+    fn publish(&self, manifest: &Manifest, places: &Places, by: Instant) -> Result<()>;
+}

@@ -1,0 +1,48 @@
+//! The names of what a tier keeps.
+
+use std::fmt;
+
+use crate::model::{BlobHash, EntryKey, PackHash, TreeHash};
+
+/// A content-addressed object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Object {
+    /// One content.
+    Blob(BlobHash),
+    /// Small contents one after another.
+    Pack(PackHash),
+    /// A manifest and the places of its contents.
+    Tree(TreeHash),
+}
+
+impl Object {
+    /// Its path below the tier's prefix.
+    pub fn path(&self) -> String {
+        self.to_string()
+    }
+
+    /// Whether these bytes are what its name says.
+    pub fn names(&self, bytes: &[u8]) -> bool {
+        let hash = match self {
+            Object::Blob(hash) => &hash.0,
+            Object::Pack(hash) => &hash.0,
+            Object::Tree(hash) => &hash.0,
+        };
+        blake3::hash(bytes).as_bytes() == hash
+    }
+
+    /// The path of the object that names the tree of a key.
+    pub fn entry_path(key: &EntryKey) -> String {
+        format!("entries/{key}")
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Blob(hash) => write!(f, "blobs/{hash}"),
+            Object::Pack(hash) => write!(f, "packs/{hash}"),
+            Object::Tree(hash) => write!(f, "trees/{hash}"),
+        }
+    }
+}

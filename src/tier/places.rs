@@ -1,0 +1,263 @@
+//! Where the contents of one manifest are in a tier.
+//!
+//! Invariants: there is a place for each distinct content of the manifest, and what it says lies inside the pack or
+//! among the bytes that are carried along; a content of more than one group is a blob of its own; an empty one is nowhere,
+//! since nothing of it needs to be fetched. Bytes that parse are written with the same bytes. Must not know: which tier.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::Object;
+use super::layout::{LayoutError, Reader};
+use crate::model::groups::GROUP;
+use crate::model::{BlobHash, Manifest, ManifestHash, PackHash};
+
+const MAGIC: &[u8; 8] = b"OUTFSPL1";
+/// The hash of all bytes before it.
+const CHECK: usize = 32;
+/// Contents in packs, and those carried along, have at most so many bytes.
+const SMALL: u64 = GROUP as u64;
+
+/// What a place's first number means; packs follow.
+const OWN: u64 = 0;
+const CARRIED: u64 = 1;
+const PACKS: u64 = 2;
+
+/// Where a content is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// An object of its own; an empty content has none.
+    Own,
+    /// Among the bytes that are carried along, from this offset on.
+    Carried(u64),
+    /// In the pack with this index, from this offset on.
+    Pack(u32, u64),
+}
+
+/// The places of all contents of one manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    manifest: ManifestHash,
+    packs: Vec<(PackHash, u64)>,
+    /// In the order of the contents' first records.
+    places: Vec<(BlobHash, u64, Place)>,
+    by_hash: HashMap<BlobHash, usize>,
+    carried: Vec<u8>,
+}
+
+impl Places {
+    /// The manifest whose contents they are.
+    pub fn manifest(&self) -> ManifestHash {
+        self.manifest
+    }
+
+    /// The packs, and their lengths in bytes.
+    pub fn packs(&self) -> &[(PackHash, u64)] {
+        &self.packs
+    }
+
+    /// Each distinct content with its size and its place, in the order of their first records.
+    pub fn contents(&self) -> &[(BlobHash, u64, Place)] {
+        &self.places
+    }
+
+    /// The size and the place of a content.
+    pub fn get(&self, hash: &BlobHash) -> Option<(u64, Place)> {
+        let (_, size, place) = self.places[*self.by_hash.get(hash)?];
+        Some((size, place))
+    }
+
+    /// A content that is carried along: its bytes, unverified.
+    pub fn carried(&self, hash: &BlobHash) -> Option<&[u8]> {
+        match self.get(hash)? {
+            (size, Place::Carried(offset)) => self.carried.get(offset as usize..(offset + size) as usize),
+            _ => None,
+        }
+    }
+
+    /// In which object a content is, and which range of it; `None` for one that is unknown, empty or carried along.
+    pub fn object(&self, hash: &BlobHash) -> Option<(Object, Range<u64>)> {
+        match self.get(hash)? {
+            (0, _) | (_, Place::Carried(_)) => None,
+            (size, Place::Own) => Some((Object::Blob(*hash), 0..size)),
+            (size, Place::Pack(pack, offset)) => {
+                let (pack, _) = self.packs[pack as usize];
+                Some((Object::Pack(pack), offset..offset + size))
+            }
+        }
+    }
+
+    /// All objects that the contents are in, each once.
+    pub fn objects(&self) -> Vec<Object> {
+        let packs = self.packs.iter().map(|(hash, _)| Object::Pack(*hash));
+        let own = |(hash, size, place): &(BlobHash, u64, Place)| {
+            (*place == Place::Own && *size > 0).then_some(Object::Blob(*hash))
+        };
+        packs.chain(self.places.iter().filter_map(own)).collect()
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(
+            56 + self.packs.len() * 40 + self.places.len() * 16 + self.carried.len() + CHECK,
+        );
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(self.manifest.as_bytes());
+        out.extend_from_slice(&(self.packs.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.places.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.carried.len() as u64).to_le_bytes());
+        for (hash, length) in &self.packs {
+            out.extend_from_slice(hash.as_bytes());
+            out.extend_from_slice(&length.to_le_bytes());
+        }
+        for (_, _, place) in &self.places {
+            let (kind, offset) = match *place {
+                Place::Own => (OWN, 0),
+                Place::Carried(offset) => (CARRIED, offset),
+                Place::Pack(pack, offset) => (PACKS + u64::from(pack), offset),
+            };
+            out.extend_from_slice(&kind.to_le_bytes());
+            out.extend_from_slice(&offset.to_le_bytes());
+        }
+        out.extend_from_slice(&self.carried);
+        let check = blake3::hash(&out);
+        out.extend_from_slice(check.as_bytes());
+        out
+    }
+
+    /// Those of this manifest, from their bytes.
+    pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Places, LayoutError> {
+        let end = bytes.len().checked_sub(CHECK).ok_or(LayoutError::Damaged("the places are cut short"))?;
+        let (body, check) = bytes.split_at(end);
+        if blake3::hash(body).as_bytes() != check {
+            return Err(LayoutError::Damaged("the places do not have their checksum"));
+        }
+        let mut reader = Reader(body);
+        if reader.take(8)? != MAGIC {
+            return Err(LayoutError::Damaged("these are no places"));
+        }
+        if reader.array()? != manifest.hash().0 {
+            return Err(LayoutError::Damaged("the places are another manifest's"));
+        }
+        let (packs, places, carried) = (reader.u32()?, reader.u32()?, reader.u64()?);
+        let contents = manifest.blobs();
+        if contents.len() != places as usize || !manifest.is_all_blake3() {
+            return Err(LayoutError::Damaged("there is not a place for each content"));
+        }
+        // A length that lies ends the reading before it costs memory.
+        let packs: Vec<_> = (0..packs)
+            .map(|_| Ok((PackHash(reader.array()?), reader.u64()?)))
+            .collect::<Result<_, LayoutError>>()?;
+        let places: Vec<_> = contents
+            .into_iter()
+            .map(|(hash, size, _)| {
+                let place = place_of(reader.u64()?, reader.u64()?, size, &packs, carried)?;
+                Ok((hash, size, place))
+            })
+            .collect::<Result<_, LayoutError>>()?;
+        let carried_bytes = reader.take(carried)?.to_vec();
+        if !reader.0.is_empty() {
+            return Err(LayoutError::Damaged("something follows the places"));
+        }
+        Ok(Places::new(manifest.hash(), packs, places, carried_bytes))
+    }
+
+    fn new(
+        manifest: ManifestHash,
+        packs: Vec<(PackHash, u64)>,
+        places: Vec<(BlobHash, u64, Place)>,
+        carried: Vec<u8>,
+    ) -> Places {
+        let by_hash = places.iter().enumerate().map(|(i, (hash, _, _))| (*hash, i)).collect();
+        Places { manifest, packs, places, by_hash, carried }
+    }
+}
+
+/// What the two numbers of a place say of a content of this size.
+fn place_of(
+    kind: u64,
+    offset: u64,
+    size: u64,
+    packs: &[(PackHash, u64)],
+    carried: u64,
+) -> Result<Place, LayoutError> {
+    let outside = Err(LayoutError::Damaged("a content lies outside of where it should be"));
+    if kind == OWN {
+        return if offset == 0 { Ok(Place::Own) } else { outside };
+    }
+    let (room, place) = match kind {
+        CARRIED => (carried, Place::Carried(offset)),
+        pack => {
+            let pack = u32::try_from(pack - PACKS).ok();
+            match pack.and_then(|index| Some((index, packs.get(index as usize)?.1))) {
+                Some((index, length)) => (length, Place::Pack(index, offset)),
+                None => return outside,
+            }
+        }
+    };
+    let inside = offset.checked_add(size).is_some_and(|end| end <= room);
+    if inside && (1..=SMALL).contains(&size) { Ok(place) } else { outside }
+}
+
+/// Makes places, and the packs they name, of the contents of one manifest.
+///
+/// Contents come in the order in which they shall lie side by side, each once.
+pub struct PlacesBuilder {
+    target: u64,
+    packs: Vec<(PackHash, u64)>,
+    placed: HashMap<BlobHash, Place>,
+    filling: Vec<u8>,
+    carried: Vec<u8>,
+}
+
+impl PlacesBuilder {
+    /// Packs are ended when they have `target` bytes.
+    pub fn new(target: u64) -> PlacesBuilder {
+        let (packs, placed) = (Vec::new(), HashMap::new());
+        PlacesBuilder { target, packs, placed, filling: Vec::new(), carried: Vec::new() }
+    }
+
+    /// A content that is to be found with the entry itself. It has at most 256 KiB.
+    pub fn carry(&mut self, content: &[u8]) {
+        debug_assert!(content.len() as u64 <= SMALL);
+        let place = Place::Carried(self.carried.len() as u64);
+        if !content.is_empty() && self.placed.insert(BlobHash::of(content), place).is_none() {
+            self.carried.extend_from_slice(content);
+        }
+    }
+
+    /// A content that goes into a pack. It has at most 256 KiB. Returns a pack that is full now, to be put.
+    pub fn pack(&mut self, content: &[u8]) -> Option<(Object, Vec<u8>)> {
+        debug_assert!(content.len() as u64 <= SMALL);
+        if content.is_empty() {
+            return None;
+        }
+        let place = Place::Pack(self.packs.len() as u32, self.filling.len() as u64);
+        if self.placed.contains_key(&BlobHash::of(content)) {
+            return None;
+        }
+        self.placed.insert(BlobHash::of(content), place);
+        self.filling.extend_from_slice(content);
+        if self.filling.len() as u64 >= self.target { self.end_pack() } else { None }
+    }
+
+    /// The last pack, if anything is in it.
+    pub fn end_pack(&mut self) -> Option<(Object, Vec<u8>)> {
+        if self.filling.is_empty() {
+            return None;
+        }
+        let bytes = std::mem::take(&mut self.filling);
+        let hash = PackHash::of(&bytes);
+        self.packs.push((hash, bytes.len() as u64));
+        Some((Object::Pack(hash), bytes))
+    }
+
+    /// The places of this manifest's contents, after the last pack was taken. What was neither carried nor packed is an
+    /// object of its own.
+    pub fn finish(self, manifest: &Manifest) -> Places {
+        debug_assert!(self.filling.is_empty(), "the last pack is taken before this");
+        let place = |hash| self.placed.get(&hash).copied().unwrap_or(Place::Own);
+        let places = manifest.blobs().into_iter().map(|(hash, size, _)| (hash, size, place(hash))).collect();
+        Places::new(manifest.hash(), self.packs, places, self.carried)
+    }
+}

@@ -1,0 +1,154 @@
+//! The objects of tiers: written and read again, and damaged.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::groups::{GROUP, GroupHasher};
+use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
+use crate::model::{BlobHash, TreeHash};
+
+/// A manifest of files with these contents, and the contents.
+fn manifest(key: &str, files: &[Vec<u8>]) -> Manifest {
+    let mut tree = TreeBuilder::new(Attrs::default());
+    for (i, content) in files.iter().enumerate() {
+        let node = tree.file(tree.top(), format!("f{i}").as_bytes(), Attrs::default(), None).unwrap();
+        let mut hasher = GroupHasher::default();
+        hasher.update(content);
+        let (hash, groups, size) = hasher.finish();
+        tree.set_content(node, Content { hash, size, groups });
+    }
+    let (key, origin) = (key.parse().unwrap(), Origin::default());
+    let seal = Seal { key, sealed_at_ns: 1, inferred: false, replaces: None, origin };
+    Manifest::parse(tree.finish(&seal).unwrap()).unwrap()
+}
+
+/// Places of those contents, the first carried along and the other small ones in packs, and the packs.
+fn places(manifest: &Manifest, files: &[Vec<u8>], target: u64) -> (Places, Vec<(Object, Vec<u8>)>) {
+    let mut builder = PlacesBuilder::new(target);
+    let mut packs = Vec::new();
+    for (i, content) in files.iter().enumerate().filter(|(_, c)| c.len() <= GROUP) {
+        match i {
+            0 => builder.carry(content),
+            _ => packs.extend(builder.pack(content)),
+        }
+    }
+    packs.extend(builder.end_pack());
+    (builder.finish(manifest), packs)
+}
+
+fn files() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let small = || proptest::collection::vec(any::<u8>(), 0..200);
+    let size = prop_oneof![
+        8 => small(),
+        1 => Just(vec![7; GROUP]),
+        1 => (1..3 * GROUP).prop_map(|n| vec![3; GROUP + n]),
+    ];
+    proptest::collection::vec(size, 0..12)
+}
+
+/// Where a content is found, is it.
+fn all_found(places: &Places, packs: &[(Object, Vec<u8>)], files: &[Vec<u8>]) {
+    for content in files {
+        let hash = BlobHash::of(content);
+        match places.object(&hash) {
+            Some((object @ Object::Pack(_), range)) => {
+                let (_, bytes) = packs.iter().find(|(o, _)| *o == object).expect("a pack that was made");
+                assert!(object.names(bytes));
+                assert_eq!(bytes[range.start as usize..range.end as usize], content[..]);
+            }
+            Some((object, range)) => {
+                assert_eq!((object, range), (Object::Blob(hash), 0..content.len() as u64));
+            }
+            None if content.is_empty() => assert_eq!(places.get(&hash), Some((0, Place::Own))),
+            None => assert_eq!(places.carried(&hash), Some(&content[..])),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_written_is_read_again(files in files(), target in 1..1000u64) {
+        let manifest = manifest("some-key", &files);
+        let (places, packs) = places(&manifest, &files, target);
+        all_found(&places, &packs, &files);
+        let bytes = Tree::encode(&manifest, &places);
+        let tree = Tree::parse(&bytes).unwrap();
+        prop_assert_eq!(tree.manifest.as_bytes(), manifest.as_bytes());
+        prop_assert_eq!(&tree.places, &places);
+        prop_assert_eq!(Tree::encode(&tree.manifest, &tree.places), bytes);
+        let objects = places.objects();
+        prop_assert!(objects.iter().collect::<std::collections::HashSet<_>>().len() == objects.len());
+    }
+
+    #[test]
+    fn damaged_places_are_refused(files in files(), at in any::<usize>(), bit in 0..8u8, cut in any::<usize>()) {
+        let manifest = manifest("some-key", &files);
+        let (places, _) = places(&manifest, &files, 300);
+        let sound = places.encode();
+        let mut flipped = sound.clone();
+        flipped[at % sound.len()] ^= 1 << bit;
+        prop_assert!(Places::parse(&flipped, &manifest).is_err());
+        prop_assert!(Places::parse(&sound[..cut % sound.len()], &manifest).is_err());
+        prop_assert!(Places::parse(&[&sound[..], b"x"].concat(), &manifest).is_err());
+        // Damage does not come with the right check, but somebody who lies may.
+        let end = sound.len() - 32;
+        let mut lying = flipped[..end].to_vec();
+        lying.extend_from_slice(blake3::hash(&flipped[..end]).as_bytes());
+        if let Ok(other) = Places::parse(&lying, &manifest) {
+            prop_assert_eq!(other.encode(), lying);
+            for (hash, size, _) in other.contents() {
+                if let Some((object, range)) = other.object(hash) {
+                    let length = other.packs().iter().find(|(p, _)| Object::Pack(*p) == object).map(|(_, n)| *n);
+                    prop_assert!(range.end <= length.unwrap_or(*size) && range.end - range.start == *size);
+                }
+                prop_assert!(other.carried(hash).is_none_or(|c| c.len() as u64 == *size));
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_trees_are_not_those_that_are_named(files in files(), at in any::<usize>(), bit in 0..8u8) {
+        let manifest = manifest("some-key", &files);
+        let (places, _) = places(&manifest, &files, 300);
+        let mut bytes = Tree::encode(&manifest, &places);
+        let object = Object::Tree(TreeHash::of(&bytes));
+        prop_assert!(object.names(&bytes));
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << bit;
+        prop_assert!(!object.names(&bytes));
+        if let Ok(other) = Tree::parse(&bytes) {
+            prop_assert_eq!(Tree::encode(&other.manifest, &other.places), bytes);
+        }
+    }
+
+    #[test]
+    fn damaged_entry_objects_are_refused(at in any::<usize>(), bit in 0..8u8, bytes in any::<u64>()) {
+        let manifest = manifest("some-key", &[]);
+        let (key, tree) = (manifest.seal().key.clone(), TreeHash([7; 32]));
+        let entry = EntryObject { key, manifest: manifest.hash(), tree, tree_bytes: bytes };
+        let sound = entry.encode();
+        prop_assert_eq!(EntryObject::parse(&sound), Ok(entry));
+        let mut flipped = sound.clone();
+        flipped[at % sound.len()] ^= 1 << bit;
+        prop_assert!(EntryObject::parse(&flipped).is_err());
+        prop_assert!(EntryObject::parse(&sound[..at % sound.len()]).is_err());
+        prop_assert!(EntryObject::parse(&[&sound[..], b"x"].concat()).is_err());
+    }
+}
+
+#[test]
+fn a_newer_entry_object_says_so() {
+    let text = b"outfs entry\nversion 2\nwhatever\n";
+    assert_eq!(EntryObject::parse(text), Err(LayoutError::Version(2)));
+}
+
+#[test]
+fn places_are_those_of_one_manifest() {
+    let files = [b"a".to_vec(), b"b".to_vec()];
+    let (ours, other) = (manifest("some-key", &files), manifest("other-key", &files));
+    let (places, _) = places(&ours, &files, 300);
+    assert!(Places::parse(&places.encode(), &ours).is_ok());
+    assert!(Places::parse(&places.encode(), &other).is_err());
+}

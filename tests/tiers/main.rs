@@ -1,0 +1,6 @@
+//! Tiers, as the cache uses them.
+//!
+//! `suite` says what every tier does; each is run through it.
+
+mod memory;
+mod suite;

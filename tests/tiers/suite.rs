@@ -1,0 +1,210 @@
+//! What every tier does, whatever is behind it.
+//!
+//! One function takes what makes an empty tier, and has it do all of it. Whether a tier refuses what is wrong is
+//! not asked here: that is the strict one's.
+
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use outfs::model::groups::{GROUP, GroupHasher};
+use outfs::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
+use outfs::model::{BlobHash, EntryKey, Manifest, PackHash};
+use outfs::tier::{Object, Source, Tier, TierErrorKind, ship};
+
+/// Long enough for a server on a busy machine.
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(120)
+}
+
+pub fn key(text: &str) -> EntryKey {
+    text.parse().unwrap()
+}
+
+/// An entry with the contents it is made of.
+pub struct Made {
+    pub manifest: Manifest,
+    contents: Vec<(BlobHash, Vec<u8>)>,
+}
+
+impl Made {
+    /// Files by their names below the top; a number of bytes each, of which the second says which.
+    pub fn new(key: &str, files: &[(&str, usize, u8)]) -> Made {
+        let mut tree = TreeBuilder::new(Attrs::default());
+        let mut contents = Vec::new();
+        for (name, size, seed) in files {
+            let bytes: Vec<u8> = (0..*size).map(|i| (i * 7 + i / 256 * 13) as u8 ^ seed).collect();
+            let mut hasher = GroupHasher::default();
+            hasher.update(&bytes);
+            let (hash, groups, size) = hasher.finish();
+            let node = tree.file(tree.top(), name.as_bytes(), Attrs::default(), None).unwrap();
+            tree.set_content(node, Content { hash, size, groups });
+            contents.push((hash, bytes));
+        }
+        let (key, origin) = (key.parse().unwrap(), Origin::default());
+        let seal = Seal { key, sealed_at_ns: 1, inferred: false, replaces: None, origin };
+        Made { manifest: Manifest::parse(tree.finish(&seal).unwrap()).unwrap(), contents }
+    }
+
+    pub fn content(&self, hash: &BlobHash) -> &[u8] {
+        &self.contents.iter().find(|(h, _)| h == hash).unwrap().1
+    }
+}
+
+impl Source for Made {
+    fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
+        let hash = self.manifest.get(record).and_then(|r| r.hash()).unwrap();
+        Ok(Box::new(self.content(&hash)))
+    }
+}
+
+/// An entry with all kinds of content: empty, small, twice the same, of exactly one group, of several.
+pub fn odd_entry(key: &str) -> Made {
+    let files = [
+        ("metadata.json", 80, 1),
+        ("empty", 0, 0),
+        ("small", 5, 2),
+        ("same as small", 5, 2),
+        ("a group", GROUP, 3),
+        ("more than a group", GROUP + 1, 4),
+        ("groups", 5 * GROUP + 77, 5),
+    ];
+    Made::new(key, &files)
+}
+
+/// Has a tier do everything that tiers do. `empty` makes one that has nothing and takes objects and entries.
+pub fn conforms(empty: &dyn Fn() -> Box<dyn Tier>) {
+    objects_come_back(&*empty());
+    ranges_are_exact(&*empty());
+    what_is_not_there_is_absent(&*empty());
+    entries_are_found_whole(&*empty());
+    the_last_entry_of_a_key_stays(&*empty());
+    nothing_is_sent_twice(&*empty());
+    calls_from_many_threads(&*empty());
+    deadlines_hold(&*empty());
+}
+
+fn put(tier: &dyn Tier, object: &Object, bytes: &[u8]) {
+    tier.put(object, bytes.len() as u64, &mut &*bytes, soon()).unwrap();
+}
+
+fn objects_come_back(tier: &dyn Tier) {
+    for size in [1, 100, GROUP, 9 << 20] {
+        let bytes = vec![size as u8; size];
+        let object = Object::Blob(BlobHash::of(&bytes));
+        assert_eq!(tier.missing(&[object], soon()).unwrap(), [object]);
+        for _ in 0..2 {
+            put(tier, &object, &bytes);
+            assert!(tier.missing(&[object], soon()).unwrap().is_empty());
+            assert!(tier.get(&object, 0..size as u64, soon()).unwrap() == bytes, "{size} bytes");
+        }
+    }
+    if tier.capabilities().packs {
+        let pack = Object::Pack(PackHash::of(b"small ones"));
+        put(tier, &pack, b"small ones");
+        assert_eq!(tier.get(&pack, 6..10, soon()).unwrap(), b"ones");
+        let blob = Object::Blob(BlobHash::of(b"small ones"));
+        assert_eq!(tier.missing(&[pack, blob], soon()).unwrap(), [blob], "a pack is no blob");
+    }
+}
+
+fn ranges_are_exact(tier: &dyn Tier) {
+    let bytes: Vec<u8> = (0..1000).map(|i| (i % 251) as u8).collect();
+    let object = Object::Blob(BlobHash::of(&bytes));
+    put(tier, &object, &bytes);
+    for (start, end) in [(0, 1), (0, 1000), (999, 1000), (17, 400)] {
+        assert_eq!(tier.get(&object, start as u64..end as u64, soon()).unwrap(), bytes[start..end]);
+    }
+    for outside in [900..1001, 1000..1001, 5000..5001, u64::MAX - 1..u64::MAX] {
+        let error = tier.get(&object, outside.clone(), soon()).unwrap_err();
+        let kinds = [TierErrorKind::Permanent, TierErrorKind::Corrupt];
+        assert!(kinds.contains(&error.kind), "{outside:?}: {error:?}");
+    }
+}
+
+fn what_is_not_there_is_absent(tier: &dyn Tier) {
+    let object = Object::Blob(BlobHash::of(b"never put"));
+    assert!(tier.get(&object, 0..1, soon()).unwrap_err().is_absent());
+    assert!(tier.find(&key("never-published"), soon()).unwrap_err().is_absent());
+    assert!(tier.missing(&[], soon()).unwrap().is_empty());
+}
+
+fn entries_are_found_whole(tier: &dyn Tier) {
+    let made = odd_entry("entry-one");
+    let sent = ship(tier, &made.manifest, &made, &soon).unwrap();
+    let found = tier.find(&key("entry-one"), soon()).unwrap();
+    assert_eq!(found.manifest.as_bytes(), made.manifest.as_bytes());
+    assert_eq!(found.places, sent);
+    assert!(tier.find(&key("entry-two"), soon()).unwrap_err().is_absent());
+    for (hash, size, _) in made.manifest.blobs() {
+        let there = match found.places.object(&hash) {
+            Some((object, range)) => tier.get(&object, range, soon()).unwrap(),
+            None if size == 0 => Vec::new(),
+            None => found.places.carried(&hash).unwrap().to_vec(),
+        };
+        assert!(there == made.content(&hash), "the content of {size} bytes");
+    }
+    let metadata = made.manifest.get(made.manifest.find(b"metadata.json").unwrap()).unwrap().hash().unwrap();
+    assert!(
+        found.places.carried(&metadata).is_some(),
+        "whether it is a hit is known without another request"
+    );
+}
+
+fn the_last_entry_of_a_key_stays(tier: &dyn Tier) {
+    for seed in [1, 2] {
+        let made = Made::new("entry-one", &[("f", 100, seed)]);
+        ship(tier, &made.manifest, &made, &soon).unwrap();
+        assert_eq!(tier.find(&key("entry-one"), soon()).unwrap().manifest.hash(), made.manifest.hash());
+    }
+}
+
+/// Counts what is read of a source.
+struct Counted<'a>(&'a Made, std::cell::Cell<u32>);
+
+impl Source for Counted<'_> {
+    fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
+        self.1.set(self.1.get() + 1);
+        self.0.open(record)
+    }
+}
+
+fn nothing_is_sent_twice(tier: &dyn Tier) {
+    let first = Made::new("entry-one", &[("large", 3 * GROUP, 1)]);
+    let second = Made::new("entry-two", &[("large", 3 * GROUP, 1), ("other", 2 * GROUP, 2)]);
+    for (made, opened) in [(&first, 1), (&second, 1), (&second, 0)] {
+        let source = Counted(made, Default::default());
+        ship(tier, &made.manifest, &source, &soon).unwrap();
+        assert_eq!(source.1.get(), opened, "large contents read here to be sent");
+    }
+}
+
+fn calls_from_many_threads(tier: &dyn Tier) {
+    std::thread::scope(|scope| {
+        for thread in 0..8u8 {
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let name = format!("entry-{thread}-{round}");
+                    let made = Made::new(&name, &[("own", 1000, thread), ("shared", GROUP + 5, round)]);
+                    ship(tier, &made.manifest, &made, &soon).unwrap();
+                    let found = tier.find(&key(&name), soon()).unwrap();
+                    assert_eq!(found.manifest.hash(), made.manifest.hash());
+                }
+            });
+        }
+    });
+}
+
+fn deadlines_hold(tier: &dyn Tier) {
+    let past = Instant::now();
+    let object = Object::Blob(BlobHash::of(b"x"));
+    let errors = [
+        tier.find(&key("entry-one"), past).unwrap_err(),
+        tier.get(&object, 0..1, past).unwrap_err(),
+        tier.put(&object, 1, &mut &b"x"[..], past).unwrap_err(),
+        tier.missing(&[object], past).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.is_transient(), "{error:?}");
+        assert!(error.to_string().starts_with(tier.name()), "{error}");
+    }
+}
