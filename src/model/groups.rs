@@ -5,6 +5,8 @@
 //! name. Blobs of at most one group have no list: their name is the check. Manifests are checked in
 //! smaller pieces, parts, in the same way.
 
+use std::ops::Range;
+
 use blake3::hazmat::{self, HasherExt, Mode};
 
 use super::hash::BlobHash;
@@ -30,6 +32,60 @@ pub fn group_count(size: u64) -> usize {
 /// list's length does not fit the size.
 pub fn root_of_groups(groups: &[GroupHash], size: u64) -> Option<BlobHash> {
     root_of(groups, size, GROUP).map(BlobHash)
+}
+
+/// Whether these bytes are the group with this index of the blob of this name. `values` is its list (empty up to one group), which
+/// was checked against the name: that of a valid manifest was.
+pub fn is_group(hash: &BlobHash, values: &[GroupHash], index: u64, bytes: &[u8]) -> bool {
+    match usize::try_from(index).ok().and_then(|i| values.get(i)) {
+        Some(value) => !bytes.is_empty() && bytes.len() <= GROUP && group_hash(index, bytes) == *value,
+        None => index == 0 && values.is_empty() && BlobHash::of(bytes) == *hash,
+    }
+}
+
+/// A blob that comes in parts: what each of its groups must be.
+#[derive(Debug, Clone, Copy)]
+pub struct Groups<'a> {
+    hash: BlobHash,
+    size: u64,
+    values: &'a [GroupHash],
+}
+
+impl<'a> Groups<'a> {
+    /// Of the blob of this name and size with these values, empty up to one group; `None` when they do not
+    /// stand for that name. A name that is wrong for the size shows with the last group.
+    pub fn of(hash: BlobHash, size: u64, values: &'a [GroupHash]) -> Option<Groups<'a>> {
+        let sound = match values {
+            [] => group_count(size) == 0,
+            list => root_of_groups(list, size) == Some(hash),
+        };
+        sound.then_some(Groups { hash, size, values })
+    }
+
+    /// How many groups it comes in; an empty blob in none.
+    pub fn count(&self) -> u64 {
+        self.size.div_ceil(GROUP as u64)
+    }
+
+    /// The groups that a range of bytes touches, as far as there are any.
+    pub fn touched(&self, offset: u64, len: u64) -> Range<u64> {
+        let end = offset.saturating_add(len).min(self.size);
+        if offset >= end { 0..0 } else { offset / GROUP as u64..end.div_ceil(GROUP as u64) }
+    }
+
+    /// The bytes of these groups.
+    pub fn bytes(&self, groups: Range<u64>) -> Range<u64> {
+        let at = |group: u64| group.saturating_mul(GROUP as u64).min(self.size);
+        at(groups.start)..at(groups.end)
+    }
+
+    /// `bytes`, if they are wholly these groups, each checked against the blob's own name.
+    pub fn verified<'b>(&self, groups: Range<u64>, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let range = self.bytes(groups.clone());
+        let right = bytes.len() as u64 == range.end - range.start
+            && groups.zip(bytes.chunks(GROUP)).all(|(i, group)| is_group(&self.hash, self.values, i, group));
+        right.then_some(bytes)
+    }
 }
 
 /// Bytes per part of a manifest: what is read and verified at once where only little of one is needed.
@@ -151,6 +207,96 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The name and the values of a blob.
+    fn named(bytes: &[u8]) -> (BlobHash, Vec<GroupHash>) {
+        let mut hasher = GroupHasher::default();
+        hasher.update(bytes);
+        let (hash, values, _) = hasher.finish();
+        (hash, values)
+    }
+
+    const SIZES: [usize; 9] =
+        [0, 1, 1024, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP, 3 * GROUP + 1025, 7 * GROUP - 1];
+
+    #[test]
+    fn each_run_of_groups_is_verified_alone() {
+        for n in SIZES {
+            let d = data(n);
+            let (hash, values) = named(&d);
+            let groups = Groups::of(hash, n as u64, &values).unwrap();
+            for first in 0..groups.count() {
+                for end in first + 1..=groups.count() {
+                    let range = groups.bytes(first..end);
+                    let bytes = &d[range.start as usize..range.end as usize];
+                    assert_eq!(groups.verified(first..end, bytes), Some(bytes), "{n}: {first}..{end}");
+                    assert_eq!(groups.verified(first..end, &bytes[1..]), None);
+                    assert_eq!(groups.verified(first..end, &[bytes, b"x"].concat()), None);
+                    if end < groups.count() {
+                        assert_eq!(groups.verified(first + 1..end + 1, bytes), None, "at another place");
+                    }
+                }
+            }
+            assert_eq!(groups.verified(groups.count()..groups.count() + 1, b"more"), None);
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_passes() {
+        for n in SIZES {
+            let d = data(n);
+            let (hash, values) = named(&d);
+            let groups = Groups::of(hash, n as u64, &values).unwrap();
+            // Around the edges of chunks and groups, and somewhere in between.
+            let edges =
+                [0, 1023, 1024, GROUP - 1, GROUP, 2 * GROUP - 1, 2 * GROUP + 1024, n.saturating_sub(1)];
+            for at in edges.into_iter().chain((0..n).step_by(40_009)).filter(|at| *at < n) {
+                let mut wrong = d.clone();
+                wrong[at] ^= 1 << (at % 8);
+                let touched = groups.touched(at as u64, 1);
+                let range = groups.bytes(touched.clone());
+                let part = &wrong[range.start as usize..range.end as usize];
+                assert_eq!(groups.verified(touched, part), None, "{n}: bit of byte {at}");
+                assert_ne!(BlobHash::of(&wrong), hash);
+            }
+            for at in 0..values.len() {
+                let mut wrong = values.clone();
+                wrong[at][at % 32] ^= 1;
+                assert!(
+                    Groups::of(hash, n as u64, &wrong).is_none(),
+                    "a wrong value is found before any byte"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_is_that_of_one_name_and_one_number_of_groups() {
+        let d = data(3 * GROUP + 5);
+        let (hash, values) = named(&d);
+        let size = d.len() as u64;
+        assert!(Groups::of(hash, size, &values[1..]).is_none());
+        assert!(Groups::of(hash, size, &[]).is_none());
+        assert!(Groups::of(BlobHash([1; 32]), size, &values).is_none());
+        // A size that is wrong within the last group shows there.
+        let longer = Groups::of(hash, size + 1, &values).unwrap();
+        assert!(longer.verified(0..3, &d[..3 * GROUP]).is_some());
+        assert!(longer.verified(3..4, &d[3 * GROUP..]).is_none());
+        assert!(longer.verified(3..4, &[&d[3 * GROUP..], &[0]].concat()).is_none());
+    }
+
+    #[test]
+    fn touched_groups_cover_what_is_asked_for() {
+        let groups = |size| Groups { hash: BlobHash([0; 32]), size, values: &[] };
+        let large = groups(3 * GROUP as u64 + 5);
+        assert_eq!(large.touched(0, 1), 0..1);
+        assert_eq!(large.touched(GROUP as u64 - 1, 2), 0..2);
+        assert_eq!(large.touched(3 * GROUP as u64, u64::MAX), 3..4);
+        assert_eq!(large.touched(3 * GROUP as u64 + 5, 1), 0..0);
+        assert_eq!(large.touched(7, 0), 0..0);
+        assert_eq!(groups(0).touched(0, 10), 0..0);
+        assert_eq!(large.bytes(3..4), 3 * GROUP as u64..3 * GROUP as u64 + 5);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::{Location, PackId, Result, Store, StoreError, port};
 use crate::model::BlobHash;
-use crate::model::groups::{GROUP, GroupHash, group_count, group_hash};
+use crate::model::groups::{GROUP, GroupHash, group_count, is_group};
 
 /// Names a file whose descriptor is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,11 +109,7 @@ impl Blob<'_> {
                 self.corrupt(&format!("it ends before the {} bytes of blob {}", self.size, self.hash))
             );
         }
-        let good = match self.groups.get(group as usize) {
-            Some(expected) => group_hash(group, buf) == *expected,
-            None => BlobHash::of(buf) == *self.hash,
-        };
-        if good {
+        if is_group(self.hash, self.groups, group, buf) {
             return Ok(());
         }
         buf.fill(0);

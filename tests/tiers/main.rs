@@ -2,5 +2,6 @@
 //!
 //! `suite` says what every tier does; each is run through it.
 
+mod groups;
 mod memory;
 mod suite;
