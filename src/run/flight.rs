@@ -68,7 +68,8 @@ impl Flight {
         let ours = file.metadata()?;
         let there = path.symlink_metadata();
         let same = there.is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino()));
-        Ok(same.then_some(Flight { file, path }))
+        // Made only if it is: one that is dropped removes what stands there.
+        Ok(if same { Some(Flight { file, path }) } else { None })
     }
 
     /// Removes what deaths have left; what is in the air is locked.
