@@ -16,6 +16,8 @@ mod exec;
 #[cfg(test)]
 mod exec_tests;
 mod flight;
+#[cfg(test)]
+mod flight_tests;
 mod flow;
 mod guard;
 mod hit;
@@ -25,6 +27,7 @@ mod inputs_tests;
 mod key;
 mod ledger;
 mod lock;
+mod marker;
 mod miss;
 mod outputs;
 mod prepare;

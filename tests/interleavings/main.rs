@@ -1,9 +1,9 @@
-//! The orders in which threads may come: the cache's small state machines, model-checked.
+//! The orders in which threads and processes may come: small state machines, model-checked.
 //!
-//! The files of `src/` that decide who may free, seal and change are taken here as they are, with shuttle's locks and
-//! counters in place of real ones (`src/sync.rs`); each test runs its threads in thousands of random orders. What goes
-//! wrong is told with the schedule that `shuttle::replay` takes. `OUTFS_INTERLEAVINGS` is the number of orders of each
-//! test (default 1,000).
+//! The files of `src/` that decide who may free, seal, change and execute are taken here as they are, with shuttle's locks
+//! and counters in place of real ones (`src/sync.rs`), and a kernel made of them in place of flock (`kernel.rs`); each test
+//! runs its threads in thousands of random orders. What goes wrong is told with the schedule that `shuttle::replay`
+//! takes. `OUTFS_INTERLEAVINGS` is the number of orders of each test (default 1,000).
 
 #[allow(dead_code)]
 #[path = "../../src/cache/gate.rs"]
@@ -20,13 +20,16 @@ mod turns;
 mod blobs;
 mod drafts;
 mod entries;
+mod flights;
+#[allow(dead_code)]
+mod run;
 mod slots;
 #[allow(dead_code)]
 mod vfs;
 
-/// What `lease.rs` knows of other rooms.
+/// What `lease.rs` and `flight.rs` know of other rooms.
 mod model {
-    pub use outfs::model::BlobHash;
+    pub use outfs::model::{BlobHash, EntryKey};
 }
 
 /// What `slots.rs` knows of other rooms.
@@ -44,18 +47,27 @@ mod cache {
     }
 }
 
-/// Runs `threads` in many orders: half of them random at each step, half with few changes at unlikely moments.
+/// How many orders are tried.
+fn orders() -> usize {
+    std::env::var("OUTFS_INTERLEAVINGS").map_or(1000, |n| n.parse().expect("a number"))
+}
+
+/// Runs `threads` in many orders.
 fn explore(threads: impl Fn() + Send + Sync + 'static) {
-    let orders = std::env::var("OUTFS_INTERLEAVINGS").map_or(1000, |n| n.parse().expect("a number"));
+    explore_in(orders(), threads);
+}
+
+/// Runs `threads` in so many orders: half of them with few changes at unlikely moments, half random at each step.
+fn explore_in(orders: usize, threads: impl Fn() + Send + Sync + 'static) {
     let mut config = shuttle::Config::new();
     config.stack_size = 256 << 10;
     config.silence_warnings = true;
     let threads = std::sync::Arc::new(threads);
     let again = threads.clone();
-    let random = shuttle::scheduler::RandomScheduler::new(orders / 2);
-    shuttle::Runner::new(random, config.clone()).run(move || again());
     let few_changes = shuttle::scheduler::PctScheduler::new(4, orders / 2);
-    shuttle::Runner::new(few_changes, config).run(move || threads());
+    shuttle::Runner::new(few_changes, config.clone()).run(move || again());
+    let random = shuttle::scheduler::RandomScheduler::new(orders / 2);
+    shuttle::Runner::new(random, config).run(move || threads());
 }
 
 /// Runs all of them at once and waits for them.
