@@ -1,18 +1,20 @@
-//! Who may do what, and tasks that write what no task should: a second user on a shared mount, and drafts full of
-//! traps.
+//! Who may do what, and clients that do what no task should: a second user on a shared mount, drafts full of
+//! traps, writers that fork, mappings that are cut, very many open files.
 //!
 //! Must not know: the crate's inside.
 
+#[macro_use]
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
-use common::{Mount, chmod, mkdir, need_root, read, write};
+use common::{Mapping, Mount, chmod, eventually, mkdir, need_root, read, write};
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
@@ -187,25 +189,186 @@ fn a_destination_full_of_symlinks() {
     }
 }
 
-/// A client with very many open files costs the daemon none of its own limit, and others go on.
+/// Whoever of a forked client's processes closes last is the last writer: only then the draft can be sealed, with what all
+/// of them wrote.
+#[test]
+fn a_client_that_forks_while_it_writes() {
+    const SCRIPT: &str = r#"
+        lines() { n=0; while [ $n -lt 500 ]; do n=$((n + 1)); echo "$1 $n"; done; }
+        exec 3>"$1"
+        head -c 400000 /dev/zero >&3
+        { lines child >&3; read -r go <"$2"; echo "last words" >&3; } &
+        lines parent >&3"#;
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let draft = m.draft("forks", |_| {});
+        let go = m.outside("go");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        let mut parent = Command::new("sh");
+        parent.args(["-ec", SCRIPT, "sh"]).arg(draft.join("outputs/f")).arg(&go);
+        assert!(parent.status().expect("sh starts").success());
+        // The child lives on.
+        assert_errno!(fs::rename(&draft, m.path("key-forks")), EBUSY);
+        write(&go, "go\n");
+        eventually("the child to have closed the file", || match fs::rename(&draft, m.path("key-forks")) {
+            Ok(()) => true,
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => false,
+            Err(e) => panic!("sealing: {e}"),
+        });
+
+        let file = m.path("key-forks/outputs/f");
+        let bytes = read(&file);
+        let hash = common::xattr_text(&file, "user.outfs.blake3").expect("a hash");
+        assert_eq!(hash, blake3::hash(&bytes).to_hex().as_str(), "passthrough {passthrough}");
+        let (zeros, text) = bytes.split_at(400_000);
+        assert!(zeros.iter().all(|b| *b == 0), "passthrough {passthrough}");
+        let text = std::str::from_utf8(text).expect("text");
+        assert!(text.ends_with("\nlast words\n"), "passthrough {passthrough}");
+        for writer in ["parent", "child"] {
+            let theirs = text.lines().filter(|l| l.starts_with(writer));
+            let all: Vec<String> = (1..=500).map(|n| format!("{writer} {n}")).collect();
+            assert!(theirs.eq(all.iter()), "passthrough {passthrough}: lines of the {writer} are missing");
+        }
+        assert_eq!(text.lines().count(), 1001, "passthrough {passthrough}");
+    }
+}
+
+/// Does `work` in a child process; the signal that ended it, if one did. The child has one thread: `work` must not
+/// allocate.
+fn forked(work: impl FnOnce()) -> Option<nix::sys::signal::Signal> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    // SAFETY: the child makes system calls and touches memory it has, and ends without returning.
+    match unsafe { nix::unistd::fork() }.expect("fork") {
+        nix::unistd::ForkResult::Child => {
+            let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+            // SAFETY: the default action instead of the test runner's handler.
+            let _ = unsafe { signal(Signal::SIGBUS, SigHandler::SigDfl) };
+            work();
+            // SAFETY: ends the child at once, without what the parent has registered.
+            unsafe { libc::_exit(0) }
+        }
+        nix::unistd::ForkResult::Parent { child } => match waitpid(child, None).expect("our own child") {
+            WaitStatus::Signaled(_, signal, _) => Some(signal),
+            _ => None,
+        },
+    }
+}
+
+/// Whoever cuts a file that he has mapped is killed by the kernel when he touches what is gone; nobody else is.
+#[test]
+fn a_client_that_cuts_what_it_has_mapped() {
+    const PAGE: usize = 4096;
+    let bus = Some(nix::sys::signal::Signal::SIGBUS);
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let draft = m.draft("cut", |out| write(out.join("f"), vec![b'.'; 3 * PAGE]));
+        let file = fs::File::options().read(true).write(true).open(draft.join("outputs/f")).expect("open");
+        let (all, first) = (Mapping::shared(&file, 3 * PAGE, true), Mapping::shared(&file, PAGE, true));
+        all.set(2 * PAGE, b'M');
+        let touches = |at: usize| all.set(at, b'X');
+        let cuts = || {
+            file.set_len(PAGE as u64).expect("ftruncate");
+            touches(2 * PAGE);
+        };
+        assert_eq!(forked(cuts), bus, "passthrough {passthrough}");
+        assert_eq!(forked(|| touches(PAGE)), bus, "passthrough {passthrough}");
+        assert_eq!(forked(|| touches(10)), None, "passthrough {passthrough}");
+        assert_eq!(first.bytes()[10], b'X', "passthrough {passthrough}: what is still there is shared");
+        assert_eq!(fs::metadata(draft.join("outputs/f")).expect("stat").len(), PAGE as u64);
+        file.set_len(2 * PAGE as u64).expect("ftruncate");
+        assert_eq!(forked(|| touches(PAGE)), None, "passthrough {passthrough}");
+        drop((all, first, file));
+
+        eventually("the mappings to be gone", || fs::rename(&draft, m.path("key-cut")).is_ok());
+        let mut expected = vec![b'.'; PAGE];
+        expected.resize(2 * PAGE, 0);
+        (expected[10], expected[PAGE]) = (b'X', b'X');
+        assert!(read(m.path("key-cut/outputs/f")) == expected, "passthrough {passthrough}");
+    }
+}
+
+/// Processes of one client, each with as many files open as it may have.
+struct Hoarders(Vec<(Child, BufReader<ChildStdout>)>);
+
+impl Hoarders {
+    /// Has files opened by this redirection, in which `$1` is `dir` and `$n` the file's number, until `count` are open
+    /// or one is refused; gives the number of open ones.
+    fn open(redirection: &str, dir: &Path, count: usize) -> (Hoarders, usize) {
+        const SCRIPT: &str = r#"
+            ulimit -n "$(ulimit -Hn)"
+            for ((n = $2; n < $3; n++)); do
+                { exec {fd}REDIRECTION; } 2>/dev/null || break
+            done
+            echo $((n - $2))
+            read -r"#;
+        common::need("bash");
+        let script = SCRIPT.replace("REDIRECTION", redirection);
+        // Some stay for the shell itself.
+        let each = most_descriptors() - 100;
+        let start = |first: usize| {
+            let mut c = Command::new("bash");
+            c.args(["-c", &script, "bash"]).arg(dir);
+            c.args([first, (first + each).min(count)].map(|n| n.to_string()));
+            let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash starts");
+            let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+            (child, stdout)
+        };
+        let mut all = Hoarders((0..count).step_by(each).map(start).collect());
+        let number = |(_, stdout): &mut (Child, BufReader<ChildStdout>)| {
+            let mut line = String::new();
+            stdout.read_line(&mut line).expect("a line");
+            line.trim().parse::<usize>().unwrap_or_else(|e| panic!("{e} in {line:?}"))
+        };
+        let opened = all.0.iter_mut().map(number).sum();
+        (all, opened)
+    }
+}
+
+impl Drop for Hoarders {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.0 {
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a process may raise its limit of descriptors to.
+fn most_descriptors() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit").1.min(1 << 30) as usize
+}
+
+/// A hundred thousand files that are open in a view without opens cost the daemon nothing. Those of drafts take
+/// a descriptor each; when there are no more to spare the client gets ENFILE, and others go on reading and storing.
 #[test]
 fn very_many_open_files() {
-    let m = Mount::new();
-    let entry =
-        m.entry("key-many", |out| (0..2000).for_each(|n| write(out.join(n.to_string()), n.to_string())));
-    let soft = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("getrlimit");
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft.1, soft.1)
-        .expect("setrlimit");
-    let most = (soft.1 as usize / 2).min(20_000);
-    let open: Vec<fs::File> = (0..most)
-        .map(|n| fs::File::open(entry.join("outputs").join((n % 2000).to_string())).expect("it opens"))
-        .collect();
-    let draft = m.path("key-draft");
-    mkdir(&draft);
-    let files: Vec<fs::File> = (0..(most / 4).min(2000))
-        .map(|n| fs::File::create(draft.join(n.to_string())).expect("it is created"))
-        .collect();
-    m.entry_of("key-other", "others go on");
-    drop((open, files));
-    assert!(m.is_sealed("key-other"));
+    const MANY: usize = 100_000;
+    let mut m = Mount::new();
+    let names =
+        m.entry("key-many", |out| (0..1000).for_each(|n| write(out.join(n.to_string()), n.to_string())));
+    let view = m.add_view("view", &["--read-only"]);
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", m.pid())).expect("the daemon's").count();
+    let before = descriptors();
+    let (all, opened) = Hoarders::open(r#"<"$1/$((n % 1000))""#, &view.join("key-many/outputs"), MANY);
+    assert_eq!(opened, MANY);
+    assert!(descriptors() < before + 50, "{before} and {} descriptors", descriptors());
+    drop(all);
+
+    let draft = m.draft("hoard", |_| {}).join("outputs");
+    let (all, opened) = Hoarders::open(r#">"$1/$n""#, &draft, MANY);
+    let to_spare = most_descriptors() - (most_descriptors() / 4).min(1024);
+    assert_eq!(opened, MANY.min(to_spare));
+    if opened < MANY {
+        assert_errno!(fs::File::create(draft.join("one-more")), ENFILE);
+        assert_errno!(fs::File::open(draft.join("0")), ENFILE);
+    }
+    assert_eq!(read(names.join("outputs/7")), b"7");
+    m.ok(&["put", "key-other", view.join("key-many/outputs").to_str().expect("text")]);
+    assert_eq!(read(m.path("key-other/outputs/8")), b"8");
+    drop(all);
+    eventually("the descriptors to be free", || descriptors() < before + 50);
+    m.entry_of("key-after", "others go on");
+    fs::rename(m.work("hoard"), m.path(".outfs/trash/hoard")).expect("thrown away");
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: only draft files have handles (sealed files are read by number alone); a handle for
 //! writing is counted in its draft from before the file is opened until after it was released, so that
-//! sealing knows its writers.
+//! sealing knows its writers; handles never take the last of the process's descriptors.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,6 +16,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, fdatasync, fsync, lseek64};
 
+use super::counted::Counted;
 use super::nodes::{BlobNode, DraftNode};
 use super::reach::proc_path;
 use super::types::{Caller, Found, How, Ino, Opened};
@@ -32,6 +33,7 @@ pub(super) struct Handle {
     pub(super) writer: bool,
     /// It is not mapped, and writes do not go through the kernel's pages of the file.
     direct: bool,
+    _counted: Counted,
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.
@@ -78,10 +80,11 @@ impl View {
 
     fn open_draft(&self, caller: Caller, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
         let flags = OFlag::from_bits_retain(flags);
+        let counted = Counted::one()?;
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
             let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
-            return Ok(self.opened(node, fd, flags.bits()));
+            return Ok(self.opened(node, fd, counted, flags.bits()));
         }
         let _gate = self.gate(node)?;
         self.note_writer(caller, &node.draft);
@@ -92,7 +95,7 @@ impl View {
             Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
         });
         match opened {
-            Ok(fd) => Ok(self.opened(node, fd, flags.bits())),
+            Ok(fd) => Ok(self.opened(node, fd, counted, flags.bits())),
             Err(e) => {
                 node.draft.writer_closed();
                 Err(e)
@@ -100,10 +103,11 @@ impl View {
         }
     }
 
-    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, flags: i32) -> Opened {
+    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, counted: Counted, flags: i32) -> Opened {
         let (fd, writer, direct) = (Arc::new(fd), writes(flags), is_direct(flags));
         node.add_handle(&fd, writer);
-        let fh = self.add_handle(Handle { fd: fd.clone(), node: node.clone(), writer, direct });
+        let node = node.clone();
+        let fh = self.add_handle(Handle { fd: fd.clone(), node, writer, direct, _counted: counted });
         Opened { fh, how: How::Backing(fd) }
     }
 
@@ -125,6 +129,7 @@ impl View {
         let gate = self.gate(&dir)?;
         self.note_writer(caller, &dir.draft);
         self.cache.make_room(0)?;
+        let counted = Counted::one()?;
         dir.draft.writer_opened();
         let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
         match made {
@@ -134,11 +139,11 @@ impl View {
                     dir.draft.writer_closed();
                 }
                 let Target::Draft(node) = node? else { return Err(VfsError::Stale) };
-                Ok((found, self.opened(&node, fd, flags)))
+                Ok((found, self.opened(&node, fd, counted, flags)))
             }
             Err(e) => {
                 dir.draft.writer_closed();
-                drop(gate);
+                drop((gate, counted));
                 if !matches!(e, VfsError::Draft(Errno::EEXIST)) || flags & libc::O_EXCL != 0 {
                     return Err(e);
                 }
@@ -245,7 +250,7 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        let Handle { fd, node, writer: true, direct } = &*handle else { return };
+        let Handle { fd, node, writer: true, direct, .. } = &*handle else { return };
         node.draft.writer_closed();
         node.drop_writer();
         // What a mapping wrote in the first second of a new file. Other writes the kernel has seen.

@@ -12,6 +12,7 @@
 
 mod attrs;
 mod control;
+mod counted;
 mod dirs;
 mod draft;
 mod error;
