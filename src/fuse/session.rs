@@ -163,7 +163,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let mut threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;
     if let Some(rings) = rings.filter(|_| agreed.rings) {
         // Failing, the session is dropped and with it the mount: the kernel would wait for the rings.
-        threads.extend(rings.start(&adapter, &device).map_err(io)?);
+        threads.extend(rings.start(&adapter, &device, !without.awake).map_err(io)?);
     }
     let end = Arc::new(End::default());
     let over = end.clone();

@@ -10,6 +10,8 @@ pub(super) struct Without {
     pub no_open: bool,
     pub prune: bool,
     pub io_uring: bool,
+    /// No feature of the kernel's, but done without as well.
+    pub awake: bool,
 }
 
 impl Without {
@@ -26,6 +28,7 @@ impl Without {
             no_open: has("no_open"),
             prune: has("prune"),
             io_uring: has("io_uring"),
+            awake: has("awake"),
         }
     }
 }

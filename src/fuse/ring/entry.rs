@@ -20,6 +20,7 @@ use super::super::adapter::Adapter;
 use super::super::reply::Reply;
 use super::super::request::Args;
 use super::super::wire::{EntInOut, OutHeader, UringCmd};
+use super::awake::Awake;
 use super::memory::Memory;
 
 const REGISTER: u32 = 1;
@@ -139,7 +140,12 @@ impl Entry {
     }
 
     /// Answers until the connection ends.
-    pub(super) fn serve(mut self, adapter: &Adapter, device: &OwnedFd) -> io::Result<()> {
+    pub(super) fn serve(
+        mut self,
+        adapter: &Adapter,
+        device: &OwnedFd,
+        awake: Option<&Awake>,
+    ) -> io::Result<()> {
         loop {
             let answered = self.shared.answered.lock().take();
             if let Some(commit) = answered {
@@ -159,7 +165,12 @@ impl Entry {
                     self.shared.wake.read()?;
                     self.wait_for_wake();
                 }
-                (_, 0) => self.take(adapter),
+                (_, 0) => {
+                    if let Some(awake) = awake {
+                        awake.request(self.cpu);
+                    }
+                    self.take(adapter);
+                }
                 (_, libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => return Ok(()),
                 (_, error) => return Err(io::Error::from_raw_os_error(error)),
             }

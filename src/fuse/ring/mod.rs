@@ -3,6 +3,7 @@
 //! The kernel puts a request into the queue of the processor on which it was made, so that nobody on another one
 //! needs to be woken for it. FORGETs and notifications stay with `/dev/fuse`. Must not know: what requests mean.
 
+mod awake;
 mod entry;
 mod memory;
 
@@ -18,6 +19,7 @@ use nix::unistd::Pid;
 pub(super) use entry::Slot;
 
 use super::adapter::Adapter;
+use awake::Awake;
 use entry::Entry;
 
 /// Entries, each with a thread, that all queues have together, but for the least and most for one queue. An entry is
@@ -26,7 +28,7 @@ const ENTRIES: u16 = 128;
 const LEAST: u16 = 4;
 const MOST: u16 = 8;
 
-type Start = (Arc<Adapter>, Arc<OwnedFd>);
+type Start = (Arc<Adapter>, Arc<OwnedFd>, Option<Arc<Awake>>);
 
 struct Thread {
     start: Sender<Start>,
@@ -62,14 +64,16 @@ impl Rings {
         Ok(Rings(threads))
     }
 
-    /// Offers them to the kernel and answers, until the connection ends.
+    /// Offers them to the kernel and answers, until the connection ends. Processors may be kept `awake` meanwhile.
     pub(super) fn start(
         self,
         adapter: &Arc<Adapter>,
         device: &Arc<OwnedFd>,
+        awake: bool,
     ) -> io::Result<Vec<JoinHandle<()>>> {
+        let awake = if awake { Awake::begin().map(Arc::new) } else { None };
         for t in &self.0 {
-            let _ = t.start.send((adapter.clone(), device.clone()));
+            let _ = t.start.send((adapter.clone(), device.clone(), awake.clone()));
         }
         for t in &self.0 {
             t.came_to.recv().map_err(|_| io::Error::other("a ring's thread died"))??;
@@ -88,9 +92,9 @@ fn thread(cpu: u16) -> io::Result<Thread> {
             Err(e) => return drop(tell.send(Err(e))),
         };
         let _ = tell.send(Ok(()));
-        let Ok((adapter, device)) = started.recv() else { return };
+        let Ok((adapter, device, awake)) = started.recv() else { return };
         let _ = tell.send(entry.register(&device));
-        if let Err(e) = entry.serve(&adapter, &device) {
+        if let Err(e) = entry.serve(&adapter, &device, awake.as_deref()) {
             tracing::error!(cpu, error = %e, "an entry of a ring failed");
         }
     };
