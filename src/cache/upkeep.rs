@@ -5,7 +5,7 @@
 //! and is tried again next time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -48,6 +48,8 @@ pub(crate) struct Upkeep {
     trimmed: Mutex<Option<Instant>>,
     /// Entries evicted by this process.
     pub(super) evicted: AtomicU64,
+    /// Ticks that are over.
+    pub(super) rounds: AtomicU64,
 }
 
 impl Cache {
@@ -71,6 +73,7 @@ impl Cache {
         part("end sessions", self.end_dead_sessions());
         part("sweep", self.sweep_step());
         part("trim the event log", self.trim_events_now_and_then());
+        self.inner.upkeep.rounds.fetch_add(1, Ordering::Relaxed);
     }
 
     fn trim_events_now_and_then(&self) -> Result<()> {

@@ -83,6 +83,8 @@ pub struct Stats {
     pub blob_bytes_read: u64,
     /// Entries evicted by this process.
     pub evicted: u64,
+    /// Rounds of upkeep that are over: when several have changed nothing, it is at rest.
+    pub rounds: u64,
     /// Pins.
     pub pins: u64,
     /// The scrub.
@@ -184,6 +186,7 @@ impl Cache {
             keys_in_memory: self.inner.index.has_keys(),
             blob_bytes_read: self.inner.blob_bytes_read.load(Ordering::Relaxed),
             evicted: self.inner.upkeep.evicted.load(Ordering::Relaxed),
+            rounds: self.inner.upkeep.rounds.load(Ordering::Relaxed),
             pins,
         })
     }

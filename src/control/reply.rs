@@ -162,6 +162,9 @@ pub struct StatsFacts {
     pub pins: u64,
     /// Entries the daemon has evicted since it started.
     pub evicted: u64,
+    /// Its rounds of upkeep since then: when several have changed nothing, upkeep is at rest.
+    #[serde(default)]
+    pub rounds: u64,
     /// It has the keys of all entries in memory: a look-up is at its fastest.
     #[serde(default)]
     pub keys_in_memory: bool,

@@ -158,6 +158,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         drafts: cache.drafts().len() as u64,
         pins: stats.pins,
         evicted: stats.evicted,
+        rounds: stats.rounds,
         keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,
         scrub: stats.scrub,
