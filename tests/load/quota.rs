@@ -151,27 +151,46 @@ impl Drop for Evening<'_> {
     }
 }
 
-/// Waits until upkeep is at rest: some rounds of it have changed nothing, nothing is to be freed, and it knows of the `open`
-/// draft. Gives the last stats.
+/// Waits until upkeep is at rest: by its own account the quota holds and nothing is to be freed, it knows of the `open` draft,
+/// and some rounds have changed nothing. Gives the last stats.
 fn rest(daemon: &Daemon, open: bool) -> Value {
     let begun = Instant::now();
-    let (mut last, mut since) = (Vec::new(), 0);
+    let (mut last, mut since) = (None, 0);
     loop {
         let now = daemon.stats();
         let usage = &now["usage"];
         let rounds = now["rounds"].as_u64().expect("a number");
         let figures = [&usage["used"], &usage["held"], &usage["drafts"], &usage["dead"], &now["evicted"]];
-        let figures = figures.map(|n| n.as_u64().expect("a number")).to_vec();
-        let knows = usage["drafts"]
-            .as_u64()
-            .is_some_and(|bytes| if open { bytes >= DRAFT * MIB } else { bytes == 0 });
-        if figures != last || usage["held"] != 0 || !knows {
-            (last, since) = (figures, rounds);
+        let figures = figures.map(|n| n.as_u64().expect("a number"));
+        let [used, held, drafts, ..] = figures;
+        let knows = if open { drafts >= DRAFT * MIB } else { drafts == 0 };
+        let full = used > usage["limit"].as_u64().expect("a number");
+        if Some(figures) != last || held > 0 || full || !knows {
+            (last, since) = (Some(figures), rounds);
         } else if rounds >= since + QUIET {
             return now;
         }
         assert!(begun.elapsed() < SETTLED, "upkeep is never at rest: {now}");
         std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Writes [`DRAFT`] MiB, however long others need to be evicted.
+fn write_draft(outputs: &Path) {
+    let begun = Instant::now();
+    let once_there_is_room = |attempt: &dyn Fn() -> io::Result<()>| {
+        while let Err(e) = attempt() {
+            assert!(
+                is_full(&e) && begun.elapsed() < SETTLED,
+                "an open draft: {e} after {:?}",
+                begun.elapsed()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    once_there_is_room(&|| fs::create_dir_all(outputs));
+    for n in 0..DRAFT {
+        once_there_is_room(&|| fs::write(outputs.join(n.to_string()), [7; MIB as usize]));
     }
 }
 
@@ -184,9 +203,7 @@ fn stop(work: &Work, disk: &Space, empty: u64, seen: &mut Seen) {
     let draft = work.daemon.mnt().join(".outfs/work/open");
     let open = seen.stops.is_multiple_of(2);
     if open {
-        let outputs = draft.join("outputs");
-        fs::create_dir_all(&outputs).expect("a draft");
-        (0..DRAFT).for_each(|n| fs::write(outputs.join(n.to_string()), [7; MIB as usize]).expect("a file"));
+        write_draft(&draft.join("outputs"));
     }
     let begun = Instant::now();
     let told = rest(work.daemon, open);
