@@ -199,7 +199,7 @@ impl Cache {
         let sealed =
             EventKind::Sealed { manifest: row.manifest, how, bytes: row.logical_bytes, files: row.files };
         let events = [Some(sealed), broken.map(|why| EventKind::BadMetadata { why })];
-        let manifest = self.keep_loaded(manifest, table);
+        let manifest = self.keep_loaded(manifest.into(), table);
         // The replaced entry's blobs stay until its last reader has gone.
         let noted = old.clone().map(|row| self.inner.upkeep.leaving.note(row));
         let replaced = |row: EntryRow| -> Result<Replaced> {
@@ -268,7 +268,7 @@ impl Cache {
             .flatten()
             .filter_map(|row| match row.location {
                 Location::Pack { pack, .. } => Some(pack),
-                Location::Loose => None,
+                Location::Loose | Location::Elsewhere => None,
             })
             .collect();
         for (pack, _) in self.inner.index.relocate(healed.to_vec(), None, from)? {
@@ -296,7 +296,7 @@ impl Made {
             files: self.manifest.files(),
             inferred: seal.inferred,
             readable: self.broken.is_none(),
-            metadata_bytes: super::usage::metadata_bytes(&self.manifest),
+            metadata_bytes: super::usage::metadata_bytes(&self.manifest, 0),
             top: Some(self.manifest.top()),
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::index::IndexError;
 use crate::model::EntryKey;
 use crate::store::StoreError;
+use crate::tier::TierError;
 
 /// What went wrong in a use case.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,9 @@ pub enum CacheError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A tier failed.
+    #[error(transparent)]
+    Tier(Box<TierError>),
     /// The store failed.
     #[error(transparent)]
     Store(StoreError),
@@ -107,6 +111,12 @@ pub enum CacheError {
 impl From<StoreError> for CacheError {
     fn from(e: StoreError) -> Self {
         if e.is_no_space() { CacheError::NoSpace(e.to_string()) } else { CacheError::Store(e) }
+    }
+}
+
+impl From<TierError> for CacheError {
+    fn from(e: TierError) -> Self {
+        CacheError::Tier(e.into())
     }
 }
 

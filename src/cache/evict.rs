@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::lease::{Choice, Reservation};
 use super::{Cache, CacheError, Result};
 use crate::index::{EntryRow, Freed, occupied};
-use crate::model::{BlobHash, EntryKey, EventKind};
+use crate::model::{BlobHash, EntryKey, EventKind, ManifestHash};
 use crate::store::StoreError;
 
 /// A hidden entry that somebody still holds.
@@ -111,7 +111,7 @@ impl Cache {
         };
         choice.condemn();
         self.inner.peeks.forget(&row.manifest);
-        self.inner.store.remove_manifest(&row.manifest)?;
+        self.remove_unknown_manifest(&row.manifest)?;
         let outcome = self.delete_freed(&freed);
         Ok(Some(Outcome { freed: outcome.freed + freed.metadata, ..outcome }))
     }
@@ -203,10 +203,20 @@ impl Cache {
         };
         let manifest = row.manifest;
         self.inner.peeks.forget(&manifest);
-        self.inner.store.remove_manifest(&manifest)?;
+        self.remove_unknown_manifest(&manifest)?;
         let hashes = blobs.hashes().to_vec();
         drop(blobs);
         self.free_blobs(hashes)
+    }
+
+    /// Unlinks a manifest that no entry has any more. One that a tier has may have come back meanwhile, with the
+    /// same manifest: who brings it, and who unlinks it, does so in turn.
+    pub(super) fn remove_unknown_manifest(&self, name: &ManifestHash) -> Result<()> {
+        let _turn = self.inner.manifests.enter(name);
+        if self.inner.index.unknown_manifests(&[*name])?.is_empty() {
+            return Ok(());
+        }
+        Ok(self.inner.store.remove_manifest(name)?)
     }
 
     /// Deletes those of `hashes` that no entry refers to and nobody reserves.

@@ -260,11 +260,38 @@ impl<'a> Check<'a> {
         let blobs = manifest.blobs();
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.cache.inner.index.blobs(&hashes)?;
+        self.places_of_entry(row, manifest, rows.iter().flatten())?;
         for ((hash, size, _), known) in blobs.iter().zip(rows) {
             *refs.entry(*hash).or_default() += 1;
             if known.is_none_or(|k| k.size != *size) && self.is_current(row)? {
                 self.index_complaint(&format!("the blob {hash} of the entry {} is not known", row.key));
             }
+        }
+        Ok(())
+    }
+
+    /// Content that only a tier has is no damage, as long as it is known where it is.
+    fn places_of_entry<'r>(
+        &mut self,
+        row: &EntryRow,
+        manifest: &Manifest,
+        blobs: impl Iterator<Item = &'r BlobRow>,
+    ) -> Result<()> {
+        let elsewhere: Vec<BlobHash> =
+            blobs.filter(|b| b.location == Location::Elsewhere).map(|b| b.hash).collect();
+        if elsewhere.is_empty() {
+            return Ok(());
+        }
+        let what = match self.cache.places_of(manifest) {
+            Ok(Some(places)) if elsewhere.iter().all(|hash| places.get(hash).is_some()) => return Ok(()),
+            Ok(_) => "where its contents are in a tier is lost".to_owned(),
+            Err(e @ StoreError::Corrupt { .. }) => e.to_string(),
+            Err(e) => return Err(e.into()),
+        };
+        if self.is_current(row)? {
+            let path = self.cache.inner.store.places_path(&row.manifest);
+            self.damage("manifest", path, what, vec![row.key.clone()]);
+            self.bad_entries.push(row.clone());
         }
         Ok(())
     }
@@ -516,5 +543,6 @@ pub(super) fn path_of(e: &StoreError) -> PathBuf {
         | StoreError::Locked { path, .. }
         | StoreError::TooNew { path, .. }
         | StoreError::Unsuitable { path, .. } => path.clone(),
+        StoreError::Elsewhere { .. } => PathBuf::new(),
     }
 }

@@ -27,9 +27,9 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    fn new(manifest: Manifest, table: Vec<Option<Location>>) -> Arc<Loaded> {
+    fn new(manifest: Arc<Manifest>, table: Vec<Option<Location>>) -> Arc<Loaded> {
         let locations = RwLock::new(table.into());
-        Arc::new(Loaded { manifest: Arc::new(manifest), locations, used: AtomicBool::new(false) })
+        Arc::new(Loaded { manifest, locations, used: AtomicBool::new(false) })
     }
 
     fn bytes(&self) -> usize {
@@ -226,11 +226,11 @@ impl Cache {
             _ => self.find_locations(&manifest)?,
         };
         self.inner.peeks.forget(&row.manifest);
-        Ok(self.inner.loaded.put(Loaded::new(manifest, table)))
+        Ok(self.inner.loaded.put(Loaded::new(manifest.into(), table)))
     }
 
     /// Keeps a manifest that was just written in memory, so that it need not be read.
-    pub(super) fn keep_loaded(&self, manifest: Manifest, table: Vec<Option<Location>>) -> ManifestHash {
+    pub(super) fn keep_loaded(&self, manifest: Arc<Manifest>, table: Vec<Option<Location>>) -> ManifestHash {
         self.inner.loaded.put(Loaded::new(manifest, table)).manifest.hash()
     }
 
@@ -301,7 +301,7 @@ mod tests {
         let key = format!("key-{n}").parse().unwrap();
         let (replaces, origin) = (None, Origin::default());
         let bytes = tree.finish(&Seal { key, sealed_at_ns: 1, inferred: false, replaces, origin }).unwrap();
-        Loaded::new(Manifest::parse(bytes).unwrap(), vec![None; files as usize + 1])
+        Loaded::new(Manifest::parse(bytes).unwrap().into(), vec![None; files as usize + 1])
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! Lock order: draft gate → lease table → reservations → manifest cache; none is held across
 //! disk I/O except the draft gate, which exists to be held while one draft's tree changes.
 
+mod adopt;
 mod at;
 mod backend;
 mod background;
@@ -241,6 +242,8 @@ pub(crate) struct Inner {
     drafts: draft::DraftTable,
     /// One sealer for each key.
     sealing: turns::Turns<EntryKey>,
+    /// One at a time brings a manifest that may have been there before, or unlinks it.
+    manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,

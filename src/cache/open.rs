@@ -31,6 +31,7 @@ impl Cache {
                 upkeep: Default::default(),
                 drafts: Default::default(),
                 sealing: Default::default(),
+                manifests: Default::default(),
                 claims: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),

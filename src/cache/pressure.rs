@@ -392,6 +392,7 @@ impl Plan {
                 freed += match blob.location {
                     Location::Loose => occupied(blob.size),
                     Location::Pack { .. } => blob.size,
+                    Location::Elsewhere => 0,
                 };
             }
         }

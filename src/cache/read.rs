@@ -1,7 +1,7 @@
 //! Reading what an entry holds, verified.
 //!
 //! Invariants: no byte is returned that was not checked against the manifest; a blob that has moved
-//! is asked for once in the index; damage becomes an event and goes to quarantine.
+//! is asked for once in the index; damage becomes an event and goes to quarantine, and what only a tier has is none.
 //! What a caller reads through [`Entry::backing`] is verified at ingest and by the scrub only.
 
 use std::fs::File;
@@ -83,6 +83,10 @@ impl Entry {
         found.ok_or_else(|| CacheError::NoFile { key: self.key().clone(), path: format!("record {record}") })
     }
 
+    fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
+        Ok(self.cache().inner.index.blob(hash)?.is_some_and(|row| row.location == Location::Elsewhere))
+    }
+
     /// Does `work` where the blob lies, again after asking the index if it has moved.
     fn at_location<T>(
         &self,
@@ -97,6 +101,17 @@ impl Entry {
             let tried = loaded.location(record);
             let error = match tried.map(&mut work) {
                 Some(Ok(done)) => return Ok(done),
+                // That is no damage; but it may have come meanwhile.
+                Some(Err(e @ StoreError::Elsewhere { .. }))
+                    if moves > MOVES || self.is_elsewhere(hash)? =>
+                {
+                    return Err(e.into());
+                }
+                Some(Err(StoreError::Elsewhere { .. })) => {
+                    self.relocate(loaded)?;
+                    moves += 1;
+                    continue;
+                }
                 Some(Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. }))) => e,
                 Some(Err(e)) => return Err(e.into()),
                 None => StoreError::Missing {
@@ -155,7 +170,7 @@ impl Entry {
         Ok(n)
     }
 
-    /// The loose file behind a large record, for passthrough and reflinks; `None` when packed.
+    /// The loose file behind a large record, for passthrough and reflinks; `None` when packed or elsewhere.
     pub fn backing(&self, record: u32) -> Result<Option<File>> {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
@@ -167,7 +182,7 @@ impl Entry {
         let (hash, _) = self.blob(&loaded.manifest, record)?;
         let store = &self.cache().inner.store;
         self.at_location(&loaded, record, &hash, |at| match at {
-            Location::Pack { .. } => Ok(None),
+            Location::Pack { .. } | Location::Elsewhere => Ok(None),
             Location::Loose => store.blob_file(&hash).map(Some),
         })
     }

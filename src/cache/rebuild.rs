@@ -112,11 +112,20 @@ impl Cache {
         let blobs = manifest.blobs();
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.inner.index.blobs(&hashes)?;
+        let places = match read_twice(&mut rebuilt.unread, || self.places_of(&manifest))? {
+            Ok(places) => places,
+            Err(e) => {
+                tracing::warn!("where contents of {} are is lost: {e}", manifest.seal().key);
+                None
+            }
+        };
+        let elsewhere = |hash| places.as_ref()?.get(hash).map(|_| Location::Elsewhere);
         let known: Vec<_> = blobs
             .iter()
             .zip(rows)
             .filter_map(|((hash, size, _), row)| {
-                Some((*hash, *size, row.filter(|r| r.size == *size)?.location))
+                let here = row.filter(|r| r.size == *size).map(|r| r.location);
+                Some((*hash, *size, here.or_else(|| elsewhere(hash))?))
             })
             .collect();
         if known.len() < blobs.len() {
@@ -137,7 +146,10 @@ impl Cache {
                 files: manifest.files(),
                 inferred: manifest.seal().inferred,
                 readable: metadata.is_some(),
-                metadata_bytes: super::usage::metadata_bytes(&manifest),
+                metadata_bytes: super::usage::metadata_bytes(
+                    &manifest,
+                    places.map_or(0, |p| p.encoded_len()),
+                ),
                 top: Some(manifest.top()),
             },
             blobs: known,
@@ -146,8 +158,8 @@ impl Cache {
         }))
     }
 
-    /// The entry's metadata, if it parses.
-    fn metadata_of(
+    /// The entry's metadata, if it is here and parses.
+    pub(super) fn metadata_of(
         &self,
         manifest: &Manifest,
         known: &[(BlobHash, u64, Location)],

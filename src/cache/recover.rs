@@ -172,7 +172,7 @@ impl Cache {
         for name in self.inner.index.unknown_manifests(&names)? {
             if store.manifest_changed_at_ns(&name)?.is_some_and(|at| at < since) && !self.is_used(&name) {
                 tracing::info!(manifest = %name, "a manifest that no entry has is removed");
-                store.remove_manifest(&name)?;
+                self.remove_unknown_manifest(&name)?;
             }
         }
         Ok(())

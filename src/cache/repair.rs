@@ -122,7 +122,10 @@ impl Check<'_> {
     fn drop_bad_entries(&mut self) -> Result<()> {
         let mut dropped = Vec::new();
         for row in std::mem::take(&mut self.bad_entries) {
-            if self.drop_entry(&row, &[])? {
+            // What an unreadable manifest referred to is counted anew.
+            let manifest = self.cache.inner.store.read_manifest(&row.manifest);
+            let blobs = manifest.map(|m| m.blobs().into_iter().map(|(h, _, _)| h).collect::<Vec<_>>());
+            if self.drop_entry(&row, &blobs.unwrap_or_default())? {
                 dropped.push(row.key);
             }
         }
@@ -256,7 +259,7 @@ impl Check<'_> {
         let orphans = self.orphans()?;
         let store = &self.cache.inner.store;
         for name in &orphans.manifests {
-            store.remove_manifest(name)?;
+            self.cache.remove_unknown_manifest(name)?;
         }
         self.cache.remove_orphan_blobs(&orphans.blobs)?;
         for pack in &orphans.packs {

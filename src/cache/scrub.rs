@@ -391,6 +391,7 @@ impl Cache {
                 let store = &self.inner.store;
                 store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content).is_err()
             }
+            Location::Elsewhere => false,
         };
         if !self.is_still_there(row)? || !self.bad_blob(row, error, still)? {
             return Ok(());

@@ -175,7 +175,7 @@ impl Stash {
         let rows = cache.inner.index.blobs(&hashes)?;
         let mut new = Vec::new();
         for (item, row) in wanted.into_iter().zip(rows) {
-            match row.filter(|_| !cache.is_damaged(&item.hash())) {
+            match row.filter(|row| row.location != Location::Elsewhere && !cache.is_damaged(&item.hash())) {
                 Some(row) => drop(self.state.lock().placed.insert(item.hash(), row.location)),
                 None => new.push(item),
             }
@@ -216,6 +216,7 @@ impl Stash {
             let there = match row.location {
                 Location::Pack { .. } => true,
                 Location::Loose => self.find_large(cache, content)?,
+                Location::Elsewhere => false,
             };
             if there {
                 placed.insert(content.hash, row.location);
@@ -245,6 +246,7 @@ impl Stash {
                 .store
                 .blob_file(&content.hash)
                 .is_ok_and(|f| f.metadata().is_ok_and(|m| m.len() == content.size)),
+            Location::Elsewhere => false,
         };
         if there && !cache.is_damaged(&content.hash) {
             self.state.lock().placed.insert(content.hash, row.location);
@@ -343,7 +345,7 @@ impl Stash {
         let used: HashSet<_> = locations
             .filter_map(|l| match l {
                 Location::Pack { pack, .. } => Some(pack),
-                Location::Loose => None,
+                Location::Loose | Location::Elsewhere => None,
             })
             .collect();
         state.packs.iter().filter(|(id, _)| used.contains(id)).map(|(id, n)| (*id, *n)).collect()
@@ -383,7 +385,7 @@ impl Stash {
             Ok(())
         };
         let remove_blob = |hash: &BlobHash| -> Result<()> {
-            if cache.inner.index.blob(hash)?.is_none() {
+            if cache.inner.index.blob(hash)?.is_none_or(|row| row.location == Location::Elsewhere) {
                 cache.inner.store.remove_blob(hash)?;
             }
             Ok(())

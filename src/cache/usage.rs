@@ -246,9 +246,9 @@ impl Cache {
     }
 }
 
-/// Bytes that an entry's manifest and location table occupy.
-pub(super) fn metadata_bytes(manifest: &Manifest) -> u64 {
-    occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest))
+/// Bytes that an entry's manifest and location table occupy, and places of so many bytes.
+pub(super) fn metadata_bytes(manifest: &Manifest, places: usize) -> u64 {
+    occupied(manifest.as_bytes().len() as u64) + occupied(table_bytes(manifest)) + occupied(places as u64)
 }
 
 /// About how many files the entries consist of: manifest, table and pack of each, and the loose blobs, none of which is

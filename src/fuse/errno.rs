@@ -42,6 +42,7 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::BadInput { .. } => Errno::EINVAL,
         CacheError::NoSpace(_) => Errno::ENOSPC,
         CacheError::Store(e) => store_errno(e),
+        CacheError::Tier(_) => return store_failed(error),
         CacheError::Io { source, .. } if is_full(source) => Errno::ENOSPC,
         CacheError::Io { .. } | CacheError::Index(_) => return store_failed(error),
     };
@@ -55,6 +56,7 @@ fn store_errno(error: &StoreError) -> Errno {
     }
     match error {
         StoreError::Missing { .. }
+        | StoreError::Elsewhere { .. }
         | StoreError::Io { .. }
         | StoreError::Corrupt { .. }
         | StoreError::Locked { .. }
@@ -81,6 +83,8 @@ mod tests {
     fn lost_content_is_never_enoent() {
         let lost = StoreError::Missing { what: "blob".into(), path: "x".into() };
         assert_eq!(errno(&VfsError::from(lost)), Errno::EIO);
+        let elsewhere = StoreError::Elsewhere { what: "blob".into() };
+        assert_eq!(errno(&VfsError::from(elsewhere)), Errno::EIO);
         let enoent = StoreError::io("open", "x", std::io::Error::from_raw_os_error(libc::ENOENT));
         assert_eq!(errno(&VfsError::from(enoent)), Errno::EIO);
         let full = StoreError::io("write", "x", std::io::Error::from_raw_os_error(libc::ENOSPC));

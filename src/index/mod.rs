@@ -148,6 +148,9 @@ pub struct BlobRow {
     pub location: Location,
 }
 
+/// In a row without a pack: only a tier has the blob.
+const ELSEWHERE: i64 = 2;
+
 /// What file systems give files: a file occupies a whole number of these.
 const BLOCK: u64 = 4096;
 
@@ -238,6 +241,9 @@ pub struct Totals {
     pub metadata_bytes: u64,
     /// Sum of the entries' logical sizes.
     pub logical_bytes: u64,
+    /// Bytes of blobs that only a tier has: they occupy nothing here.
+    #[serde(default)]
+    pub elsewhere_bytes: u64,
 }
 
 /// The open index.
@@ -265,18 +271,20 @@ fn sqlite(op: &'static str) -> impl Fn(rusqlite::Error) -> IndexError {
     move |source| IndexError::Sqlite { op, source }
 }
 
-/// Where rows keep their place: pack 0 is a file of its own.
+/// Where rows keep their place: pack 0 is a file of its own, or with [`ELSEWHERE`] none.
 fn to_columns(at: Location) -> (i64, i64) {
     match at {
         Location::Loose => (0, 0),
+        Location::Elsewhere => (0, ELSEWHERE),
         Location::Pack { pack, offset } => (pack.0 as i64, offset as i64),
     }
 }
 
 /// The reverse of [`to_columns`].
 fn from_columns(pack: i64, offset: i64) -> Location {
-    match pack {
-        0 => Location::Loose,
+    match (pack, offset) {
+        (0, ELSEWHERE) => Location::Elsewhere,
+        (0, _) => Location::Loose,
         _ => Location::Pack { pack: PackId(pack as u64), offset: offset as u64 },
     }
 }

@@ -303,7 +303,7 @@ impl Index {
         self.readers.with("read its totals", |db| {
             db.prepare_cached(
                 "SELECT entries, blobs, loose_bytes, pack_bytes, live_bytes, logical_bytes, unreferenced_bytes,
-                 occupied_bytes, metadata_bytes FROM totals",
+                 occupied_bytes, metadata_bytes, elsewhere_bytes FROM totals",
             )?
             .query_row([], |r| {
                 let n = |column| Ok::<u64, rusqlite::Error>(r.get::<_, i64>(column)?.max(0) as u64);
@@ -317,6 +317,7 @@ impl Index {
                     unreferenced_bytes: n(6)?,
                     occupied_bytes: n(7)?,
                     metadata_bytes: n(8)?,
+                    elsewhere_bytes: n(9)?,
                 })
             })
         })
@@ -363,9 +364,10 @@ const SUMS: &[(&str, &str)] = &[
     (
         "the totals of blobs differ from the blobs",
         "SELECT count(*) FROM totals t, (SELECT count(*) n,
-            coalesce(sum(CASE WHEN pack = 0 THEN size END), 0) l,
-            coalesce(sum(CASE WHEN refs = 0 THEN size END), 0) u FROM blobs) b
-         WHERE t.blobs <> b.n OR t.loose_bytes <> b.l OR t.unreferenced_bytes <> b.u",
+            coalesce(sum(CASE WHEN pack = 0 AND off = 0 THEN size END), 0) l,
+            coalesce(sum(CASE WHEN pack = 0 AND off = 2 THEN size END), 0) e,
+            coalesce(sum(CASE WHEN refs = 0 AND (pack > 0 OR off = 0) THEN size END), 0) u FROM blobs) b
+         WHERE t.blobs <> b.n OR t.loose_bytes <> b.l OR t.elsewhere_bytes <> b.e OR t.unreferenced_bytes <> b.u",
     ),
     (
         "the totals of packs differ from the packs",
@@ -376,7 +378,7 @@ const SUMS: &[(&str, &str)] = &[
     (
         "the total of what is occupied differs from packs and blobs",
         "SELECT count(*) FROM totals WHERE occupied_bytes <>
-            (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
+            (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0 AND off = 0) +
             (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs)",
     ),
     (
@@ -389,6 +391,7 @@ const SUMS: &[(&str, &str)] = &[
         "blobs lie in packs that are not listed",
         "SELECT count(*) FROM blobs WHERE pack > 0 AND pack NOT IN (SELECT id FROM packs)",
     ),
+    ("blobs lie nowhere", "SELECT count(*) FROM blobs WHERE pack < 0 OR pack = 0 AND off NOT IN (0, 2)"),
 ];
 
 impl IndexError {

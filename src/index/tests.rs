@@ -106,7 +106,8 @@ fn an_entry_survives_reopening_and_totals_add_up() {
             unreferenced_bytes: 0,
             pack_bytes: 200,
             dead_bytes: 100,
-            logical_bytes: 10
+            logical_bytes: 10,
+            elsewhere_bytes: 0,
         }
     );
     assert_eq!(index.pack_blobs(PackId(7)).unwrap().len(), 1);
@@ -123,9 +124,10 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     drop(index);
     let file = dir.path().join("index.sqlite");
     let drop_columns = ["number", "top_perm", "top_nlink", "top_mtime", "metadata"];
-    let totals =
-        "ALTER TABLE totals DROP COLUMN occupied_bytes; ALTER TABLE totals DROP COLUMN metadata_bytes;";
-    let sql = drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + totals;
+    let totals = ["occupied_bytes", "metadata_bytes", "elsewhere_bytes"]
+        .map(|c| format!("ALTER TABLE totals DROP COLUMN {c};"));
+    let sql =
+        drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + &totals.concat();
     run_sql(&file, &format!("DROP INDEX entries_number; {sql} PRAGMA user_version = 1"));
 
     let (index, new) = open_at(&file).unwrap();
@@ -353,13 +355,13 @@ impl Model {
 fn pack_of(l: &Location) -> Option<u64> {
     match l {
         Location::Pack { pack, .. } => Some(pack.0),
-        Location::Loose => None,
+        Location::Loose | Location::Elsewhere => None,
     }
 }
 
 #[derive(Debug, Clone)]
 enum Op {
-    Commit { key: u8, blobs: BTreeSet<u8>, replace: bool },
+    Commit { key: u8, blobs: BTreeSet<u8>, replace: bool, far: bool },
     Remove { key: u8, keep: BTreeSet<u8> },
     Drop(BTreeSet<u8>),
     Relocate,
@@ -368,7 +370,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let blobs = || prop::collection::btree_set(0u8..12, 0..6);
     prop_oneof![
-        4 => (0u8..6, blobs(), any::<bool>()).prop_map(|(key, blobs, replace)| Op::Commit { key, blobs, replace }),
+        4 => (0u8..6, blobs(), any::<bool>(), any::<bool>())
+            .prop_map(|(key, blobs, replace, far)| Op::Commit { key, blobs, replace, far }),
         2 => (0u8..6, blobs()).prop_map(|(key, keep)| Op::Remove { key, keep }),
         1 => blobs().prop_map(Op::Drop),
         1 => Just(Op::Relocate),
@@ -377,15 +380,18 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn apply(index: &Index, m: &mut Model, n: u32, op: Op) {
     match op {
-        Op::Commit { key: k, blobs, replace } => {
-            // Odd blobs are loose; new even ones go into a pack of this commit.
+        Op::Commit { key: k, blobs, replace, far } => {
+            // Odd blobs are loose; new even ones go into a pack of this commit; but for those of a tier's entry.
             let place = |b: u8| {
-                let fresh =
-                    if b % 2 == 1 { Location::Loose } else { at(u64::from(n) + 1, u64::from(b) * 100 + 64) };
-                m.blobs.get(&b).copied().unwrap_or(fresh)
+                let fresh = match b % 2 {
+                    _ if far => Location::Elsewhere,
+                    1 => Location::Loose,
+                    _ => at(u64::from(n) + 1, u64::from(b) * 100 + 64),
+                };
+                m.blobs.get(&b).copied().filter(|at| *at != Location::Elsewhere).unwrap_or(fresh)
             };
             let placed: Vec<(u8, Location)> = blobs.iter().map(|b| (*b, place(*b))).collect();
-            let brings = placed.iter().any(|(b, l)| !m.blobs.contains_key(b) && pack_of(l).is_some());
+            let brings = placed.iter().any(|(_, l)| pack_of(l) == Some(u64::from(n) + 1));
             let packs = if brings { vec![(PackId(u64::from(n) + 1), 5000)] } else { vec![] };
             let list = placed.iter().map(|(b, l)| (hash(*b), u64::from(*b) + 1, *l)).collect();
             let mut new = entry(k, n, list, packs);
@@ -427,8 +433,11 @@ fn apply(index: &Index, m: &mut Model, n: u32, op: Op) {
             let Some(from) = m.packs.first().copied() else { return };
             let to = u64::from(n) + 1;
             let rows = index.pack_blobs(PackId(from)).unwrap();
+            // What came from a tier meanwhile goes along.
+            let far = m.blobs.iter().find(|(_, at)| **at == Location::Elsewhere).map(|(b, _)| hash(*b));
+            let hashes = rows.iter().map(|r| r.hash).chain(far);
             let moved: Vec<_> =
-                rows.iter().enumerate().map(|(i, r)| (r.hash, at(to, i as u64 * 10 + 64))).collect();
+                hashes.enumerate().map(|(i, hash)| (hash, at(to, i as u64 * 10 + 64))).collect();
             let gone = index.relocate(moved.clone(), Some((PackId(to), 3000)), vec![PackId(from)]).unwrap();
             assert_eq!(gone, [(PackId(from), if from == to { 3000 } else { gone[0].1 })]);
             for (h, l) in moved {
@@ -454,6 +463,8 @@ fn check(index: &Index, m: &Model) {
     }
     let totals = index.totals().unwrap();
     assert_eq!((totals.entries, totals.blobs), (m.entries.len() as u64, m.blobs.len() as u64));
+    let far = m.blobs.iter().filter(|(_, at)| **at == Location::Elsewhere);
+    assert_eq!(totals.elsewhere_bytes, far.map(|(b, _)| u64::from(*b) + 1).sum::<u64>());
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
 }
 

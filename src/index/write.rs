@@ -2,7 +2,8 @@
 //!
 //! Invariants: a blob's `refs` is the number of entries that refer to it; a pack's `live` the
 //! size of its blobs with references, its `blobs` the number of rows that name it; the totals
-//! are their sums. A blob's first place wins. A pack without a row that names it is gone.
+//! are their sums. A blob's first place wins, but for one elsewhere, which any place here takes over. A pack without a row
+//! that names it is gone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -173,9 +174,7 @@ impl Index {
                 add_pack(db, *id, *bytes, &mut sums)?;
             }
             for (hash, size, at) in &blobs {
-                if add_blob(db, hash, *size, 0, *at, &mut sums)? {
-                    sums.unreferenced += *size as i64;
-                }
+                add_blob(db, hash, *size, 0, *at, &mut sums)?;
             }
             sums.apply(db, &mut Freed::default())
         })
@@ -207,7 +206,7 @@ impl Index {
     }
 
     /// Compaction: moves blobs to their new places and adds the new pack, in one transaction. A
-    /// blob that is not in one of `from` any more stays where it is. Returns the packs (of
+    /// blob that is not in one of `from` any more, nor elsewhere, stays where it is. Returns the packs (of
     /// `from` and `added`) that no row names now: their rows are gone, the caller removes them.
     pub fn relocate(
         &self,
@@ -257,6 +256,7 @@ struct Sums {
     entries: i64,
     blobs: i64,
     loose: i64,
+    elsewhere: i64,
     unreferenced: i64,
     logical: i64,
     pack_bytes: i64,
@@ -279,9 +279,32 @@ impl Sums {
         self.packs.entry(id).or_default()
     }
 
-    fn live(&mut self, pack: i64, bytes: i64) {
-        self.pack(pack).live += bytes;
-        self.live_bytes += bytes;
+    /// What a blob's row at this place counts for, added (`sign` 1) or taken away (-1).
+    fn row(&mut self, at: Location, size: i64, referred: bool, sign: i64) {
+        let bytes = sign * size;
+        match at {
+            Location::Pack { pack, .. } => {
+                let live = if referred { bytes } else { 0 };
+                let sums = self.pack(pack.0 as i64);
+                sums.rows += sign;
+                sums.live += live;
+                self.live_bytes += live;
+            }
+            Location::Loose => {
+                self.loose += bytes;
+                self.occupied += sign * blocks(size);
+            }
+            Location::Elsewhere => self.elsewhere += bytes,
+        }
+        if !referred && at != Location::Elsewhere {
+            self.unreferenced += bytes;
+        }
+    }
+
+    /// The same row, where it is referred to and where it is not.
+    fn referred(&mut self, at: Location, size: i64, now: bool) {
+        self.row(at, size, !now, -1);
+        self.row(at, size, now, 1);
     }
 
     /// Writes everything; packs that are empty now go.
@@ -312,7 +335,7 @@ impl Sums {
             "UPDATE totals SET entries = entries + ?1, blobs = blobs + ?2, loose_bytes = loose_bytes + ?3,
              logical_bytes = logical_bytes + ?4, pack_bytes = pack_bytes + ?5, live_bytes = live_bytes + ?6,
              unreferenced_bytes = unreferenced_bytes + ?7, occupied_bytes = occupied_bytes + ?8,
-             metadata_bytes = metadata_bytes + ?9",
+             metadata_bytes = metadata_bytes + ?9, elsewhere_bytes = elsewhere_bytes + ?10",
         )
         .and_then(|mut q| {
             q.execute([
@@ -325,6 +348,7 @@ impl Sums {
                 self.unreferenced,
                 self.occupied,
                 self.metadata,
+                self.elsewhere,
             ])
         })
         .map_err(sqlite("write its totals"))?;
@@ -413,28 +437,40 @@ fn add_pack(db: &Connection, id: PackId, bytes: u64, sums: &mut Sums) -> Result<
     Ok(())
 }
 
-/// Counts one more reference; a new blob gets the given place, a known one keeps its own.
+/// Counts one more reference; a new blob gets the given place, a known one keeps its own if that is here.
 fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut Sums) -> Result<()> {
-    let known: Option<(i64, i64, i64)> = db
-        .prepare_cached("UPDATE blobs SET refs = refs + 1 WHERE hash = ?1 RETURNING refs, size, pack")
-        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
+    let known: Option<(i64, i64, Location)> = db
+        .prepare_cached("UPDATE blobs SET refs = refs + 1 WHERE hash = ?1 RETURNING refs, size, pack, off")
+        .and_then(|mut q| {
+            q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, from_columns(r.get(2)?, r.get(3)?))))
+                .optional()
+        })
         .map_err(sqlite("count a reference"))?;
-    match known {
-        Some((1, size, pack)) => {
-            sums.unreferenced -= size;
-            if pack > 0 {
-                sums.live(pack, size);
-            }
-        }
-        Some(_) => {}
-        None => {
-            add_blob(db, hash, size, 1, at, sums)?;
-        }
+    let Some((refs, size, there)) = known else {
+        add_blob(db, hash, size, 1, at, sums)?;
+        return Ok(());
+    };
+    if refs == 1 {
+        sums.referred(there, size, true);
+    }
+    if there == Location::Elsewhere && at != there {
+        place(db, hash, at)?;
+        sums.row(there, size, true, -1);
+        sums.row(at, size, true, 1);
     }
     Ok(())
 }
 
-/// Adds a blob's row; false when there is one.
+/// Writes a blob's place into its row.
+fn place(db: &Connection, hash: &BlobHash, at: Location) -> Result<()> {
+    let (pack, off) = to_columns(at);
+    db.prepare_cached("UPDATE blobs SET pack = ?2, off = ?3 WHERE hash = ?1")
+        .and_then(|mut q| q.execute(params![hash.0, pack, off]))
+        .map_err(sqlite("move a blob"))?;
+    Ok(())
+}
+
+/// Adds a blob's row, if there is none.
 fn add_blob(
     db: &Connection,
     hash: &BlobHash,
@@ -442,24 +478,17 @@ fn add_blob(
     refs: i64,
     at: Location,
     sums: &mut Sums,
-) -> Result<bool> {
+) -> Result<()> {
     let (pack, off) = to_columns(at);
     let added = db
         .prepare_cached("INSERT OR IGNORE INTO blobs(hash, size, refs, pack, off) VALUES(?1, ?2, ?3, ?4, ?5)")
         .and_then(|mut q| q.execute(params![hash.0, size as i64, refs, pack, off]))
         .map_err(sqlite("add a blob"))?;
-    if added == 0 {
-        return Ok(false);
+    if added > 0 {
+        sums.blobs += 1;
+        sums.row(at, size as i64, refs > 0, 1);
     }
-    sums.blobs += 1;
-    if pack > 0 {
-        sums.live(pack, if refs > 0 { size as i64 } else { 0 });
-        sums.pack(pack).rows += 1;
-    } else {
-        sums.loose += size as i64;
-        sums.occupied += blocks(size as i64);
-    }
-    Ok(true)
+    Ok(())
 }
 
 fn blocks(len: i64) -> i64 {
@@ -476,75 +505,67 @@ const RECOUNT: &str = "
         entries = (SELECT count(*) FROM entries),
         logical_bytes = (SELECT coalesce(sum(logical), 0) FROM entries),
         blobs = (SELECT count(*) FROM blobs),
-        loose_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE pack = 0),
-        unreferenced_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE refs = 0),
+        loose_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE pack = 0 AND off = 0),
+        elsewhere_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE pack = 0 AND off = 2),
+        unreferenced_bytes = (SELECT coalesce(sum(size), 0) FROM blobs WHERE refs = 0 AND (pack > 0 OR off = 0)),
         pack_bytes = (SELECT coalesce(sum(total), 0) FROM packs),
         live_bytes = (SELECT coalesce(sum(live), 0) FROM packs),
         metadata_bytes = (SELECT coalesce(sum(metadata), 0) FROM entries),
-        occupied_bytes = (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0) +
+        occupied_bytes =
+            (SELECT coalesce(sum((size + 4095) / 4096), 0) * 4096 FROM blobs WHERE pack = 0 AND off = 0) +
             (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs)";
 
 /// Counts one reference less; the row stays.
 fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
-    let left: Option<(i64, i64, i64)> = db
+    let left: Option<(i64, i64, Location)> = db
         .prepare_cached(
-            "UPDATE blobs SET refs = refs - 1 WHERE hash = ?1 AND refs > 0 RETURNING refs, size, pack",
+            "UPDATE blobs SET refs = refs - 1 WHERE hash = ?1 AND refs > 0 RETURNING refs, size, pack, off",
         )
-        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional())
+        .and_then(|mut q| {
+            q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, from_columns(r.get(2)?, r.get(3)?))))
+                .optional()
+        })
         .map_err(sqlite("drop a reference"))?;
-    if let Some((0, size, pack)) = left {
-        sums.unreferenced += size;
-        if pack > 0 {
-            sums.live(pack, -size);
-        }
+    if let Some((0, size, at)) = left {
+        sums.referred(at, size, false);
     }
     Ok(())
 }
 
 fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed: &mut Freed) -> Result<()> {
-    let gone: Option<(i64, i64)> = db
-        .prepare_cached("DELETE FROM blobs WHERE hash = ?1 AND refs = 0 RETURNING size, pack")
-        .and_then(|mut q| q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?))).optional())
+    let gone: Option<(i64, Location)> = db
+        .prepare_cached("DELETE FROM blobs WHERE hash = ?1 AND refs = 0 RETURNING size, pack, off")
+        .and_then(|mut q| {
+            q.query_row([&hash.0], |r| Ok((r.get(0)?, from_columns(r.get(1)?, r.get(2)?)))).optional()
+        })
         .map_err(sqlite("remove a blob"))?;
-    let Some((size, pack)) = gone else { return Ok(()) };
+    let Some((size, at)) = gone else { return Ok(()) };
     sums.blobs -= 1;
-    sums.unreferenced -= size;
-    if pack > 0 {
-        sums.pack(pack).rows -= 1;
-        sums.pack(pack).died += size;
-    } else {
-        sums.loose -= size;
-        sums.occupied -= blocks(size);
-        freed.loose.push((*hash, size as u64));
+    sums.row(at, size, false, -1);
+    match at {
+        Location::Pack { pack, .. } => sums.pack(pack.0 as i64).died += size,
+        Location::Loose => freed.loose.push((*hash, size as u64)),
+        Location::Elsewhere => {}
     }
     Ok(())
 }
 
 fn move_blob(db: &Connection, hash: &BlobHash, to: Location, from: &[PackId], sums: &mut Sums) -> Result<()> {
-    let known: Option<(i64, i64, i64, i64)> = db
+    let known: Option<(i64, i64, Location)> = db
         .prepare_cached("SELECT refs, size, pack, off FROM blobs WHERE hash = ?1")
         .and_then(|mut q| {
-            q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?))).optional()
+            q.query_row([&hash.0], |r| Ok((r.get(0)?, r.get(1)?, from_columns(r.get(2)?, r.get(3)?))))
+                .optional()
         })
         .map_err(sqlite("look up a blob"))?;
-    let Some((refs, size, old, off)) = known else { return Ok(()) };
-    match from_columns(old, off) {
+    let Some((refs, size, old)) = known else { return Ok(()) };
+    match old {
         Location::Pack { pack, .. } if from.contains(&pack) => {}
+        Location::Elsewhere => {}
         _ => return Ok(()),
     }
-    let (pack, off) = to_columns(to);
-    db.prepare_cached("UPDATE blobs SET pack = ?2, off = ?3 WHERE hash = ?1")
-        .and_then(|mut q| q.execute(params![hash.0, pack, off]))
-        .map_err(sqlite("move a blob"))?;
-    let live = if refs > 0 { size } else { 0 };
-    sums.live(old, -live);
-    sums.pack(old).rows -= 1;
-    if pack > 0 {
-        sums.live(pack, live);
-        sums.pack(pack).rows += 1;
-    } else {
-        sums.loose += size;
-        sums.occupied += blocks(size);
-    }
+    place(db, hash, to)?;
+    sums.row(old, size, refs > 0, -1);
+    sums.row(to, size, refs > 0, 1);
     Ok(())
 }

@@ -27,6 +27,17 @@ pub enum EventKind {
         /// Number of files.
         files: u64,
     },
+    /// An entry of a tier was looked up and is shown from now on; its contents come when they are read.
+    Found {
+        /// Its manifest.
+        manifest: super::ManifestHash,
+        /// The tier's name.
+        tier: String,
+        /// Logical bytes of all files.
+        bytes: u64,
+        /// Number of files.
+        files: u64,
+    },
     /// An entry was evicted.
     Evicted {
         /// `lru`, `request`, `trash`, `gc`, `replaced`.

@@ -14,6 +14,12 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// A content that an entry has and that only a tier has the bytes of.
+    #[error("{what} is not in the store: it is in a tier, and none that has it is attached")]
+    Elsewhere {
+        /// The content, with its name.
+        what: String,
+    },
     /// The operating system refused.
     #[error("cannot {op} {path}: {source}", path = path.display())]
     Io {

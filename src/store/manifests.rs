@@ -1,10 +1,11 @@
-//! Manifests and their location tables.
+//! Manifests, their location tables, and the places of contents that a tier has.
 //!
 //! Invariants: a manifest's name is the BLAKE3 of its bytes, checked whenever it is read; a
-//! location table is a cache: what is wrong with one makes it absent.
-//! Must not know: what a manifest says.
+//! location table is a cache: what is wrong with one makes it absent. Places are kept as they are given, as long as
+//! the manifest. Must not know: what a manifest or its places say.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use super::dir::{Dir, Temp};
 use super::peek::part_count;
@@ -50,13 +51,33 @@ impl Store {
         }
     }
 
-    /// Unlinks a manifest and its location table, and syncs the directory; a missing one is fine.
+    /// Unlinks a manifest and what is beside it, and syncs the directory; a missing one is fine. It goes last: by its
+    /// name, what is left after a death is found.
     pub fn remove_manifest(&self, hash: &ManifestHash) -> Result<()> {
         self.writable()?;
         let (shard, name) = self.manifest_place(hash)?;
-        shard.unlink(&name)?;
         shard.unlink(table_name(&name))?;
+        shard.unlink(places_name(&name))?;
+        shard.unlink(&name)?;
         shard.sync()
+    }
+
+    /// Writes, durably, where in a tier the contents of a manifest are.
+    pub fn write_places(&self, manifest: &ManifestHash, bytes: &[u8]) -> Result<()> {
+        self.writable()?;
+        let (shard, name) = self.manifest_place(manifest)?;
+        shard.write_durably(&self.tmp, places_name(&name), bytes)
+    }
+
+    /// Reads that, unverified; `None` when there is nothing.
+    pub fn read_places(&self, manifest: &ManifestHash) -> Result<Option<Vec<u8>>> {
+        let (shard, name) = self.manifest_place(manifest)?;
+        shard.read_all(places_name(&name))
+    }
+
+    /// Where that is, for messages.
+    pub fn places_path(&self, manifest: &ManifestHash) -> PathBuf {
+        self.manifests.path().join(manifest.shard()).join(places_name(&manifest.to_hex()))
     }
 
     /// All manifest names, in no order.
@@ -118,6 +139,10 @@ pub(super) fn table_name(manifest: &str) -> String {
     format!("{manifest}.loc")
 }
 
+pub(super) fn places_name(manifest: &str) -> String {
+    format!("{manifest}.places")
+}
+
 /// Calls `each` for every name in one or all of the `ab/` directories of a room.
 pub(super) fn each_in_shards(
     room: &Dir,
@@ -142,6 +167,7 @@ pub(super) fn encode_table(manifest: &ManifestHash, table: &[Option<Location>]) 
         let (pack, offset) = match slot {
             None => (0, 0),
             Some(Location::Loose) => (0, 1),
+            Some(Location::Elsewhere) => (0, 2),
             Some(Location::Pack { pack, offset }) => (pack.0, *offset),
         };
         out.extend_from_slice(&pack.to_le_bytes());
@@ -164,6 +190,7 @@ pub(super) fn slot_location(slot: &[u8]) -> Option<Option<Location>> {
     match (number(pack)?, number(offset)?) {
         (0, 0) => Some(None),
         (0, 1) => Some(Some(Location::Loose)),
+        (0, 2) => Some(Some(Location::Elsewhere)),
         (0, _) => None,
         (pack, offset) => Some(Some(Location::Pack { pack: PackId(pack), offset })),
     }

@@ -70,6 +70,8 @@ pub enum Location {
     },
     /// A file of its own in `blobs/`.
     Loose,
+    /// In no file of the store: a tier has it.
+    Elsewhere,
 }
 
 /// The room of a file system.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::dir::Dir;
-use super::manifests::table_name;
+use super::manifests::{places_name, table_name};
 use super::read::FileKey;
 use super::{PackId, Result, Store, StoreError, port};
 use crate::model::{BlobHash, ManifestHash};
@@ -20,6 +20,7 @@ impl Store {
         let (shard, name) = self.manifest_place(hash)?;
         self.set_aside("manifest", &shard, name.as_ref())?;
         shard.unlink(table_name(&name))?;
+        shard.unlink(places_name(&name))?;
         Ok(())
     }
 

@@ -23,7 +23,8 @@ pub(super) enum FileKey {
 impl Store {
     /// Fills `buf` from `offset` of a blob of `size` bytes at `at`, verifying every group it
     /// touches (`groups` is the blob's list, empty up to one group). Returns the bytes read,
-    /// short only at the end. `Missing` when pack or blob is gone, `Corrupt` when it differs.
+    /// short only at the end. `Missing` when pack or blob is gone, `Corrupt` when it differs, `Elsewhere` when
+    /// that is its place.
     pub fn read_verified(
         &self,
         hash: &BlobHash,
@@ -36,6 +37,9 @@ impl Store {
         if offset >= size || buf.is_empty() {
             return Ok(0);
         }
+        if at == Location::Elsewhere {
+            return Err(StoreError::Elsewhere { what: format!("blob {hash}") });
+        }
         let blob = Blob { store: self, hash, size, groups, at };
         if groups.len() != group_count(size) {
             return Err(blob.corrupt("the manifest's list of groups does not fit its size"));
@@ -47,7 +51,9 @@ impl Store {
                 self.ahead.note(pack, &file, base + offset, wanted as u64);
                 (file, base)
             }
-            Location::Loose => (self.cached(FileKey::Blob(*hash), || self.blob_file(hash))?, 0),
+            Location::Loose | Location::Elsewhere => {
+                (self.cached(FileKey::Blob(*hash), || self.blob_file(hash))?, 0)
+            }
         };
         let buf = &mut buf[..wanted];
         let mut done = 0;
@@ -119,7 +125,7 @@ impl Blob<'_> {
     fn path(&self) -> PathBuf {
         match self.at {
             Location::Pack { pack, .. } => self.store.pack_path(pack),
-            Location::Loose => self.store.blob_path(self.hash),
+            Location::Loose | Location::Elsewhere => self.store.blob_path(self.hash),
         }
     }
 

@@ -13,6 +13,8 @@ use crate::model::groups::GROUP;
 use crate::model::{BlobHash, Manifest, ManifestHash, PackHash};
 
 const MAGIC: &[u8; 8] = b"OUTFSPL1";
+/// Magic, manifest and three numbers.
+const HEADER: usize = 8 + 32 + 4 + 4 + 8;
 /// The hash of all bytes before it.
 const CHECK: usize = 32;
 /// Contents in packs, and those carried along, have at most so many bytes.
@@ -96,11 +98,14 @@ impl Places {
         packs.chain(self.places.iter().filter_map(own)).collect()
     }
 
+    /// How many bytes they take.
+    pub fn encoded_len(&self) -> usize {
+        HEADER + self.packs.len() * 40 + self.places.len() * 16 + self.carried.len() + CHECK
+    }
+
     /// The bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(
-            56 + self.packs.len() * 40 + self.places.len() * 16 + self.carried.len() + CHECK,
-        );
+        let mut out = Vec::with_capacity(self.encoded_len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(self.manifest.as_bytes());
         out.extend_from_slice(&(self.packs.len() as u32).to_le_bytes());

@@ -146,7 +146,8 @@ fn a_location_table_is_given_back_or_is_absent() {
     let (_dir, s) = store();
     let hash = s.write_manifest(&manifest_bytes(b"a")).unwrap();
     assert_eq!(s.read_locations(&hash).unwrap(), None);
-    let table = [None, Some(Location::Loose), Some(Location::Pack { pack: PackId(7), offset: 99 })];
+    let pack = Location::Pack { pack: PackId(7), offset: 99 };
+    let table = [None, Some(Location::Loose), Some(Location::Elsewhere), Some(pack)];
     s.write_locations(&hash, &table, &[]).unwrap();
     assert_eq!(s.read_locations(&hash).unwrap().unwrap(), table);
     assert_eq!(s.manifests().unwrap(), [hash]);

@@ -1,0 +1,133 @@
+//! An entry that a tier has becomes one of the store: its tree at once, its contents when they are read.
+//!
+//! Invariants: what a tier says is believed only as far as hashes say the same; contents that the store has are used where
+//! they lie, and reserved meanwhile, all others are elsewhere; manifest and places are durable before the index knows
+//! the entry; what is sealed here already stays. Must not know: when and why a tier is asked.
+
+use std::collections::{HashMap, HashSet};
+
+use super::here::now_ns;
+use super::stash::{NewPack, Stash};
+use super::usage::metadata_bytes;
+use super::{Cache, Result};
+use crate::index::{Commit, EntryRow, NewEntry};
+use crate::model::manifest::Content;
+use crate::model::{BlobHash, EventKind, Manifest};
+use crate::store::{Hashed, Location, StoreError, parts_of};
+use crate::tier::{Places, TierError, TierErrorKind, Tree};
+
+impl Cache {
+    /// Makes an entry of what a tier has, unless there is one under its key: durable when it returns. True when it was made.
+    pub fn adopt(&self, tier: &str, tree: &Tree) -> Result<bool> {
+        self.or_sweep(self.adopt_tree(tier, tree))
+    }
+
+    fn adopt_tree(&self, tier: &str, tree: &Tree) -> Result<bool> {
+        let manifest = &tree.manifest;
+        let key = &manifest.seal().key;
+        let _turn = self.inner.sealing.enter(key);
+        if self.inner.index.entry(key)?.is_some() {
+            return Ok(false);
+        }
+        let metadata = metadata_bytes(manifest, tree.places.encoded_len());
+        self.make_room(metadata)?;
+        let stash = Stash::new(self);
+        let blobs = self.contents_here(tier, tree, &stash)?;
+        let at: HashMap<BlobHash, Location> = blobs.iter().map(|(hash, _, at)| (*hash, *at)).collect();
+        let table: Vec<_> = manifest.records().iter().map(|r| at.get(&r.hash()?).copied()).collect();
+        let facts = self.metadata_of(manifest, &blobs, &mut false)?;
+
+        let _alone = self.inner.manifests.enter(&manifest.hash());
+        let store = &self.inner.store;
+        store.write_manifest(manifest.as_bytes())?;
+        store.write_places(&manifest.hash(), &tree.places.encode())?;
+        store.write_locations(&manifest.hash(), &table, &parts_of(manifest))?;
+        let row = EntryRow {
+            id: 0,
+            key: key.clone(),
+            manifest: manifest.hash(),
+            task_id: facts.as_ref().map(|m| m.task_id.clone()).unwrap_or_default(),
+            sealed_at_ns: manifest.seal().sealed_at_ns,
+            accessed_at_ns: now_ns(),
+            logical_bytes: manifest.logical_bytes(),
+            files: manifest.files(),
+            metadata_bytes: metadata,
+            inferred: manifest.seal().inferred,
+            readable: facts.is_some(),
+            top: Some(manifest.top()),
+        };
+        let hashes: HashSet<BlobHash> = at.into_keys().collect();
+        let packs = stash.packs_of(blobs.iter().map(|(_, _, at)| *at));
+        let new = NewEntry { row, blobs, packs: packs.clone(), replaces: None };
+        // Nobody else seals this key now.
+        if let Commit::Taken(_) = self.inner.index.commit(new)? {
+            return Ok(false);
+        }
+        stash.committed(self, &hashes, &packs);
+        self.keep_loaded(manifest.clone(), table);
+        let (bytes, files) = (manifest.logical_bytes(), manifest.files());
+        let found = EventKind::Found { manifest: manifest.hash(), tier: tier.to_owned(), bytes, files };
+        self.note(found, Some(key), false);
+        Ok(true)
+    }
+
+    /// Where each content lies: here, where the store has it or it came along with the tree; or elsewhere.
+    fn contents_here(
+        &self,
+        tier: &str,
+        tree: &Tree,
+        stash: &Stash,
+    ) -> Result<Vec<(BlobHash, u64, Location)>> {
+        let lies = |what: BlobHash, why: &str| {
+            let key = &tree.manifest.seal().key;
+            TierError::new(TierErrorKind::Corrupt, tier, "use", format!("{key}, content {what}"), why)
+        };
+        let blobs = tree.manifest.blobs();
+        let sizes: HashMap<BlobHash, u64> = blobs.iter().map(|(hash, size, _)| (*hash, *size)).collect();
+        for r in tree.manifest.records() {
+            if let Some(hash) = r.hash().filter(|hash| sizes.get(hash) != Some(&r.size())) {
+                return Err(lies(hash, "two files have it with different sizes").into());
+            }
+        }
+        let contents: Vec<Content> = blobs
+            .iter()
+            .map(|(hash, size, _)| Content { hash: *hash, size: *size, groups: Vec::new() })
+            .collect();
+        // Reserved from here on.
+        stash.have(self, &contents.iter().collect::<Vec<_>>())?;
+        let hashes: Vec<BlobHash> = blobs.iter().map(|(hash, _, _)| *hash).collect();
+        for ((hash, size, _), row) in blobs.iter().zip(self.inner.index.blobs(&hashes)?) {
+            // Content that is here must not be read, and found wanting, by a size that is not its own.
+            if row.is_some_and(|row| row.size != *size) {
+                return Err(lies(*hash, "it is known here with another size").into());
+            }
+        }
+        let mut carried = Vec::new();
+        for (hash, ..) in blobs.iter().filter(|(hash, ..)| stash.location(hash).is_none()) {
+            let Some(bytes) = tree.places.carried(hash) else { continue };
+            let content = Hashed::of(bytes.to_vec());
+            if content.hash() != *hash {
+                return Err(lies(*hash, "what is carried along is something else").into());
+            }
+            carried.push(content);
+        }
+        let mut pack = NewPack::default();
+        stash.put_small(self, &mut pack, &carried)?;
+        stash.finish_pack(pack)?;
+        let here = |hash: &BlobHash| stash.location(hash).unwrap_or(Location::Elsewhere);
+        Ok(blobs.iter().map(|(hash, size, _)| (*hash, *size, here(hash))).collect())
+    }
+
+    /// Where in a tier the contents of a manifest are; `None` when it never came from one.
+    pub(super) fn places_of(&self, manifest: &Manifest) -> std::result::Result<Option<Places>, StoreError> {
+        let store = &self.inner.store;
+        let Some(bytes) = store.read_places(&manifest.hash())? else { return Ok(None) };
+        match Places::parse(&bytes, manifest) {
+            Ok(places) => Ok(Some(places)),
+            Err(e) => {
+                let path = store.places_path(&manifest.hash());
+                Err(StoreError::Corrupt { path, line: None, why: e.to_string() })
+            }
+        }
+    }
+}
