@@ -255,10 +255,10 @@ impl Cache {
         self.inner.upkeep.recent.note(entry.id());
     }
 
-    /// What a client learns about `key`: a hit needs a sealed entry that was not rejected and whose
+    /// What a client learns about `key`, here or in a tier: a hit needs a sealed entry that was not rejected and whose
     /// metadata can be read, whatever the exit code in it.
     pub fn lookup(&self, key: &EntryKey) -> Result<Lookup> {
-        let Some(entry) = self.entry(key, LeaseKind::Hold)? else {
+        let Some(entry) = self.find(key, LeaseKind::Hold)? else {
             let rejected = self.rejection(key, None).map(|r| Miss::Rejected(r.reason));
             return Ok(Lookup::Miss(rejected.unwrap_or(Miss::NoEntry)));
         };

@@ -21,6 +21,8 @@ mod draft;
 mod error;
 mod events;
 mod evict;
+mod fetch;
+mod flights;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;
@@ -62,6 +64,9 @@ mod stash;
 mod tar;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tier_tests;
+mod tiers;
 mod turns;
 mod untar;
 mod upkeep;
@@ -88,6 +93,7 @@ pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
 pub use process::Process;
 pub use scrub::ScrubFacts;
+pub use tiers::TierOptions;
 pub use usage::{Du, Stats, Usage};
 pub use work::Work;
 
@@ -245,6 +251,7 @@ pub(crate) struct Inner {
     /// One at a time brings a manifest that may have been there before, or unlinks it.
     manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,
+    tiers: tiers::Tiers,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,
     /// Blobs found damaged since the start: stored anew when they come again.

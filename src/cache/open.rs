@@ -33,6 +33,7 @@ impl Cache {
                 sealing: Default::default(),
                 manifests: Default::default(),
                 claims: Default::default(),
+                tiers: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),
                 damaged: Default::default(),

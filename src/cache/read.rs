@@ -152,7 +152,7 @@ impl Entry {
     }
 
     /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
-    /// Survives compaction under its feet (asks the index again).
+    /// Survives compaction under its feet (asks the index again). What only a tier has is fetched.
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
@@ -164,8 +164,26 @@ impl Entry {
         let (hash, size) = self.blob(&loaded.manifest, record)?;
         let groups = loaded.manifest.groups(record);
         let inner = &self.cache().inner;
-        let read = |at| inner.store.read_verified(&hash, size, groups, at, offset, buf);
-        let n = self.at_location(&loaded, record, &hash, read)?;
+        let here = |buf: &mut [u8]| {
+            let read = |at| inner.store.read_verified(&hash, size, groups, at, offset, buf);
+            self.at_location(&loaded, record, &hash, read)
+        };
+        let mut tries = 0;
+        let n = loop {
+            match here(buf) {
+                Err(CacheError::Store(StoreError::Elsewhere { .. }))
+                    if inner.tiers.any() && tries < MOVES =>
+                {
+                    tries += 1;
+                    // None: it has come meanwhile.
+                    match self.read_elsewhere(&loaded, record, (hash, size), offset, buf)? {
+                        Some(n) => break n,
+                        None => continue,
+                    }
+                }
+                other => break other?,
+            }
+        };
         inner.blob_bytes_read.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
         Ok(n)
     }

@@ -62,6 +62,12 @@ impl<'a> Groups<'a> {
         sound.then_some(Groups { hash, size, values })
     }
 
+    /// The same, of values that were checked against the name before: those of a valid manifest were.
+    pub fn checked(hash: BlobHash, size: u64, values: &'a [GroupHash]) -> Groups<'a> {
+        debug_assert!(Groups::of(hash, size, values).is_some());
+        Groups { hash, size, values }
+    }
+
     /// How many groups it comes in; an empty blob in none.
     pub fn count(&self) -> u64 {
         self.size.div_ceil(GROUP as u64)

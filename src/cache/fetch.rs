@@ -1,0 +1,268 @@
+//! Reading what only a tier has: fetched in windows, verified, and kept.
+//!
+//! Invariants: no byte is returned or stored that was not hashed; who wants the same window waits for one
+//! request; a read ends by its deadline, and one tier that does not answer leaves time for the next; small contents that came
+//! are in a pack before the index says so. What cannot be kept is read all the same. Must not know: what a tier is.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::flights::Flights;
+use super::lookup::Loaded;
+use super::{Cache, Entry, Result};
+use crate::index::BlobRow;
+use crate::model::groups::{GROUP, Groups};
+use crate::model::{BlobHash, ManifestHash};
+use crate::store::{Location, StoreError};
+use crate::tier::{Object, Places, TierError, TierErrorKind};
+
+/// Objects are fetched in windows that begin at multiples of this: one costs little more than a round trip, and brings
+/// what is read next.
+const WINDOW: u64 = 2 * GROUP as u64;
+/// Windows of large contents that are kept in memory.
+const WINDOWS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// Tables of places that are kept in memory.
+const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// A window of an object.
+type Window = (Object, u64);
+/// The contents that lie in a window of a pack, or the groups in one of a large content.
+type Came<T> = std::result::Result<Arc<T>, TierError>;
+type Contents = Vec<(BlobHash, Vec<u8>)>;
+
+/// What is being fetched, and what came last.
+pub(super) struct Fetches {
+    packs: Arc<Flights<Window, Came<Contents>>>,
+    larges: Arc<Flights<Window, Came<Vec<u8>>>>,
+    windows: Mutex<LruCache<Window, Arc<Vec<u8>>>>,
+    places: Mutex<LruCache<ManifestHash, Arc<Places>>>,
+}
+
+impl Default for Fetches {
+    fn default() -> Self {
+        Fetches {
+            packs: Arc::default(),
+            larges: Arc::default(),
+            windows: Mutex::new(LruCache::new(WINDOWS)),
+            places: Mutex::new(LruCache::new(TABLES)),
+        }
+    }
+}
+
+impl Entry {
+    /// As `read`, of a content of this name and size that only a tier had a moment ago; `None` when it is here now.
+    pub(super) fn read_elsewhere(
+        &self,
+        loaded: &Loaded,
+        record: u32,
+        (hash, size): (BlobHash, u64),
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<Option<usize>> {
+        let cache = self.cache();
+        let wanted = buf.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let unknown = || StoreError::Elsewhere { what: format!("blob {hash}") };
+        let places = cache.places_in_memory(loaded)?.ok_or_else(unknown)?;
+        let (object, range) = places.object(&hash).ok_or_else(unknown)?;
+        let by = Instant::now() + cache.inner.tiers.attached().1.read;
+        if size <= GROUP as u64 {
+            let came = cache.fetch_small(&places, &object, &range, by)?;
+            let Some((_, content)) = came.iter().find(|(h, _)| *h == hash) else { return Ok(None) };
+            let from = content.get(offset as usize..offset as usize + wanted).ok_or_else(unknown)?;
+            buf[..wanted].copy_from_slice(from);
+            return Ok(Some(wanted));
+        }
+        let groups = Groups::checked(hash, size, loaded.manifest.groups(record));
+        let mut done = 0;
+        while done < wanted {
+            let at = offset + done as u64;
+            let window = cache.fetch_large(&object, groups, at / WINDOW, by)?;
+            let from = &window[(at % WINDOW) as usize..];
+            let n = from.len().min(wanted - done);
+            buf[done..done + n].copy_from_slice(&from[..n]);
+            done += n;
+        }
+        Ok(Some(wanted))
+    }
+}
+
+impl Cache {
+    fn places_in_memory(&self, loaded: &Loaded) -> Result<Option<Arc<Places>>> {
+        let (all, name) = (&self.inner.tiers.fetches.places, loaded.manifest.hash());
+        if let Some(places) = all.lock().get(&name) {
+            return Ok(Some(places.clone()));
+        }
+        let Some(places) = self.places_of(&loaded.manifest)?.map(Arc::new) else { return Ok(None) };
+        all.lock().put(name, places.clone());
+        Ok(Some(places))
+    }
+
+    /// A small content and its neighbours, but for those that are here already.
+    fn fetch_small(
+        &self,
+        places: &Places,
+        object: &Object,
+        range: &Range<u64>,
+        by: Instant,
+    ) -> Result<Arc<Contents>> {
+        let window = (*object, range.start / WINDOW);
+        let (flight, pilot) = self.inner.tiers.fetches.packs.board(&window);
+        if let Some(pilot) = pilot {
+            let wanted = self.in_window(places, window)?;
+            let came = match wanted.is_empty() {
+                true => Ok(Arc::default()),
+                false => self.ask_for(object, span(&wanted), by, &|bytes, at| verified(&wanted, &bytes, at)),
+            };
+            if let Ok(contents) = came.as_ref()
+                && let Err(e) = self.or_sweep(self.keep(contents))
+            {
+                tracing::warn!("what came from a tier is not kept: {e}");
+            }
+            pilot.land(came);
+        }
+        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+    }
+
+    /// The contents in a window that are not here.
+    fn in_window(&self, places: &Places, (object, window): Window) -> Result<Vec<(BlobHash, Range<u64>)>> {
+        let mut there: Vec<(BlobHash, Range<u64>)> = Vec::new();
+        for (hash, ..) in places.contents() {
+            if let Some((other, at)) = places.object(hash)
+                && other == object
+                && at.start / WINDOW == window
+            {
+                there.push((*hash, at));
+            }
+        }
+        let hashes: Vec<BlobHash> = there.iter().map(|(hash, _)| *hash).collect();
+        let rows = self.inner.index.blobs(&hashes)?;
+        let elsewhere = |row: &Option<BlobRow>| row.is_some_and(|r| r.location == Location::Elsewhere);
+        Ok(there
+            .into_iter()
+            .zip(rows)
+            .filter(|(_, row)| elsewhere(row))
+            .map(|(content, _)| content)
+            .collect())
+    }
+
+    /// A window of a large content, verified group by group.
+    fn fetch_large(
+        &self,
+        object: &Object,
+        groups: Groups<'_>,
+        window: u64,
+        by: Instant,
+    ) -> Result<Arc<Vec<u8>>> {
+        let (fetches, key) = (&self.inner.tiers.fetches, (*object, window));
+        if let Some(there) = fetches.windows.lock().get(&key) {
+            return Ok(there.clone());
+        }
+        let (flight, pilot) = fetches.larges.board(&key);
+        if let Some(pilot) = pilot {
+            // It may have come since we looked.
+            if let Some(there) = fetches.windows.lock().get(&key).cloned() {
+                pilot.land(Ok(there.clone()));
+                return Ok(there);
+            }
+            let wanted = groups.touched(window * WINDOW, WINDOW);
+            let range = groups.bytes(wanted.clone());
+            let check = |bytes: Vec<u8>, _| {
+                let right = groups.verified(wanted.clone(), &bytes).is_some();
+                right.then_some(bytes).ok_or("a group is not what its value says")
+            };
+            let came = self.ask_for(object, range, by, &check);
+            if let Ok(bytes) = &came {
+                fetches.windows.lock().put(key, bytes.clone());
+            }
+            pilot.land(came);
+        }
+        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+    }
+
+    /// Asks one tier after another for a range of an object, until what one gives passes `check`, which is given the
+    /// bytes and where they begin.
+    fn ask_for<T>(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+        by: Instant,
+        check: &dyn Fn(Vec<u8>, u64) -> std::result::Result<T, &'static str>,
+    ) -> Came<T> {
+        let (tiers, _) = self.inner.tiers.attached();
+        let mut failed = None;
+        for (i, tier) in tiers.iter().enumerate() {
+            // Each has its share of the time that is left.
+            let left = by.saturating_duration_since(Instant::now()) / (tiers.len() - i) as u32;
+            let came = tier.get(object, range.clone(), Instant::now() + left).and_then(|bytes| {
+                if bytes.len() as u64 != range.end - range.start {
+                    return Err(TierError::corrupt(tier.name(), object, "it gave another number of bytes"));
+                }
+                check(bytes, range.start).map_err(|why| TierError::corrupt(tier.name(), object, why))
+            });
+            match came {
+                Ok(good) => return Ok(Arc::new(good)),
+                Err(e) => {
+                    tracing::warn!("a read goes on without a tier: {e}");
+                    // That one does not have it says less than why another could not give it.
+                    failed = Some(failed.filter(|old: &TierError| !old.is_absent()).unwrap_or(e));
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            TierError::new(TierErrorKind::Permanent, "tiers", "get", object, "there is no tier attached")
+        }))
+    }
+
+    /// Small contents that came are here from now on.
+    fn keep(&self, contents: &Contents) -> Result<()> {
+        if contents.is_empty() {
+            return Ok(());
+        }
+        self.make_room(contents.iter().map(|(_, bytes)| bytes.len() as u64).sum())?;
+        let mut pack = self.inner.store.new_pack()?;
+        let mut moved = Vec::new();
+        for (hash, bytes) in contents {
+            moved.push((*hash, pack.append(hash, bytes)?));
+        }
+        let pack = pack.finish()?;
+        // All of it may have come another way meanwhile.
+        for (unused, _) in self.inner.index.relocate(moved, Some((pack.id, pack.bytes)), vec![])? {
+            self.inner.store.remove_pack(unused)?;
+        }
+        Ok(())
+    }
+}
+
+/// From the first of these to the end of the last.
+fn span(wanted: &[(BlobHash, Range<u64>)]) -> Range<u64> {
+    let start = wanted.iter().map(|(_, at)| at.start).min().unwrap_or(0);
+    start..wanted.iter().map(|(_, at)| at.end).max().unwrap_or(0)
+}
+
+/// The contents among these bytes, which begin at `start`. All must be right: those that are not must not hide that
+/// a tier gives wrong bytes.
+fn verified(
+    wanted: &[(BlobHash, Range<u64>)],
+    bytes: &[u8],
+    start: u64,
+) -> std::result::Result<Contents, &'static str> {
+    let mut contents = Vec::with_capacity(wanted.len());
+    for (hash, at) in wanted {
+        let content = &bytes[(at.start - start) as usize..(at.end - start) as usize];
+        if BlobHash::of(content) != *hash {
+            return Err("a content does not have the hash in its name");
+        }
+        contents.push((*hash, content.to_vec()));
+    }
+    Ok(contents)
+}
+
+fn late(object: &Object) -> TierError {
+    let kind = TierErrorKind::Transient { after: None };
+    TierError::new(kind, "tiers", "get", object, "there was no answer in time")
+}
