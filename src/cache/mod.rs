@@ -77,6 +77,7 @@ mod verify;
 mod walk;
 mod work;
 
+pub(crate) use at::remove_tree;
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
 pub use draft::Draft;
 pub use error::CacheError;

@@ -103,7 +103,7 @@ impl Restorer<'_> {
             }
             let stat = at::stat(dir, &name).map_err(fail)?;
             match at::kind(&stat) {
-                libc::S_IFDIR => std::fs::remove_dir_all(at::proc_path(dir, &name)).map_err(fail)?,
+                libc::S_IFDIR => at::remove_tree(&at::proc_path(dir, &name)).map_err(fail)?,
                 _ => unlinkat(dir, &name[..], UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?,
             }
         }

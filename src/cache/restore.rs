@@ -233,12 +233,18 @@ impl<'a> Restorer<'a> {
     fn dir(&mut self, place: &Place<'_>, record: u32, only: Only) -> Result<()> {
         let name = self.manifest.name(record);
         let fail = |e| CacheError::io("create", self.path(place.index, name), e);
-        let is_dir = self.there(place, name)?.map(|s| at::kind(&s) == libc::S_IFDIR);
+        let there = self.there(place, name)?;
+        let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
         if is_dir == Some(false) {
             self.in_the_way(place, name)?;
             unlinkat(place.fd, name, UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?;
         }
         let made = is_dir != Some(true);
+        let locked = |s: &libc::stat| self.exact && !made && only.is_all() && s.st_mode & 0o700 != 0o700;
+        if let Some(stat) = there.filter(locked) {
+            // It gets the entry's mode in the end, and is written into until then.
+            at::chmod(place.fd, name, stat.st_mode & 0o7777 | 0o700).map_err(fail)?;
+        }
         let above = &self.dirs[place.index];
         // Not beside the outputs: what a death leaves has to be where the next run clears.
         let within = self.exact && place.index != 0 && above.only.is_all();

@@ -212,7 +212,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         let temp = temp_name();
         let made = self.make(place, record, &temp).and_then(|()| {
             if there.is_some_and(|s| at::kind(&s) == libc::S_IFDIR) {
-                std::fs::remove_dir_all(at::proc_path(place.fd, name))
+                at::remove_tree(&at::proc_path(place.fd, name))
                     .map_err(|e| CacheError::io("replace", tree.path(place.index, name), e))?;
             }
             self.publish(place, &temp, name)

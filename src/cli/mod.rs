@@ -113,6 +113,9 @@ enum Command {
     Guard(run::Guard),
 }
 
+/// What commands log to standard error, where OUTFS_LOG does not say.
+const LOG_LEVEL: &str = "warn,outfs::cache::fsck=off";
+
 /// What every command is given.
 struct Context {
     store: PathBuf,
@@ -144,16 +147,24 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
 
 fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Failure> {
     let store = match store.filter(|s| !s.as_os_str().is_empty()) {
-        Some(store) => store,
-        None => session::default_store()?,
+        Some(store) => Ok(store),
+        None => session::default_store(),
     };
-    let cx = Context { store: absolute(&store)? };
+    let store = store.and_then(|store| absolute(&store));
+    let log = LogSpec { target: LogTarget::Stderr, json: false };
+    // Whatever is wrong with the cache, a task runs.
+    if let Command::Run(run) = command {
+        if let Err(failure) = log.install(LOG_LEVEL) {
+            out::note(&out::clean(&format!("warning: {failure}")));
+        }
+        return run.run(store.map_err(|failure| failure.message));
+    }
+    let cx = Context { store: store? };
     if !matches!(command, Command::Mount(_)) {
         // The daemon has a log of its own; a command warns where it stands. What a check finds, it prints.
-        LogSpec { target: LogTarget::Stderr, json: false }.install("warn,outfs::cache::fsck=off")?;
+        log.install(LOG_LEVEL)?;
     }
     match command {
-        Command::Run(c) => return c.run(&cx),
         Command::Session(c) => return c.run(&cx),
         Command::Why(c) => c.run(&cx)?,
         Command::Diff(c) => c.run(&cx)?,
@@ -181,7 +192,11 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         Command::Import(c) => c.run(&cx)?,
         Command::Store(c) => c.run(&cx)?,
         Command::Doctor(c) => c.run(&cx)?,
-        Command::Completions(_) | Command::Man(_) | Command::Daemon(_) | Command::Guard(_) => {}
+        Command::Run(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Daemon(_)
+        | Command::Guard(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

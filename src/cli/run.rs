@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::how::As;
+use super::out;
 use super::shelf::StoreShelf;
-use super::{Context, out};
 use crate::cache::CachePolicy;
 use crate::control::{Failure, Kind};
 use crate::daemon::{MountInfo, mount_table};
@@ -159,9 +159,10 @@ fn parameter(text: &str) -> Result<(String, String), String> {
 }
 
 impl Run {
-    pub(super) fn run(self, cx: &Context) -> Result<ExitCode, Failure> {
+    /// With the store, or why there is none.
+    pub(super) fn run(self, store: Result<PathBuf, String>) -> Result<ExitCode, Failure> {
         let json = self.json;
-        let ended = self.execute(cx);
+        let ended = self.execute(store);
         let report = match ended {
             Ok(report) => report,
             Err(e) => {
@@ -180,7 +181,7 @@ impl Run {
         Ok(ExitCode::from(report.exit_code))
     }
 
-    fn execute(self, cx: &Context) -> Result<Report, RunError> {
+    fn execute(self, store: Result<PathBuf, String>) -> Result<Report, RunError> {
         let cwd = std::env::current_dir().map_err(|e| RunError::io("find", ".", e))?;
         let place = Place::of(&cwd);
         let team_key = self.team_key()?;
@@ -236,9 +237,9 @@ impl Run {
             team_key,
             guard: vec!["/proc/self/exe".into(), "guard".into()],
             memory: memory(),
-            hidden: hidden(&cx.store),
+            hidden: hidden(store.as_deref().ok()),
         };
-        let mut shelf = StoreShelf::new(&cx.store);
+        let mut shelf = StoreShelf::new(store);
         let mut teller = Teller { task: out::clean(&task.id) };
         let report = run(&task, &ways, &mut shelf, &mut teller);
         shelf.rest();
@@ -254,9 +255,9 @@ impl Run {
 }
 
 /// The store, and what shows it.
-fn hidden(store: &Path) -> Vec<PathBuf> {
+fn hidden(store: Option<&Path>) -> Vec<PathBuf> {
     let views = mount_table().into_iter().filter(MountInfo::is_outfs).map(|m| m.at);
-    store.canonicalize().into_iter().chain(views).collect()
+    store.and_then(|store| store.canonicalize().ok()).into_iter().chain(views).collect()
 }
 
 /// The session that this is in.

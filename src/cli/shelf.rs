@@ -23,7 +23,8 @@ const MOST_INPUTS: u64 = 200_000;
 
 /// A store, as runs know it.
 pub(super) struct StoreShelf {
-    store: PathBuf,
+    /// Where it is, or why there is none.
+    store: Result<PathBuf, String>,
     session: Option<Session>,
 }
 
@@ -49,14 +50,23 @@ fn failed(failure: Failure) -> ShelfError {
 }
 
 impl StoreShelf {
-    pub(super) fn new(store: &Path) -> StoreShelf {
-        StoreShelf { store: store.to_owned(), session: None }
+    /// Of the store at a path; of none, where this says why: then all fails.
+    pub(super) fn new(store: Result<PathBuf, String>) -> StoreShelf {
+        StoreShelf { store, session: None }
+    }
+
+    fn store(&self) -> Shelved<&Path> {
+        self.store.as_deref().map_err(|why| ShelfError(why.clone()))
+    }
+
+    fn open(&self) -> Shelved<Session> {
+        Session::open_or_create(self.store()?).map_err(failed)
     }
 
     fn ask_with(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Reply> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => Session::open_or_create(&self.store).map_err(failed)?,
+            None => self.open()?,
         };
         let answer = session.call_with(request, &mut To(to, io::empty())).map_err(failed);
         self.session = Some(session);
@@ -69,7 +79,7 @@ impl StoreShelf {
 
     /// There is nothing to be read, and reading makes no store.
     fn is_empty(&self) -> bool {
-        self.session.is_none() && matches!(is_store(&self.store), Ok(false))
+        self.session.is_none() && self.store().is_ok_and(|store| matches!(is_store(store), Ok(false)))
     }
 
     fn files(
@@ -250,9 +260,9 @@ impl Shelf for StoreShelf {
 
     fn flights(&mut self) -> Shelved<PathBuf> {
         if self.is_empty() {
-            self.session = Some(Session::open_or_create(&self.store).map_err(failed)?);
+            self.session = Some(self.open()?);
         }
-        Ok(self.store.join("runs"))
+        Ok(self.store()?.join("runs"))
     }
 
     fn rest(&mut self) {

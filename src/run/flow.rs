@@ -15,7 +15,7 @@ use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
 use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
-use super::shelf::{Found, Held, Note, Shelf, Shelved, Times, Way, nodes_hash};
+use super::shelf::{Found, Held, Nodes, Note, Shelf, Shelved, Times, Way, nodes_hash};
 use super::spec::Task;
 use super::stage::Performed;
 use super::upstream::{Made, Sought};
@@ -201,13 +201,17 @@ impl Run<'_> {
             key = self.keep(prepared, &outcome, changed.as_deref()).map(|_| prepared.key.clone());
             self.report.key = key.clone();
         }
-        let outputs_hash = if good { Some(self.hash_outputs()?) } else { None };
+        let outputs_hash = good.then(|| self.look_at_outputs()).flatten().map(|nodes| nodes_hash(&nodes));
         self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key, outputs_hash });
         Ok(())
     }
 
-    pub(super) fn hash_outputs(&self) -> Result<String> {
-        Ok(nodes_hash(&nodes(self.cwd(), &self.task.outputs)?))
+    /// What stands at the outputs; `None`, with a warning, when it cannot be read or is nothing that is ever kept.
+    pub(super) fn look_at_outputs(&mut self) -> Option<Nodes> {
+        let looked = nodes(self.cwd(), &self.task.outputs);
+        looked
+            .map_err(|e| self.warn(format!("tasks that come after this one know no result of it: {e}")))
+            .ok()
     }
 
     fn cached(&mut self) -> Result<()> {

@@ -8,7 +8,7 @@ use super::decide::Reason;
 use super::flight::Flight;
 use super::flow::Run;
 use super::ledger::Stand;
-use super::outputs::{Stamp, nodes};
+use super::outputs::Stamp;
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
 use super::stage::Performed;
@@ -71,7 +71,11 @@ impl Run<'_> {
         };
         let Ok(stamp) = Stamp::take(self.cwd(), outputs) else { return false };
         // Older than an input, make would have them made again: they are placed anew, with new times.
-        let fresh = self.ways.times == Times::Keep || links || stamp.oldest_ns >= prepared.gathered.newest_ns;
+        let fresh = match self.ways.times {
+            _ if links => true,
+            Times::Keep => seen.own_times,
+            Times::Now => stamp.oldest_ns >= prepared.gathered.newest_ns,
+        };
         let there = !links || outputs.iter().all(|o| self.cwd().join(o).exists());
         stamp.mark == seen.mark && fresh && there
     }
@@ -92,7 +96,6 @@ impl Run<'_> {
     /// Runs a hit again and says what is different.
     fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<()> {
         let key = &prepared.key;
-        let outputs = &self.task.outputs;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
         let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
         self.report.result = "hit";
@@ -100,7 +103,7 @@ impl Run<'_> {
         if self.judge(&outcome)?.is_some() {
             return Ok(());
         }
-        let now = nodes(self.cwd(), outputs)?;
+        let Some(now) = self.look_at_outputs() else { return Ok(()) };
         let mut differs: Vec<String> =
             kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
         differs.sort();

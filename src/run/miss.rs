@@ -16,7 +16,7 @@ use super::ledger::Stand;
 use super::outputs::{Stamp, missing, not_ignored, untracked};
 use super::prepare::Prepared;
 use super::sandbox::{Room, Rooms};
-use super::shelf::{Found, Held, Keep, MEMBER, Note};
+use super::shelf::{Found, Held, Keep, MEMBER, Note, nodes_hash};
 use super::spec::Inputs;
 use super::stage::Performed;
 use super::{Result, RunError, SandboxKind, VERSION, text};
@@ -66,10 +66,10 @@ impl Run<'_> {
         }
         self.note(&key, Note::Miss { reasons: self.reasons() });
         let outputs_hash = match &held {
-            Some(held) => held.outputs_hash.clone(),
-            None => self.hash_outputs()?,
+            Some(held) => Some(held.outputs_hash.clone()),
+            None => self.look_at_outputs().map(|nodes| nodes_hash(&nodes)),
         };
-        self.remember_run(prepared, Some(outputs_hash), None);
+        self.remember_run(prepared, outputs_hash, None);
         Ok(())
     }
 
@@ -89,7 +89,13 @@ impl Run<'_> {
         changed: Option<&[PathBuf]>,
     ) -> Option<Held> {
         let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
-        let stamp = Stamp::take(&cwd, outputs).ok()?;
+        let stamp = match Stamp::take(&cwd, outputs) {
+            Ok(stamp) => stamp,
+            Err(e) => {
+                self.warn(format!("the result is not kept: {e}"));
+                return None;
+            }
+        };
         stamp.settle();
         let logs = match Logs::write(&Rooms::of(self.ways.memory.as_deref()), outcome) {
             Ok(logs) => logs,

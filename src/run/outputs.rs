@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::remembered::State;
 use super::shelf::{Node, Nodes};
 use super::{Result, RunError, text};
+use crate::cache::remove_tree;
 
 /// Refuses outputs that lie behind a symlink: what is written there is somebody else's.
 pub fn check_way(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
@@ -54,7 +55,7 @@ pub fn clear(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
 
 /// A mount point stays, empty.
 fn remove_dir(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
+    match remove_tree(path) {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy && std::fs::read_dir(path)?.next().is_none() => {
             Ok(())
         }

@@ -73,7 +73,9 @@ impl Run<'_> {
             self.drop_draft(&id);
         }
         let performed = performed?;
-        destroyed?;
+        if let Err(e) = destroyed {
+            self.warn(format!("something of the run is left: {e}"));
+        }
         self.report.duration_ms = Some(performed.outcome.duration.as_millis() as u64);
         self.report.exit_code = performed.outcome.end.code();
         self.tell_wanted(&performed.left);

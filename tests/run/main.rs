@@ -9,6 +9,7 @@ mod cache;
 mod chains;
 mod ends;
 mod events;
+mod faults;
 mod flights;
 mod inputs;
 mod project;

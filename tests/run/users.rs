@@ -303,3 +303,21 @@ fn an_ordinary_user_starts_from_results_and_reads_them() {
 fn users_cat(users: &Users, key: &str, path: &str) -> String {
     users.ok(NOBODY, &["cat", key, path])
 }
+
+/// A cache that fails never fails the task: outputs may be what nobody can read, or directories that nobody may write in.
+#[test]
+fn outputs_without_rights_are_no_obstacle() {
+    let users = Users::new();
+    let dir = users.checkout(NOBODY, &[("in", "1")]);
+    let secret = users.run(NOBODY, &TASK, "echo 1 > o; chmod 000 o");
+    assert_eq!(secret.kept(false).says("warning: the result is not kept").code, 0);
+    let locked = |n: &str| {
+        fs::write(dir.join("in"), n).unwrap();
+        users.run(NOBODY, &TASK, "mkdir -p o/sub; cp in o/sub/f; chmod 555 o/sub o")
+    };
+    assert_eq!(locked("2").kept(true).code, 0);
+    assert_eq!(locked("3").kept(true).code, 0);
+    assert!(crate::common::chmod(dir.join("o/sub"), 0o555).is_ok());
+    locked("2").is_hit();
+    assert_eq!(fs::read(dir.join("o/sub/f")).unwrap(), b"2");
+}

@@ -23,6 +23,7 @@ use super::capture::Sink;
 use super::exec::{Outcome, Plan};
 use super::spec::Place;
 use super::{Result, RunError, text};
+use crate::cache::remove_tree;
 
 /// What a command runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -122,7 +123,7 @@ fn move_tree(from: &Path, to: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
             layout::copy_tree(from, to)?;
             let gone = if from.is_dir() && !from.is_symlink() {
-                std::fs::remove_dir_all(from)
+                remove_tree(from)
             } else {
                 std::fs::remove_file(from)
             };

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::room::{Owned, Room};
+use super::room::{Owned, Room, remove_all};
 use super::{Left, Rooms, Sandbox, Scene, Tree};
 use crate::run::capture::Sink;
 use crate::run::exec::{Outcome, Plan, execute};
@@ -46,6 +46,11 @@ impl Sandbox for Plain<'_> {
 
     fn inject(&mut self, at: &Path, tree: &mut dyn Tree) -> Result<()> {
         let path = self.scene.place.cwd.join(at);
+        // First, as it sweeps: what stands there may be of a run that was killed.
+        let room = match &mut self.room {
+            Some(room) => room,
+            none => none.insert(self.rooms.make()?),
+        };
         if path.symlink_metadata().is_ok() {
             return Err(RunError::usage(format!(
                 "{} exists; --from puts a result there for the time of the run, so name a path that is free (or use \
@@ -53,10 +58,6 @@ impl Sandbox for Plain<'_> {
                 at.display()
             )));
         }
-        let room = match &mut self.room {
-            Some(room) => room,
-            none => none.insert(self.rooms.make()?),
-        };
         let cwd = &self.scene.place.cwd;
         let missing =
             path.ancestors().skip(1).take_while(|dir| *dir != cwd && dir.symlink_metadata().is_err());
@@ -91,12 +92,7 @@ impl Sandbox for Plain<'_> {
 
     fn remove(&mut self) -> Result<()> {
         for path in self.laid.drain(..) {
-            match std::fs::remove_dir_all(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(RunError::io("remove", path, e));
-                }
-                _ => {}
-            }
+            remove_all(&path).map_err(|e| RunError::io("remove", path, e))?;
         }
         // Those that have something else in them now stay.
         self.above.drain(..).rev().for_each(|dir| drop(std::fs::remove_dir(dir)));

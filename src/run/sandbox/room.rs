@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use crate::cache::remove_tree;
 use crate::run::{Result, RunError};
 
 /// Locked while the run lives.
@@ -108,7 +109,7 @@ fn remove_owned(owned: &[u8]) {
     let path = PathBuf::from(OsString::from_vec(rest[at + 1..].to_vec()));
     if which(&path).is_some_and(|which| which.as_bytes() == &rest[..at]) {
         let _ = match how {
-            b'w' => std::fs::remove_dir_all(path),
+            b'w' => remove_tree(&path),
             _ => std::fs::remove_dir(path),
         };
     }
@@ -119,23 +120,12 @@ fn is_old(dir: &Path) -> bool {
     age.is_some_and(|age| age.as_secs() > 60)
 }
 
-/// Deletes a tree of ours, also where a command has taken away its own rights.
+/// Deletes a tree of ours; one that is gone already is fine.
 pub(super) fn remove_all(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            unlock(dir);
-            std::fs::remove_dir_all(dir)
-        }
+    match remove_tree(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-fn unlock(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700));
-    let Ok(names) = std::fs::read_dir(dir) else { return };
-    names.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).for_each(|e| unlock(&e.path()));
 }
 
 impl Room {
