@@ -162,16 +162,27 @@ impl Run {
     /// With the store, or why there is none.
     pub(super) fn run(self, store: Result<PathBuf, String>) -> Result<ExitCode, Failure> {
         let json = self.json;
-        let ended = self.execute(store);
-        let report = match ended {
-            Ok(report) => report,
-            Err(e) => {
-                out::note(&out::clean(&e.to_string()));
-                let code = if let RunError::Command { code, .. } = e { code } else { OWN_ERROR };
-                return Ok(ExitCode::from(code));
-            }
-        };
+        let place = std::env::current_dir().map(|cwd| Place::of(&cwd));
+        let id = self.task.clone();
+        let id =
+            id.or_else(|| Some(Task::default_id(&self.command, place.as_ref().ok()?))).unwrap_or_default();
+        let mut teller = Teller { task: out::clean(&id), open: false, lost: None };
+        let place = place.map_err(|e| RunError::io("find", ".", e));
+        let ended = place.and_then(|place| self.execute(&id, place, store, &mut teller));
+        let mut report = ended.unwrap_or_else(|e| {
+            out::note(&out::clean(&e.to_string()));
+            let code = if let RunError::Command { code, .. } = e { code } else { OWN_ERROR };
+            Report { exit_code: code, error: Some(e.to_string()), ..Report::of(&id) }
+        });
+        if let Some(e) = teller.lost {
+            out::note(&format!("the output is lost, it cannot be written: {e}"));
+            report.exit_code = if report.exit_code == 0 { OWN_ERROR } else { report.exit_code };
+        }
         if json {
+            // A line of its own, whatever the command printed.
+            if teller.open {
+                out::line("")?;
+            }
             out::json(&report)?;
         } else if let Some(parts) = &report.parts {
             print_plan(&report, parts)?;
@@ -181,9 +192,13 @@ impl Run {
         Ok(ExitCode::from(report.exit_code))
     }
 
-    fn execute(self, store: Result<PathBuf, String>) -> Result<Report, RunError> {
-        let cwd = std::env::current_dir().map_err(|e| RunError::io("find", ".", e))?;
-        let place = Place::of(&cwd);
+    fn execute(
+        self,
+        id: &str,
+        place: Place,
+        store: Result<PathBuf, String>,
+        teller: &mut Teller,
+    ) -> Result<Report, RunError> {
         let team_key = self.team_key()?;
         let session = session()?;
         if self.ephemeral && session.is_none() {
@@ -192,7 +207,7 @@ impl Run {
             return Err(RunError::usage(message));
         }
         let task = Task {
-            id: self.task.unwrap_or_else(|| Task::default_id(&self.command, &place)),
+            id: id.to_owned(),
             outputs: Task::outputs_of(&self.output, &place)?,
             inputs: match (self.no_inputs, self.input.is_empty()) {
                 (false, true) => Inputs::Git,
@@ -240,8 +255,7 @@ impl Run {
             hidden: hidden(store.as_deref().ok()),
         };
         let mut shelf = StoreShelf::new(store);
-        let mut teller = Teller { task: out::clean(&task.id) };
-        let report = run(&task, &ways, &mut shelf, &mut teller);
+        let report = run(&task, &ways, &mut shelf, teller);
         shelf.rest();
         report
     }
@@ -275,15 +289,25 @@ fn memory() -> Option<PathBuf> {
 /// Says what happens on standard error; the command's output goes where it belongs.
 struct Teller {
     task: String,
+    /// The last line on standard output has no end.
+    open: bool,
+    /// Why output is lost.
+    lost: Option<io::Error>,
 }
 
 impl Sink for Teller {
     fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
-        // A reader that went away is no reason to end the command.
-        let _ = match stderr {
-            true => io::stderr().write_all(bytes),
+        let done = match stderr {
+            true => return drop(io::stderr().write_all(bytes)),
             false => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
         };
+        self.open = bytes.last().map_or(self.open, |last| *last != b'\n');
+        // A reader that went away is no reason to end the command, and wants no more.
+        if let Err(e) = done
+            && e.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.lost.get_or_insert(e);
+        }
     }
 }
 

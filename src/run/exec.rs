@@ -1,7 +1,8 @@
 //! Running a command: its output live and kept, its time limited, nothing of it left behind.
 //!
 //! Purpose: the one place that starts a task's processes; a sandbox is a longer argument vector.
-//! Invariants: standard input is empty; both outputs are passed on as they come and kept within bounds; at
+//! Invariants: standard input is empty; both outputs are passed on as they come and kept within bounds, and whoever does not
+//! take them keeps nothing else waiting; at
 //! the time limit, or when outfs is asked to end, the whole process group is told so and killed
 //! after a grace; when this returns, nothing of the group is alive. Must not know: keys, stores, terminals.
 
@@ -23,6 +24,7 @@ use nix::unistd::Pid;
 use super::capture::{Capture, Order, Sink};
 use super::guard::{die_with_parent, hand_down, kill_descendants, not_started};
 use super::signals::Signals;
+use super::spool::Spool;
 use crate::cache::pidfd_open;
 
 /// How long a guard that was told to end everything may take.
@@ -121,9 +123,22 @@ pub fn execute(plan: &Plan<'_>, sink: &mut dyn Sink) -> io::Result<Outcome> {
         }
         Err(e) => return Err(e),
     };
-    let ended = running.watch(plan, &signals, sink, started);
-    // Whatever happened: nothing stays.
-    running.end();
+    let spool = Spool::new().inspect_err(|_| running.end())?;
+    // Whoever takes the output may block, and time goes on.
+    let ended = std::thread::scope(|scope| {
+        let (running, spool) = (&mut running, &spool);
+        let watcher = scope.spawn(move || {
+            let ended = running.watch(plan, &signals, spool, started);
+            // Whatever happened: nothing stays.
+            running.end();
+            let asked = signals.take().map(End::Interrupted);
+            drop(signals);
+            spool.end();
+            ended.map(|end| asked.unwrap_or(end))
+        });
+        spool.pass_on(sink);
+        watcher.join().unwrap_or_else(|p| std::panic::resume_unwind(p))
+    });
     let end = ended?;
     let [out, err] = running.captures;
     let whole = out.is_whole() && err.is_whole();
@@ -185,14 +200,14 @@ impl Running {
         &mut self,
         plan: &Plan<'_>,
         signals: &Signals,
-        sink: &mut dyn Sink,
+        spool: &Spool,
         started: Instant,
     ) -> io::Result<End> {
         let mut why = None;
         let mut deadline = plan.timeout.map(|t| started + t);
         loop {
-            let ready = self.poll(signals, deadline)?;
-            self.drain(sink)?;
+            let ready = self.poll(signals, spool, deadline)?;
+            self.drain(spool, false)?;
             if let Some(signal) = signals.take() {
                 self.tell(signal);
                 let grace = match why {
@@ -204,7 +219,7 @@ impl Running {
                 deadline = grace.map_or(deadline, |g| Some(Instant::now() + g));
             }
             if ready {
-                self.drain(sink)?;
+                self.drain(spool, true)?;
                 let code = exit_code(self.reap()?);
                 return Ok(why.unwrap_or(End::Exited(code)));
             }
@@ -230,7 +245,7 @@ impl Running {
     }
 
     /// Waits for output, a signal, the end or the deadline; true when the process has ended.
-    fn poll(&self, signals: &Signals, deadline: Option<Instant>) -> io::Result<bool> {
+    fn poll(&self, signals: &Signals, spool: &Spool, deadline: Option<Instant>) -> io::Result<bool> {
         let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         // Rounded up, or the last millisecond would be waited for in a circle.
         let timeout = left.map_or(PollTimeout::NONE, |l| {
@@ -239,8 +254,11 @@ impl Running {
         let mut fds = vec![
             PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.fd(), PollFlags::POLLIN),
+            PollFd::new(spool.fd(), PollFlags::POLLIN),
         ];
-        fds.extend(self.pipes.iter().flatten().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
+        spool.heard();
+        let pipes = if spool.is_full() { &[] } else { &self.pipes[..] };
+        fds.extend(pipes.iter().flatten().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) => Ok(fds[0].any() == Some(true)),
             Err(Errno::EINTR) => Ok(false),
@@ -248,15 +266,15 @@ impl Running {
         }
     }
 
-    /// Takes all that is there to be read.
-    fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+    /// Takes all that is there to be read and there is room for; at the end there is room for all.
+    fn drain(&mut self, spool: &Spool, end: bool) -> io::Result<()> {
         let mut buffer = [0; 1 << 16];
         for i in 0..2 {
-            while let Some(pipe) = &mut self.pipes[i] {
+            while let Some(pipe) = self.pipes[i].as_mut().filter(|_| end || !spool.is_full()) {
                 match pipe.read(&mut buffer) {
                     Ok(0) => self.pipes[i] = None,
                     Ok(n) => {
-                        sink.wrote(i == 1, &buffer[..n]);
+                        spool.push(i == 1, &buffer[..n]);
                         self.captures[i].push(&buffer[..n]);
                         self.order.push(i == 1, n as u64);
                         if n < buffer.len() {

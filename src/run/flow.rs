@@ -111,27 +111,38 @@ pub struct Report {
     /// All parts of the key, with `--dry-run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parts: Option<Parts>,
+    /// Why the task was not run, or not to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Report {
+    /// Of a task of which nothing is known yet.
+    pub fn of(task: &str) -> Report {
+        Report {
+            task: task.to_owned(),
+            key: None,
+            result: "uncached",
+            reasons: Vec::new(),
+            exit_code: 0,
+            duration_ms: None,
+            saved_ms: None,
+            waited_ms: None,
+            kept: false,
+            inputs: 0,
+            inputs_read: 0,
+            differs: None,
+            undeclared: Vec::new(),
+            warnings: Vec::new(),
+            parts: None,
+            error: None,
+        }
+    }
 }
 
 /// Runs a task.
 pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voice) -> Result<Report> {
-    let report = Report {
-        task: task.id.clone(),
-        key: None,
-        result: "uncached",
-        reasons: Vec::new(),
-        exit_code: 0,
-        duration_ms: None,
-        saved_ms: None,
-        waited_ms: None,
-        kept: false,
-        inputs: 0,
-        inputs_read: 0,
-        differs: None,
-        undeclared: Vec::new(),
-        warnings: Vec::new(),
-        parts: None,
-    };
+    let report = Report::of(&task.id);
     let ledger = Ledger::of(ways.memory.as_deref(), &task.place.root);
     let mut run = Run { task, ways, shelf: Some(shelf), voice, ledger, report, waited_for: None };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {

@@ -36,6 +36,7 @@ mod sandbox;
 mod shelf;
 mod signals;
 mod spec;
+mod spool;
 mod stage;
 mod text;
 mod upstream;

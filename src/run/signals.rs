@@ -1,15 +1,17 @@
 //! Signals that ask a process to end, as something that can be polled.
 //!
-//! Invariant: a signal that was ignored when the process was started (nohup, a background job) stays ignored.
+//! Invariants: a signal that was ignored when the process was started (nohup, a background job) stays ignored; while nobody
+//! listens, the others end the process, as they would if nobody ever had.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::{SigId, flag, low_level};
 
@@ -18,6 +20,37 @@ pub(super) struct Signals {
     last: Arc<AtomicUsize>,
     wake: UnixStream,
     registered: Vec<SigId>,
+}
+
+/// Who listens, and the signals whose handlers are installed, which they are for good.
+struct Listeners {
+    count: usize,
+    handled: Vec<i32>,
+}
+
+static LISTENERS: Mutex<Listeners> = Mutex::new(Listeners { count: 0, handled: Vec::new() });
+/// Nobody listens: handlers do what happens without one.
+static UNHEARD: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+impl Listeners {
+    fn one_more(signals: &[i32]) -> io::Result<()> {
+        let mut all = LISTENERS.lock();
+        for signal in signals {
+            if !all.handled.contains(signal) {
+                flag::register_conditional_default(*signal, UNHEARD.clone())?;
+                all.handled.push(*signal);
+            }
+        }
+        all.count += 1;
+        UNHEARD.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn one_less() {
+        let mut all = LISTENERS.lock();
+        all.count -= 1;
+        UNHEARD.store(all.count == 0, Ordering::SeqCst);
+    }
 }
 
 fn is_ignored(signal: i32) -> bool {
@@ -33,8 +66,10 @@ impl Signals {
     pub fn catch(more: &[i32]) -> io::Result<Signals> {
         let (wake, tell) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        let mut signals = Signals { last: Arc::default(), wake, registered: Vec::new() };
         let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|s| !is_ignored(*s));
+        let all: Vec<i32> = all.collect();
+        Listeners::one_more(&all)?;
+        let mut signals = Signals { last: Arc::default(), wake, registered: Vec::new() };
         for signal in all {
             signals.registered.push(flag::register_usize(signal, signals.last.clone(), signal as usize)?);
             signals.registered.push(low_level::pipe::register(signal, tell.try_clone()?)?);
@@ -81,5 +116,6 @@ impl Drop for Signals {
         for id in self.registered.drain(..) {
             low_level::unregister(id);
         }
+        Listeners::one_less();
     }
 }

@@ -209,3 +209,90 @@ fn a_run_killed_at_any_moment_is_no_wrong_hit() {
     }
     assert_eq!(p.ok(&["drafts", "--json"]), "");
 }
+
+/// S13.7 However a run ends, nothing of its command is left behind.
+#[test]
+fn a_time_limit_holds_while_nobody_reads_the_output() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-unread-{}", std::process::id());
+    let script = format!("touch started; exec sh -c 'while :; do echo {mark} {mark} {mark}; done'");
+    let args = ["run", "--no-inputs", "--timeout", "300ms", "--", "sh", "-c", &script];
+    let mut child = p.command(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the command to start", || p.path("started").exists());
+    eventually("the command to be ended", || {
+        processes(mark).is_empty() || processes(mark) == [child.id() as i32]
+    });
+    assert!(child.try_wait().unwrap().is_none(), "its output is not read yet");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(124));
+}
+
+/// Signals end a run at once while its result is stored, and nothing of that is kept.
+#[test]
+fn a_signal_while_the_result_is_stored_ends_the_run() {
+    let p = Project::new();
+    let args =
+        ["run", "--task", "t", "--no-inputs", "--output", "o", "--", "sh", "-c", "touch started; echo 1 > o"];
+    let mut first = p.command(&args);
+    assert!(first.output().unwrap().status.success());
+    std::fs::remove_file(p.path("started")).unwrap();
+    // Whoever keeps the store's lock has the run wait when it wants to store.
+    let lock = std::fs::File::open(p.store.join("lock")).unwrap();
+    let args = [
+        "run",
+        "--policy",
+        "writeonly",
+        "--task",
+        "t",
+        "--no-inputs",
+        "--output",
+        "o",
+        "--",
+        "sh",
+        "-c",
+        "touch started; while [ ! -e go ]; do sleep 0.01; done; echo 2 > o",
+    ];
+    let mut child = p.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    started(&p, &mut child);
+    eventually("the store to be free", || lock.try_lock().is_ok());
+    p.write("go", "");
+    eventually("the output to be made", || p.path("o").exists() && p.read("o") == "2\n");
+    eventually("the run to end", || {
+        // Until the command has ended a signal is for that, and asks it in vain to end.
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP);
+        child.try_wait().unwrap().is_some()
+    });
+    drop(lock);
+    assert_eq!(p.ok(&["fsck"]).lines().filter(|l| l.contains("damage")).count(), 0);
+}
+
+#[test]
+fn a_record_has_a_line_of_its_own() {
+    let p = Project::new();
+    let json = |options: &[&str], command: &[&str]| {
+        let out = p.outfs(&[&["run", "--json"], options, &["--"], command].concat());
+        let text = String::from_utf8(out.stdout).unwrap();
+        let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        (out.status.code().unwrap(), record, text.lines().count())
+    };
+    assert_eq!(json(&["--no-inputs"], &["printf", "foo"]).2, 2);
+    assert_eq!(json(&["--no-inputs"], &["printf", "foo"]).2, 2, "a hit, too");
+    assert_eq!(json(&["--no-inputs"], &["echo", "foo"]).2, 2);
+    let (code, record, _) = json(&["--no-inputs"], &["no-such-program"]);
+    assert_eq!((code, &record["exit_code"]), (127, &127.into()));
+    let (code, record, _) = json(&["--input", "nothing"], &["true"]);
+    assert_eq!((code, &record["exit_code"]), (125, &125.into()));
+    assert!(record["error"].as_str().unwrap().contains("nothing does not exist"), "{record}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let p = Project::new();
+    for _ in 0..2 {
+        let mut c = p.command(&["run", "--no-inputs", "--", "echo", "foo"]);
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let out = c.stdout(full).output().unwrap();
+        assert_eq!(out.status.code(), Some(125));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("the output is lost"), "{out:?}");
+    }
+}
