@@ -93,6 +93,7 @@ pub use lookup::{Lookup, Miss};
 pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
 pub use process::Process;
+pub(crate) use restore::temp_owner;
 pub use scrub::ScrubFacts;
 pub use tiers::TierOptions;
 pub use usage::{Du, Stats, Usage};

@@ -161,6 +161,9 @@ impl<'a> Restorer<'a> {
             let place = Place { index: next, fd: fd.as_fd() };
             let Dir { record, made, ref only, .. } = self.dirs[next];
             let only = only.clone();
+            if self.exact && !made && !only.is_all() {
+                sweep(place.fd);
+            }
             if self.exact && !made && only.is_all() {
                 self.prune(place.fd, record, &self.path(next, b""))?;
             }
@@ -299,4 +302,22 @@ pub(super) fn temp_name() -> Vec<u8> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(".outfs-{}-{n}.tmp", std::process::id()).into_bytes()
+}
+
+/// The process whose [`temp_name`] this is, if it is one.
+pub(crate) fn temp_owner(name: &[u8]) -> Option<u32> {
+    let middle = name.strip_prefix(b".outfs-")?.strip_suffix(b".tmp")?;
+    let (pid, n) = std::str::from_utf8(middle).ok()?.split_once('-')?;
+    n.parse::<u64>().ok()?;
+    pid.parse().ok()
+}
+
+/// Takes away what processes that died left beside the outputs; what cannot be is left.
+fn sweep(dir: BorrowedFd<'_>) {
+    let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    for name in at::names(dir).unwrap_or_default() {
+        if temp_owner(&name).is_some_and(|pid| !lives(pid)) {
+            let _ = unlinkat(dir, &name[..], UnlinkatFlags::NoRemoveDir);
+        }
+    }
 }

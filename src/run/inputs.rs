@@ -19,7 +19,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::remembered::{Remembered, State};
 use super::spec::{Inputs, Place};
 use super::{Input, Kind, Result, RunError};
-use crate::cache::workers;
+use crate::cache::{temp_owner, workers};
 use crate::model::BlobHash;
 
 /// The inputs of a task.
@@ -60,10 +60,15 @@ pub fn gather(
             }
         }
     }
-    found.retain(|(path, _)| !outputs.iter().any(|o| is_at_or_below(path, o)));
+    found.retain(|(path, _)| !is_unfinished(path) && !outputs.iter().any(|o| is_at_or_below(path, o)));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
     Ok(Gathered { untracked, ..hash_all(place, found, remembered)? })
+}
+
+/// What a run that was killed has left of an output: nobody's input.
+pub(super) fn is_unfinished(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| temp_owner(name.as_bytes()).is_some())
 }
 
 type Found = Vec<(PathBuf, Metadata)>;
@@ -97,7 +102,8 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
     let names: Vec<(&[u8], &[u8])> =
         listed.stdout.split(|&b| b == 0).filter_map(|line| line.split_at_checked(2)).collect();
     let untracked = names.iter().filter(|(state, _)| *state == b"? ");
-    let untracked = untracked.map(|(_, name)| PathBuf::from(OsStr::from_bytes(name))).collect();
+    let untracked = untracked.map(|(_, name)| PathBuf::from(OsStr::from_bytes(name)));
+    let untracked = untracked.filter(|path| !is_unfinished(path)).collect();
     let looked = in_threads(&names, |names| {
         let look = |(_, name): &(&[u8], &[u8])| {
             let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::inputs::is_unfinished;
 use super::remembered::State;
 use super::shelf::{Node, Nodes};
 use super::{Result, RunError, text};
@@ -224,7 +225,8 @@ pub fn untracked(cwd: &Path) -> Option<BTreeSet<PathBuf>> {
         .output()
         .ok()?;
     let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
-    listed.status.success().then(|| names().map(|n| PathBuf::from(OsStr::from_bytes(n))).collect())
+    let all = names().map(|n| PathBuf::from(OsStr::from_bytes(n))).filter(|path| !is_unfinished(path));
+    listed.status.success().then(|| all.collect())
 }
 
 /// Those of some paths below `root` that git does not ignore; all of them outside git.
