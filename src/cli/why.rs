@@ -100,6 +100,12 @@ impl Why {
             for (task, _) in parts.after {
                 line("after", task)?;
             }
+            for (path, outputs) in parts.from {
+                line("from", format!("{path}: {}", outputs.chars().take(12).collect::<String>()))?;
+            }
+            for (name, _) in parts.base {
+                line("base", name)?;
+            }
         }
         Ok(())
     }

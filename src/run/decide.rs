@@ -230,10 +230,7 @@ fn unknown_key(s: &Situation<'_>) -> Vec<Reason> {
         },
     };
     let mut reasons = compare(parts, s.parts);
-    let (old, new) = other_changes(parts, s.parts);
-    if !old.is_empty() {
-        reasons.push(Reason::CacheKeyMismatch { old: old.join(", "), new: new.join(", ") });
-    } else if reasons.is_empty() {
+    if reasons.is_empty() {
         reasons.push(Reason::CacheKeyMismatch { old: key.to_string(), new: s.key.to_string() });
     }
     reasons
@@ -287,7 +284,7 @@ fn others(p: &Parts) -> [&str; 5] {
     [&p.cwd, &p.platform, &p.sandbox, &p.network, if p.base.is_empty() { "" } else { "a base" }]
 }
 
-/// What differs between two keys' parts, as reasons; nothing of what [`Reason::CacheKeyMismatch`] is for.
+/// All that differs between two keys' parts, as reasons.
 pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if old.argv != new.argv {
@@ -320,6 +317,10 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
             old: a.map(Input::state),
             new: b.map(Input::state),
         }));
+    }
+    let (before, now) = other_changes(old, new);
+    if !before.is_empty() {
+        reasons.push(Reason::CacheKeyMismatch { old: before.join(", "), new: now.join(", ") });
     }
     reasons
 }
