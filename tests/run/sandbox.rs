@@ -270,3 +270,11 @@ fn the_end_of_a_sandboxed_run_is_the_end_of_all() {
     nothing_left(mark);
     eventually("no place to be left", || left_over(&p).is_empty());
 }
+
+#[test]
+fn what_looks_like_the_sandboxs_word_is_the_commands() {
+    need("bwrap");
+    let p = Project::new();
+    let options = ["--sandbox", "bwrap", "--task", "t", "--no-inputs"];
+    assert_eq!(p.sh(&options, "echo 'bwrap: oops' >&2; exit 1").says("bwrap: oops").code, 1);
+}

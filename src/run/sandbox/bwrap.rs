@@ -32,6 +32,24 @@ const ROOTS: [&str; 9] = [
 ];
 /// Directories that are empty and private inside.
 const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+/// What bubblewrap's complaints begin with; what else looks like one is the command's.
+const SETUP: &[&str] = &[
+    "execvp ",
+    "Can't ",
+    "Unable to ",
+    "Failed to ",
+    "No permissions ",
+    "Creating ",
+    "Setting ",
+    "setting up ",
+    "Unexpected ",
+    "Dropping capability ",
+    "cap",
+    "prctl",
+    "open /proc",
+    "loopback: ",
+    "pivot_root",
+];
 
 /// A place made by bubblewrap.
 pub struct Bwrap<'a> {
@@ -184,6 +202,9 @@ impl<'a> Bwrap<'a> {
         let said = outcome.stderr.strip_prefix(b"bwrap: ")?;
         let said = String::from_utf8_lossy(said).trim_end().to_owned();
         if outcome.end != End::Exited(1) || said.contains('\n') || !outcome.stdout.is_empty() {
+            return None;
+        }
+        if !SETUP.iter().any(|start| said.starts_with(start)) {
             return None;
         }
         if said.starts_with("execvp") {
