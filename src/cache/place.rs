@@ -31,6 +31,11 @@ pub enum Placement {
         /// What is wrong.
         why: String,
     },
+    /// Only reflinks were wanted, and there can be none here.
+    NoReflinks {
+        /// What the system says.
+        why: String,
+    },
 }
 
 /// New modification times: the newest is given, the others are just before it in the order they had.
@@ -83,6 +88,9 @@ impl Entry {
             Err((CacheError::Store(e), Some(path))) if is_loss(&e) => {
                 let path = path.strip_prefix(dest).map(Path::to_owned).unwrap_or(path);
                 Ok(Placement::Lost { path, why: e.to_string() })
+            }
+            Err((e @ CacheError::Io { op: "reflink", .. }, _)) => {
+                Ok(Placement::NoReflinks { why: e.to_string() })
             }
             Err((e, _)) => Err(e),
         }

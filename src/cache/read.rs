@@ -220,6 +220,23 @@ impl Entry {
         Ok(bytes)
     }
 
+    /// Reads everything once, so that what is damaged of it is known from now on, and is stored anew when it comes again.
+    pub fn read_through(&self) {
+        let Ok(manifest) = self.manifest() else { return };
+        let mut piece = vec![0; 1 << 20];
+        let files = manifest.records().iter().enumerate().filter(|(_, r)| r.kind() == RecordKind::File);
+        for (record, size) in files.map(|(n, r)| (n as u32, r.size())) {
+            let mut at = 0;
+            while at < size {
+                match self.read(record, at, &mut piece) {
+                    Ok(n) if n > 0 => at += n as u64,
+                    // It was reported.
+                    _ => break,
+                }
+            }
+        }
+    }
+
     /// The record of a file below the entry, by its path.
     pub fn file(&self, path: &[u8]) -> Result<u32> {
         let no_file = || CacheError::NoFile { key: self.key().clone(), path: at::show(path) };

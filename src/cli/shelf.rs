@@ -9,7 +9,8 @@ use super::session::{Session, is_store};
 use super::{out, unexpected};
 use crate::cache::{Process, RestoreAs, Restored, TaskFacts};
 use crate::control::{
-    Channel, Failure, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase, RunPut,
+    Channel, Failure, Kind, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase,
+    RunPut,
 };
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
@@ -63,18 +64,29 @@ impl StoreShelf {
         Session::open_or_create(self.store()?).map_err(failed)
     }
 
-    fn ask_with(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Reply> {
+    fn call(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Result<Reply, Failure>> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => self.open()?,
         };
-        let answer = session.call_with(request, &mut To(to, io::empty())).map_err(failed);
+        let answer = session.call_with(request, &mut To(to, io::empty()));
         self.session = Some(session);
-        answer
+        Ok(answer)
+    }
+
+    fn ask_with(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Reply> {
+        self.call(request, to)?.map_err(failed)
     }
 
     fn ask(&mut self, request: Request) -> Shelved<Reply> {
-        self.ask_with(request, &mut io::sink())
+        match self.call(request.clone(), &mut io::sink())? {
+            // While the command ran, maybe. All that runs ask may be done twice, so whoever has the store now is asked.
+            Err(failure) if failure.kind == Kind::Lost => {
+                self.session = None;
+                self.ask_with(request, &mut io::sink())
+            }
+            answer => answer.map_err(failed),
+        }
     }
 
     /// There is nothing to be read, and reading makes no store.
@@ -232,6 +244,7 @@ impl Shelf for StoreShelf {
                 outputs: raw(keep.outputs),
                 extra: keep.extra.clone(),
                 replace: keep.replace,
+                lost: keep.lost,
                 session: keep.session.cloned(),
                 base: keep.base.map(|(key, changed)| RunBase { key: key.clone(), changed: raw(changed) }),
             }),

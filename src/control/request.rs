@@ -40,6 +40,9 @@ pub struct RunPut {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// The entry with the key was found to have lost content: what it has is not taken for stored without being read.
+    #[serde(default)]
+    pub lost: bool,
     /// It lasts no longer than this.
     #[serde(default)]
     pub session: Option<SessionId>,

@@ -391,7 +391,10 @@ impl Run<'_> {
         let task = self.task.id.clone();
         let key = Some(prepared.key.clone());
         self.ledger.set_last_run(&LastRun { task: task.clone(), key, outputs_hash: outputs_hash.clone() });
-        let Some(path) = self.ways.lock.as_ref().map(|l| self.cwd().join(l)) else { return };
+        let writes = self.ways.policy.allows_write();
+        let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.cwd().join(l)) else {
+            return;
+        };
         let block = Block { key: prepared.key.clone(), outputs_hash, status, parts: prepared.parts.clone() };
         if prepared.lock.as_ref().and_then(|l| l.tasks.get(&task)) == Some(&block) {
             return;

@@ -2,7 +2,6 @@
 //!
 //! Invariant: what cannot be given back whole is a reason to run. Must not know: how it was decided.
 
-use super::Result;
 use super::capture::Order;
 use super::decide::Reason;
 use super::flight::Flight;
@@ -12,6 +11,7 @@ use super::outputs::Stamp;
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
 use super::stage::Performed;
+use super::{Result, RunError};
 use crate::cache::CachePolicy;
 
 impl Run<'_> {
@@ -23,10 +23,14 @@ impl Run<'_> {
         let key = &prepared.key;
         let mut logs = [Vec::new(), Vec::new()];
         for (stderr, log) in [false, true].into_iter().zip(&mut logs) {
-            if self.ask(|shelf| shelf.log(key, stderr, log)).is_none() {
-                let path = if stderr { "logs/stderr.log" } else { "logs/stdout.log" };
-                return Ok(Some(Reason::OutputMissing { path: path.into() }));
+            let path = if stderr { "logs/stderr.log" } else { "logs/stdout.log" };
+            match self.shelf.as_mut().map(|shelf| shelf.log(key, stderr, log)) {
+                Some(Ok(())) => continue,
+                // A damaged log is no failure of the store, which may keep the next one.
+                Some(Err(e)) => self.warn(format!("the entry {key} has lost content: {e}")),
+                None => {}
             }
+            return Ok(Some(Reason::OutputMissing { path: path.into() }));
         }
         if !self.stands(prepared, held) {
             let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
@@ -37,6 +41,11 @@ impl Run<'_> {
                 Some(Placed::Lost { path, why }) => {
                     self.warn(format!("the entry {key} has lost content: {why}"));
                     return Ok(Some(Reason::OutputMissing { path }));
+                }
+                Some(Placed::NoReflinks { why }) => {
+                    return Err(RunError::usage(format!(
+                        "{why}; --as reflink is for a store on the same file system, one that has reflinks (--as auto copies)"
+                    )));
                 }
                 None => {
                     let status = "its outputs cannot be given back".into();
@@ -100,7 +109,8 @@ impl Run<'_> {
         let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
         self.report.result = "hit";
         self.report.kept = true;
-        if self.judge(&outcome)?.is_some() {
+        if let Some(status) = self.judge(&outcome)? {
+            self.report.differs = Some(vec![format!("no result: {status}")]);
             return Ok(());
         }
         let Some(now) = self.look_at_outputs() else { return Ok(()) };

@@ -116,6 +116,7 @@ impl Run<'_> {
             logs: [&logs.stdout, &logs.stderr],
             extra: self.extra(prepared, &outcome.order),
             replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
+            lost: self.report.reasons.iter().any(|r| matches!(r, Reason::OutputMissing { .. })),
             session,
             base: prepared.base.as_ref().map(|of| &of.key).zip(changed),
         };
@@ -198,8 +199,10 @@ impl Run<'_> {
             End::TimedOut => Some(format!("timed out after {:?}", self.ways.timeout.unwrap_or_default())),
             End::Interrupted(signal) => Some(format!("interrupted by signal {signal}")),
         };
-        if status.is_some() {
-            return Ok(status);
+        if let Some(status) = status {
+            let nothing = if self.report.result == "miss" { "; nothing is kept" } else { "" };
+            self.warn(format!("the command has no result: {status}{nothing}"));
+            return Ok(Some(status));
         }
         let Some(output) = missing(self.cwd(), &self.task.outputs) else { return Ok(None) };
         let status = format!("the declared output {} is missing", output.display());

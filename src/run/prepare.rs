@@ -56,7 +56,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let program = find_program(&task.argv[0], cwd)?;
     let mut tools = BTreeMap::new();
     for tool in &task.tools {
-        let path = find_program(tool, cwd)?;
+        let path = find_program(tool, cwd).map_err(|e| RunError::usage(format!("--tool {e}")))?;
         tools.insert(text(tool), hash_program(&path, &mut remembered)?.to_hex());
     }
     // The lock file is written by every run, so it is no input.

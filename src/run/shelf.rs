@@ -116,6 +116,11 @@ pub enum Placed {
         /// What is wrong.
         why: String,
     },
+    /// Only reflinks were wanted, and there can be none here.
+    NoReflinks {
+        /// What the system says.
+        why: String,
+    },
 }
 
 /// A result to be kept.
@@ -141,6 +146,8 @@ pub struct Keep<'a> {
     pub extra: BTreeMap<String, serde_json::Value>,
     /// Replace an entry with other outputs.
     pub replace: bool,
+    /// The entry with the key has lost content.
+    pub lost: bool,
     /// It lasts no longer than this.
     pub session: Option<&'a SessionId>,
     /// The entry that it was made from, and the files that are not as that has them: the others need not be read.

@@ -232,7 +232,7 @@ impl Tree for Earlier<'_, '_> {
             None => shelf.restore(key, dest),
             Some(outputs) => match shelf.place(key, dest, outputs, files, Times::Keep)? {
                 Placed::Done(_) => Ok(()),
-                Placed::Lost { why, .. } => Err(ShelfError(why)),
+                Placed::Lost { why, .. } | Placed::NoReflinks { why } => Err(ShelfError(why)),
             },
         })
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::common::{Mount, eventually, files_below, need};
 use crate::project::{Project, Ran};
 
 /// A cache that fails never fails the task: it says so, and the command runs.
@@ -42,7 +43,7 @@ fn what_a_killed_run_had_put_in_is_swept_by_the_next() {
         p.command(&[&from[..], &["--", "sh", "-c", script]].concat())
     };
     let mut child = use_it("touch started; sleep 100").stdout(std::process::Stdio::null()).spawn().unwrap();
-    crate::common::eventually("the command to start", || p.path("started").exists());
+    eventually("the command to start", || p.path("started").exists());
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(p.path("dep").exists(), "nobody could take it away");
@@ -70,4 +71,135 @@ fn own_times_are_given_to_what_stands_there_with_others() {
     assert_eq!(made(), old);
     run(&["--mtime", "keep"]).is_hit();
     assert_eq!(made(), old);
+}
+
+/// What a killed run has left of an output is nobody's input, and goes when outputs are placed there again.
+#[test]
+fn unfinished_outputs_of_the_dead_are_no_inputs_and_go() {
+    let p = Project::new();
+    let run = || p.sh(&["--task", "t", "--output", "o"], "echo 1 > o");
+    run().kept(true);
+    // No process has such a number.
+    let left = ".outfs-4194999-7.tmp";
+    p.write(left, "half");
+    run().is_hit();
+    assert!(p.path(left).exists(), "nothing was placed");
+    fs::remove_file(p.path("o")).unwrap();
+    let alive = format!(".outfs-{}-7.tmp", std::process::id());
+    p.write(&alive, "half");
+    let hit = run();
+    assert_eq!(hit.is_hit().record["inputs"], run().record["inputs"]);
+    assert!(!p.path(left).exists() && p.path(&alive).exists());
+}
+
+/// What a run has found damaged is stored anew, without a daemon, too.
+#[test]
+fn damaged_content_heals_without_a_daemon() {
+    let p = Project::new();
+    let run = || p.sh(&["--task", "t", "--no-inputs", "--output", "o"], "echo said; seq 1000 | tee o");
+    for needle in [&b"\n500\n501\n"[..], b"said\n1\n"] {
+        run();
+        run().is_hit();
+        let mut flipped = false;
+        for path in files_below(&p.store) {
+            let mut bytes = fs::read(&path).unwrap();
+            for at in 0..bytes.len().saturating_sub(needle.len()) {
+                if &bytes[at..at + needle.len()] == needle {
+                    bytes[at + 2] ^= 1;
+                    flipped = true;
+                }
+            }
+            fs::write(&path, bytes).unwrap();
+        }
+        assert!(flipped, "the content lies in the store as it is");
+        fs::remove_file(p.path("o")).unwrap();
+        run().is_miss(&["output_missing"]).kept(true);
+        fs::remove_file(p.path("o")).unwrap();
+        run().is_hit();
+    }
+}
+
+#[test]
+fn a_daemon_may_be_replaced_during_a_run() {
+    let mut m = Mount::new();
+    let mut p = Project::new();
+    p.store = m.store().to_owned();
+    let script = "touch started; while [ ! -e go ]; do sleep 0.01; done; echo 1 > o";
+    let args = ["run", "--json", "--task", "t", "--no-inputs", "--output", "o", "--", "sh", "-c", script];
+    for again in [true, false] {
+        let args = if again { args.to_vec() } else { [&["run", "--force"], &args[1..]].concat() };
+        let mut c = p.command(&args);
+        let child =
+            c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        eventually("the command to start", || p.path("started").exists());
+        m.terminate();
+        if again {
+            m.start();
+        }
+        p.write("go", "");
+        let ran = Ran::ended(child.wait_with_output().unwrap());
+        assert_eq!(ran.kept(true).code, 0);
+        fs::remove_file(p.path("started")).unwrap();
+        fs::remove_file(p.path("go")).unwrap();
+    }
+    m.start();
+}
+
+#[test]
+fn what_went_wrong_is_said() {
+    let p = Project::new();
+    let task = ["--task", "t", "--no-inputs"];
+    let limited = p.sh(&[&task[..], &["--timeout", "100ms"]].concat(), "sleep 60");
+    assert_eq!(limited.says("timed out after 100ms; nothing is kept").code, 124);
+    p.sh(&task, "exit 3").says("exit code 3; nothing is kept");
+    let tool = p.sh(&[&task[..], &["--tool", "no-such-tool"]].concat(), "true");
+    assert_eq!(tool.says("--tool no-such-tool: not found").code, 125);
+    // A task that fails now has no result to be compared.
+    p.write("good", "");
+    let flaky = |options: &[&str]| p.sh(&[&task, options].concat(), "[ -e good ]");
+    flaky(&[]).kept(true);
+    fs::remove_file(p.path("good")).unwrap();
+    let verified = flaky(&["--verify"]);
+    assert_eq!(verified.says("exit code 1").code, 1);
+    assert_eq!(verified.record["differs"], serde_json::json!(["no result: exit code 1"]));
+    // Readonly writes nothing.
+    p.sh(&[&task[..], &["--policy", "readonly", "--lock", "l"]].concat(), "true");
+    assert!(!p.path("l").exists());
+}
+
+#[test]
+fn reflinks_that_cannot_be_are_refused() {
+    need("cp");
+    let p = Project::large();
+    let run = |options: &[&str]| {
+        let named = ["--task", "t", "--no-inputs", "--output", "o"];
+        p.sh(&[&named, options].concat(), "head -c 3000000 /dev/zero > o")
+    };
+    run(&[]).kept(true);
+    let reflink = |to: &str| {
+        let mut cp = std::process::Command::new("cp");
+        cp.args(["--reflink=always", "o", to]).current_dir(&p.cwd).output().unwrap().status.success()
+    };
+    let can = reflink("p");
+    fs::remove_file(p.path("o")).unwrap();
+    let ran = run(&["--as", "reflink"]);
+    match can {
+        true => assert_eq!(ran.is_hit().code, 0),
+        false => assert_eq!(ran.says("--as reflink is for").code, 125),
+    }
+    assert!(!ran.stderr.contains("the cache fails"), "{ran:#?}");
+}
+
+#[test]
+fn a_comparison_says_in_which_place_a_task_was_run() {
+    let p = Project::new();
+    fs::create_dir(p.path("sub")).unwrap();
+    let run = |dir: &str| {
+        let mut c = p.command(&["run", "--json", "--task", "t", "--no-inputs", "--", "true"]);
+        c.current_dir(p.path(dir));
+        Ran::of(c).key().to_owned()
+    };
+    let (top, sub) = (run("."), run("sub"));
+    let said = p.ok(&["diff", &top, &sub]);
+    assert!(said.contains("directory . -> directory sub"), "{said}");
 }

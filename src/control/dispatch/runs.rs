@@ -144,6 +144,7 @@ pub(super) fn place(
     Ok(Reply::Placed(match placed {
         Placement::Done(restored) => Placed::Done(restored),
         Placement::Lost { path, why } => Placed::Lost { path: text(path), why },
+        Placement::NoReflinks { why } => Placed::NoReflinks { why },
     }))
 }
 
@@ -177,6 +178,12 @@ pub(super) fn keep(
         inferred: false,
         replace: run.replace,
     };
+    // It is known where it is remembered, and this may be another process than found it out.
+    if run.lost
+        && let Some(entry) = cache.entry(&put.key, LeaseKind::Hold)?
+    {
+        entry.read_through();
+    }
     let logs = [put.stdout.as_ref().map(|p| p.0.as_path()), put.stderr.as_ref().map(|p| p.0.as_path())];
     let outputs = paths(&run.outputs);
     // Without it everything is read.
