@@ -11,7 +11,7 @@ use super::{Context, Output, unexpected};
 use crate::control::{EventsFacts, Failure, Reply, Request};
 use crate::model::{Cursor, Event};
 
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 
 /// Print the event log, oldest first
 #[derive(Args)]
@@ -102,7 +102,12 @@ impl Events {
     }
 }
 
-fn ask(session: &mut Session, since: Option<String>, limit: usize) -> Result<EventsFacts, Failure> {
+/// One page.
+pub(super) fn ask(
+    session: &mut Session,
+    since: Option<String>,
+    limit: usize,
+) -> Result<EventsFacts, Failure> {
     match session.call(Request::Events { since, limit })? {
         Reply::Events(page) => Ok(page),
         other => Err(unexpected(other)),

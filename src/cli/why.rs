@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::out;
 use super::session::Session;
-use super::{Context, Output, unexpected};
+use super::{Context, Output, events, unexpected};
 use crate::control::{Failure, Kind, Reply, Request, ShowFacts};
-use crate::model::EntryKey;
+use crate::model::{EntryKey, EventKind};
 use crate::run::{Found, MEMBER, Parts, Reason, shell_words};
 
 /// Say why a task was run, or what became of its result
@@ -51,11 +51,33 @@ impl Why {
         }
         match session.call(Request::Newest { task: self.what.clone() })? {
             Reply::Newest { key: Some(key), .. } => Ok(key),
-            Reply::Newest { key: None, .. } => Err(Failure::new(
-                Kind::NotFound,
-                format!("nothing is known of a task or key {}; 'outfs ls' lists entries", self.what),
-            )),
+            Reply::Newest { key: None, .. } => self.told_of(session)?.ok_or_else(|| {
+                let what = &self.what;
+                let message = format!("nothing is known of a task or key {what}; 'outfs ls' lists entries");
+                Failure::new(Kind::NotFound, message)
+            }),
             other => Err(unexpected(other)),
+        }
+    }
+
+    /// The key that the event log has last of a task of that name: its result is gone, or there was none.
+    fn told_of(&self, session: &mut Session) -> Result<Option<EntryKey>, Failure> {
+        let (mut since, mut last) = (None, None);
+        loop {
+            let page = events::ask(session, since, events::PAGE)?;
+            for event in page.events {
+                if let EventKind::Hit { task, .. }
+                | EventKind::Miss { task, .. }
+                | EventKind::Failed { task, .. } = &event.kind
+                    && *task == self.what
+                {
+                    last = event.key.or(last);
+                }
+            }
+            if !page.more {
+                return Ok(last);
+            }
+            since = Some(page.cursor);
         }
     }
 
