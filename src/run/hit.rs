@@ -4,6 +4,7 @@
 
 use super::capture::Order;
 use super::decide::Reason;
+use super::exec::Outcome;
 use super::flight::Flight;
 use super::flow::Run;
 use super::ledger::Stand;
@@ -13,6 +14,7 @@ use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
 use super::stage::Performed;
 use super::{Result, RunError};
 use crate::cache::CachePolicy;
+use crate::model::EntryKey;
 
 impl Run<'_> {
     /// Has an entry's outputs stand where they belong; a reason if that cannot be.
@@ -113,6 +115,7 @@ impl Run<'_> {
             self.report.differs = Some(vec![format!("no result: {status}")]);
             return Ok(());
         }
+        self.compare_logs(key, &outcome);
         let Some(now) = self.look_at_outputs() else { return Ok(()) };
         let mut differs: Vec<String> =
             kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
@@ -127,5 +130,15 @@ impl Run<'_> {
         self.remember_run(prepared, Some(nodes_hash(&now)), None);
         self.report.differs = Some(differs);
         Ok(())
+    }
+
+    /// Times and numbers of processes are in many logs: what differs there is said, and is no other result.
+    fn compare_logs(&mut self, key: &EntryKey, outcome: &Outcome) {
+        for (stderr, name, now) in [(false, "output", &outcome.stdout), (true, "error", &outcome.stderr)] {
+            let mut kept = Vec::new();
+            if self.ask(|shelf| shelf.log(key, stderr, &mut kept)).is_some() && kept != *now {
+                self.warn(format!("what the command printed on standard {name} is not what was kept"));
+            }
+        }
     }
 }

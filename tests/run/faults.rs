@@ -203,3 +203,25 @@ fn a_comparison_says_in_which_place_a_task_was_run() {
     let said = p.ok(&["diff", &top, &sub]);
     assert!(said.contains("directory . -> directory sub"), "{said}");
 }
+
+#[test]
+fn why_knows_of_tasks_whose_results_are_gone_or_never_were() {
+    let p = Project::new();
+    let task = ["--task", "gone", "--no-inputs"];
+    let key = p.sh(&task, "true").key().to_owned();
+    p.sh(&["--task", "never", "--no-inputs"], "exit 3");
+    p.ok(&["evict", &key]);
+    assert!(p.ok(&["why", "gone"]).contains("evicted at"));
+    assert!(p.ok(&["why", "never"]).contains("exit code 3"));
+    assert_eq!(p.outfs(&["why", "nobody"]).status.code(), Some(3));
+}
+
+#[test]
+fn verifying_tells_of_other_logs() {
+    let p = Project::new();
+    let run = |options: &[&str]| p.sh(&[&["--task", "t", "--no-inputs"], options].concat(), "echo $PPID");
+    run(&[]).kept(true);
+    let verified = run(&["--verify"]);
+    assert_eq!(verified.says("printed on standard output is not what was kept").code, 0);
+    assert_eq!(verified.record["differs"], serde_json::json!([]));
+}
