@@ -262,6 +262,7 @@ fn a_signal_while_the_result_is_stored_ends_the_run() {
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP);
         child.try_wait().unwrap().is_some()
     });
+    assert!(!child.wait().unwrap().success(), "it did not wait for the store");
     drop(lock);
     assert_eq!(p.ok(&["fsck"]).lines().filter(|l| l.contains("damage")).count(), 0);
 }
