@@ -277,7 +277,8 @@ impl Sandbox for Bwrap<'_> {
     fn snapshot(&mut self) -> Result<Left> {
         let (cwd, work) = (&self.scene.place.cwd, self.work());
         let wanted = self.failed.take().map(|said| hint::wanted(&said, &self.scene)).unwrap_or_default();
-        let beside = Some(self.beside()?);
+        // What cannot be read there is not named.
+        let beside = Some(self.beside().unwrap_or_default());
         // What lies behind a symlink that the command made on the way is not its output.
         check_way(&work, self.scene.outputs)?;
         clear(cwd, self.scene.outputs)?;
