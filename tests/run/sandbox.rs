@@ -40,10 +40,10 @@ fn only_declared_inputs_exist() {
     p.write("lib/hidden", "h\n");
     p.write("src/deep/x", "x\n");
     let options = ["--input", "in", "--input", "lib/a", "--input", "src", "--output", "o"];
-    let ran = inside(&p, &options, "find . -type f | sort > o; cat in lib/a src/deep/x");
+    let ran = inside(&p, &options, "find . -type f > o; sort -o o o; cat in lib/a src/deep/x");
     assert_eq!(ran.is_miss(&["first_run"]).kept(true).stdout, "1\na\nx\n");
     assert_eq!(p.read("o"), "./in\n./lib/a\n./o\n./src/deep/x\n");
-    inside(&p, &options, "find . -type f | sort > o; cat in lib/a src/deep/x").is_hit();
+    inside(&p, &options, "find . -type f > o; sort -o o o; cat in lib/a src/deep/x").is_hit();
     let failed = inside(&p, &options, "touch o; cat secret");
     failed.kept(false).says("only declared inputs exist").says("secret");
     assert_eq!((failed.code, &failed.stdout[..]), (1, ""));
