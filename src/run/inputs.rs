@@ -53,7 +53,14 @@ pub fn gather(
 ) -> Result<Gathered> {
     let (mut found, mut untracked) = (Vec::new(), None);
     match inputs {
-        Inputs::Git => untracked = Some(of_git(&place.cwd, &mut found)?),
+        Inputs::Git => {
+            let names = of_git(&place.cwd, &mut found)?;
+            // An ignored directory has no files that git does not know.
+            if names.is_empty() && place.cwd != place.root && is_ignored(&place.cwd) {
+                return Err(no_git(&place.cwd, "git ignores that directory"));
+            }
+            untracked = Some(names);
+        }
         Inputs::Named(names) => {
             for name in names {
                 named(&place.cwd, name, &mut found)?;
@@ -79,15 +86,26 @@ fn is_at_or_below(path: &Path, top: &Path) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
+/// Why inputs have to be named.
+fn no_git(dir: &Path, why: &str) -> RunError {
+    RunError::usage(format!(
+        "without --input the inputs are what git tracks below {}, and {why}; name inputs with --input, or say \
+         --no-inputs",
+        dir.display()
+    ))
+}
+
+/// Does git ignore a directory of its own, with all that is in it?
+fn is_ignored(dir: &Path) -> bool {
+    let mut git = Command::new("git");
+    git.args(["check-ignore", "-q", "--no-index", "--"]).arg(dir).current_dir(dir).stdin(Stdio::null());
+    git.stdout(Stdio::null()).stderr(Stdio::null());
+    git.status().is_ok_and(|status| status.success())
+}
+
 /// What git tracks or does not ignore; what of that it does not track. What it tracks and is not there is no input.
 fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
-    let no_git = |why: &str| {
-        RunError::usage(format!(
-            "without --input the inputs are what git tracks below {}, and {why}; name inputs with --input, or \
-             say --no-inputs",
-            dir.display()
-        ))
-    };
+    let no_git = |why: &str| no_git(dir, why);
     let listed = Command::new("git")
         .args(["ls-files", "-z", "-t", "--cached", "--others", "--exclude-standard"])
         .current_dir(dir)

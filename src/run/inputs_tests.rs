@@ -101,6 +101,23 @@ fn outside_git_inputs_must_be_named() {
 }
 
 #[test]
+fn inputs_in_an_ignored_directory_must_be_named() {
+    let p = Project::git(&["a", "build/b", "build/kept", "other/c"]);
+    p.write(".gitignore", "build/\nother/*\n");
+    for cwd in ["build", "build/sub"] {
+        std::fs::create_dir_all(p.path(cwd)).unwrap();
+        match p.gather(cwd, Inputs::Git, &mut Remembered::open(None)) {
+            Err(RunError::Usage(why)) => assert!(why.contains("git ignores that directory"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        // Not even one that has a file that git was made to track.
+        p.run_git(&["add", "-f", "build/kept"]);
+    }
+    assert!(p.names("other", Inputs::Git).is_empty(), "its files are ignored, not the directory");
+    assert_eq!(p.names("build", named(&["b"])), ["build/b"]);
+}
+
+#[test]
 fn files_directories_and_globs() {
     let p = Project::new(&[
         "a.c",
