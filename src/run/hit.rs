@@ -95,9 +95,8 @@ impl Run<'_> {
     fn remember_stand(&self, held: &Held) {
         let (cwd, outputs) = (self.cwd(), &self.task.outputs);
         let Ok(stamp) = Stamp::take(cwd, outputs) else { return };
-        stamp.settle();
         // What changed while the clock stood still has changed it now, or never will unseen.
-        let same = Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
+        let same = stamp.settle() && Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
         let links = self.ways.way == Way::Link;
         let own_times = self.ways.times == Times::Keep;
         let stand = Stand { manifest: held.manifest, links, mark: stamp.mark, own_times };

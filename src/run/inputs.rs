@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::remembered::{Remembered, State};
+use super::remembered::{Remembered, State, since_1970};
 use super::spec::{Inputs, Place};
 use super::{Input, Kind, Result, RunError};
 use crate::cache::{temp_owner, workers};
@@ -29,9 +29,9 @@ pub struct Gathered {
     pub inputs: Vec<Input>,
     /// How many files were opened and read for it.
     pub read: u64,
-    /// Each as it was found.
-    found: Vec<(PathBuf, State)>,
-    /// When the youngest of them was last modified, nanoseconds since 1970.
+    /// Each as it was found; without a state when it could change and look the same.
+    found: Vec<(PathBuf, Option<State>)>,
+    /// When the youngest of them was last modified, nanoseconds since 1970; times that are to come do not count.
     pub newest_ns: i128,
     /// Files that git neither tracks nor ignores, relative to the working directory, if git was asked.
     pub untracked: Option<BTreeSet<PathBuf>>,
@@ -237,9 +237,14 @@ struct Unknown {
 pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered) -> Result<Gathered> {
     let mut gathered = Gathered::default();
     let mut unknown = Vec::new();
+    let now = SystemTime::now();
+    let now_ns = since_1970(now);
     for (at, (path, meta)) in found.iter().enumerate() {
         let state = State::of(meta);
-        gathered.newest_ns = gathered.newest_ns.max(state.mtime_ns());
+        // No output can be newer than what is dated in the future.
+        if state.mtime_ns() <= now_ns {
+            gathered.newest_ns = gathered.newest_ns.max(state.mtime_ns());
+        }
         let (kind, hash) = if meta.is_symlink() {
             let target = std::fs::read_link(path).map_err(|e| unreadable(path, e))?;
             (Kind::Link, BlobHash::of(target.as_os_str().as_bytes()))
@@ -257,7 +262,7 @@ pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered)
             )));
         };
         gathered.inputs.push(Input { path: place.name(path), kind, hash });
-        gathered.found.push((path.clone(), state));
+        gathered.found.push((path.clone(), Some(state).filter(|state| !state.is_racy(now))));
     }
     gathered.read = unknown.len() as u64;
     for (at, state, looked, hash) in read_all(&found, &unknown)? {
@@ -338,13 +343,13 @@ fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, Bl
 
 /// The name of the first input that is not what it was when it was gathered, if one is not.
 pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option<String> {
-    let mut same = |(path, before): &(PathBuf, State), input: &Input| {
+    let mut same = |(path, before): &(PathBuf, Option<State>), input: &Input| {
         let Ok(meta) = path.symlink_metadata() else { return false };
         let state = State::of(&meta);
-        if state == *before {
+        if Some(state) == *before {
             return true;
         }
-        // Touched, or written anew: its content counts.
+        // Touched, or written anew, or who knows: its content counts.
         match input.kind {
             Kind::Link => std::fs::read_link(path)
                 .is_ok_and(|target| BlobHash::of(target.as_os_str().as_bytes()) == input.hash),

@@ -96,7 +96,7 @@ impl Run<'_> {
                 return None;
             }
         };
-        stamp.settle();
+        let settled = stamp.settle();
         let logs = match Logs::write(&Rooms::of(self.ways.memory.as_deref()), outcome) {
             Ok(logs) => logs,
             Err(e) => {
@@ -128,7 +128,7 @@ impl Run<'_> {
         self.report.kept = true;
         let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs, false)) else { return None };
         // Unchanged since before it was read: what stands there is what was kept.
-        if Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
+        if settled && Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
             let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark, own_times: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
         }

@@ -11,13 +11,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 use super::inputs::is_unfinished;
-use super::remembered::State;
+use super::remembered::{State, settled_at, since_1970};
 use super::shelf::{Node, Nodes};
 use super::{Result, RunError, text};
 use crate::cache::remove_tree;
+
+/// Times are not waited for any longer.
+const LONGEST_WAIT: Duration = Duration::from_millis(60);
 
 /// Refuses outputs that lie behind a symlink: what is written there is somebody else's.
 pub fn check_way(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
@@ -98,8 +102,8 @@ fn walk(
 pub struct Stamp {
     /// Hash of names, inodes, sizes, modes and times.
     pub mark: String,
-    /// When anything last changed, nanoseconds since 1970.
-    changed_ns: i128,
+    /// What changes later than this looks different, nanoseconds since 1970.
+    settled_ns: i128,
     /// The oldest file's modification time.
     pub oldest_ns: i128,
 }
@@ -108,7 +112,7 @@ impl Stamp {
     /// Takes it; an error when an output is missing.
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<Stamp> {
         let mut hasher = blake3::Hasher::new();
-        let (mut changed_ns, mut oldest_ns) = (0, i128::MAX);
+        let (mut settled_ns, mut oldest_ns) = (0, i128::MAX);
         walk(cwd, outputs, &mut |below, meta| {
             let path = below.as_os_str().as_bytes();
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
@@ -122,29 +126,33 @@ impl Stamp {
             }
             if !meta.is_dir() {
                 hasher.update(&mtime.to_le_bytes()).update(&ctime.to_le_bytes());
-                changed_ns = changed_ns.max(ctime);
+                settled_ns = settled_ns.max(settled_at(ctime));
             }
             if meta.is_file() {
                 oldest_ns = oldest_ns.min(mtime);
             }
             Ok(())
         })?;
-        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), changed_ns, oldest_ns })
+        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), settled_ns, oldest_ns })
     }
 
-    /// Waits until whatever changes from now on has a later time than this stamp has seen.
-    pub fn settle(&self) {
-        let tick = clock_tick();
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
-        let until = self.changed_ns + 2 * tick.as_nanos() as i128;
-        let left = until - now();
-        if (1..=i128::from(u32::MAX)).contains(&left) {
-            std::thread::sleep(Duration::from_nanos(left as u64).min(Duration::from_millis(50)));
+    /// Waits until whatever changes from now on has a later time than this stamp has seen; false when that would take too
+    /// long: where times are coarse, the mark says nothing yet.
+    #[must_use]
+    pub fn settle(&self) -> bool {
+        let left = self.settled_ns - since_1970(SystemTime::now());
+        if left > LONGEST_WAIT.as_nanos() as i128 {
+            return false;
         }
+        if left >= 0 {
+            std::thread::sleep(Duration::from_nanos(left as u64 + 1));
+        }
+        true
     }
 }
 
-/// What the files at the outputs are, so that it can be told later which have changed.
+/// What the files at the outputs are, so that it can be told later which have changed; of those that are not in it that
+/// could not be told.
 #[derive(Debug)]
 pub struct States(HashMap<PathBuf, State>);
 
@@ -153,9 +161,10 @@ impl States {
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<States> {
         let there: Vec<PathBuf> =
             outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect();
-        let states = States::look(cwd, &there)?;
-        if !there.is_empty() {
-            Stamp::take(cwd, &there)?.settle();
+        let mut states = States::look(cwd, &there)?;
+        if !there.is_empty() && !Stamp::take(cwd, &there)?.settle() {
+            let now = SystemTime::now();
+            states.0.retain(|_, state| !state.is_racy(now));
         }
         Ok(states)
     }
@@ -182,11 +191,14 @@ impl States {
 
 /// How often the clock moves that files get their times from.
 pub(super) fn clock_tick() -> Duration {
-    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec, which is ours.
-    let told = unsafe { libc::clock_getres(libc::CLOCK_REALTIME_COARSE, &mut tick) } == 0;
-    let slowest = Duration::from_millis(10);
-    if told { Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32) } else { slowest }
+    static TICK: OnceLock<Duration> = OnceLock::new();
+    *TICK.get_or_init(|| {
+        let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes one timespec, which is ours.
+        let told = unsafe { libc::clock_getres(libc::CLOCK_REALTIME_COARSE, &mut tick) } == 0;
+        let slowest = Duration::from_millis(10);
+        if told { Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32) } else { slowest }
+    })
 }
 
 /// All that stands at the outputs, with the directories on the way, as an entry would have it.
@@ -301,7 +313,7 @@ mod tests {
         let mut seen = BTreeSet::from([base]);
         let mut differs = |what: &str| assert!(seen.insert(take()), "{what}");
         for n in 0..20 {
-            Stamp::take(&cwd, &outputs).unwrap().settle();
+            assert!(Stamp::take(&cwd, &outputs).unwrap().settle());
             std::fs::write(cwd.join("app"), format!("{n:03}")).unwrap();
             differs("content of the same size, at once");
         }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a hash counts only for a file in exactly the state that was hashed, and only if that state was
 //! older than the moment of looking: what was changed in the same instant may be changed again
-//! without a trace, so it is hashed again (git's racy-mtime rule). A missing or damaged file is none: it costs time,
+//! without a trace, so it is hashed again (git's racy-mtime rule). How long an instant is can be told from a time
+//! itself: file systems that keep whole seconds have no others. A missing or damaged file is none: it costs time,
 //! never a wrong hash. Written aside and renamed; of two runs at a time one wins. Must not know: the store.
 
 use std::collections::HashMap;
@@ -50,12 +51,11 @@ impl State {
         self.mtime
     }
 
-    /// Could it have been changed again at the moment `now` without looking different?
-    fn is_racy(&self, now: SystemTime) -> bool {
-        // A file's time may be a tick behind the clock.
-        let settled = now - 2 * clock_tick();
-        let settled = settled.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
-        self.mtime.max(self.ctime) >= settled
+    /// Could it be changed again after the moment `now` without looking different?
+    pub(super) fn is_racy(&self, now: SystemTime) -> bool {
+        let now = since_1970(now);
+        // A time that was set to a later one does not come again by itself; there are file systems without a ctime.
+        settled_at(self.ctime) >= now || (self.mtime <= now && settled_at(self.mtime) >= now)
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -72,6 +72,23 @@ impl State {
         let mut time = || Some(i128::from(next()? as i64) * 1_000_000_000 + i128::from(next()? as i64));
         Some(State { dev, ino, size, mtime: time()?, ctime: time()? })
     }
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn since_1970(time: SystemTime) -> i128 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128)
+}
+
+/// Whatever changes after this moment gets a later time than this one, which a change has got.
+pub(super) fn settled_at(changed: i128) -> i128 {
+    const SECOND: i128 = 1_000_000_000;
+    // FAT counts two seconds, older ext4 and others one; exFAT and network file systems some decimal part of one.
+    let granule = match changed.rem_euclid(SECOND) as u64 {
+        0 => 2 * SECOND,
+        ns => (1..=8).map(|n| 10_u64.pow(n)).take_while(|g| ns % g == 0).last().unwrap_or(0).into(),
+    };
+    // A file's time may be a tick behind the clock.
+    changed + granule + 2 * clock_tick().as_nanos() as i128
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -181,7 +198,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_nanos(ns)
     }
 
-    const LATE: u64 = 1_000_000_000_000;
+    const LATE: u64 = 1_000_000_000_001;
 
     #[test]
     fn what_is_kept_is_found_again_for_the_same_state_only() {
@@ -213,6 +230,24 @@ mod tests {
             one.put(state, at(LATE), hash);
             assert_eq!(one.get(&state).is_some(), known, "{ns}");
         }
+    }
+
+    #[test]
+    fn coarse_times_settle_later() {
+        let now = 5_000_000_000_001;
+        let racy = |mtime: i128, ctime: i128| State { mtime, ctime, ..state(1, 0) }.is_racy(at(now));
+        let old = 7;
+        let now = i128::from(now);
+        // Of whole seconds, and of two.
+        assert!(racy(4_999_000_000_000, 4_999_000_000_000) && racy(old, 4_998_000_000_000));
+        assert!(!racy(old, 4_997_000_000_000) && !racy(old, 4_999_000_000_001));
+        // Of hundredths.
+        assert!(racy(old, 4_999_990_000_000) && !racy(old, 4_999_900_000_001));
+        // The time that it was given is to come; when that was done is long ago, or is not.
+        assert!(!racy(now + 1_000_000_000, old) && racy(now + 1_000_000_000, now - 1));
+        assert!(racy(old, now + 1_000_000_000), "the clock was set back");
+        // No ctime.
+        assert!(racy(now - 1, 0));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::eventually;
+use crate::common::{eventually, need, need_root};
 use crate::project::{Project, Ran};
 
 const DIRS: usize = 50;
@@ -99,4 +100,62 @@ fn a_second_run_of_50_000_inputs_reads_none() {
         assert_eq!(read(&ran), 1);
         assert!(watch.opened() > 0, "the watch sees what is opened");
     }
+}
+
+/// Unmounts it at the end.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// On a file system of whole seconds what changes within one is seen.
+#[test]
+fn whole_seconds_hide_no_change() {
+    need_root();
+    need("mkfs.ext4");
+    let p = Project::new();
+    let (image, disk) = (p.dir.path().join("image"), p.path("disk"));
+    File::create(&image).and_then(|f| f.set_len(16 << 20)).unwrap();
+    fs::create_dir(&disk).unwrap();
+    let done = |c: &mut Command| assert!(c.status().expect("it starts").success(), "{c:?}");
+    done(Command::new("mkfs.ext4").args(["-q", "-I", "128"]).arg(&image).stderr(std::process::Stdio::null()));
+    done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&disk));
+    let _mounted = Mounted(&disk);
+    let run = || p.sh(&["--task", "t", "--input", "disk/in", "--output", "disk/o"], "cp disk/in disk/o");
+    for n in 0..8 {
+        p.write("disk/in", &format!("{n}"));
+        run().is_miss(&[if n == 0 { "first_run" } else { "dep_changed" }]).kept(true);
+        assert_eq!(p.read("disk/o"), format!("{n}"));
+    }
+    // What stands there is not known by a time that is no older.
+    p.write("disk/o", "x");
+    run().is_hit();
+    assert_eq!(p.read("disk/o"), "7");
+    // Nor what changes while the command runs.
+    p.write("disk/in", "a");
+    let late = p.sh(
+        &["--task", "u", "--input", "disk/in", "--output", "disk/u"],
+        "printf b > disk/in; cp disk/in disk/u",
+    );
+    late.kept(false).says("the input disk/in changed while the command ran");
+}
+
+/// Inputs that are dated in the future are remembered, and outputs that cannot be newer stay as they are.
+#[test]
+fn inputs_from_the_future() {
+    let p = Project::new();
+    p.write("in", "1");
+    let to_come = SystemTime::now() + std::time::Duration::from_secs(86_400);
+    File::options().write(true).open(p.path("in")).unwrap().set_modified(to_come).unwrap();
+    old_enough(&p.path("in"));
+    let run = || p.sh(&["--task", "t", "--input", "in", "--output", "o"], "cp in o");
+    run().is_miss(&["first_run"]).kept(true);
+    let made = p.path("o").metadata().unwrap();
+    let again = run();
+    assert_eq!(again.is_hit().record["inputs_read"], 0);
+    let stands = p.path("o").metadata().unwrap();
+    assert_eq!((stands.modified().unwrap(), stands.ino()), (made.modified().unwrap(), made.ino()));
 }
