@@ -336,6 +336,11 @@ impl Voice for Teller {
         out::note(&format!("waiting for {who}, which runs {} already", self.task));
     }
 
+    fn wait_turn(&mut self, pid: Option<u32>) {
+        let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
+        out::note(&format!("waiting for {who}, which writes the same outputs"));
+    }
+
     fn warn(&mut self, what: &str) {
         out::note(&out::clean(&format!("warning: {what}")));
     }

@@ -172,7 +172,7 @@ impl Shelf for StoreShelf {
         }
         match self.ask(Request::Newest { task: task.to_owned() })? {
             Reply::Newest { key: Some(key), outputs_hash: Some(outputs_hash) } => {
-                Ok(Some(Made { key, outputs_hash }))
+                Ok(Some(Made { key, outputs_hash, declared: None }))
             }
             Reply::Newest { .. } => Ok(None),
             other => Err(failed(unexpected(other))),

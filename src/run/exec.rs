@@ -42,8 +42,8 @@ pub struct Plan<'a> {
     /// How [`guard`](super::guard()) is started: a program and arguments that take `--` and a command behind them. Without it
     /// what the command leaves outside its process group may outlive a killed outfs.
     pub guard: &'a [OsString],
-    /// The guard has this open, too, until nothing of the command is left.
-    pub hold: Option<BorrowedFd<'a>>,
+    /// The guard has these open, too, until nothing of the command is left.
+    pub hold: &'a [BorrowedFd<'a>],
     /// The command makes a session of its own for what it starts: signals are for that.
     pub inner: bool,
     /// Until it is ended.
@@ -171,10 +171,9 @@ impl Running {
                 None => command.env_remove(name),
             };
         }
-        match plan.hold {
-            _ if plan.guard.is_empty() => die_with_parent(&mut command),
-            Some(fd) => hand_down(&mut command, fd),
-            None => {}
+        match plan.guard.is_empty() {
+            true => die_with_parent(&mut command),
+            false => hand_down(&mut command, plan.hold),
         }
         let mut child = command.spawn()?;
         let leash = child.stdin.take();

@@ -21,7 +21,7 @@ fn run_with(argv: &[&str], env: &Env, change: impl FnOnce(&mut Plan<'_>)) -> Run
         cwd: Path::new("/"),
         env,
         guard: &[],
-        hold: None,
+        hold: &[],
         inner: false,
         timeout: None,
         grace: Duration::from_millis(200),

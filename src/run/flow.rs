@@ -18,7 +18,8 @@ use super::prepare::{Around, Prepared, prepare};
 use super::shelf::{Found, Held, Nodes, Note, Shelf, Shelved, Times, Way, nodes_hash};
 use super::spec::Task;
 use super::stage::Performed;
-use super::upstream::{Made, Sought};
+use super::turn::{Turn, WITHIN};
+use super::upstream::{Declared, Made, Sought};
 use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
@@ -71,6 +72,8 @@ pub trait Voice: Sink {
     fn hit(&mut self, held: &Held);
     /// Another process executes it, and is waited for; which one, if it said so.
     fn wait(&mut self, pid: Option<u32>);
+    /// Another process writes the same outputs, and is waited for.
+    fn wait_turn(&mut self, pid: Option<u32>);
     /// Something is not as it should be, and the run goes on.
     fn warn(&mut self, what: &str);
 }
@@ -144,7 +147,16 @@ impl Report {
 pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voice) -> Result<Report> {
     let report = Report::of(&task.id);
     let ledger = Ledger::of(ways.memory.as_deref(), &task.place.root);
-    let mut run = Run { task, ways, shelf: Some(shelf), voice, ledger, report, waited_for: None };
+    let mut run = Run {
+        task,
+        ways,
+        shelf: Some(shelf),
+        voice,
+        ledger,
+        report,
+        waited_for: None,
+        turn: Turn::default(),
+    };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
     } else {
@@ -164,6 +176,8 @@ pub(super) struct Run<'a> {
     pub(super) report: Report,
     /// The process whose run was waited for last, as far as it is known.
     waited_for: Option<Option<u32>>,
+    /// While it writes to outputs.
+    pub(super) turn: Turn,
 }
 
 impl Run<'_> {
@@ -204,6 +218,7 @@ impl Run<'_> {
             false => None,
         };
         self.report.key = None;
+        self.turn = self.take_turn();
         let Performed { outcome, changed, .. } = self.execute(prepared.as_ref(), None)?;
         let good = self.judge(&outcome)?.is_none();
         let mut key = None;
@@ -213,8 +228,19 @@ impl Run<'_> {
             self.report.key = key.clone();
         }
         let outputs_hash = good.then(|| self.look_at_outputs()).flatten().map(|nodes| nodes_hash(&nodes));
-        self.ledger.set_last_run(&LastRun { task: self.task.id.clone(), key, outputs_hash });
+        self.remember_last(key, outputs_hash);
         Ok(())
+    }
+
+    fn remember_last(&self, key: Option<EntryKey>, outputs_hash: Option<String>) {
+        let task = self.task;
+        self.ledger.set_last_run(&LastRun {
+            task: task.id.clone(),
+            key,
+            outputs_hash,
+            below: task.place.below().into(),
+            outputs: task.outputs.iter().map(Into::into).collect(),
+        });
     }
 
     /// What stands at the outputs; `None`, with a warning, when it cannot be read or is nothing that is ever kept.
@@ -235,7 +261,7 @@ impl Run<'_> {
         loop {
             // Why is asked when it is settled that nobody else executes it.
             let (decision, found) = self.decide(&prepared, settled);
-            let (reasons, broken) = match (decision, found) {
+            let (reasons, mut broken) = match (decision, found) {
                 (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
                     None => return Ok(()),
                     Some(reason) => (vec![reason], true),
@@ -244,24 +270,84 @@ impl Run<'_> {
                 (Decision::Hit, _) => unreachable!("only an entry is a hit"),
             };
             if settled {
-                return self.miss(&mut prepared, reasons, flight);
-            }
-            match self.take_off(&prepared.key) {
-                // Who had it before may have landed since we looked.
-                Takeoff::Mine(taken) if !broken => flight = Some(taken),
-                Takeoff::Mine(taken) => return self.miss(&mut prepared, reasons, Some(taken)),
-                Takeoff::Others(other) if self.waits() => {
-                    self.wait_for(other)?;
-                    prepared = self.prepare()?;
-                    continue;
+                broken = true;
+            } else {
+                match self.take_off(&prepared.key) {
+                    Takeoff::Mine(taken) => flight = Some(taken),
+                    Takeoff::Others(other) if self.waits() => {
+                        self.wait_for(other)?;
+                        prepared = self.prepare()?;
+                        continue;
+                    }
+                    Takeoff::Others(_) | Takeoff::Nowhere => {}
                 }
-                Takeoff::Others(_) | Takeoff::Nowhere if broken => {
-                    return self.miss(&mut prepared, reasons, None);
-                }
-                Takeoff::Others(_) | Takeoff::Nowhere => {}
             }
+            // Who had it before may have landed since we looked.
             settled = true;
+            if broken {
+                match self.miss_in_turn(prepared, reasons, flight.take())? {
+                    None => return Ok(()),
+                    Some(other) => (prepared, settled) = (other, false),
+                }
+            }
         }
+    }
+
+    /// Executes when nobody else writes to the outputs. If that took long enough for the key to become another, that is
+    /// what is returned.
+    fn miss_in_turn(
+        &mut self,
+        mut prepared: Prepared,
+        reasons: Vec<Reason>,
+        flight: Option<Flight>,
+    ) -> Result<Option<Prepared>> {
+        let turn = self.take_turn();
+        if turn.waited {
+            let now = self.prepare()?;
+            if now.key != prepared.key {
+                return Ok(Some(now));
+            }
+            prepared = now;
+        }
+        self.turn = turn;
+        self.miss(&mut prepared, reasons, flight).map(|()| None)
+    }
+
+    /// Waits until nobody else writes to the outputs. Without a memory nobody can be met.
+    pub(super) fn take_turn(&mut self) -> Turn {
+        let Some(turns) = self.ledger.turns(&self.task.place, &self.task.outputs) else {
+            return Turn::default();
+        };
+        let (began, within) = (Instant::now(), self.within());
+        let mut wait = |pid| {
+            // Whoever is waited for may need the store.
+            if let Some(shelf) = self.shelf.as_mut() {
+                shelf.rest();
+            }
+            self.voice.wait_turn(pid);
+        };
+        let wait: Option<&mut dyn FnMut(Option<u32>)> =
+            if self.ways.no_wait { None } else { Some(&mut wait) };
+        match turns.take(&within, wait) {
+            Ok(turn) => {
+                if turn.waited {
+                    *self.report.waited_ms.get_or_insert(0) += began.elapsed().as_millis() as u64;
+                }
+                turn
+            }
+            Err(e) => {
+                tracing::debug!("no turn can be taken: {e}");
+                Turn::default()
+            }
+        }
+    }
+
+    /// The turns and the keys of the runs that this one is inside of, and its own.
+    pub(super) fn within(&self) -> Vec<String> {
+        let above = std::env::var(WITHIN).unwrap_or_default();
+        let above = above.split(',').filter(|name| !name.is_empty()).map(str::to_owned);
+        let key = self.report.key.iter().map(ToString::to_string);
+        above.chain(self.turn.names().map(str::to_owned)).chain(key).collect()
     }
 
     fn made(&mut self, sought: Sought<'_>) -> Option<Made> {
@@ -271,8 +357,16 @@ impl Run<'_> {
                 let inside = inside.and_then(|name| self.ask(|shelf| shelf.newest(&name)).flatten());
                 inside.or_else(|| self.ask(|shelf| shelf.newest(name)).flatten())
             }
+            Sought::Declared(name) => {
+                let made = self.made(Sought::Task(name))?;
+                let newest = self.ask(|shelf| shelf.history(name, &|_| true)).unwrap_or_default();
+                let declared = newest.first().and_then(|earlier| Declared::of(&earlier.parts));
+                Some(Made { declared, ..made })
+            }
             Sought::Key(key) => match self.ask(|shelf| shelf.find(key, &[], false))? {
-                Found::Entry(held) => Some(Made { key: key.clone(), outputs_hash: held.outputs_hash }),
+                Found::Entry(held) => {
+                    Some(Made { key: key.clone(), outputs_hash: held.outputs_hash, declared: None })
+                }
                 _ => None,
             },
         }
@@ -316,6 +410,11 @@ impl Run<'_> {
     /// Executing what will be kept is for one at a time.
     fn take_off(&mut self, key: &EntryKey) -> Takeoff {
         if self.ways.policy != CachePolicy::Normal {
+            return Takeoff::Nowhere;
+        }
+        let within = std::env::var(WITHIN).unwrap_or_default();
+        if within.split(',').any(|name| name == key.as_str()) {
+            self.warn("this is inside of a run of the same, which is not waited for".into());
             return Takeoff::Nowhere;
         }
         let Some(dir) = self.ask(|shelf| shelf.flights()) else { return Takeoff::Nowhere };
@@ -389,8 +488,7 @@ impl Run<'_> {
         status: Option<String>,
     ) {
         let task = self.task.id.clone();
-        let key = Some(prepared.key.clone());
-        self.ledger.set_last_run(&LastRun { task: task.clone(), key, outputs_hash: outputs_hash.clone() });
+        self.remember_last(Some(prepared.key.clone()), outputs_hash.clone());
         let writes = self.ways.policy.allows_write();
         let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.cwd().join(l)) else {
             return;

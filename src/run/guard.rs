@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use super::signals::Signals;
 
-/// The variable that names a descriptor which only the guard is to have.
+/// The variable that names descriptors which only the guard is to have.
 const HOLDS: &str = "OUTFS_GUARD_HOLDS";
 /// How long what was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -67,25 +67,28 @@ fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> 
     }
 }
 
-/// Has a guard that is started keep a descriptor open as long as it lives.
-pub(super) fn hand_down(command: &mut Command, fd: BorrowedFd<'_>) {
-    let fd = fd.as_raw_fd();
-    command.env(HOLDS, fd.to_string());
+/// Has a guard that is started keep descriptors open as long as it lives.
+pub(super) fn hand_down(command: &mut Command, fds: &[BorrowedFd<'_>]) {
+    let fds: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let names: Vec<String> = fds.iter().map(ToString::to_string).collect();
+    command.env(HOLDS, names.join(","));
     let keep = move || {
-        // SAFETY: the descriptor outlives the fork; only the child's flag is changed.
-        match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        for fd in &fds {
+            // SAFETY: the descriptors outlive the fork; only the child's flags are changed.
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
         }
+        Ok(())
     };
-    // SAFETY: one system call, which is allowed between fork and exec.
+    // SAFETY: system calls, which are allowed between fork and exec, and memory that is there already.
     unsafe { command.pre_exec(keep) };
 }
 
 /// What was handed down is this process's and not the command's.
 fn keep_for_us() {
-    let fd: Option<i32> = std::env::var(HOLDS).ok().and_then(|text| text.parse().ok());
-    if let Some(fd) = fd.filter(|fd| *fd > 2) {
+    let names = std::env::var(HOLDS).unwrap_or_default();
+    for fd in names.split(',').filter_map(|text| text.parse::<i32>().ok()).filter(|fd| *fd > 2) {
         // SAFETY: a flag of a descriptor; that it may be none of ours is an error nobody is hurt by.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }

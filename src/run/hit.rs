@@ -20,6 +20,7 @@ impl Run<'_> {
     /// Has an entry's outputs stand where they belong; a reason if that cannot be.
     pub(super) fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
         if self.ways.verify {
+            self.turn = self.take_turn();
             return self.verify(prepared, held).map(|()| None);
         }
         let key = &prepared.key;
@@ -35,6 +36,7 @@ impl Run<'_> {
             return Ok(Some(Reason::OutputMissing { path: path.into() }));
         }
         if !self.stands(prepared, held) {
+            let _turn = self.take_turn();
             let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
             let times = self.ways.times;
             let placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
@@ -77,7 +79,7 @@ impl Run<'_> {
         let links = self.ways.way == Way::Link;
         let outputs = &self.task.outputs;
         let seen = self.ledger.stand(self.cwd(), outputs);
-        let Some(seen) = seen.filter(|s| s.manifest == held.manifest && s.links == links) else {
+        let Some(seen) = seen.filter(|s| s.manifest == Some(held.manifest) && s.links == links) else {
             return false;
         };
         let Ok(stamp) = Stamp::take(self.cwd(), outputs) else { return false };
@@ -99,7 +101,8 @@ impl Run<'_> {
         let same = stamp.settle() && Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
         let links = self.ways.way == Way::Link;
         let own_times = self.ways.times == Times::Keep;
-        let stand = Stand { manifest: held.manifest, links, mark: stamp.mark, own_times };
+        let (manifest, outputs_hash) = (Some(held.manifest), held.outputs_hash.clone());
+        let stand = Stand { manifest, outputs_hash, links, mark: stamp.mark, own_times };
         self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
     }
 

@@ -2,14 +2,19 @@
 //!
 //! Invariants: one small file for each task and for each set of outputs, written aside and renamed, so that
 //! runs at the same time never undo each other's; a missing or damaged one is none, and what it would have
-//! spared is done again. Must not know: the store.
+//! spared is done again; a task's last run is one checkout's, whatever else stood at its path (containers).
+//! Must not know: the store.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::remembered::write_aside;
+use super::spec::Place;
+use super::turn::Turns;
 use crate::model::{EntryKey, ManifestHash};
 
 /// A task's last run here, whether it was executed or a hit.
@@ -21,13 +26,19 @@ pub struct LastRun {
     pub key: Option<EntryKey>,
     /// What its outputs hash to; absent when it has none.
     pub outputs_hash: Option<String>,
+    /// Where it ran, below the project's top.
+    pub below: OsString,
+    /// Its outputs, relative to that.
+    pub outputs: Vec<OsString>,
 }
 
 /// What was seen to stand at a set of outputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stand {
-    /// The outputs of this manifest.
-    pub manifest: ManifestHash,
+    /// The outputs of this manifest, if of one.
+    pub manifest: Option<ManifestHash>,
+    /// What they hash to.
+    pub outputs_hash: String,
     /// As links, and not as files.
     pub links: bool,
     /// With this mark.
@@ -37,10 +48,15 @@ pub struct Stand {
     pub own_times: bool,
 }
 
+/// What was not written for so long is forgotten: of checkouts that are gone.
+const KEPT: Duration = Duration::from_secs(30 * 86_400);
+
 /// The memory of one project.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     dir: Option<PathBuf>,
+    /// Which directory the project's top is.
+    checkout: String,
 }
 
 impl Ledger {
@@ -48,12 +64,18 @@ impl Ledger {
     pub fn of(memory: Option<&Path>, root: &Path) -> Ledger {
         use std::os::unix::ffi::OsStrExt;
         let name = blake3::hash(root.as_os_str().as_bytes()).to_hex();
-        Ledger { dir: memory.map(|m| m.join(&name[..32])) }
+        Ledger { dir: memory.map(|m| m.join(&name[..32])), checkout: which(root) }
     }
 
     /// Where the hashes of its inputs are.
     pub fn inputs(&self) -> Option<PathBuf> {
         self.dir.as_ref().map(|d| d.join("inputs"))
+    }
+
+    /// Where runs that write these outputs take turns.
+    pub(super) fn turns(&self, place: &Place, outputs: &[PathBuf]) -> Option<Turns> {
+        let outputs = outputs.iter().map(|o| place.cwd.join(o));
+        Some(Turns::of(self.dir.as_ref()?.join("turns"), &self.checkout, &place.root, outputs))
     }
 
     fn file(&self, kind: &str, parts: &[&[u8]]) -> Option<PathBuf> {
@@ -75,14 +97,23 @@ impl Ledger {
         self.file("outputs", &paths)
     }
 
-    /// A task's last run.
+    fn task_file(&self, task: &str) -> Option<PathBuf> {
+        self.file("task", &[self.checkout.as_bytes(), task.as_bytes()])
+    }
+
+    /// A task's last run in this checkout.
     pub fn last_run(&self, task: &str) -> Option<LastRun> {
-        read(self.file("task", &[task.as_bytes()])?).filter(|run: &LastRun| run.task == task)
+        read(self.task_file(task)?).filter(|run: &LastRun| run.task == task)
     }
 
     /// Remembers a task's last run.
     pub fn set_last_run(&self, run: &LastRun) {
-        write(self.file("task", &[run.task.as_bytes()]), run);
+        let file = self.task_file(&run.task);
+        let is_new = file.as_ref().is_some_and(|file| !file.exists());
+        write(file, run);
+        if let Some(dir) = self.dir.as_ref().filter(|_| is_new) {
+            forget_old(dir);
+        }
     }
 
     /// What stands at these outputs.
@@ -97,6 +128,24 @@ impl Ledger {
             (Some(stand), file) => write(file, stand),
             (None, Some(file)) => drop(std::fs::remove_file(file)),
             (None, None) => {}
+        }
+    }
+}
+
+/// Which directory it is: its number may be another's later, but not with the time it was made.
+fn which(dir: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = dir.metadata() else { return String::new() };
+    let made = meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    format!("{}.{}.{}", meta.dev(), meta.ino(), made.unwrap_or_default().as_nanos())
+}
+
+/// Takes away what no run has written to for long.
+fn forget_old(dir: &Path) {
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let age = || file.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if file.file_name().as_encoded_bytes().starts_with(b"task-") && age().is_some_and(|age| age > KEPT) {
+            let _ = std::fs::remove_file(file.path());
         }
     }
 }
@@ -117,15 +166,56 @@ fn write(file: Option<PathBuf>, what: &impl Serialize) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
+
+    fn last_run(task: &str) -> LastRun {
+        let odd = OsString::from(std::ffi::OsStr::from_bytes(b"o\xff"));
+        LastRun {
+            task: task.into(),
+            key: None,
+            outputs_hash: Some("7".into()),
+            below: "sub".into(),
+            outputs: vec![odd],
+        }
+    }
+
+    #[test]
+    fn a_last_run_is_of_one_checkout() {
+        let (memory, project) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (root, aside) = (project.path().join("p"), project.path().join("q"));
+        let of = |root: &Path| Ledger::of(Some(memory.path()), root);
+        std::fs::create_dir(&root).unwrap();
+        of(&root).set_last_run(&last_run("t"));
+        // Another directory at this path, as in a container.
+        std::fs::rename(&root, &aside).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        assert_eq!(of(&root).last_run("t"), None);
+        of(&root).set_last_run(&LastRun { outputs_hash: None, ..last_run("t") });
+        std::fs::remove_dir(&root).unwrap();
+        std::fs::rename(&aside, &root).unwrap();
+        assert_eq!(of(&root).last_run("t"), Some(last_run("t")));
+        // What is gone is forgotten one day.
+        let files = || std::fs::read_dir(of(&root).dir.unwrap()).unwrap().flatten();
+        let old = std::time::SystemTime::now() - KEPT - Duration::from_secs(60);
+        files().for_each(|f| std::fs::File::open(f.path()).unwrap().set_modified(old).unwrap());
+        of(&root).set_last_run(&last_run("new"));
+        assert_eq!(files().count(), 1);
+    }
 
     #[test]
     fn what_is_remembered_and_what_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::of(Some(dir.path()), Path::new("/p"));
-        let run = LastRun { task: "a/b".into(), key: None, outputs_hash: Some("7".into()) };
-        let stand =
-            Stand { manifest: ManifestHash::of(b""), links: false, mark: "m".into(), own_times: true };
+        let run = last_run("a/b");
+        let stand = Stand {
+            manifest: Some(ManifestHash::of(b"")),
+            outputs_hash: "7".into(),
+            links: false,
+            mark: "m".into(),
+            own_times: true,
+        };
         let outputs = [PathBuf::from("x")];
         assert_eq!((ledger.last_run("a/b"), ledger.stand(Path::new("/p"), &outputs)), (None, None));
         ledger.set_last_run(&run);

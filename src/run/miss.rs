@@ -20,6 +20,7 @@ use super::shelf::{Found, Held, Keep, MEMBER, Note, nodes_hash};
 use super::spec::Inputs;
 use super::stage::Performed;
 use super::{Result, RunError, SandboxKind, VERSION, text};
+use crate::model::EntryKey;
 
 /// So many are in a record of the event log.
 const MOST_REASONS: usize = 20;
@@ -46,16 +47,14 @@ impl Run<'_> {
         let status = match self.judge(&outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
-            None => changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| {
-                let what = format!("the input {name} changed while the command ran");
-                self.warn(format!("{what}; nothing is kept"));
-                what
-            }),
+            None => changed_meanwhile(prepared).inspect(|what| self.warn(format!("{what}; nothing is kept"))),
         };
-        let held = match status.is_none() && self.ways.policy.allows_write() {
-            true => self.keep(prepared, &outcome, changed.as_deref()),
-            false => None,
+        let whole = self.found_what_came_before(prepared);
+        let held = match status.is_none() && whole && self.ways.policy.allows_write() {
+            true if self.is_own(false) => self.keep(prepared, &outcome, changed.as_deref()),
+            _ => None,
         };
+        let held = held.filter(|_| self.is_own(true) || self.take_back(&key));
         // Before anything of ours is written among them.
         let after = after.and_then(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         self.find_undeclared(before.zip(after), left.beside.as_deref());
@@ -71,6 +70,39 @@ impl Run<'_> {
         };
         self.remember_run(prepared, outputs_hash, None);
         Ok(())
+    }
+
+    /// Nobody else has written to the outputs meanwhile.
+    fn is_own(&mut self, kept: bool) -> bool {
+        let alone = self.turn.was_alone();
+        if !alone {
+            let what = if kept { "the result is taken back" } else { "the result is not kept" };
+            self.warn(format!("{what}: another run wrote to the same outputs at the same time"));
+        }
+        alone
+    }
+
+    /// What was kept is not this run's own result.
+    fn take_back(&mut self, key: &EntryKey) -> bool {
+        self.ask(|shelf| shelf.remove(key));
+        self.ledger.set_stand(self.cwd(), &self.task.outputs, None);
+        self.report.kept = false;
+        false
+    }
+
+    /// What this task comes after was where the command could look for it; what it made without is nobody's result.
+    fn found_what_came_before(&mut self, prepared: &Prepared) -> bool {
+        // In a sandbox inputs are all that there is.
+        let missing = match self.task.sandbox {
+            SandboxKind::None => prepared.after.iter().find(|of| of.is_missing()),
+            SandboxKind::Bwrap => None,
+        };
+        if let Some(of) = missing {
+            let what =
+                format!("the outputs of the task {}, which this one comes after, are not there", of.name);
+            self.warn(format!("{what}; the result is not kept: run that first"));
+        }
+        missing.is_none()
     }
 
     /// Why it was executed, for the event log: not each of thousands of inputs.
@@ -129,7 +161,8 @@ impl Run<'_> {
         let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs, false)) else { return None };
         // Unchanged since before it was read: what stands there is what was kept.
         if settled && Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
-            let stand = Stand { manifest: held.manifest, links: false, mark: stamp.mark, own_times: true };
+            let (manifest, outputs_hash) = (Some(held.manifest), held.outputs_hash.clone());
+            let stand = Stand { manifest, outputs_hash, links: false, mark: stamp.mark, own_times: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
         }
         Some(*held)
@@ -212,6 +245,15 @@ impl Run<'_> {
         }
         Ok(Some(status))
     }
+}
+
+/// What of that which counts changed while the command ran.
+fn changed_meanwhile(prepared: &mut Prepared) -> Option<String> {
+    let input =
+        changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| format!("the input {name}"));
+    let after = || prepared.after.iter().find(|of| of.has_changed());
+    let what = input.or_else(|| after().map(|of| format!("what the task {} made", of.name)))?;
+    Some(format!("{what} changed while the command ran"))
 }
 
 /// What a command printed, in files that go when they are kept, or when this process has died.

@@ -39,6 +39,7 @@ mod spec;
 mod spool;
 mod stage;
 mod text;
+mod turn;
 mod upstream;
 
 pub use accompany::accompany;

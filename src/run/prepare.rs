@@ -15,7 +15,7 @@ use super::lock::Lock;
 use super::outputs::check_way;
 use super::remembered::Remembered;
 use super::spec::Task;
-use super::upstream::{Made, Sought, Upstream, Upstreams};
+use super::upstream::{After, Made, Sought, Upstream, Upstreams};
 use super::{Parts, Result, RunError, SandboxKind, platform, secret_hash, text, value_hash};
 use crate::model::EntryKey;
 use crate::model::session::SessionId;
@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub remembered: Remembered,
     /// The lock file's content; `None` when it is not there.
     pub lock: Option<Lock>,
+    /// What tasks made that come before it.
+    pub after: Vec<After>,
     /// Paths and the results that are read there.
     pub from: Vec<(PathBuf, Upstream)>,
     /// What it starts from.
@@ -63,11 +65,17 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
     let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
-    let mut upstream =
-        Upstreams { ledger: around.ledger, lock: lock.as_ref(), session: around.session, ask: around.ask };
+    let mut upstream = Upstreams {
+        ledger: around.ledger,
+        lock: lock.as_ref(),
+        session: around.session,
+        task,
+        ask: around.ask,
+    };
     let from = task.from.iter().map(|(path, name)| Ok((path.clone(), upstream.result(name)?)));
     let from = from.collect::<Result<Vec<_>>>()?;
     let base = task.base.as_deref().map(|name| upstream.result(name)).transpose()?;
+    let after = upstream.after(&task.after)?;
     let mut parts = Parts {
         argv: task.argv.iter().map(text).collect(),
         program: hash_program(&program, &mut remembered)?.to_hex(),
@@ -77,7 +85,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         env: task.env.iter().map(|n| (n.clone(), hash_of(n))).collect(),
         secrets: secrets(task, around.team_key)?,
         params: task.params.clone(),
-        after: upstream.after(&task.after)?,
+        after: after.iter().map(|of| (of.name.clone(), of.outputs_hash.clone())).collect(),
         from: from.iter().map(|(path, of)| (text(path), of.outputs_hash.clone())).collect(),
         base: base.iter().map(|of| (of.name.clone(), of.outputs_hash.clone())).collect(),
         platform: platform(),
@@ -86,7 +94,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         ..Parts::default()
     };
     parts.set_inputs(gathered.inputs.clone());
-    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, from, base })
+    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, after, from, base })
 }
 
 fn hash_of(name: &str) -> String {

@@ -198,7 +198,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_nanos(ns)
     }
 
-    const LATE: u64 = 1_000_000_000_001;
+    const LATE: u64 = 1_000_000_000_007;
 
     #[test]
     fn what_is_kept_is_found_again_for_the_same_state_only() {

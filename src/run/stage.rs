@@ -12,6 +12,7 @@ use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
 use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW};
 use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
+use super::turn::WITHIN;
 use super::upstream::Upstream;
 use super::{Result, RunError, text};
 use crate::cache::RestoreAs;
@@ -119,7 +120,7 @@ impl Run<'_> {
                 names.iter().any(|n| below(path, n) || below(n, path))
             };
             let found = lent(&mut self.shelf, of, |shelf| shelf.find(&of.key, &[], false))?;
-            stands = matches!(&found, Found::Entry(held) if held.manifest == stand.manifest)
+            stands = matches!(&found, Found::Entry(held) if Some(held.manifest) == stand.manifest)
                 && nodes.keys().all(covered)
                 && Stamp::take(self.cwd(), outputs).is_ok_and(|stamp| stamp.mark == stand.mark);
         }
@@ -170,12 +171,13 @@ impl Run<'_> {
         if let Some(shelf) = self.shelf.as_mut() {
             shelf.rest();
         }
+        let hold: Vec<_> = flight.iter().map(|f| f.fd()).chain(self.turn.fds()).collect();
         let plan = Plan {
             argv: &self.task.argv,
             cwd: &self.task.place.cwd,
-            env: &[],
+            env: &[(WITHIN.into(), Some(self.within().join(",").into()))],
             guard: &self.ways.guard,
-            hold: flight.map(Flight::fd),
+            hold: &hold,
             inner: false,
             timeout: self.ways.timeout,
             grace: self.ways.grace,

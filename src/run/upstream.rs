@@ -1,13 +1,17 @@
 //! Earlier results that a run depends on: which, and what they hash to.
 //!
 //! Invariant: what counts is what a result hashes to, not its key, so that an upstream that ran again to the same
-//! result changes nothing. Must not know: what is done with them.
+//! result changes nothing; for a task that this one comes after, what stands at its outputs, because that is what
+//! the command will find. Must not know: what is done with them.
 
-use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Stand};
 use super::lock::Lock;
-use super::{Result, RunError};
+use super::outputs::{Stamp, nodes};
+use super::shelf::nodes_hash;
+use super::spec::Task;
+use super::{Parts, Result, RunError};
 use crate::model::EntryKey;
 use crate::model::session::SessionId;
 
@@ -18,6 +22,8 @@ pub(super) enum Sought<'a> {
     Key(&'a EntryKey),
     /// A task's newest.
     Task(&'a str),
+    /// The same, and where its outputs belong.
+    Declared(&'a str),
 }
 
 /// A result as the store knows it.
@@ -27,6 +33,62 @@ pub struct Made {
     pub key: EntryKey,
     /// What its outputs hash to.
     pub outputs_hash: String,
+    /// Where its outputs belong, if that was asked.
+    pub declared: Option<Declared>,
+}
+
+/// Where a task's outputs belong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// Below the project's top.
+    below: PathBuf,
+    /// Relative to that.
+    outputs: Vec<PathBuf>,
+}
+
+impl Declared {
+    /// As a key has it; `None` for names that are no UTF-8.
+    pub(super) fn of(parts: &Parts) -> Option<Declared> {
+        let plain = |text: &String| (!text.contains('\\')).then(|| PathBuf::from(text));
+        let outputs = parts.outputs.iter().map(plain).collect::<Option<Vec<_>>>()?;
+        Some(Declared { below: plain(&parts.cwd)?, outputs })
+    }
+}
+
+/// What a task made that this one comes after.
+#[derive(Debug, Clone)]
+pub(super) struct After {
+    pub name: String,
+    pub outputs_hash: String,
+    standing: Standing,
+}
+
+/// What is at a task's outputs.
+#[derive(Debug, Clone)]
+enum Standing {
+    /// It has none, or nobody knows which, or they are this task's, too.
+    Unseen,
+    /// One of them is not there.
+    Missing,
+    /// These, with this mark if it can be relied on.
+    There { cwd: PathBuf, outputs: Vec<PathBuf>, mark: Option<String> },
+}
+
+impl After {
+    /// The hash is not of what stands there, because it does not.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.standing, Standing::Missing)
+    }
+
+    /// What stands there is not what was hashed.
+    pub fn has_changed(&self) -> bool {
+        let Standing::There { cwd, outputs, mark } = &self.standing else { return false };
+        let same = |stamp: Stamp| Some(&stamp.mark) == mark.as_ref();
+        if Stamp::take(cwd, outputs).is_ok_and(same) {
+            return false;
+        }
+        !nodes(cwd, outputs).is_ok_and(|nodes| nodes_hash(&nodes) == self.outputs_hash)
+    }
 }
 
 /// An earlier result that is read, or started from.
@@ -44,30 +106,77 @@ pub(super) struct Upstreams<'a> {
     pub lock: Option<&'a Lock>,
     /// The session that the run is in.
     pub session: Option<&'a SessionId>,
+    pub task: &'a Task,
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
 
 impl Upstreams<'_> {
-    /// What tasks made that come before this one: here, else by the lock file, else by the store.
-    pub fn after(&mut self, tasks: &[String]) -> Result<BTreeMap<String, String>> {
-        let mut hashes = BTreeMap::new();
-        for name in tasks {
-            let hash = match self.ledger.last_run(name) {
-                Some(last) => last.outputs_hash,
-                None => {
-                    let locked =
-                        self.lock.and_then(|l| l.tasks.get(name)).and_then(|b| b.outputs_hash.clone());
-                    locked.or_else(|| (self.ask)(Sought::Task(name)).map(|made| made.outputs_hash))
+    /// What tasks made that come before this one: what stands there, else what the last run here made, else what the lock
+    /// file or the store says.
+    pub fn after(&mut self, tasks: &[String]) -> Result<Vec<After>> {
+        tasks.iter().map(|name| self.after_one(name)).collect()
+    }
+
+    fn after_one(&mut self, name: &str) -> Result<After> {
+        let (hash, declared) = match self.ledger.last_run(name) {
+            Some(last) => {
+                let outputs = last.outputs.into_iter().map(PathBuf::from).collect();
+                (last.outputs_hash, Some(Declared { below: last.below.into(), outputs }))
+            }
+            None => {
+                let locked = self.lock.and_then(|l| l.tasks.get(name)).filter(|b| b.outputs_hash.is_some());
+                match locked {
+                    Some(block) => (block.outputs_hash.clone(), Declared::of(&block.parts)),
+                    None => match (self.ask)(Sought::Declared(name)) {
+                        Some(made) => (Some(made.outputs_hash), made.declared),
+                        None => (None, None),
+                    },
                 }
-            };
-            let hash = hash.ok_or_else(|| {
-                RunError::usage(format!(
-                    "the task {name} has no result yet, and this one comes after it: run it first"
-                ))
-            })?;
-            hashes.insert(name.clone(), hash);
+            }
+        };
+        let told = hash.ok_or_else(|| {
+            RunError::usage(format!(
+                "the task {name} has no result yet, and this one comes after it: run it first"
+            ))
+        })?;
+        let (standing, seen) = declared.map_or((Standing::Unseen, None), |declared| self.look(declared));
+        Ok(After { name: name.to_owned(), outputs_hash: seen.unwrap_or(told), standing })
+    }
+
+    /// What stands at a task's outputs, and what that hashes to.
+    fn look(&self, declared: Declared) -> (Standing, Option<String>) {
+        let place = &self.task.place;
+        let (cwd, outputs) = (place.root.join(declared.below), declared.outputs);
+        let ours = |theirs: &Path| {
+            self.task
+                .outputs
+                .iter()
+                .map(|o| place.cwd.join(o))
+                .any(|o| o.starts_with(theirs) || theirs.starts_with(o))
+        };
+        if outputs.is_empty() || outputs.iter().any(|o| ours(&cwd.join(o))) {
+            return (Standing::Unseen, None);
         }
-        Ok(hashes)
+        let Ok(stamp) = Stamp::take(&cwd, &outputs) else { return (Standing::Missing, None) };
+        if let Some(known) = self.ledger.stand(&cwd, &outputs).filter(|s| s.mark == stamp.mark) {
+            return (Standing::There { cwd, outputs, mark: Some(stamp.mark) }, Some(known.outputs_hash));
+        }
+        let settled = stamp.settle();
+        let Ok(nodes) = nodes(&cwd, &outputs) else { return (Standing::Missing, None) };
+        let hash = nodes_hash(&nodes);
+        let mut mark = None;
+        if settled && Stamp::take(&cwd, &outputs).is_ok_and(|again| again == stamp) {
+            let stand = Stand {
+                manifest: None,
+                outputs_hash: hash.clone(),
+                links: false,
+                mark: stamp.mark.clone(),
+                own_times: false,
+            };
+            self.ledger.set_stand(&cwd, &outputs, Some(&stand));
+            mark = Some(stamp.mark);
+        }
+        (Standing::There { cwd, outputs, mark }, Some(hash))
     }
 
     /// A result by its key or its task's name.
@@ -94,7 +203,7 @@ impl Upstreams<'_> {
                 )));
             }
             return match (last.key, last.outputs_hash) {
-                (Some(key), Some(outputs_hash)) => Ok(Some(Made { key, outputs_hash })),
+                (Some(key), Some(outputs_hash)) => Ok(Some(Made { key, outputs_hash, declared: None })),
                 (None, Some(_)) => Err(RunError::usage(format!(
                     "the task {name} ran past the cache last: there is no entry of what it made"
                 ))),
@@ -102,8 +211,9 @@ impl Upstreams<'_> {
             };
         }
         let locked = self.lock.and_then(|l| l.tasks.get(name));
-        let locked =
-            locked.and_then(|b| Some(Made { key: b.key.clone(), outputs_hash: b.outputs_hash.clone()? }));
+        let locked = locked.and_then(|b| {
+            Some(Made { key: b.key.clone(), outputs_hash: b.outputs_hash.clone()?, declared: None })
+        });
         Ok(locked.or_else(|| (self.ask)(Sought::Task(name))))
     }
 }

@@ -249,3 +249,81 @@ fn results_are_mounted_where_there_is_a_daemon() {
         p.ok(&["drafts", "--json"]).is_empty()
     });
 }
+
+/// S14.7 A task that comes after another depends on what stands at that one's outputs, here.
+#[test]
+fn what_stands_there_is_what_counts() {
+    let p = Project::new();
+    let make = || p.sh(&["--task", "g1", "--no-inputs", "--output", "g"], "echo good > g");
+    let next = || p.sh(&["--task", "g2", "--no-inputs", "--after", "g1", "--output", "h"], "cat g > h");
+    make().kept(true);
+    next().is_miss(&["first_run"]).kept(true);
+    next().is_hit();
+    p.write("g", "bad!\n");
+    next().is_miss(&["upstream_rerun"]).kept(true);
+    assert_eq!(p.read("h"), "bad!\n");
+    make().is_hit();
+    next().is_hit();
+    assert_eq!((p.read("g"), p.read("h")), ("good\n".into(), "good\n".into()));
+    // What is not there counts as it was made, and what is made without it is not kept.
+    fs::remove_file(p.path("g")).unwrap();
+    next().is_hit();
+    let without = p.sh(&["--task", "g3", "--no-inputs", "--after", "g1", "--output", "i"], "ls > i");
+    without.is_miss(&["first_run"]).kept(false).says("the outputs of the task g1").says("are not there");
+    assert_eq!(without.code, 0);
+    // Nor what is made while it changes.
+    make().is_hit();
+    let script = "cat g > j; echo other > g";
+    let late = p.sh(&["--task", "g4", "--no-inputs", "--after", "g1", "--output", "j"], script);
+    late.kept(false).says("what the task g1 made changed while the command ran");
+    // Somebody else's memory: what stands there counts all the same.
+    make().is_hit();
+    p.write("g", "bad!\n");
+    fs::remove_dir_all(p.dir.path().join("memory")).unwrap();
+    next().is_hit();
+    assert_eq!(p.read("h"), "bad!\n");
+}
+
+/// Two checkouts that stand at one path in turns, as in containers, share a store and a memory.
+#[test]
+fn checkouts_at_one_path_do_not_mix() {
+    let p = Project::new();
+    let aside = |n: usize| p.dir.path().join(format!("job{n}"));
+    p.write("tests/t", "t");
+    for n in [1, 2] {
+        let done = std::process::Command::new("cp").arg("-r").arg(&p.cwd).arg(aside(n)).status().unwrap();
+        assert!(done.success());
+        fs::write(aside(n).join("src"), format!("lib {n}")).unwrap();
+    }
+    fs::remove_dir_all(&p.cwd).unwrap();
+    let within = |n: usize, run: &dyn Fn() -> Ran| {
+        fs::rename(aside(n), &p.cwd).unwrap();
+        let ran = run();
+        fs::rename(&p.cwd, aside(n)).unwrap();
+        ran
+    };
+    let build = || p.sh(&["--task", "build", "--input", "src", "--output", "dist"], "cp src dist");
+    let test = |task: &str, options: &[&str], script: &str| {
+        p.sh(&[&["--task", task, "--input", "tests", "--output", "report"], options].concat(), script)
+    };
+    let after = || test("after", &["--after", "build"], "cp dist report");
+    let from = || test("from", &["--from", "d=build"], "cp d/dist report");
+    for n in [1, 2] {
+        within(n, &build).kept(true);
+    }
+    for run in [&after as &dyn Fn() -> Ran, &from] {
+        for n in [1, 2] {
+            let ran = within(n, run);
+            assert_eq!(
+                (&ran.record["result"], &ran.record["kept"]),
+                (&"miss".into(), &true.into()),
+                "{ran:#?}"
+            );
+            assert_eq!(fs::read_to_string(aside(n).join("report")).unwrap(), format!("lib {n}"));
+        }
+        for n in [1, 2] {
+            within(n, run).is_hit();
+            assert_eq!(fs::read_to_string(aside(n).join("report")).unwrap(), format!("lib {n}"));
+        }
+    }
+}

@@ -16,4 +16,5 @@ mod project;
 mod sandbox;
 mod sessions;
 mod tasks;
+mod turns;
 mod users;

@@ -1,0 +1,244 @@
+//! Runs that write the same outputs of a project take turns, whatever their keys.
+//!
+//! Purpose: of two commands at the same outputs neither's result would be its own. Invariants: a turn is one lock (flock) for
+//! each output, for its holder alone, and one for each directory above, which others may have, too; they are taken in the order of
+//! paths, and after a flight, so that nobody waits in a circle; they end with their holders, however these die. Who does not
+//! wait leaves a mark that the holders see at their end, and is waited for by those who come later. Must not know: keys, the store.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::marker;
+
+/// The variable that tells a command which turns, and flights, are those of the runs that it is in.
+pub(super) const WITHIN: &str = "OUTFS_WITHIN";
+/// The process that has a place for itself alone, in bytes; marks come behind it.
+const SIGNATURE: usize = 11;
+
+/// The places that a run writes to; dropping it lets others in.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    held: Vec<Held>,
+    /// Those of others that were not waited for.
+    passed: Vec<File>,
+    /// Others were waited for.
+    pub waited: bool,
+}
+
+/// One place, locked.
+#[derive(Debug)]
+struct Held {
+    name: String,
+    file: File,
+    alone: bool,
+    /// Its length, when it was locked.
+    marks: u64,
+}
+
+/// Where turns are taken.
+#[derive(Debug, Clone)]
+pub(super) struct Turns {
+    dir: PathBuf,
+    /// Names of places, and whether they are for one alone.
+    places: Vec<(String, bool)>,
+}
+
+impl Turns {
+    /// For outputs of a project, below `dir`; `checkout` says which directory is at `root`.
+    pub fn of(dir: PathBuf, checkout: &str, root: &Path, outputs: impl Iterator<Item = PathBuf>) -> Turns {
+        let mut places = BTreeMap::new();
+        for output in outputs {
+            let above = output.ancestors().skip(1).take_while(|a| a.starts_with(root) && *a != root);
+            for dir in above {
+                places.entry(dir.to_owned()).or_insert(false);
+            }
+            places.insert(output, true);
+        }
+        let name = |path: &Path| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(checkout.as_bytes()).update(b"\0").update(path.as_os_str().as_bytes());
+            hasher.finalize().to_hex()[..32].to_owned()
+        };
+        Turns { dir, places: places.iter().map(|(path, alone)| (name(path), *alone)).collect() }
+    }
+
+    /// Takes a turn, but for the places that the runs have that this one is `within`. `wait` is told who is waited for, if it is known;
+    /// without it nobody is.
+    pub fn take(&self, within: &[String], mut wait: Option<&mut dyn FnMut(Option<u32>)>) -> io::Result<Turn> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let mut turn = Turn::default();
+        for (name, alone) in self.places.iter().filter(|(name, _)| !within.contains(name)) {
+            let file = self.open(name)?;
+            let passing = self.open(&format!("{name}.passing"))?;
+            if !try_lock(&file, *alone)? {
+                let Some(wait) = wait.as_deref_mut() else {
+                    pass(&file, passing, &mut turn)?;
+                    continue;
+                };
+                wait(signed(&file));
+                turn.waited = true;
+                if *alone { file.lock() } else { file.lock_shared() }?;
+            }
+            // Who passed by before may be at work still; who does so from now on leaves a mark.
+            if !nobody_passes(&passing, *alone)? {
+                let Some(wait) = wait.as_deref_mut() else {
+                    pass(&file, passing, &mut turn)?;
+                    continue;
+                };
+                wait(None);
+                turn.waited = true;
+                passing.lock()?;
+            }
+            if *alone {
+                sign(&file, &format!("{:>10}\n", std::process::id()))?;
+            }
+            let marks = file.metadata()?.len();
+            turn.held.push(Held { name: name.clone(), file, alone: *alone, marks });
+        }
+        Ok(turn)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW).open(self.dir.join(name))
+    }
+}
+
+/// Locks out who would pass by, if nobody does. Others that share a place ask the same for a moment, which is waited out.
+fn nobody_passes(passing: &File, alone: bool) -> io::Result<bool> {
+    for _ in 0..if alone { 1 } else { 400 } {
+        if try_lock(passing, true)? {
+            return Ok(true);
+        }
+        marker::moment();
+    }
+    Ok(false)
+}
+
+/// Goes past whoever has a place.
+fn pass(file: &File, passing: File, turn: &mut Turn) -> io::Result<()> {
+    passing.lock_shared()?;
+    // Two marks at once are one.
+    file.write_all_at(b"!", file.metadata()?.len().max(SIGNATURE as u64))?;
+    turn.passed.push(passing);
+    Ok(())
+}
+
+fn try_lock(file: &File, alone: bool) -> io::Result<bool> {
+    match if alone { file.try_lock() } else { file.try_lock_shared() } {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+fn sign(file: &File, who: &str) -> io::Result<()> {
+    file.write_all_at(who.as_bytes(), 0)
+}
+
+fn signed(file: &File) -> Option<u32> {
+    let mut text = [0; SIGNATURE];
+    file.read_exact_at(&mut text, 0).ok()?;
+    std::str::from_utf8(&text).ok()?.trim().parse().ok()
+}
+
+impl Turn {
+    /// Nobody else has written there, as far as is known: the result is this run's own.
+    pub fn was_alone(&self) -> bool {
+        let unmarked = |held: &Held| held.file.metadata().is_ok_and(|meta| meta.len() == held.marks);
+        self.passed.is_empty() && self.held.iter().all(unmarked)
+    }
+
+    /// What it is called, for those within.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.held.iter().map(|held| held.name.as_str())
+    }
+
+    /// What has to be open for as long as the turn is to last.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.held.iter().map(|held| held.file.as_fd()).chain(self.passed.iter().map(AsFd::as_fd))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        for held in self.held.iter().filter(|held| held.alone) {
+            let _ = sign(&held.file, &" ".repeat(SIGNATURE));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(dir: &Path, outputs: &[&str]) -> Turns {
+        let outputs = outputs.iter().map(|o| Path::new("/p/sub").join(o));
+        Turns::of(dir.join("turns"), "1.2", Path::new("/p"), outputs)
+    }
+
+    #[test]
+    fn who_writes_to_the_same_place_meets() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |outputs: &[&str]| turns(dir.path(), outputs);
+        let holder = of(&["a", "b/c"]).take(&[], None).unwrap();
+        assert!(holder.was_alone() && !holder.waited);
+        // Other places, and none.
+        for free in [&["b/d", "e"][..], &["ab"], &[]] {
+            assert!(of(free).take(&[], None).unwrap().was_alone(), "{free:?}");
+        }
+        assert!(holder.was_alone());
+        for taken in [&["a"][..], &["x", "b"], &["b/c/d"], &["a/z"]] {
+            let passing = of(taken).take(&[], None).unwrap();
+            assert!(!passing.was_alone(), "{taken:?}");
+        }
+        assert!(!holder.was_alone());
+        // Those within have what it has.
+        let within: Vec<String> = holder.names().map(Into::into).collect();
+        assert!(of(&["b", "a"]).take(&within, None).is_ok_and(|inner| inner.was_alone()));
+        drop(holder);
+        let next = of(&["a", "b/c"]).take(&[], Some(&mut |who| panic!("waits for {who:?}"))).unwrap();
+        assert!(next.was_alone());
+    }
+
+    #[test]
+    fn sharing_a_directory_is_no_meeting() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let turns = turns(dir.path(), &[&format!("out/{n}")]);
+                scope.spawn(move || {
+                    for _ in 0..5 {
+                        let turn = turns.take(&[], None).unwrap();
+                        assert!(turn.was_alone());
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn who_comes_later_waits_and_is_told_for_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = || turns(dir.path(), &["a"]);
+        let holder = of().take(&[], None).unwrap();
+        let passing = of().take(&[], None).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiting = {
+            let turns = of();
+            std::thread::spawn(move || turns.take(&[], Some(&mut |who| tell.send(who).unwrap())).unwrap())
+        };
+        assert_eq!(told.recv().unwrap(), Some(std::process::id()));
+        drop(holder);
+        assert_eq!(told.recv().unwrap(), None, "who passed by is still there");
+        drop(passing);
+        let turn = waiting.join().unwrap();
+        assert!(turn.waited && turn.was_alone());
+    }
+}

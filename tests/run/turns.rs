@@ -1,0 +1,91 @@
+//! Runs that write the same outputs, and runs inside of runs.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
+
+use crate::common::eventually;
+use crate::project::{Project, Ran};
+
+const SLOW: &str = "echo $V > o; echo run >> ../runs; while [ ! -e ../go ]; do sleep 0.01; done; cat o > ../o.$V; mv ../o.$V o";
+
+impl Project {
+    fn with(&self, value: &str, options: &[&str]) -> Child {
+        let task = ["run", "--json", "--task", "t", "--no-inputs", "--env", "V", "--output", "o"];
+        let mut c = self.command(&[&task, options, &["--", "sh", "-c", SLOW]].concat());
+        c.env("V", value).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("outfs starts")
+    }
+
+    fn started(&self, n: usize) {
+        let runs = || fs::read_to_string(self.dir.path().join("runs")).unwrap_or_default();
+        eventually("the command to start", || runs().lines().count() == n);
+    }
+
+    fn go_on(&self) {
+        fs::write(self.dir.path().join("go"), "").unwrap();
+    }
+}
+
+fn ended(child: Child) -> Ran {
+    Ran::ended(child.wait_with_output().expect("it ends"))
+}
+
+/// S13.13 Runs that write the same outputs take turns, whatever their keys.
+#[test]
+fn the_same_outputs_are_written_by_one_at_a_time() {
+    let p = Project::new();
+    let first = p.with("A", &[]);
+    p.started(1);
+    let mut second = p.with("B", &[]);
+    let mut stderr = BufReader::new(second.stderr.take().unwrap());
+    let mut said = String::new();
+    stderr.read_line(&mut said).unwrap();
+    assert_eq!(said, format!("outfs: waiting for process {}, which writes the same outputs\n", first.id()));
+    // Neither does a run past the cache write there, nor a hit.
+    p.go_on();
+    ended(first).kept(true);
+    stderr.read_to_string(&mut said).unwrap();
+    ended(second).kept(true);
+    for value in ["A", "B", "A"] {
+        ended(p.with(value, &[])).is_hit();
+        assert_eq!(p.read("o"), format!("{value}\n"));
+    }
+}
+
+/// S13.13 What was made beside a run that did not wait is not kept, nor what that made.
+#[test]
+fn who_does_not_wait_spoils_both() {
+    let p = Project::new();
+    let first = p.with("A", &[]);
+    p.started(1);
+    let second = p.with("B", &["--no-wait"]);
+    p.started(2);
+    p.go_on();
+    let said = "another run wrote to the same outputs at the same time";
+    for ran in [ended(first), ended(second)] {
+        assert_eq!(ran.kept(false).says(said).code, 0);
+    }
+    ended(p.with("A", &[])).kept(true);
+    assert_eq!(p.read("o"), "A\n");
+}
+
+/// A run inside of a run waits for nobody that waits for it.
+#[test]
+fn runs_inside_of_runs() {
+    let p = Project::new();
+    let outfs = env!("CARGO_BIN_EXE_outfs");
+    // Other outputs, the same outputs, and the same key.
+    let script = format!(
+        "if [ -n \"$INNER\" ]; then echo $INNER > o; exit; fi\n\
+         {outfs} run --task other --no-inputs --output i -- sh -c 'echo 1 > i' || exit 1\n\
+         {outfs} run --task same --no-inputs --output o -- sh -c 'echo 2 > o' || exit 1\n\
+         INNER=3 {outfs} run --task t --input s --output o -- sh s || exit 1\n\
+         cat i o > all; mv all o\n"
+    );
+    p.write("s", &script);
+    let run = || p.run(&["--task", "t", "--input", "s", "--output", "o"], &["sh", "s"]);
+    let ran = run();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("inside of a run of the same"), "{ran:#?}");
+    assert_eq!(p.read("i"), "1\n");
+}
