@@ -78,10 +78,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "PATH")]
     output: Vec<PathBuf>,
     /// A variable whose value counts
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = variable)]
     env: Vec<String>,
     /// A variable whose value counts and is written nowhere
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = variable)]
     secret: Vec<String>,
     /// A file with the key that secrets are hashed with [default: the variable OUTFS_SECRET_KEY]
     #[arg(long, value_name = "FILE")]
@@ -151,6 +151,15 @@ pub(crate) struct Run {
 fn upstream(text: &str) -> Result<(PathBuf, String), String> {
     let (path, name) = text.split_once('=').ok_or("write it like PATH=KEY or PATH=TASK")?;
     Ok((path.into(), name.to_owned()))
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) => Err(format!(
+            "name it only, its value is that of the environment: 'env {text} outfs run --env {name} …'; or '--param {text}'"
+        )),
+        None => Ok(text.to_owned()),
+    }
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {

@@ -47,6 +47,9 @@ pub enum Reason {
     ToolChanged {
         /// Its name.
         name: String,
+        /// It was not named before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        new: bool,
     },
     /// An input changed, came or went.
     DepChanged {
@@ -61,6 +64,9 @@ pub enum Reason {
     EnvChanged {
         /// Its name.
         name: String,
+        /// It was not named before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        new: bool,
     },
     /// A parameter has another value.
     ParamsChanged {
@@ -117,13 +123,15 @@ impl fmt::Display for Reason {
             Reason::TaskNotInLock => write!(f, "the lock file does not have this task"),
             Reason::PreviousRunIncomplete { status } => write!(f, "the run before gave no result: {status}"),
             Reason::CmdChanged { old, new } => write!(f, "the command changed: {old} -> {new}"),
-            Reason::ToolChanged { name } => write!(f, "the program {name} changed"),
+            Reason::ToolChanged { name, new: true } => write!(f, "the program {name} is new"),
+            Reason::ToolChanged { name, .. } => write!(f, "the program {name} changed"),
             Reason::DepChanged { path, old: Some(old), new: Some(new) } => {
                 write!(f, "the input {path} changed: {old} -> {new}")
             }
             Reason::DepChanged { path, old: None, .. } => write!(f, "the input {path} is new"),
             Reason::DepChanged { path, new: None, .. } => write!(f, "the input {path} was removed"),
-            Reason::EnvChanged { name } => write!(f, "the variable {name} changed"),
+            Reason::EnvChanged { name, new: true } => write!(f, "the variable {name} is new"),
+            Reason::EnvChanged { name, .. } => write!(f, "the variable {name} changed"),
             Reason::ParamsChanged { name } => write!(f, "the parameter {name} changed"),
             Reason::OutputsChanged => write!(f, "the declared outputs changed"),
             Reason::CacheKeyMismatch { old, new } => write!(f, "the key changed: {old} -> {new}"),
@@ -292,12 +300,16 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
     }
     // Another program under another name is the command's change.
     if old.program != new.program && old.argv.first() == new.argv.first() {
-        reasons.push(Reason::ToolChanged { name: new.argv.first().cloned().unwrap_or_default() });
+        let name = new.argv.first().cloned().unwrap_or_default();
+        reasons.push(Reason::ToolChanged { name, new: false });
     }
     let names = |a, b| changed_names(a, b).into_iter();
-    reasons.extend(names(&old.tools, &new.tools).map(|name| Reason::ToolChanged { name }));
-    reasons.extend(names(&old.env, &new.env).map(|name| Reason::EnvChanged { name }));
-    reasons.extend(names(&old.secrets, &new.secrets).map(|name| Reason::EnvChanged { name }));
+    let tool = |name: String| Reason::ToolChanged { new: !old.tools.contains_key(&name), name };
+    reasons.extend(names(&old.tools, &new.tools).map(tool));
+    for (old, new) in [(&old.env, &new.env), (&old.secrets, &new.secrets)] {
+        let variable = |name: String| Reason::EnvChanged { new: !old.contains_key(&name), name };
+        reasons.extend(names(old, new).map(variable));
+    }
     reasons.extend(names(&old.params, &new.params).map(|name| Reason::ParamsChanged { name }));
     if old.outputs != new.outputs {
         reasons.push(Reason::OutputsChanged);

@@ -153,6 +153,11 @@ fn env(name: &str) -> Vec<(String, Value)> {
     named(&format!("the variable {name} changed"), "env_changed", "name", name)
 }
 
+fn newly(what: &str, reason: &str, name: &str) -> Vec<(String, Value)> {
+    let why = format!("{reason}_changed");
+    one(&format!("the {what} {name} is new"), json!({ "why": why, "name": name, "new": true }))
+}
+
 fn param(name: &str) -> Vec<(String, Value)> {
     named(&format!("the parameter {name} changed"), "params_changed", "name", name)
 }
@@ -278,7 +283,7 @@ fn table() -> Vec<Row> {
         ),
         ("the program's content", after(changed(|p| p.program = "00".into())), tool("make")),
         ("a tool's content", after(changed(|p| set(&mut p.tools, "cc", "12"))), tool("cc")),
-        ("a tool more", after(changed(|p| p.tools.clear())), tool("cc")),
+        ("a tool more", after(changed(|p| p.tools.clear())), newly("program", "tool", "cc")),
         ("a tool less", after(changed(|p| set(&mut p.tools, "ld", "12"))), tool("ld")),
         ("a variable's value", after(changed(|p| set(&mut p.env, "CC", "0"))), env("CC")),
         ("a variable that was absent", after(changed(|p| set(&mut p.env, "CC", ABSENT))), env("CC")),
@@ -287,7 +292,11 @@ fn table() -> Vec<Row> {
             after(changed(|p| set(&mut p.env, "CC", &value_hash(Some(b""))))),
             env("CC"),
         ),
-        ("a variable that was not declared", after(changed(|p| p.env.clear())), env("CC")),
+        (
+            "a variable that was not declared",
+            after(changed(|p| p.env.clear())),
+            newly("variable", "env", "CC"),
+        ),
         (
             "a variable that is not declared any more",
             after(changed(|p| set(&mut p.env, "LD", ABSENT))),
@@ -377,7 +386,7 @@ fn table() -> Vec<Row> {
                 p.sandbox = "bwrap".into();
                 p.env.clear();
             })),
-            both(env("CC"), vec![other("sandbox bwrap", "sandbox none")]),
+            both(newly("variable", "env", "CC"), vec![other("sandbox bwrap", "sandbox none")]),
         ),
         (
             "another sandbox and network",
@@ -453,7 +462,11 @@ fn table() -> Vec<Row> {
         ),
         ("locked, and never run here", locked(block(parts(), None)), first()),
         ("locked as failed", locked(block(parts(), Some("exit code 1"))), incomplete("exit code 1")),
-        ("locked with another variable", locked(block(changed(|p| p.env.clear()), None)), env("CC")),
+        (
+            "locked with another variable",
+            locked(block(changed(|p| p.env.clear()), None)),
+            newly("variable", "env", "CC"),
+        ),
         (
             "the lock wins over the history",
             Case {

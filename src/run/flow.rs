@@ -490,7 +490,7 @@ impl Run<'_> {
         let task = self.task.id.clone();
         self.remember_last(Some(prepared.key.clone()), outputs_hash.clone());
         let writes = self.ways.policy.allows_write();
-        let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.cwd().join(l)) else {
+        let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.task.place.file(l)) else {
             return;
         };
         let block = Block { key: prepared.key.clone(), outputs_hash, status, parts: prepared.parts.clone() };

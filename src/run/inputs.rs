@@ -163,7 +163,7 @@ fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
     };
     let matcher = matcher(&glob).map_err(|e| RunError::usage(format!("the input {shown}: {e}")))?;
     let mut all = Found::new();
-    match walk(&top, &mut all) {
+    match walk_to(&top, depth(&glob), &mut all) {
         Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         other => other?,
     }
@@ -176,7 +176,7 @@ fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
 }
 
 /// `.` and `..` taken out, as far as names alone allow.
-fn clean(path: &Path) -> PathBuf {
+pub(super) fn clean(path: &Path) -> PathBuf {
     use std::path::Component;
     path.components().fold(PathBuf::new(), |mut out, part| {
         match part {
@@ -197,6 +197,14 @@ fn split_glob(path: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((path.components().take(at).collect(), path.components().skip(at).collect()))
 }
 
+/// How many directories deep a glob reaches at most.
+fn depth(glob: &Path) -> usize {
+    // `{a,b/c}` has a slash that is no component's end for the matcher.
+    let far = glob.as_os_str().as_bytes().windows(2).any(|pair| pair == b"**")
+        || glob.as_os_str().as_bytes().contains(&b'{');
+    if far { usize::MAX } else { glob.components().count() }
+}
+
 fn matcher(glob: &Path) -> std::result::Result<GlobMatcher, String> {
     let text = glob.to_str().ok_or("a glob must be UTF-8")?;
     // `*` stays within a directory, `**` does not.
@@ -206,8 +214,13 @@ fn matcher(glob: &Path) -> std::result::Result<GlobMatcher, String> {
 
 /// All files and symlinks below a directory, but not git's own.
 fn walk(top: &Path, found: &mut Found) -> Result<()> {
-    let mut waiting = vec![top.to_owned()];
-    while let Some(dir) = waiting.pop() {
+    walk_to(top, usize::MAX, found)
+}
+
+/// The same, not in directories that are deeper than so many levels.
+fn walk_to(top: &Path, levels: usize, found: &mut Found) -> Result<()> {
+    let mut waiting = vec![(top.to_owned(), levels)];
+    while let Some((dir, levels)) = waiting.pop() {
         for entry in std::fs::read_dir(&dir).map_err(|e| RunError::io("read", &dir, e))? {
             let entry = entry.map_err(|e| RunError::io("read", &dir, e))?;
             let path = entry.path();
@@ -220,7 +233,8 @@ fn walk(top: &Path, found: &mut Found) -> Result<()> {
             };
             match meta.is_dir() {
                 true if entry.file_name() == ".git" => {}
-                true => waiting.push(path),
+                true if levels <= 1 => {}
+                true => waiting.push((path, levels - 1)),
                 false => found.push((path, meta)),
             }
         }

@@ -215,10 +215,12 @@ impl Run<'_> {
     /// Files that git did not know and still does not, less the outputs.
     fn new_files(&self, before: &BTreeSet<PathBuf>, after: &BTreeSet<PathBuf>) -> Vec<String> {
         let outputs = &self.task.outputs;
-        let lock = self.ways.lock.as_deref();
+        let lock = self.ways.lock.as_deref().map(|lock| self.task.place.file(lock));
         after
             .difference(before)
-            .filter(|path| !outputs.iter().any(|o| path.starts_with(o)) && Some(path.as_path()) != lock)
+            .filter(|path| {
+                !outputs.iter().any(|o| path.starts_with(o)) && Some(self.cwd().join(path)) != lock
+            })
             .map(text)
             .collect()
     }

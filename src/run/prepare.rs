@@ -9,12 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::inputs::{Gathered, gather, hash_program};
+use super::inputs::{Gathered, clean, gather, hash_program};
 use super::ledger::Ledger;
 use super::lock::Lock;
 use super::outputs::check_way;
 use super::remembered::Remembered;
-use super::spec::Task;
+use super::spec::{Inputs, Task};
 use super::upstream::{After, Made, Sought, Upstream, Upstreams};
 use super::{Parts, Result, RunError, SandboxKind, platform, secret_hash, text, value_hash};
 use crate::model::EntryKey;
@@ -52,7 +52,8 @@ pub(super) struct Around<'a> {
 pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let cwd = &task.place.cwd;
     check_way(cwd, &task.outputs)?;
-    let lock_file = around.lock.map(|l| cwd.join(l));
+    check_apart(task)?;
+    let lock_file = around.lock.map(|l| task.place.file(l));
     let lock = lock_file.as_deref().map(Lock::read).transpose()?.flatten();
     let mut remembered = Remembered::open(around.ledger.inputs());
     let program = find_program(&task.argv[0], cwd)?;
@@ -97,6 +98,23 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, after, from, base })
 }
 
+/// Refuses an output that is a named input: it would be taken away before the command could read it.
+fn check_apart(task: &Task) -> Result<()> {
+    let Inputs::Named(names) = &task.inputs else { return Ok(()) };
+    let cwd = &task.place.cwd;
+    for name in names.iter().filter(|_| task.base.is_none()) {
+        let path = clean(&cwd.join(name));
+        let taken = task.outputs.iter().any(|output| path.starts_with(cwd.join(output)));
+        if taken && path.symlink_metadata().is_ok() {
+            return Err(RunError::usage(format!(
+                "the input {} is an output, too, and outputs are taken away before the command runs",
+                name.to_string_lossy()
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn hash_of(name: &str) -> String {
     value_hash(std::env::var_os(name).as_deref().map(OsStr::as_bytes))
 }
@@ -105,7 +123,8 @@ fn secrets(task: &Task, team_key: Option<&[u8]>) -> Result<BTreeMap<String, Stri
     if task.secrets.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let key = team_key.filter(|k| !k.is_empty()).ok_or_else(|| {
+    // A file ends with a newline, which a shell takes away from a variable.
+    let key = team_key.map(<[u8]>::trim_ascii_end).filter(|k| !k.is_empty()).ok_or_else(|| {
         RunError::usage(
             "secrets are hashed with a key that your team shares: set OUTFS_SECRET_KEY, or name a file with \
              --secret-key-file",

@@ -30,6 +30,17 @@ impl Place {
         self.cwd.strip_prefix(&self.root).unwrap_or(Path::new(""))
     }
 
+    /// Where a file is, or would be, that is named from the working directory: as the inputs are, without `..` and links on
+    /// the way.
+    pub fn file(&self, given: &Path) -> PathBuf {
+        let path = self.cwd.join(given);
+        let dir = path.parent().and_then(|dir| dir.canonicalize().ok());
+        match (dir, path.file_name()) {
+            (Some(dir), Some(name)) => dir.join(name),
+            _ => path,
+        }
+    }
+
     /// A path as it stands in a key: below the project's top, or absolute when it is outside.
     pub fn name(&self, path: &Path) -> String {
         text(path.strip_prefix(&self.root).unwrap_or(path))

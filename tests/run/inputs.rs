@@ -159,3 +159,75 @@ fn inputs_from_the_future() {
     let stands = p.path("o").metadata().unwrap();
     assert_eq!((stands.modified().unwrap(), stands.ino()), (made.modified().unwrap(), made.ino()));
 }
+
+/// However a lock file is named, it is no input.
+#[test]
+fn a_lock_file_by_another_name() {
+    let p = Project::new();
+    p.write("in", "1");
+    p.write("sub/x", "");
+    for lock in ["./outfs.lock", "sub/../outfs.lock", "sub/./../outfs.lock"] {
+        let run = || p.sh(&["--task", "t", "--lock", lock, "--output", "o"], "cp in o");
+        let first = run();
+        assert_eq!(first.record["undeclared"], serde_json::json!([]), "{first:#?}");
+        run().is_hit();
+        run().is_hit();
+        fs::remove_file(p.path("outfs.lock")).unwrap();
+    }
+}
+
+/// What is no glob's is not read.
+#[test]
+fn a_glob_looks_no_deeper_than_it_reaches() {
+    let p = Project::new();
+    for name in ["a.c", "sub/b.c", "sub/deep/c.c"] {
+        p.write(name, name);
+    }
+    let count = |glob: &str| p.sh(&["--input", glob], "true").record["inputs"].as_u64();
+    assert_eq!(
+        ["*.c", "*/*.c", "s*/deep/*.c", "**/*.c", "{a.c,sub/deep/*.c}"].map(count),
+        [Some(1), Some(1), Some(1), Some(3), Some(2)]
+    );
+    // Root may read it all the same.
+    fs::set_permissions(p.path("sub"), std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
+    let ran = p.sh(&["--input", "*.c"], "true");
+    fs::set_permissions(p.path("sub"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!((ran.code, ran.record["inputs"].as_u64()), (0, Some(1)), "{ran:#?}");
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let p = Project::new();
+    p.write("in", "1");
+    let both = p.sh(&["--input", "./in", "--output", "in"], "cat in");
+    assert_eq!((both.says("the input ./in is an output, too").code, p.read("in")), (125, "1".into()));
+    p.write("d/in", "1");
+    assert_eq!(p.sh(&["--input", "d/in", "--output", "d"], "cat d/in").says("is an output, too").code, 125);
+    let value = p.sh(&["--no-inputs", "--env", "CC=gcc"], "true");
+    assert_ne!(value.code, 0);
+    value.says("name it only").says("env CC=gcc outfs run --env CC");
+}
+
+#[test]
+fn what_is_named_for_the_first_time_is_new() {
+    let p = Project::new();
+    let run = |more: &[&str]| p.sh(&[&["--task", "t", "--no-inputs"], more].concat(), "true");
+    run(&[]).is_miss(&["first_run"]);
+    run(&["--tool", "cat"]).is_miss(&["tool_changed"]).says("the program cat is new");
+    run(&["--tool", "cat", "--env", "SOME"]).is_miss(&["env_changed"]).says("the variable SOME is new");
+}
+
+/// A team's key is the same from a file and from a variable.
+#[test]
+fn a_key_file_may_end_with_a_newline() {
+    let p = Project::new();
+    let file = p.dir.path().join("key");
+    fs::write(&file, "team\n").unwrap();
+    let named = ["run", "--json", "--task", "t", "--no-inputs", "--secret", "TOKEN"];
+    let from_file =
+        p.command(&[&named[..], &["--secret-key-file", file.to_str().unwrap(), "--", "true"]].concat());
+    let mut from_variable = p.command(&[&named[..], &["--", "true"]].concat());
+    from_variable.env("OUTFS_SECRET_KEY", "team");
+    Ran::of(from_file).kept(true);
+    Ran::of(from_variable).is_hit();
+}
