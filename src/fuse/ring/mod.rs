@@ -23,10 +23,10 @@ use awake::Awake;
 use entry::Entry;
 
 /// Entries, each with a thread, that all queues have together, but for the least and most for one queue. An entry is
-/// taken until its request is answered, also while a job works on it.
-const ENTRIES: u16 = 128;
-const LEAST: u16 = 4;
-const MOST: u16 = 8;
+/// taken until its request is answered, also while that waits for a draft being committed or for a job.
+const ENTRIES: u16 = 256;
+const LEAST: u16 = 8;
+const MOST: u16 = 32;
 
 type Start = (Arc<Adapter>, Arc<OwnedFd>, Option<Arc<Awake>>);
 
