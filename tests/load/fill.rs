@@ -6,7 +6,6 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use outfs::cache::{Cache, Limits, SealRequest, TaskFacts};
 use outfs::model::EntryKey;
@@ -60,21 +59,19 @@ fn put(cache: &Cache, n: u64, source: &Path) {
     cache.put_dir(source, &facts, [None, None], request).unwrap_or_else(|e| panic!("entry {n}: {e}"));
 }
 
-/// Adds these entries to a store, which is made if need be; `scratch` is on its file system.
-pub fn entries(store: &Path, scratch: &Path, range: Range<u64>) {
+/// Adds these entries to a store, which is made if need be; `scratch` is on its file system. `made` is told of each.
+pub fn entries(store: &Path, scratch: &Path, range: Range<u64>, made: impl Fn(u64) + Sync) {
     HASTY.store(true, Ordering::Relaxed);
-    let started = Instant::now();
     let cache = Cache::open(store, Limits::default()).expect("the store");
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (cache, source, range) = (&cache, scratch.join(thread.to_string()), range.clone());
+            let made = &made;
             scope.spawn(move || {
                 fs::create_dir_all(&source).expect("a source directory");
                 for n in range.skip(thread as usize).step_by(THREADS as usize) {
                     put(cache, n, &source);
-                    if (n + 1) % 50_000 == 0 {
-                        eprintln!("{} entries after {:.0?}", n + 1, started.elapsed());
-                    }
+                    made(n);
                 }
             });
         }

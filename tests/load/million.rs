@@ -36,7 +36,11 @@ const MAX_RATIO: f64 = 1.2;
 
 fn make(daemon: &Daemon, entries: u64) {
     let started = Instant::now();
-    fill::entries(&daemon.store(), &daemon.scratch(), 0..entries);
+    fill::entries(&daemon.store(), &daemon.scratch(), 0..entries, |n| {
+        if (n + 1) % 50_000 == 0 {
+            eprintln!("{} entries after {:.0?}", n + 1, started.elapsed());
+        }
+    });
     println!("{entries} entries made in {:.0?}", started.elapsed());
 }
 

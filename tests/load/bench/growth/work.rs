@@ -19,7 +19,7 @@ pub fn measure(work: &str, path: &Path, rest: &[String]) -> io::Result<Duration>
             let [from, to] = numbers(rest)?;
             let scratch = path.with_extension("scratch");
             timed(|| {
-                fill::entries(path, &scratch, from..to);
+                fill::entries(path, &scratch, from..to, |_| ());
                 Ok(())
             })
         }
