@@ -3,7 +3,7 @@
 //! Invariants: a file appears whole or not at all; hard links come after what they link to; the first error ends
 //! all threads. Must not know: how directories are made or finished.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -72,12 +72,15 @@ impl Batches {
 
     /// Writes them all.
     pub fn write(&self, tree: &Restorer<'_>) -> std::result::Result<Restored, Failed> {
-        let shared = Shared {
+        let mut shared = Shared {
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             no_reflinks: AtomicBool::new(false),
-            linked: self.links.iter().map(|(_, index)| tree.record(*index).canonical()).collect(),
+            linked: HashMap::new(),
         };
+        for (_, index) in &self.links {
+            *shared.linked.entry(tree.record(*index).canonical()).or_insert(1) += 1;
+        }
         let threads = workers().min(self.list.len());
         let mut writer = Writer::new(tree, &shared);
         if threads < 2 {
@@ -112,8 +115,8 @@ struct Shared {
     next: AtomicUsize,
     failed: AtomicBool,
     no_reflinks: AtomicBool,
-    /// What hard links will want to know the place of.
-    linked: HashSet<u32>,
+    /// What hard links will want to know the place of, and how many names it has.
+    linked: HashMap<u32, u64>,
 }
 
 /// One thread.
@@ -162,7 +165,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         let tree = self.tree;
         let name = tree.manifest.name(record);
         match tree.there(place, name)? {
-            Some(stat) if self.alike(place, record, &stat)? => {
+            Some(stat) if !self.is_elsewhere(record, &stat) && self.alike(place, record, &stat)? => {
                 if tree.exact {
                     tree.refresh(place.fd, record, &stat, &tree.path(place.index, name))?;
                 }
@@ -172,6 +175,19 @@ impl<'r, 'a> Writer<'r, 'a> {
             }
             there => self.write(place, record, there),
         }
+    }
+
+    /// Would a change of what stands there be seen under a name that is none of ours? Then it is written anew, as are those
+    /// that are linked to what was.
+    fn is_elsewhere(&self, record: u32, stat: &libc::stat) -> bool {
+        let (tree, wanted) = (self.tree, self.tree.record(record));
+        if !tree.exact || at::kind(stat) != libc::S_IFREG {
+            return false;
+        }
+        let ours = self.shared.linked.get(&wanted.canonical()).copied().unwrap_or(1);
+        let changes =
+            at::mtime_ns(stat) != tree.time(record) || stat.st_mode & 0o7777 != wanted.perm() | 0o200;
+        self.written.contains_key(&wanted.canonical()) || stat.st_nlink > ours && changes
     }
 
     /// Is what stands there what we would write?
@@ -261,7 +277,7 @@ impl<'r, 'a> Writer<'r, 'a> {
             }
             _ => self.make_file(place, record, temp, &path)?,
         }
-        if self.shared.linked.contains(&wanted.canonical()) {
+        if self.shared.linked.contains_key(&wanted.canonical()) {
             let name = tree.manifest.name(record).to_vec();
             self.written.insert(wanted.canonical(), (place.index, name));
         }

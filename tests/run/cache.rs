@@ -38,6 +38,37 @@ fn with_a_daemon_and_without_it_is_the_same() {
     assert_eq!(p.events().iter().filter(|e| e["event"] == "hit").count(), 2);
 }
 
+/// A hit changes nothing that has a name elsewhere, too.
+#[test]
+fn what_is_linked_elsewhere_is_placed_anew() {
+    use std::os::unix::fs::MetadataExt;
+    let p = Project::new();
+    let run = || {
+        let task = ["--task", "t", "--no-inputs", "--output", "o", "--output", "d"];
+        p.sh(&task, "echo 1 > o; mkdir d; echo 2 > d/a; ln d/a d/b")
+    };
+    run().kept(true);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(5000);
+    let set =
+        |name: &str| fs::File::options().write(true).open(p.path(name)).unwrap().set_modified(old).unwrap();
+    for linked in ["o", "d/a"] {
+        let elsewhere = p.dir.path().join(format!("elsewhere-{}", &linked[..1]));
+        fs::hard_link(p.path(linked), &elsewhere).unwrap();
+        set(linked);
+        run().is_hit();
+        let (theirs, ours) = (elsewhere.metadata().unwrap(), p.path(linked).metadata().unwrap());
+        assert_eq!((theirs.modified().unwrap(), theirs.nlink()), (old, 1), "{linked}");
+        assert!(ours.ino() != theirs.ino() && ours.modified().unwrap() > old, "{linked}");
+    }
+    // Those that are linked with each other stay so, and are touched where nobody else has them.
+    let ino = |name: &str| p.path(name).metadata().unwrap().ino();
+    let before = ino("d/a");
+    set("d/b");
+    run().is_hit();
+    assert_eq!((ino("d/a"), ino("d/b")), (before, before));
+    assert!(p.path("d/b").metadata().unwrap().modified().unwrap() > old);
+}
+
 #[test]
 fn links_lead_into_a_mount_and_are_not_written_through() {
     let (m, p) = served();
