@@ -51,6 +51,9 @@ pub struct Stand {
 /// What was not written for so long is forgotten: of checkouts that are gone.
 const KEPT: Duration = Duration::from_secs(30 * 86_400);
 
+/// Where runs take turns.
+const TURNS: &str = "turns";
+
 /// The memory of one project.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -75,7 +78,7 @@ impl Ledger {
     /// Where runs that write these outputs take turns.
     pub(super) fn turns(&self, place: &Place, outputs: &[PathBuf]) -> Option<Turns> {
         let outputs = outputs.iter().map(|o| place.cwd.join(o));
-        Some(Turns::of(self.dir.as_ref()?.join("turns"), &self.checkout, &place.root, outputs))
+        Some(Turns::of(self.dir.as_ref()?.join(TURNS), &self.checkout, &place.root, outputs))
     }
 
     fn file(&self, kind: &str, parts: &[&[u8]]) -> Option<PathBuf> {
@@ -148,6 +151,7 @@ fn forget_old(dir: &Path) {
             let _ = std::fs::remove_file(file.path());
         }
     }
+    Turns::sweep(&dir.join(TURNS), KEPT);
 }
 
 fn read<T: DeserializeOwned>(file: PathBuf) -> Option<T> {

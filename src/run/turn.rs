@@ -10,8 +10,9 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::marker;
 
@@ -73,34 +74,57 @@ impl Turns {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let mut turn = Turn::default();
         for (name, alone) in self.places.iter().filter(|(name, _)| !within.contains(name)) {
-            let file = self.open(name)?;
-            let passing = self.open(&format!("{name}.passing"))?;
-            if !try_lock(&file, *alone)? {
-                let Some(wait) = wait.as_deref_mut() else {
-                    pass(&file, passing, &mut turn)?;
-                    continue;
-                };
-                wait(signed(&file));
-                turn.waited = true;
-                if *alone { file.lock() } else { file.lock_shared() }?;
-            }
-            // Who passed by before may be at work still; who does so from now on leaves a mark.
-            if !nobody_passes(&passing, *alone)? {
-                let Some(wait) = wait.as_deref_mut() else {
-                    pass(&file, passing, &mut turn)?;
-                    continue;
-                };
-                wait(None);
-                turn.waited = true;
-                passing.lock()?;
-            }
-            if *alone {
-                sign(&file, &format!("{:>10}\n", std::process::id()))?;
-            }
-            let marks = file.metadata()?.len();
-            turn.held.push(Held { name: name.clone(), file, alone: *alone, marks });
+            // What was swept in between is made again.
+            while !self.take_one(name, *alone, &mut turn, &mut wait)? {}
         }
         Ok(turn)
+    }
+
+    /// One of the places; false if the file was swept before it was locked.
+    fn take_one(
+        &self,
+        name: &str,
+        alone: bool,
+        turn: &mut Turn,
+        wait: &mut Option<&mut dyn FnMut(Option<u32>)>,
+    ) -> io::Result<bool> {
+        let file = self.open(name)?;
+        let passing = self.open(&format!("{name}.passing"))?;
+        if !try_lock(&file, alone)? {
+            let Some(wait) = wait.as_deref_mut() else { return pass(&file, passing, turn) };
+            wait(signed(&file));
+            turn.waited = true;
+            if alone { file.lock() } else { file.lock_shared() }?;
+        }
+        if is_swept(&file)? || is_swept(&passing)? {
+            return Ok(false);
+        }
+        // Who passed by before may be at work still; who does so from now on leaves a mark.
+        if !nobody_passes(&passing, alone)? {
+            let Some(wait) = wait.as_deref_mut() else { return pass(&file, passing, turn) };
+            wait(None);
+            turn.waited = true;
+            passing.lock()?;
+        }
+        if alone {
+            sign(&file, &format!("{:>10}\n", std::process::id()))?;
+        }
+        let marks = file.metadata()?.len();
+        turn.held.push(Held { name: name.to_owned(), file, alone, marks });
+        Ok(true)
+    }
+
+    /// Takes away files of places that nobody has had for so long. One that is locked is in use, whatever its age.
+    pub fn sweep(dir: &Path, kept: Duration) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if age().is_some_and(|age| age > kept)
+                && let Ok(file) = File::open(entry.path())
+                && file.try_lock().is_ok()
+            {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
@@ -121,13 +145,21 @@ fn nobody_passes(passing: &File, alone: bool) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Goes past whoever has a place.
-fn pass(file: &File, passing: File, turn: &mut Turn) -> io::Result<()> {
+/// It has no name any more, so nobody who comes later will find it.
+fn is_swept(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() == 0)
+}
+
+/// Goes past whoever has a place; false if that was swept meanwhile.
+fn pass(file: &File, passing: File, turn: &mut Turn) -> io::Result<bool> {
     passing.lock_shared()?;
+    if is_swept(file)? || is_swept(&passing)? {
+        return Ok(false);
+    }
     // Two marks at once are one.
     file.write_all_at(b"!", file.metadata()?.len().max(SIGNATURE as u64))?;
     turn.passed.push(passing);
-    Ok(())
+    Ok(true)
 }
 
 fn try_lock(file: &File, alone: bool) -> io::Result<bool> {
@@ -205,6 +237,44 @@ mod tests {
         drop(holder);
         let next = of(&["a", "b/c"]).take(&[], Some(&mut |who| panic!("waits for {who:?}"))).unwrap();
         assert!(next.was_alone());
+    }
+
+    #[test]
+    fn places_of_long_ago_are_swept_unless_somebody_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |outputs: &[&str]| turns(dir.path(), outputs);
+        let files = || std::fs::read_dir(dir.path().join("turns")).unwrap().flatten();
+        drop(of(&["a/b", "c"]).take(&[], None).unwrap());
+        let held = of(&["a/b"]).take(&[], None).unwrap();
+        let all = files().count();
+        Turns::sweep(&dir.path().join("turns"), Duration::from_secs(3600));
+        assert_eq!(files().count(), all, "they are young");
+        let old = std::time::SystemTime::now() - Duration::from_secs(7200);
+        files().for_each(|f| File::open(f.path()).unwrap().set_modified(old).unwrap());
+        Turns::sweep(&dir.path().join("turns"), Duration::from_secs(3600));
+        // Of `a/b` and the directories above; nobody passes by, and nobody has `c`.
+        assert_eq!(files().count(), held.held.len());
+        assert!(!of(&["a"]).take(&[], None).unwrap().was_alone(), "it is held still");
+        drop(held);
+    }
+
+    #[test]
+    fn whoever_waits_for_what_is_swept_takes_it_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = || turns(dir.path(), &["a"]);
+        let holder = of().take(&[], None).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiting = {
+            let turns = of();
+            std::thread::spawn(move || turns.take(&[], Some(&mut |who| tell.send(who).unwrap())).unwrap())
+        };
+        told.recv().unwrap();
+        for file in std::fs::read_dir(dir.path().join("turns")).unwrap().flatten() {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+        drop(holder);
+        let turn = waiting.join().unwrap();
+        assert!(turn.was_alone() && !of().take(&[], None).unwrap().was_alone(), "they meet again");
     }
 
     #[test]
