@@ -321,3 +321,30 @@ fn outputs_without_rights_are_no_obstacle() {
     locked("2").is_hit();
     assert_eq!(fs::read(dir.join("o/sub/f")).unwrap(), b"2");
 }
+
+/// The same in a sandbox, out of which outputs are moved.
+#[test]
+fn outputs_without_rights_leave_a_sandbox() {
+    let users = Users::new();
+    let dir = users.checkout(NOBODY, &[("in", "1")]);
+    let task = ["--task", "t", "--sandbox", "bwrap", "--input", "in", "--output", "o", "--output", "p/q"];
+    let locked = |n: &str, options: &[&str]| {
+        fs::write(dir.join("in"), n).unwrap();
+        let make = "mkdir -p o/sub p/q; cp in o/sub/f; cp in p/q/f; chmod 555 o/sub o p/q p";
+        users.run(NOBODY, &[&task, options].concat(), &format!("chmod -R u+w . 2> /dev/null; {make}"))
+    };
+    let mode = |path: &str| dir.join(path).metadata().unwrap().mode() & 0o777;
+    for n in ["2", "3"] {
+        let ran = locked(n, &[]);
+        assert_eq!((ran.kept(true).code, mode("o"), mode("o/sub"), mode("p/q")), (0, 0o555, 0o555, 0o555));
+        assert_eq!(fs::read(dir.join("p/q/f")).unwrap(), n.as_bytes());
+    }
+    locked("2", &[]).is_hit();
+    assert_eq!(fs::read(dir.join("o/sub/f")).unwrap(), b"2");
+    // What stands there is moved in as a base, and out again.
+    for n in ["4", "5"] {
+        assert_eq!(locked(n, &["--base", "t"]).kept(true).code, 0);
+        assert_eq!((fs::read(dir.join("o/sub/f")).unwrap(), mode("o")), (n.as_bytes().to_vec(), 0o555));
+    }
+    users.ok(NOBODY, &["fsck", "--verify-data"]);
+}

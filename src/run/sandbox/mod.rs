@@ -12,6 +12,7 @@ mod layout;
 mod plain;
 mod room;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub use bwrap::Bwrap;
@@ -119,7 +120,7 @@ fn move_tree(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(|e| RunError::io("create", parent, e))?;
     }
-    match std::fs::rename(from, to) {
+    match rename(from, to) {
         Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
             layout::copy_tree(from, to)?;
             let gone = if from.is_dir() && !from.is_symlink() {
@@ -131,4 +132,30 @@ fn move_tree(from: &Path, to: &Path) -> Result<()> {
         }
         other => other.map_err(|e| RunError::io("move", from, e)),
     }
+}
+
+/// A directory that its owner may not write into cannot be moved either: it knows the one above it. Nor can anything be
+/// taken out of it. Both are as they were afterwards.
+fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
+    let denied = match std::fs::rename(from, to) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => e,
+        other => return other,
+    };
+    let locked: Vec<_> = [Some(from), from.parent()].into_iter().flatten().filter_map(locked).collect();
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    if locked.is_empty() || locked.iter().any(|(path, mode)| set(path, mode | 0o200).is_err()) {
+        return Err(denied);
+    }
+    let moved = std::fs::rename(from, to);
+    for (path, mode) in locked {
+        set(if path == from && moved.is_ok() { to } else { path }, mode)?;
+    }
+    moved
+}
+
+/// A directory that its owner may not write into, with its mode.
+fn locked(path: &Path) -> Option<(&Path, u32)> {
+    let meta = path.symlink_metadata().ok().filter(std::fs::Metadata::is_dir)?;
+    let mode = meta.permissions().mode() & 0o7777;
+    (mode & 0o200 == 0).then_some((path, mode))
 }
