@@ -15,6 +15,7 @@ mod evict;
 mod fsck;
 mod gc;
 mod generate;
+mod guard;
 mod how;
 mod import;
 mod logs;
@@ -34,6 +35,7 @@ mod show;
 mod stats;
 mod status;
 mod store;
+mod teller;
 mod unmount;
 mod why;
 
@@ -41,7 +43,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::{Failure, Kind, Reply};
 use crate::daemon::{LogSpec, LogTarget};
@@ -110,7 +112,7 @@ enum Command {
     Completions(generate::Completions),
     Man(generate::Man),
     Daemon(background::Background),
-    Guard(run::Guard),
+    Guard(guard::Guard),
 }
 
 /// What commands log to standard error, where OUTFS_LOG does not say.
@@ -123,7 +125,10 @@ struct Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return refuse(&e),
+    };
     match run(cli) {
         Ok(code) => code,
         Err(failure) if failure.kind == Kind::Hangup => ExitCode::SUCCESS,
@@ -131,6 +136,21 @@ pub fn main() -> ExitCode {
             out::note(&out::clean(&failure.message));
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+/// Says what is wrong with the command line, or prints the help that was asked for. In `outfs run` 2 may be the command's
+/// own code.
+fn refuse(e: &clap::Error) -> ExitCode {
+    let _ = e.print();
+    let is_run = || {
+        let matches = Cli::command().ignore_errors(true).try_get_matches();
+        matches.is_ok_and(|m| m.subcommand_name() == Some("run"))
+    };
+    match e.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if is_run() => ExitCode::from(run::OWN_ERROR),
+        code => ExitCode::from(code as u8),
     }
 }
 

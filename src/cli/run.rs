@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,22 +12,18 @@ use clap::{Args, ValueEnum};
 use super::how::As;
 use super::out;
 use super::shelf::StoreShelf;
+use super::teller::{Teller, print_differences, print_plan};
 use crate::cache::CachePolicy;
-use crate::control::{Failure, Kind};
+use crate::control::Failure;
 use crate::daemon::{MountInfo, mount_table};
 use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
-use crate::run::{
-    Held, Inputs, Place, Reason, Report, RunError, SandboxKind, Shelf, Sink, Task, Times, Voice, Ways, guard,
-    run,
-};
+use crate::run::{Inputs, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Ways, run};
 
 /// Between being asked to end and being killed.
 const GRACE: Duration = Duration::from_secs(10);
-/// Reasons that are printed; the rest is counted.
-const SHOWN: usize = 10;
 /// What outfs itself exits with when it cannot run a command.
-const OWN_ERROR: u8 = 125;
+pub(super) const OWN_ERROR: u8 = 125;
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Policy {
@@ -175,7 +170,7 @@ impl Run {
         let id = self.task.clone();
         let id =
             id.or_else(|| Some(Task::default_id(&self.command, place.as_ref().ok()?))).unwrap_or_default();
-        let mut teller = Teller { task: out::clean(&id), open: false, lost: None };
+        let mut teller = Teller::new(&id);
         let place = place.map_err(|e| RunError::io("find", ".", e));
         let ended = place.and_then(|place| self.execute(&id, place, store, &mut teller));
         let mut report = ended.unwrap_or_else(|e| {
@@ -277,10 +272,11 @@ impl Run {
     }
 }
 
-/// The store, and what shows it.
+/// The store, wherever it will be, and what shows it.
 fn hidden(store: Option<&Path>) -> Vec<PathBuf> {
     let views = mount_table().into_iter().filter(MountInfo::is_outfs).map(|m| m.at);
-    store.and_then(|store| store.canonicalize().ok()).into_iter().chain(views).collect()
+    let store = store.map(|store| store.canonicalize().unwrap_or_else(|_| store.to_owned()));
+    store.into_iter().chain(views).collect()
 }
 
 /// The session that this is in.
@@ -293,151 +289,4 @@ fn session() -> Result<Option<SessionId>, RunError> {
 fn memory() -> Option<PathBuf> {
     let dir = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|h| h.join(".cache"))).map(|d| d.join("outfs-run"))
-}
-
-/// Says what happens on standard error; the command's output goes where it belongs.
-struct Teller {
-    task: String,
-    /// The last line on standard output has no end.
-    open: bool,
-    /// Why output is lost.
-    lost: Option<io::Error>,
-}
-
-impl Sink for Teller {
-    fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
-        let done = match stderr {
-            true => return drop(io::stderr().write_all(bytes)),
-            false => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
-        };
-        self.open = bytes.last().map_or(self.open, |last| *last != b'\n');
-        // A reader that went away is no reason to end the command, and wants no more.
-        if let Err(e) = done
-            && e.kind() != io::ErrorKind::BrokenPipe
-        {
-            self.lost.get_or_insert(e);
-        }
-    }
-}
-
-impl Voice for Teller {
-    fn miss(&mut self, reasons: &[Reason]) {
-        for reason in reasons.iter().take(SHOWN) {
-            out::note(&format!("run {}: {}", self.task, out::clean(&reason.to_string())));
-        }
-        if reasons.len() > SHOWN {
-            out::note(&format!("run {}: and {} more reasons", self.task, reasons.len() - SHOWN));
-        }
-    }
-
-    fn hit(&mut self, held: &Held) {
-        let age = jiff::Timestamp::now().duration_since(held.made_at);
-        out::note(&format!(
-            "hit {}: saved {}, made {} ago",
-            self.task,
-            for_people(Duration::from_millis(held.duration_ms)),
-            for_people(age.try_into().unwrap_or_default())
-        ));
-    }
-
-    fn wait(&mut self, pid: Option<u32>) {
-        let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
-        out::note(&format!("waiting for {who}, which runs {} already", self.task));
-    }
-
-    fn wait_turn(&mut self, pid: Option<u32>) {
-        let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
-        out::note(&format!("waiting for {who}, which writes the same outputs"));
-    }
-
-    fn warn(&mut self, what: &str) {
-        out::note(&out::clean(&format!("warning: {what}")));
-    }
-}
-
-/// `1.2 s`, `5 min`: the two leading figures of a time.
-fn for_people(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    match seconds {
-        s if s < 1.0 => format!("{} ms", time.as_millis()),
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
-        s => format!("{:.0} days", s / 86400.0),
-    }
-}
-
-fn print_plan(report: &Report, parts: &crate::run::Parts) -> Result<(), Failure> {
-    let one = |name: &str, value: &str| out::line(&format!("{name:<10} {}", out::clean(value)));
-    one("task", &report.task)?;
-    one("key", report.key.as_ref().map_or("", |k| k.as_str()))?;
-    one("command", &crate::run::shell_words(&parts.argv))?;
-    one("program", &parts.program)?;
-    one("directory", if parts.cwd.is_empty() { "." } else { &parts.cwd })?;
-    one("platform", &parts.platform)?;
-    one("sandbox", &parts.sandbox)?;
-    one("network", &parts.network)?;
-    let maps = [
-        ("tool", &parts.tools),
-        ("env", &parts.env),
-        ("secret", &parts.secrets),
-        ("param", &parts.params),
-        ("after", &parts.after),
-        ("from", &parts.from),
-        ("base", &parts.base),
-    ];
-    for (name, map) in maps {
-        for (k, v) in map {
-            one(name, &format!("{k} {v}"))?;
-        }
-    }
-    for output in &parts.outputs {
-        one("output", output)?;
-    }
-    for input in &parts.inputs {
-        one("input", &input.to_string())?;
-    }
-    match report.reasons.is_empty() {
-        true => one("would", "hit"),
-        false => report.reasons.iter().try_for_each(|r| one("would run", &r.to_string())),
-    }
-}
-
-fn print_differences(differs: &[String]) {
-    if differs.is_empty() {
-        out::note("verified: the same result again");
-    }
-    for path in differs {
-        out::note(&out::clean(&format!("differs: {path}")));
-    }
-}
-
-/// Look after a command (for outfs itself)
-#[derive(Args)]
-#[command(hide = true)]
-pub(crate) struct Guard {
-    /// Signals are for what the command starts
-    #[arg(long)]
-    inner: bool,
-    #[arg(last = true, required = true)]
-    command: Vec<OsString>,
-}
-
-impl Guard {
-    pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        // Else `ps` and `pgrep` would know it as "exe".
-        let _ = nix::sys::prctl::set_name(c"outfs");
-        let (code, error) = guard(&self.command, self.inner);
-        if let Some(e) = error {
-            let program = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
-            return match code {
-                126 | 127 => {
-                    out::note(&out::clean(&format!("{program}: {e}")));
-                    Ok(ExitCode::from(code))
-                }
-                _ => Err(Failure::new(Kind::Failed, e.to_string())),
-            };
-        }
-        Ok(ExitCode::from(code))
-    }
 }
