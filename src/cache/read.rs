@@ -245,6 +245,12 @@ impl Entry {
 
     /// The parsed `metadata.json`, or why it is none.
     pub fn metadata(&self) -> Result<std::result::Result<Metadata, String>> {
+        let parse = |bytes: Vec<u8>| Metadata::parse(&bytes).map_err(|e| format!("metadata.json: {e}"));
+        Ok(self.metadata_bytes()?.and_then(parse))
+    }
+
+    /// The same as it is written.
+    pub fn metadata_bytes(&self) -> Result<std::result::Result<Vec<u8>, String>> {
         let manifest = self.manifest()?;
         let Some(record) = file_in(&manifest, b"metadata.json") else {
             return Ok(Err("there is no file metadata.json".into()));
@@ -253,8 +259,7 @@ impl Entry {
         if size > Metadata::MAX_BYTES {
             return Ok(Err(format!("metadata.json has {size} bytes")));
         }
-        let bytes = self.read_all(record, Metadata::MAX_BYTES)?;
-        Ok(Metadata::parse(&bytes).map_err(|e| format!("metadata.json: {e}")))
+        self.read_all(record, Metadata::MAX_BYTES).map(Ok)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::run::{
     Earlier, Found, Keep, Made, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Snapshots, Times, Way,
+    parts_kept,
 };
 use crate::vfs::ViewOptions;
 
@@ -89,6 +90,20 @@ impl StoreShelf {
         }
     }
 
+    /// The same, for what is streamed.
+    fn ask_for_bytes(&mut self, request: Request) -> Shelved<(Reply, Vec<u8>)> {
+        let mut bytes = Vec::new();
+        let answer = match self.call(request.clone(), &mut bytes)? {
+            Err(failure) if failure.kind == Kind::Lost => {
+                self.session = None;
+                bytes.clear();
+                self.call(request, &mut bytes)?
+            }
+            answer => answer,
+        };
+        Ok((answer.map_err(failed)?, bytes))
+    }
+
     /// There is nothing to be read, and reading makes no store.
     fn is_empty(&self) -> bool {
         self.session.is_none() && self.store().is_ok_and(|store| matches!(is_store(store), Ok(false)))
@@ -149,18 +164,21 @@ impl Shelf for StoreShelf {
     fn history(&mut self, task: &str, enough: &dyn Fn(&Earlier) -> bool) -> Shelved<Vec<Earlier>> {
         let (mut history, mut inputs, mut from) = (Vec::new(), 0, 0);
         while inputs < MOST_INPUTS && !self.is_empty() {
-            match self.ask(Request::History { task: task.to_owned(), from })? {
-                Reply::History { earlier: Some(earlier), next } if next > from => {
-                    let last = enough(&earlier);
-                    inputs += earlier.parts.input_count;
-                    history.push(*earlier);
-                    if last {
-                        break;
-                    }
-                    from = next;
-                }
+            let (answer, metadata) = self.ask_for_bytes(Request::History { task: task.to_owned(), from })?;
+            let (key, next) = match answer {
+                Reply::History { key: Some(key), next } if next > from => (key, next),
                 Reply::History { .. } => break,
                 other => return Err(failed(unexpected(other))),
+            };
+            from = next;
+            // Those that no run made are no history.
+            let Some(parts) = parts_kept(&metadata) else { continue };
+            inputs += parts.input_count;
+            let earlier = Earlier { key, parts };
+            let last = enough(&earlier);
+            history.push(earlier);
+            if last {
+                break;
             }
         }
         Ok(history)

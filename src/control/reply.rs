@@ -10,7 +10,7 @@ use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
-use crate::run::{Earlier, Found, Nodes, Placed};
+use crate::run::{Found, Nodes, Placed};
 use crate::vfs::ViewOptions;
 
 /// An entry in a listing.
@@ -251,8 +251,8 @@ pub enum Reply {
     Found(Found),
     /// To `History`.
     History {
-        /// A key and what it is made of; absent when there is none any more.
-        earlier: Option<Box<Earlier>>,
+        /// Whose metadata was streamed; absent when there is none any more.
+        key: Option<EntryKey>,
         /// Where to go on.
         next: usize,
     },

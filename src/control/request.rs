@@ -199,7 +199,7 @@ pub enum Request {
         #[serde(default)]
         fate: bool,
     },
-    /// What one of a task's results was made of, the newest first.
+    /// Streams the metadata of one of a task's results, the newest first.
     History {
         /// The task's name.
         task: String,
@@ -367,7 +367,6 @@ impl Request {
                 | Request::Events { .. }
                 | Request::LogLines { .. }
                 | Request::Find { .. }
-                | Request::History { .. }
                 | Request::Newest { .. }
                 | Request::Nodes { .. }
         )

@@ -155,7 +155,7 @@ pub enum Decision {
 }
 
 /// An earlier result of the same task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Earlier {
     /// Its key.
     pub key: EntryKey,

@@ -3,145 +3,25 @@
 //! Purpose: the order of things; `hit.rs` and `miss.rs` do them. Invariant: whatever the store does, the task
 //! runs. Must not know: how anything is shown.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
-use serde::Serialize;
-
-use super::capture::Sink;
+use super::clock::file_clock;
 use super::decide::{Decision, Earlier, Locked, Reason, Situation, decide, is_near};
 use super::flight::{Flight, Other, Takeoff};
 use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
 use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
-use super::shelf::{Found, Held, Nodes, Note, Shelf, Shelved, Times, Way, nodes_hash};
+use super::report::{Report, Voice, Ways};
+use super::shelf::{Found, Nodes, Note, Shelf, Shelved, nodes_hash};
 use super::spec::Task;
 use super::stage::Performed;
 use super::turn::{Turn, WITHIN};
 use super::upstream::{Declared, Made, Sought};
-use super::{Parts, Result, RunError};
+use super::{Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
-use crate::model::session::SessionId;
-
-/// How a task is to be run.
-#[derive(Debug, Clone)]
-pub struct Ways {
-    /// What the cache may be used for.
-    pub policy: CachePolicy,
-    /// Run whatever is there, and replace it.
-    pub force: bool,
-    /// Run a hit again and compare.
-    pub verify: bool,
-    /// Only say what would happen.
-    pub dry_run: bool,
-    /// Run even while another process runs the same.
-    pub no_wait: bool,
-    /// The session that it belongs to.
-    pub session: Option<SessionId>,
-    /// An uncached run's result is kept as long as the session lasts.
-    pub ephemeral: bool,
-    /// Failed runs are results, too.
-    pub cache_failures: bool,
-    /// How outputs come back.
-    pub way: Way,
-    /// With which times.
-    pub times: Times,
-    /// Until the command is ended.
-    pub timeout: Option<Duration>,
-    /// Between being asked to end and being killed.
-    pub grace: Duration,
-    /// The lock file.
-    pub lock: Option<PathBuf>,
-    /// What secrets are hashed with.
-    pub team_key: Option<Vec<u8>>,
-    /// See [`Plan::guard`].
-    pub guard: Vec<std::ffi::OsString>,
-    /// Where projects are remembered.
-    pub memory: Option<PathBuf>,
-    /// Directories that no sandbox shows.
-    pub hidden: Vec<PathBuf>,
-}
-
-/// Whoever tells people; gets the command's output, too.
-pub trait Voice: Sink {
-    /// The task will be executed, because of this.
-    fn miss(&mut self, reasons: &[Reason]);
-    /// It was given back.
-    fn hit(&mut self, held: &Held);
-    /// Another process executes it, and is waited for; which one, if it said so.
-    fn wait(&mut self, pid: Option<u32>);
-    /// Another process writes the same outputs, and is waited for.
-    fn wait_turn(&mut self, pid: Option<u32>);
-    /// Something is not as it should be, and the run goes on.
-    fn warn(&mut self, what: &str);
-}
-
-/// What came of it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// The task.
-    pub task: String,
-    /// Its key; absent when the cache was not to be used.
-    pub key: Option<EntryKey>,
-    /// `hit`, `miss` or `uncached`.
-    pub result: &'static str,
-    /// Why it was executed, or would be.
-    pub reasons: Vec<Reason>,
-    /// What to exit with.
-    pub exit_code: u8,
-    /// How long the command ran, in milliseconds; absent when it did not.
-    pub duration_ms: Option<u64>,
-    /// The time that a hit spared, in milliseconds.
-    pub saved_ms: Option<u64>,
-    /// How long another run of the same was waited for, in milliseconds; absent when none was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waited_ms: Option<u64>,
-    /// Its result is in the cache.
-    pub kept: bool,
-    /// How many inputs there are.
-    pub inputs: u64,
-    /// How many of them had to be read.
-    pub inputs_read: u64,
-    /// Paths that differ from the entry, with `--verify`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub differs: Option<Vec<String>>,
-    /// New files that are no declared output.
-    pub undeclared: Vec<String>,
-    /// What was not as it should be.
-    pub warnings: Vec<String>,
-    /// All parts of the key, with `--dry-run`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parts: Option<Parts>,
-    /// Why the task was not run, or not to its end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-impl Report {
-    /// Of a task of which nothing is known yet.
-    pub fn of(task: &str) -> Report {
-        Report {
-            task: task.to_owned(),
-            key: None,
-            result: "uncached",
-            reasons: Vec::new(),
-            exit_code: 0,
-            duration_ms: None,
-            saved_ms: None,
-            waited_ms: None,
-            kept: false,
-            inputs: 0,
-            inputs_read: 0,
-            differs: None,
-            undeclared: Vec::new(),
-            warnings: Vec::new(),
-            parts: None,
-            error: None,
-        }
-    }
-}
 
 /// Runs a task.
 pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voice) -> Result<Report> {
@@ -156,6 +36,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         report,
         waited_for: None,
         turn: Turn::default(),
+        began: file_clock(),
     };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
@@ -178,6 +59,8 @@ pub(super) struct Run<'a> {
     waited_for: Option<Option<u32>>,
     /// While it writes to outputs.
     pub(super) turn: Turn,
+    /// When it was asked for, by the clock of files.
+    pub(super) began: i128,
 }
 
 impl Run<'_> {

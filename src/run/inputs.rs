@@ -4,9 +4,8 @@
 //! directory; a file that goes away or changes while it is read is an error that names it;
 //! a file whose state is remembered is not opened. Must not know: keys, the store.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -16,10 +15,12 @@ use std::time::SystemTime;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::remembered::{Remembered, State, since_1970};
+use super::clock::since_1970;
+use super::remembered::{Remembered, State};
 use super::spec::{Inputs, Place};
+use super::walk::{FILES, Found, in_threads};
 use super::{Input, Kind, Result, RunError};
-use crate::cache::{temp_owner, workers};
+use crate::cache::temp_owner;
 use crate::model::BlobHash;
 
 /// The inputs of a task.
@@ -33,14 +34,17 @@ pub struct Gathered {
     found: Vec<(PathBuf, Option<State>)>,
     /// When the youngest of them was last modified, nanoseconds since 1970; times that are to come do not count.
     pub newest_ns: i128,
-    /// Files that git neither tracks nor ignores, relative to the working directory, if git was asked.
-    pub untracked: Option<BTreeSet<PathBuf>>,
 }
 
 impl Gathered {
     /// Where they are, in order.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.found.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Is this one of them?
+    pub fn has(&self, path: &Path) -> bool {
+        self.found.binary_search_by(|(one, _)| one.as_os_str().cmp(path.as_os_str())).is_ok()
     }
 }
 
@@ -51,15 +55,14 @@ pub fn gather(
     outputs: &[PathBuf],
     remembered: &mut Remembered,
 ) -> Result<Gathered> {
-    let (mut found, mut untracked) = (Vec::new(), None);
+    let mut found = Found::new();
     match inputs {
         Inputs::Git => {
-            let names = of_git(&place.cwd, &mut found)?;
+            let has_untracked = of_git(&place.cwd, &mut found)?;
             // An ignored directory has no files that git does not know.
-            if names.is_empty() && place.cwd != place.root && is_ignored(&place.cwd) {
+            if !has_untracked && place.cwd != place.root && is_ignored(&place.cwd) {
                 return Err(no_git(&place.cwd, "git ignores that directory"));
             }
-            untracked = Some(names);
         }
         Inputs::Named(names) => {
             for name in names {
@@ -70,7 +73,7 @@ pub fn gather(
     found.retain(|(path, _)| !is_unfinished(path) && !outputs.iter().any(|o| is_at_or_below(path, o)));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
-    Ok(Gathered { untracked, ..hash_all(place, found, remembered)? })
+    hash_all(place, found, remembered)
 }
 
 /// What a run that was killed has left of an output: nobody's input.
@@ -78,10 +81,8 @@ pub(super) fn is_unfinished(path: &Path) -> bool {
     path.file_name().is_some_and(|name| temp_owner(name.as_bytes()).is_some())
 }
 
-type Found = Vec<(PathBuf, Metadata)>;
-
 /// By bytes: both are clean, and comparing components takes longer than all else here.
-fn is_at_or_below(path: &Path, top: &Path) -> bool {
+pub(super) fn is_at_or_below(path: &Path, top: &Path) -> bool {
     let rest = path.as_os_str().as_bytes().strip_prefix(top.as_os_str().as_bytes());
     rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
@@ -103,8 +104,9 @@ fn is_ignored(dir: &Path) -> bool {
     git.status().is_ok_and(|status| status.success())
 }
 
-/// What git tracks or does not ignore; what of that it does not track. What it tracks and is not there is no input.
-fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
+/// What git tracks or does not ignore; true if there is something that it does not track. What it tracks and is not there
+/// is no input.
+fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
     let no_git = |why: &str| no_git(dir, why);
     let listed = Command::new("git")
         .args(["ls-files", "-z", "-t", "--cached", "--others", "--exclude-standard"])
@@ -119,10 +121,9 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
     // Each with a letter for its state before it.
     let names: Vec<(&[u8], &[u8])> =
         listed.stdout.split(|&b| b == 0).filter_map(|line| line.split_at_checked(2)).collect();
-    let untracked = names.iter().filter(|(state, _)| *state == b"? ");
-    let untracked = untracked.map(|(_, name)| PathBuf::from(OsStr::from_bytes(name)));
-    let untracked = untracked.filter(|path| !is_unfinished(path)).collect();
-    let looked = in_threads(&names, |names| {
+    let unfinished = |name: &[u8]| is_unfinished(Path::new(OsStr::from_bytes(name)));
+    let has_untracked = names.iter().any(|(state, name)| *state == b"? " && !unfinished(name));
+    let looked = in_threads(&names, FILES, |names| {
         let look = |(_, name): &(&[u8], &[u8])| {
             let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
             let meta = path.symlink_metadata();
@@ -142,7 +143,7 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<BTreeSet<PathBuf>> {
             Err(e) => return Err(RunError::io("look at", path, e)),
         }
     }
-    Ok(untracked)
+    Ok(has_untracked)
 }
 
 /// A file, all below a directory, or what a glob matches.
@@ -219,26 +220,9 @@ fn walk(top: &Path, found: &mut Found) -> Result<()> {
 
 /// The same, not in directories that are deeper than so many levels.
 fn walk_to(top: &Path, levels: usize, found: &mut Found) -> Result<()> {
-    let mut waiting = vec![(top.to_owned(), levels)];
-    while let Some((dir, levels)) = waiting.pop() {
-        for entry in std::fs::read_dir(&dir).map_err(|e| RunError::io("read", &dir, e))? {
-            let entry = entry.map_err(|e| RunError::io("read", &dir, e))?;
-            let path = entry.path();
-            let meta = match entry.metadata() {
-                Ok(meta) => meta,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err(RunError::Unstable { path, what: "vanished" });
-                }
-                Err(e) => return Err(RunError::io("look at", path, e)),
-            };
-            match meta.is_dir() {
-                true if entry.file_name() == ".git" => {}
-                true if levels <= 1 => {}
-                true => waiting.push((path, levels - 1)),
-                false => found.push((path, meta)),
-            }
-        }
-    }
+    let enter = |dir: &Path, depth: usize| depth < levels && dir.file_name() != Some(OsStr::new(".git"));
+    let all = super::walk::walk(vec![top.to_owned()], &enter)?;
+    found.extend(all.into_iter().filter(|(_, meta)| !meta.is_dir()));
     Ok(())
 }
 
@@ -290,33 +274,13 @@ type Hashed = (usize, State, SystemTime, BlobHash);
 
 /// Reads files.
 fn read_all(found: &Found, unknown: &[Unknown]) -> Result<Vec<Hashed>> {
-    in_threads(unknown, |part| {
+    in_threads(unknown, FILES, |part| {
         let mut buffer = vec![0; 1 << 17];
         let hash = |u: &Unknown| {
             let (looked, hash) = read(&found[u.at].0, &u.state, &mut buffer)?;
             Ok((u.at, u.state, looked, hash))
         };
         part.iter().map(hash).collect()
-    })
-}
-
-/// Does `work` on parts of a list in some threads; the results in order.
-pub(super) fn in_threads<T: Sync, U: Send>(
-    list: &[T],
-    work: impl Fn(&[T]) -> Result<Vec<U>> + Sync,
-) -> Result<Vec<U>> {
-    let each = list.len().div_ceil(workers()).max(64);
-    if list.len() <= each {
-        return work(list);
-    }
-    let work = &work;
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = list.chunks(each).map(|part| scope.spawn(move || work(part))).collect();
-        let mut all = Vec::with_capacity(list.len());
-        for part in parts {
-            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(all)
     })
 }
 
@@ -357,29 +321,33 @@ fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, Bl
 
 /// The name of the first input that is not what it was when it was gathered, if one is not.
 pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option<String> {
-    let mut same = |(path, before): &(PathBuf, Option<State>), input: &Input| {
-        let Ok(meta) = path.symlink_metadata() else { return false };
-        let state = State::of(&meta);
-        if Some(state) == *before {
-            return true;
-        }
-        // Touched, or written anew, or who knows: its content counts.
-        match input.kind {
-            Kind::Link => std::fs::read_link(path)
-                .is_ok_and(|target| BlobHash::of(target.as_os_str().as_bytes()) == input.hash),
-            kind => {
-                let program = meta.permissions().mode() & 0o111 != 0;
-                let read = || read(path, &state, &mut vec![0; 1 << 17]).ok();
-                meta.is_file()
-                    && program == (kind == Kind::Program)
-                    && read().is_some_and(|(looked, hash)| {
-                        remembered.put(state, looked, hash);
-                        hash == input.hash
-                    })
-            }
-        }
+    let all: Vec<usize> = (0..gathered.found.len()).collect();
+    let looks_different = |at: &usize| {
+        let (path, before) = &gathered.found[*at];
+        before.is_none() || path.symlink_metadata().map(|meta| State::of(&meta)).ok() != *before
     };
-    gathered.found.iter().zip(&gathered.inputs).find(|(f, i)| !same(f, i)).map(|(_, i)| i.path.clone())
+    let suspects =
+        in_threads(&all, FILES, |part| Ok(part.iter().copied().filter(|at| looks_different(at)).collect()));
+    let mut suspects = suspects.unwrap_or(all).into_iter();
+    suspects.find(|at| !is_same(gathered, *at, remembered)).map(|at| gathered.inputs[at].path.clone())
+}
+
+/// Touched, or written anew, or who knows: does an input have the content that it had?
+fn is_same(gathered: &Gathered, at: usize, remembered: &mut Remembered) -> bool {
+    let ((path, _), input) = (&gathered.found[at], &gathered.inputs[at]);
+    let Ok(meta) = path.symlink_metadata() else { return false };
+    if input.kind == Kind::Link {
+        let same = |target: PathBuf| BlobHash::of(target.as_os_str().as_bytes()) == input.hash;
+        return std::fs::read_link(path).is_ok_and(same);
+    }
+    let program = meta.permissions().mode() & 0o111 != 0;
+    if !meta.is_file() || program != (input.kind == Kind::Program) {
+        return false;
+    }
+    let state = State::of(&meta);
+    let Ok((looked, hash)) = read(path, &state, &mut vec![0; 1 << 17]) else { return false };
+    remembered.put(state, looked, hash);
+    hash == input.hash
 }
 
 /// The hash of a program's file.

@@ -3,7 +3,7 @@
 //! Invariants: a result is kept only if the command succeeded (or failures are wanted), all declared outputs are
 //! there, and no input changed meanwhile. Must not know: how it was decided.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::capture::Order;
@@ -13,13 +13,12 @@ use super::flight::Flight;
 use super::flow::Run;
 use super::inputs::changed_since;
 use super::ledger::Stand;
-use super::outputs::{Stamp, missing, not_ignored, untracked};
+use super::outputs::{Stamp, missing};
 use super::prepare::Prepared;
 use super::sandbox::{Room, Rooms};
 use super::shelf::{Found, Held, Keep, MEMBER, Note, nodes_hash};
-use super::spec::Inputs;
 use super::stage::Performed;
-use super::{Result, RunError, SandboxKind, VERSION, text};
+use super::{Result, RunError, SandboxKind, VERSION};
 use crate::model::EntryKey;
 
 /// So many are in a record of the event log.
@@ -37,13 +36,9 @@ impl Run<'_> {
         self.report.result = "miss";
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
-        let before = self.untracked_before(prepared);
-        let Performed { outcome, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
-        // Git looks while the result is kept.
-        let after = before.is_some().then(|| {
-            let cwd = self.cwd().to_owned();
-            std::thread::spawn(move || untracked(&cwd))
-        });
+        let Performed { outcome, began, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
+        // Others look while the result is kept.
+        let looking = self.look_for_undeclared(began);
         let status = match self.judge(&outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
@@ -55,9 +50,7 @@ impl Run<'_> {
             _ => None,
         };
         let held = held.filter(|_| self.is_own(true) || self.take_back(&key));
-        // Before anything of ours is written among them.
-        let after = after.and_then(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-        self.find_undeclared(before.zip(after), left.beside.as_deref());
+        self.tell_undeclared(looking, &prepared.gathered, left.beside.as_deref());
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
             self.remember_run(prepared, None, Some(status));
@@ -159,8 +152,8 @@ impl Run<'_> {
         }
         self.report.kept = true;
         let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs, false)) else { return None };
-        // Unchanged since before it was read: what stands there is what was kept.
-        if settled && Stamp::take(&cwd, outputs).is_ok_and(|again| again == stamp) {
+        // It was taken before all was read: as long as it holds, what stands there is what was kept.
+        if settled {
             let (manifest, outputs_hash) = (Some(held.manifest), held.outputs_hash.clone());
             let stand = Stand { manifest, outputs_hash, links: false, mark: stamp.mark, own_times: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
@@ -176,53 +169,6 @@ impl Run<'_> {
             "parts": prepared.parts.to_keep(),
         });
         [(MEMBER.to_owned(), kept)].into()
-    }
-
-    /// What git does not know before the command is executed in the project itself.
-    fn untracked_before(&self, prepared: &mut Prepared) -> Option<BTreeSet<PathBuf>> {
-        if self.task.sandbox != SandboxKind::None {
-            return None;
-        }
-        prepared.gathered.untracked.take().or_else(|| untracked(self.cwd()))
-    }
-
-    /// Names what the command made and did not declare: of what git does not know, before and after; `beside` is what it
-    /// made of that in a sandbox.
-    fn find_undeclared(
-        &mut self,
-        outside: Option<(BTreeSet<PathBuf>, BTreeSet<PathBuf>)>,
-        beside: Option<&[PathBuf]>,
-    ) {
-        let inside = beside.is_some();
-        let new: Vec<String> = match beside {
-            Some(beside) => {
-                let place = &self.task.place;
-                let all = not_ignored(&place.root, beside.to_vec()).into_iter().map(|p| place.root.join(p));
-                all.map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(&p))).collect()
-            }
-            None => outside.map(|(before, after)| self.new_files(&before, &after)).unwrap_or_default(),
-        };
-        if !new.is_empty() {
-            let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-            let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
-            let taken = !inside && self.task.inputs == Inputs::Git;
-            let how = if taken { "; the next run takes them for inputs" } else { "" };
-            self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
-        }
-        self.report.undeclared = new;
-    }
-
-    /// Files that git did not know and still does not, less the outputs.
-    fn new_files(&self, before: &BTreeSet<PathBuf>, after: &BTreeSet<PathBuf>) -> Vec<String> {
-        let outputs = &self.task.outputs;
-        let lock = self.ways.lock.as_deref().map(|lock| self.task.place.file(lock));
-        after
-            .difference(before)
-            .filter(|path| {
-                !outputs.iter().any(|o| path.starts_with(o)) && Some(self.cwd().join(path)) != lock
-            })
-            .map(text)
-            .collect()
     }
 
     /// Why an execution gave no result, if so.

@@ -8,6 +8,7 @@
 
 mod accompany;
 mod capture;
+mod clock;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
@@ -32,6 +33,7 @@ mod miss;
 mod outputs;
 mod prepare;
 mod remembered;
+mod report;
 mod sandbox;
 mod shelf;
 mod signals;
@@ -40,20 +42,23 @@ mod spool;
 mod stage;
 mod text;
 mod turn;
+mod undeclared;
 mod upstream;
+mod walk;
 
 pub use accompany::accompany;
 pub use capture::{Capture, Order, Sink, Writers};
 pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
 pub use error::RunError;
 pub use exec::{End, Outcome, Plan, execute};
-pub use flow::{Report, Voice, Ways, run};
+pub use flow::run;
 pub use guard::guard;
 pub use inputs::{Gathered, changed_since, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
 pub use ledger::{LastRun, Ledger, Stand};
 pub use lock::{Block, Lock};
 pub use remembered::{Remembered, State};
+pub use report::{Report, Voice, Ways};
 pub use sandbox::{Left, Sandbox, SandboxKind, Scene, Tree};
 pub use shelf::*;
 pub use spec::{Inputs, Place, Task, output_path};

@@ -3,25 +3,20 @@
 //! Invariants: nothing outside the declared paths is changed; a symlink on the way to an output is never
 //! followed, and one that stands there is taken away, not written through. Must not know: the store.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
+use std::collections::HashMap;
 use std::fs::Metadata;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use super::inputs::is_unfinished;
-use super::remembered::{State, settled_at, since_1970};
+use super::clock::{LONGEST_WAIT, settled_at, since_1970};
+use super::remembered::State;
 use super::shelf::{Node, Nodes};
+use super::walk::{self, Found};
 use super::{Result, RunError, text};
 use crate::cache::remove_tree;
-
-/// Times are not waited for any longer.
-const LONGEST_WAIT: Duration = Duration::from_millis(60);
 
 /// Refuses outputs that lie behind a symlink: what is written there is somebody else's.
 pub fn check_way(cwd: &Path, outputs: &[PathBuf]) -> Result<()> {
@@ -73,26 +68,23 @@ pub fn missing<'a>(cwd: &Path, outputs: &'a [PathBuf]) -> Option<&'a Path> {
     outputs.iter().find(|o| cwd.join(o).symlink_metadata().is_err()).map(PathBuf::as_path)
 }
 
-/// Everything at the outputs, outputs first, each with what it is.
+/// Everything at the outputs, in the order of their paths, each with what it is.
 fn walk(
     cwd: &Path,
     outputs: &[PathBuf],
     each: &mut dyn FnMut(&Path, &Metadata) -> io::Result<()>,
 ) -> Result<()> {
-    let mut waiting: Vec<PathBuf> = outputs.to_vec();
-    while let Some(below) = waiting.pop() {
-        let path = cwd.join(&below);
-        let fail = |e| RunError::io("look at the output", &path, e);
-        let meta = path.symlink_metadata().map_err(fail)?;
-        each(&below, &meta).map_err(fail)?;
-        if meta.is_dir() {
-            let mut names = Vec::new();
-            for entry in std::fs::read_dir(&path).map_err(fail)? {
-                names.push(below.join(entry.map_err(fail)?.file_name()));
-            }
-            names.sort();
-            waiting.append(&mut names);
-        }
+    let look = |path: PathBuf| match path.symlink_metadata() {
+        Ok(meta) => Ok((path, meta)),
+        Err(e) => Err(RunError::io("look at the output", path, e)),
+    };
+    let mut all = outputs.iter().map(|o| look(cwd.join(o))).collect::<Result<Found>>()?;
+    let tops = all.iter().filter(|(_, meta)| meta.is_dir()).map(|(path, _)| path.clone()).collect();
+    all.extend(walk::walk(tops, &|_, _| true)?);
+    all.sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+    for (path, meta) in &all {
+        let below = path.strip_prefix(cwd).unwrap_or(path);
+        each(below, meta).map_err(|e| RunError::io("look at the output", path, e))?;
     }
     Ok(())
 }
@@ -189,18 +181,6 @@ impl States {
     }
 }
 
-/// How often the clock moves that files get their times from.
-pub(super) fn clock_tick() -> Duration {
-    static TICK: OnceLock<Duration> = OnceLock::new();
-    *TICK.get_or_init(|| {
-        let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the call writes one timespec, which is ours.
-        let told = unsafe { libc::clock_getres(libc::CLOCK_REALTIME_COARSE, &mut tick) } == 0;
-        let slowest = Duration::from_millis(10);
-        if told { Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32) } else { slowest }
-    })
-}
-
 /// All that stands at the outputs, with the directories on the way, as an entry would have it.
 pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
     let mut all = Nodes::new();
@@ -227,49 +207,9 @@ pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
     Ok(all)
 }
 
-/// Files below a directory that git neither tracks nor ignores; `None` outside git.
-pub fn untracked(cwd: &Path) -> Option<BTreeSet<PathBuf>> {
-    let listed = Command::new("git")
-        .args(["ls-files", "-z", "--others", "--exclude-standard"])
-        .current_dir(cwd)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
-    let all = names().map(|n| PathBuf::from(OsStr::from_bytes(n))).filter(|path| !is_unfinished(path));
-    listed.status.success().then(|| all.collect())
-}
-
-/// Those of some paths below `root` that git does not ignore; all of them outside git.
-pub fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
-    if paths.is_empty() {
-        return paths;
-    }
-    let ask = || -> io::Result<Vec<u8>> {
-        let mut git = Command::new("git")
-            .args(["check-ignore", "-z", "--stdin"])
-            .current_dir(root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let names =
-            paths.iter().map(|p| [p.as_os_str().as_bytes(), b"\0"].concat()).collect::<Vec<_>>().concat();
-        let stdin = git.stdin.take();
-        // It answers while it is asked.
-        let asked = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&names)));
-        let answer = git.wait_with_output()?.stdout;
-        let _ = asked.join();
-        Ok(answer)
-    };
-    let ignored = ask().unwrap_or_default();
-    let ignored: BTreeSet<&[u8]> = ignored.split(|&b| b == 0).collect();
-    paths.into_iter().filter(|p| !ignored.contains(p.as_os_str().as_bytes())).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::os::unix::fs::symlink;
 
     use super::*;

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::outputs::clock_tick;
+use super::clock::{settled_at, since_1970};
 use crate::model::BlobHash;
 
 /// Starts the file; the number is the version of its form.
@@ -72,23 +72,6 @@ impl State {
         let mut time = || Some(i128::from(next()? as i64) * 1_000_000_000 + i128::from(next()? as i64));
         Some(State { dev, ino, size, mtime: time()?, ctime: time()? })
     }
-}
-
-/// Nanoseconds since 1970.
-pub(super) fn since_1970(time: SystemTime) -> i128 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128)
-}
-
-/// Whatever changes after this moment gets a later time than this one, which a change has got.
-pub(super) fn settled_at(changed: i128) -> i128 {
-    const SECOND: i128 = 1_000_000_000;
-    // FAT counts two seconds, older ext4 and others one; exFAT and network file systems some decimal part of one.
-    let granule = match changed.rem_euclid(SECOND) as u64 {
-        0 => 2 * SECOND,
-        ns => (1..=8).map(|n| 10_u64.pow(n)).take_while(|g| ns % g == 0).last().unwrap_or(0).into(),
-    };
-    // A file's time may be a tick behind the clock.
-    changed + granule + 2 * clock_tick().as_nanos() as i128
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -188,6 +171,7 @@ fn parse(bytes: &[u8]) -> Option<HashMap<(u64, u64), Known>> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::clock::clock_tick;
     use super::*;
 
     fn state(ino: u64, ns: i128) -> State {

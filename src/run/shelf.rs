@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::decide::Earlier;
+use super::key::Parts;
 use super::upstream::Made;
 use crate::cache::{RestoreAs, Restored};
 use crate::model::session::SessionId;
@@ -19,6 +20,19 @@ use crate::model::{EntryKey, ManifestHash};
 
 /// The member of an entry's metadata that has what a run knows.
 pub const MEMBER: &str = "outfs";
+
+/// What an entry was made of, as its metadata says; `None` when no run made it.
+pub fn parts_kept(metadata: &[u8]) -> Option<Parts> {
+    #[derive(Deserialize)]
+    struct Kept {
+        outfs: Option<Member>,
+    }
+    #[derive(Deserialize)]
+    struct Member {
+        parts: Parts,
+    }
+    Some(serde_json::from_slice::<Kept>(metadata).ok()?.outfs?.parts)
+}
 
 /// Why a store could not do it, for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,11 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use super::capture::Sink;
+use super::clock::file_clock_after;
 use super::exec::{Outcome, Plan};
 use super::flight::Flight;
-use super::flow::{Run, Voice};
+use super::flow::Run;
 use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
+use super::report::Voice;
 use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW};
 use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
 use super::turn::WITHIN;
@@ -20,6 +22,8 @@ use crate::cache::RestoreAs;
 /// A command that was executed.
 pub(super) struct Performed {
     pub outcome: Outcome,
+    /// When it was started, by the clock of files.
+    pub began: i128,
     pub left: Left,
     /// Files of the outputs that are not as the base has them; `None` without one.
     pub changed: Option<Vec<PathBuf>>,
@@ -182,10 +186,12 @@ impl Run<'_> {
             timeout: self.ways.timeout,
             grace: self.ways.grace,
         };
+        // What was there before has an earlier time.
+        let began = file_clock_after(self.began);
         let outcome = sandbox.exec(plan, &mut Through(self.voice))?;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, left, changed })
+        Ok(Performed { outcome, began, left, changed })
     }
 
     /// A command that failed may have looked for what it was not given.

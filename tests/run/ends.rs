@@ -59,6 +59,51 @@ fn a_missing_output_is_an_error() {
     undeclared.says("not declared as outputs");
 }
 
+/// What is wrong with the command line of a run is outfs's own failure: 2 could be the command's code.
+#[test]
+fn a_wrong_option_is_a_failure_of_outfs_itself() {
+    let p = Project::new();
+    let wrong = [
+        &["run", "--no-such-option", "--", "true"][..],
+        &["run"],
+        &["run", "--policy", "odd", "--", "true"],
+        &["--store", "x", "run", "--no-inputs", "--timeout", "soon", "--", "ls", "--no-such-option"],
+        &["run", "--env", "CC=gcc", "--", "true"],
+    ];
+    for args in wrong {
+        assert_eq!(p.outfs(args).status.code(), Some(125), "{args:?}");
+    }
+    assert_eq!(p.outfs(&["run", "--help"]).status.code(), Some(0));
+    assert_eq!(p.outfs(&["ls", "--no-such-option"]).status.code(), Some(2));
+    assert_eq!(p.outfs(&["--no-such-option"]).status.code(), Some(2));
+}
+
+/// S13.14 What a command makes or writes and does not declare is named: not what was there before, nor what git ignores.
+#[test]
+fn what_is_made_beside_the_outputs_is_named() {
+    let p = Project::new();
+    p.write("in", "1");
+    p.write("there", "");
+    p.write("sub/log", "");
+    p.write(".gitignore", "ignored\n");
+    let script =
+        "cp in o; touch in; echo more >> sub/log; touch new ignored; mv new sub/moved; cp -p there kept";
+    let undeclared = |options: &[&str]| {
+        let task = ["--task", "t", "--lock", "my.lock", "--input", "in", "--output", "o"];
+        let ran = p.sh(&[&task, options].concat(), script);
+        ran.kept(true).record["undeclared"].clone()
+    };
+    assert_eq!(undeclared(&[]), serde_json::json!(["kept", "sub/log", "sub/moved"]));
+    // What is outfs's own is nobody's output, wherever it lies.
+    let mut c = p.command(&["run", "--json", "--no-inputs", "--output", "o", "--", "cp", "in", "o"]);
+    c.env("OUTFS_STORE", p.path("a store")).env("XDG_CACHE_HOME", p.path("memory"));
+    assert_eq!(crate::project::Ran::of(c).kept(true).record["undeclared"], serde_json::json!([]));
+    // Without git files are looked at.
+    std::fs::remove_dir_all(p.path(".git")).unwrap();
+    let elsewhere = undeclared(&["--param", "git=no"]);
+    assert_eq!(elsewhere, serde_json::json!(["ignored", "kept", "sub/log", "sub/moved"]));
+}
+
 #[test]
 fn a_result_of_inputs_that_changed_meanwhile_is_not_kept() {
     let p = Project::new();

@@ -157,6 +157,11 @@ pub(super) fn log(
     Ok(Reply::Done)
 }
 
+/// Streams what is in memory already.
+pub(super) fn send(bytes: &[u8], channel: &mut dyn Channel) -> Result<(), Failure> {
+    bytes.chunks(crate::model::groups::GROUP).try_for_each(|piece| channel.data(piece)).map_err(unwritable)
+}
+
 fn stream(entry: &Entry, record: u32, channel: &mut dyn Channel) -> Result<(), Failure> {
     let mut buffer = vec![0; crate::model::groups::GROUP];
     let mut offset = 0;

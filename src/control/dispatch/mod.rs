@@ -46,7 +46,7 @@ pub fn dispatch(
             None => content::put(cache, caller, &put, channel),
         },
         Request::Find { key, outputs, fate } => runs::find(cache, &key, &outputs, fate),
-        Request::History { task, from } => runs::history(cache, &task, from),
+        Request::History { task, from } => runs::history(cache, &task, from, channel),
         Request::Newest { task } => runs::newest(cache, &task),
         Request::Place { key, cwd, outputs, how, times } => {
             runs::place(cache, &key, (&cwd, &outputs), (how, times), channel)

@@ -12,7 +12,7 @@ use crate::cache::{
 };
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, EventKind, RecordKind};
-use crate::run::{Earlier, Found, Held, MEMBER, Node, Nodes, Note, Parts, Placed, Times, nodes_hash, text};
+use crate::run::{Found, Held, MEMBER, Node, Nodes, Note, Placed, Times, nodes_hash, text};
 
 /// At most so many earlier results are looked at.
 const MOST_EARLIER: usize = 8;
@@ -102,19 +102,22 @@ pub(super) fn nodes(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     Ok(Reply::Nodes { nodes: nodes_of(&held(cache, key)?)? })
 }
 
-/// The parts of one of a task's results; those that no run made have none.
-pub(super) fn history(cache: &Cache, task: &str, from: usize) -> Result<Reply, Failure> {
+/// The metadata of one of a task's results, as it is: whoever asks knows what is in it.
+pub(super) fn history(
+    cache: &Cache,
+    task: &str,
+    from: usize,
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
     let rows = cache.index().by_task(task, MOST_EARLIER)?;
     for (at, row) in rows.into_iter().enumerate().skip(from) {
         let Some(entry) = cache.entry(&row.key, LeaseKind::Hold)? else { continue };
         // A damaged one is no history.
-        let Ok(Ok(mut metadata)) = entry.metadata() else { continue };
-        let member = metadata.extra.remove(MEMBER);
-        let parts = member.and_then(|mut m| serde_json::from_value::<Parts>(m["parts"].take()).ok());
-        let Some(parts) = parts else { continue };
-        return Ok(Reply::History { earlier: Some(Box::new(Earlier { key: row.key, parts })), next: at + 1 });
+        let Ok(Ok(metadata)) = entry.metadata_bytes() else { continue };
+        content::send(&metadata, channel)?;
+        return Ok(Reply::History { key: Some(row.key), next: at + 1 });
     }
-    Ok(Reply::History { earlier: None, next: MOST_EARLIER })
+    Ok(Reply::History { key: None, next: MOST_EARLIER })
 }
 
 pub(super) fn newest(cache: &Cache, task: &str) -> Result<Reply, Failure> {

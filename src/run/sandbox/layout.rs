@@ -150,7 +150,7 @@ pub(super) fn copy(root: &Path, dest: &Path, paths: &[PathBuf]) -> Result<()> {
             made.insert(parent.to_owned());
         }
     }
-    crate::run::inputs::in_threads(paths, |paths| {
+    crate::run::walk::in_threads(paths, crate::run::walk::FILES, |paths| {
         for path in paths {
             copy_one(path, &dest.join(path.strip_prefix(root).unwrap_or(path)))?;
         }

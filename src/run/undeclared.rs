@@ -1,0 +1,194 @@
+//! What a command made in the project itself and did not declare.
+//!
+//! Purpose: to name it as a warning, at little cost: nothing is looked at before the command runs, and the rest while
+//! its result is stored. What it made or wrote is told by the time of a file's last change (ctime), which nobody can
+//! choose. Invariants: outputs, inputs (whose changes are another matter), what git tracks or ignores and what is
+//! outfs's own are never named; what cannot be looked at is not named either. Must not know: how it is said.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+
+use super::clock::is_since;
+use super::flow::Run;
+use super::inputs::{Gathered, is_at_or_below, is_unfinished};
+use super::spec::Inputs;
+use super::{SandboxKind, text};
+
+/// Outside git no more files are looked at.
+const MOST: usize = 100_000;
+/// So many directories are git's not to look into.
+const MOST_PATTERNS: usize = 200;
+
+/// Files that may have been made, absolute; in a thread of its own.
+type Looking = JoinHandle<Vec<PathBuf>>;
+
+impl Run<'_> {
+    /// Begins to look, after a command that was started at this moment of the file clock.
+    pub(super) fn look_for_undeclared(&self, began: i128) -> Option<(Looking, i128)> {
+        if self.task.sandbox != SandboxKind::None {
+            return None;
+        }
+        let place = &self.task.place;
+        let outputs = self.task.outputs.iter().map(|o| place.cwd.join(o));
+        let own = self.ways.hidden.iter().chain(&self.ways.memory).cloned();
+        let lock = self.ways.lock.as_deref().map(|lock| place.file(lock));
+        let apart: Vec<PathBuf> = outputs.chain(own).chain(lock).collect();
+        let (root, cwd) = (place.root.clone(), place.cwd.clone());
+        let look = move || {
+            let mut found = match root.join(".git").exists() {
+                true => untracked(&root, &cwd, &apart).unwrap_or_default(),
+                false => changed_below(&cwd, &apart, began),
+            };
+            found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
+            found
+        };
+        Some((std::thread::spawn(look), began))
+    }
+
+    /// Says what the command made and did not declare; `beside` is what that was in a sandbox.
+    pub(super) fn tell_undeclared(
+        &mut self,
+        looking: Option<(Looking, i128)>,
+        gathered: &Gathered,
+        beside: Option<&[PathBuf]>,
+    ) {
+        let place = &self.task.place;
+        let new: Vec<PathBuf> = match (beside, looking) {
+            (Some(beside), _) => {
+                not_ignored(&place.root, beside.to_vec()).into_iter().map(|p| place.root.join(p)).collect()
+            }
+            (None, Some((thread, began))) => {
+                let found = thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+                let made = |path: &PathBuf| !gathered.has(path) && changed_since(path, began);
+                found.into_iter().filter(made).collect()
+            }
+            (None, None) => Vec::new(),
+        };
+        let new: Vec<String> = new.iter().map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(p))).collect();
+        if !new.is_empty() {
+            let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+            let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
+            let taken = beside.is_none() && self.task.inputs == Inputs::Git;
+            let how = if taken { "; the next run takes them for inputs" } else { "" };
+            self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
+        }
+        self.report.undeclared = new;
+    }
+}
+
+fn changed_since(path: &Path, moment: i128) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| {
+        is_since(i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()), moment)
+    })
+}
+
+/// Files that git neither tracks nor ignores, absolute and in order; it does not look at what is `apart`.
+fn untracked(root: &Path, cwd: &Path, apart: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "-z", "--others", "--exclude-standard"]).current_dir(cwd);
+    let below = apart.iter().filter_map(|path| path.strip_prefix(root).ok());
+    for path in below.filter(|path| !path.as_os_str().is_empty()).take(MOST_PATTERNS) {
+        git.arg("--exclude").arg(pattern(path));
+    }
+    let listed = git.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
+    listed.status.success().then(|| names().map(|n| cwd.join(OsStr::from_bytes(n))).collect())
+}
+
+/// What git ignores for one path below the project's top.
+fn pattern(path: &Path) -> OsString {
+    let mut pattern = b"/".to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        if b"\\*?[ ".contains(&byte) {
+            pattern.push(b'\\');
+        }
+        pattern.push(byte);
+    }
+    OsString::from_vec(pattern)
+}
+
+/// Files below a directory, on its file system, that have changed since then; those that were found when too many were
+/// looked at.
+fn changed_below(top: &Path, apart: &[PathBuf], moment: i128) -> Vec<PathBuf> {
+    let device = top.metadata().map(|meta| meta.dev()).ok();
+    let (mut found, mut waiting, mut looked) = (Vec::new(), vec![top.to_owned()], 0);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (path, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
+            looked += 1;
+            if looked > MOST {
+                return found;
+            }
+            if !meta.is_dir() {
+                let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+                found.extend(is_since(changed, moment).then_some(path));
+            } else if Some(meta.dev()) == device && !apart.contains(&path) && !path.ends_with(".git") {
+                waiting.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Those of some paths below `root` that git does not ignore; all of them outside git.
+fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    if paths.is_empty() {
+        return paths;
+    }
+    let ask = || -> io::Result<Vec<u8>> {
+        let mut git = Command::new("git")
+            .args(["check-ignore", "-z", "--stdin"])
+            .current_dir(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let names =
+            paths.iter().map(|p| [p.as_os_str().as_bytes(), b"\0"].concat()).collect::<Vec<_>>().concat();
+        let stdin = git.stdin.take();
+        // It answers while it is asked.
+        let asked = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&names)));
+        let answer = git.wait_with_output()?.stdout;
+        let _ = asked.join();
+        Ok(answer)
+    };
+    let ignored = ask().unwrap_or_default();
+    let ignored: BTreeSet<&[u8]> = ignored.split(|&b| b == 0).collect();
+    paths.into_iter().filter(|p| !ignored.contains(p.as_os_str().as_bytes())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::clock::{file_clock, file_clock_after};
+
+    #[test]
+    fn patterns_are_for_one_path() {
+        assert_eq!(pattern(Path::new("a b/[c]*?\\d")), r"/a\ b/\[c]\*\?\\d");
+    }
+
+    #[test]
+    fn outside_git_files_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("sub/out")).unwrap();
+        for name in ["old", "rewritten"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let moment = file_clock_after(file_clock());
+        for name in ["rewritten", "sub/new", "sub/out/o"] {
+            std::fs::write(path(name), "1").unwrap();
+        }
+        let found = changed_below(dir.path(), &[path("sub/out")], moment);
+        let fine = found.len() == 2 || found.contains(&path("old"));
+        assert!(fine && found.contains(&path("rewritten")) && found.contains(&path("sub/new")), "{found:?}");
+        assert!(!found.contains(&path("sub/out/o")));
+    }
+}
