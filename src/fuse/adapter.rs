@@ -84,10 +84,11 @@ fn answer_create(backings: &Backings, flags: i32, reply: Reply, made: Answer<(Fo
         Err(e) => return reply.error(e),
     };
     let id = match &opened.how {
-        How::Backing(file) => {
+        // Registering it would take longer than writing the little that is in most of them.
+        How::Backing(file) if !is_direct(flags) => {
             backings.open(found.attr.ino, |device| for_writing(file, |f| device.register(f)))
         }
-        How::Blob(_) | How::Keep => None,
+        _ => None,
     };
     match id {
         Some(id) => {

@@ -43,8 +43,8 @@ fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
-/// Whether a file that is made with these flags is written past the kernel's pages, where it is not passed through:
-/// nobody maps or reads what is open for writing alone, and who makes files so (`cp`, `tar`) writes in small pieces.
+/// Whether a file that is made with these flags is written past the kernel's pages, and not passed through either:
+/// nobody maps or reads what is open for writing alone, and who makes files so (`cp`, `tar`) makes many small ones.
 /// (Of a megabyte that does not begin at a page the kernel sends the end by itself, which some file systems take badly.)
 pub fn is_direct(flags: i32) -> bool {
     flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_EXCL != 0
