@@ -68,6 +68,7 @@ impl Cache {
         let (bytes, files) = (manifest.logical_bytes(), manifest.files());
         let found = EventKind::Found { manifest: manifest.hash(), tier: tier.to_owned(), bytes, files };
         self.note(found, Some(key), false);
+        self.holders().iter().for_each(|h| h.changed(key));
         Ok(true)
     }
 

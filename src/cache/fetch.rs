@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::flights::Flights;
 use super::lookup::Loaded;
-use super::{Cache, Entry, Result};
+use super::{Cache, Result, TierOptions};
 use crate::index::BlobRow;
 use crate::model::groups::{GROUP, Groups};
 use crate::model::{BlobHash, ManifestHash};
@@ -54,24 +54,25 @@ impl Default for Fetches {
     }
 }
 
-impl Entry {
-    /// As `read`, of a content of this name and size that only a tier had a moment ago; `None` when it is here now.
-    pub(super) fn read_elsewhere(
+impl Cache {
+    /// Fills `buf` from `offset` of the content of this name and size, which a record has and only a tier had a moment
+    /// ago; `None` when it is here now.
+    pub(super) fn fetch(
         &self,
         loaded: &Loaded,
         record: u32,
         (hash, size): (BlobHash, u64),
         offset: u64,
         buf: &mut [u8],
+        by: &dyn Fn(&TierOptions) -> Instant,
     ) -> Result<Option<usize>> {
-        let cache = self.cache();
         let wanted = buf.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let unknown = || StoreError::Elsewhere { what: format!("blob {hash}") };
-        let places = cache.places_in_memory(loaded)?.ok_or_else(unknown)?;
+        let places = self.places_in_memory(loaded)?.ok_or_else(unknown)?;
         let (object, range) = places.object(&hash).ok_or_else(unknown)?;
-        let by = Instant::now() + cache.inner.tiers.attached().1.read;
+        let by = by(&self.inner.tiers.attached().1);
         if size <= GROUP as u64 {
-            let came = cache.fetch_small(&places, &object, &range, by)?;
+            let came = self.fetch_small(&places, &object, &range, by)?;
             let Some((_, content)) = came.iter().find(|(h, _)| *h == hash) else { return Ok(None) };
             let from = content.get(offset as usize..offset as usize + wanted).ok_or_else(unknown)?;
             buf[..wanted].copy_from_slice(from);
@@ -81,7 +82,7 @@ impl Entry {
         let mut done = 0;
         while done < wanted {
             let at = offset + done as u64;
-            let window = cache.fetch_large(&object, groups, at / WINDOW, by)?;
+            let window = self.fetch_large(&object, groups, at / WINDOW, by)?;
             let from = &window[(at % WINDOW) as usize..];
             let n = from.len().min(wanted - done);
             buf[done..done + n].copy_from_slice(&from[..n]);
@@ -89,9 +90,7 @@ impl Entry {
         }
         Ok(Some(wanted))
     }
-}
 
-impl Cache {
     fn places_in_memory(&self, loaded: &Loaded) -> Result<Option<Arc<Places>>> {
         let (all, name) = (&self.inner.tiers.fetches.places, loaded.manifest.hash());
         if let Some(places) = all.lock().get(&name) {
@@ -111,21 +110,19 @@ impl Cache {
         by: Instant,
     ) -> Result<Arc<Contents>> {
         let window = (*object, range.start / WINDOW);
-        let (flight, pilot) = self.inner.tiers.fetches.packs.board(&window);
-        if let Some(pilot) = pilot {
+        share(&self.inner.tiers.fetches.packs, &window, by, || {
             let wanted = self.in_window(places, window)?;
-            let came = match wanted.is_empty() {
-                true => Ok(Arc::default()),
-                false => self.ask_for(object, span(&wanted), by, &|bytes, at| verified(&wanted, &bytes, at)),
-            };
+            if wanted.is_empty() {
+                return Ok(Ok(Arc::default()));
+            }
+            let came = self.ask_for(object, span(&wanted), by, &|bytes, at| verified(&wanted, &bytes, at));
             if let Ok(contents) = came.as_ref()
                 && let Err(e) = self.or_sweep(self.keep(contents))
             {
                 tracing::warn!("what came from a tier is not kept: {e}");
             }
-            pilot.land(came);
-        }
-        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+            Ok(came)
+        })
     }
 
     /// The contents in a window that are not here.
@@ -162,12 +159,10 @@ impl Cache {
         if let Some(there) = fetches.windows.lock().get(&key) {
             return Ok(there.clone());
         }
-        let (flight, pilot) = fetches.larges.board(&key);
-        if let Some(pilot) = pilot {
+        share(&fetches.larges, &key, by, || {
             // It may have come since we looked.
-            if let Some(there) = fetches.windows.lock().get(&key).cloned() {
-                pilot.land(Ok(there.clone()));
-                return Ok(there);
+            if let Some(there) = fetches.windows.lock().get(&key) {
+                return Ok(Ok(there.clone()));
             }
             let wanted = groups.touched(window * WINDOW, WINDOW);
             let range = groups.bytes(wanted.clone());
@@ -179,9 +174,8 @@ impl Cache {
             if let Ok(bytes) = &came {
                 fetches.windows.lock().put(key, bytes.clone());
             }
-            pilot.land(came);
-        }
-        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+            Ok(came)
+        })
     }
 
     /// Asks one tier after another for a range of an object, until what one gives passes `check`, which is given the
@@ -197,8 +191,10 @@ impl Cache {
         let mut failed = None;
         for (i, tier) in tiers.iter().enumerate() {
             // Each has its share of the time that is left.
-            let left = by.saturating_duration_since(Instant::now()) / (tiers.len() - i) as u32;
-            let came = tier.get(object, range.clone(), Instant::now() + left).and_then(|bytes| {
+            let now = Instant::now();
+            let by = now + by.saturating_duration_since(now) / (tiers.len() - i) as u32;
+            let came = tier.ask(object, by, |tier| {
+                let bytes = tier.get(object, range.clone(), by)?;
                 if bytes.len() as u64 != range.end - range.start {
                     return Err(TierError::corrupt(tier.name(), object, "it gave another number of bytes"));
                 }
@@ -235,6 +231,28 @@ impl Cache {
             self.inner.store.remove_pack(unused)?;
         }
         Ok(())
+    }
+}
+
+/// Has a window fetched by the first who wants it; the others wait for what comes of it, each as long as it can. Whoever
+/// was at it may have had less time than we, so we may have to try, too.
+fn share<T>(
+    flights: &Arc<Flights<Window, Came<T>>>,
+    window: &Window,
+    by: Instant,
+    fetch: impl Fn() -> Result<Came<T>>,
+) -> Result<Arc<T>> {
+    let mut others = 0;
+    loop {
+        let (flight, pilot) = flights.board(window);
+        let mine = pilot.is_some();
+        if let Some(pilot) = pilot {
+            pilot.land(fetch()?);
+        }
+        match flight.wait(by).unwrap_or_else(|| Err(late(&window.0))) {
+            Err(e) if e.is_transient() && !mine && others == 0 && Instant::now() < by => others += 1,
+            came => return Ok(came?),
+        }
     }
 }
 

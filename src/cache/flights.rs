@@ -44,6 +44,11 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         let pilot = Pilot { flights: self.clone(), flight: flight.clone(), key: key.clone() };
         (flight, Some(pilot))
     }
+
+    /// How many there are.
+    pub fn under_way(&self) -> usize {
+        self.0.lock().len()
+    }
 }
 
 impl<T: Clone> Flight<T> {

@@ -13,6 +13,7 @@ mod adopt;
 mod at;
 mod backend;
 mod background;
+mod breaker;
 mod commit;
 mod compact;
 mod compare;
@@ -79,6 +80,7 @@ mod work;
 
 pub(crate) use at::remove_tree;
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
+pub use breaker::TierFacts;
 pub use draft::Draft;
 pub use error::CacheError;
 pub use events::{Events, EventsError, MOST_EVENTS};

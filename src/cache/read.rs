@@ -6,9 +6,11 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::lookup::Loaded;
-use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, at};
+use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, TierOptions, at};
 use crate::index::{BlobRow, Glance};
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
@@ -152,8 +154,40 @@ impl Entry {
     }
 
     /// Fills `buf` from `offset` of a file record, verified group by group; short only at the end.
-    /// Survives compaction under its feet (asks the index again). What only a tier has is fetched.
+    /// Survives compaction under its feet (asks the index again). What only a tier has is fetched, and waited for as long
+    /// as a read may wait.
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_by(record, offset, buf, &|options| Instant::now() + options.read)
+    }
+
+    /// As `read`, of what tiers are asked for until `by`, which is called when they are.
+    pub fn read_by(
+        &self,
+        record: u32,
+        offset: u64,
+        buf: &mut [u8],
+        by: &dyn Fn(&TierOptions) -> Instant,
+    ) -> Result<usize> {
+        let mut tries = 0;
+        loop {
+            match self.read_here(record, offset, buf) {
+                Err(CacheError::Store(StoreError::Elsewhere { .. }))
+                    if self.cache().has_tiers() && tries < MOVES =>
+                {
+                    tries += 1;
+                    // None: it has come meanwhile.
+                    if let Some(n) = self.read_elsewhere(record, offset, buf, by)? {
+                        self.count(n);
+                        return Ok(n);
+                    }
+                }
+                here => return here,
+            }
+        }
+    }
+
+    /// As `read`, without asking a tier: what only one has is [`StoreError::Elsewhere`].
+    pub fn read_here(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
             None => match self.read_peeking(record, offset, buf) {
@@ -163,29 +197,35 @@ impl Entry {
         };
         let (hash, size) = self.blob(&loaded.manifest, record)?;
         let groups = loaded.manifest.groups(record);
-        let inner = &self.cache().inner;
-        let here = |buf: &mut [u8]| {
-            let read = |at| inner.store.read_verified(&hash, size, groups, at, offset, buf);
-            self.at_location(&loaded, record, &hash, read)
-        };
-        let mut tries = 0;
-        let n = loop {
-            match here(buf) {
-                Err(CacheError::Store(StoreError::Elsewhere { .. }))
-                    if inner.tiers.any() && tries < MOVES =>
-                {
-                    tries += 1;
-                    // None: it has come meanwhile.
-                    match self.read_elsewhere(&loaded, record, (hash, size), offset, buf)? {
-                        Some(n) => break n,
-                        None => continue,
-                    }
-                }
-                other => break other?,
-            }
-        };
-        inner.blob_bytes_read.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
+        let store = &self.cache().inner.store;
+        let read = |at| store.read_verified(&hash, size, groups, at, offset, buf);
+        let n = self.at_location(&loaded, record, &hash, read)?;
+        self.count(n);
         Ok(n)
+    }
+
+    /// Content bytes were read.
+    fn count(&self, n: usize) {
+        self.cache().inner.blob_bytes_read.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// As `read`, of a content that only a tier had a moment ago; `None` when it is here now.
+    fn read_elsewhere(
+        &self,
+        record: u32,
+        offset: u64,
+        buf: &mut [u8],
+        by: &dyn Fn(&TierOptions) -> Instant,
+    ) -> Result<Option<usize>> {
+        let loaded = self.loaded()?;
+        let content = self.blob(&loaded.manifest, record)?;
+        self.cache().fetch(&loaded, record, content, offset, buf, by)
+    }
+
+    /// Whether a file record's content is in a tier only.
+    pub fn is_remote(&self, record: u32) -> Result<bool> {
+        let (hash, _) = self.blob(&*self.manifest()?, record)?;
+        self.is_elsewhere(&hash)
     }
 
     /// The loose file behind a large record, for passthrough and reflinks; `None` when packed or elsewhere.

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
+use super::breaker::{Asked, TierFacts};
 use super::fetch::Fetches;
 use super::flights::Flights;
 use super::{Cache, Entry, Inner, LeaseKind, Result};
 use crate::model::EntryKey;
 use crate::tier::Tier;
 
+/// Keys that are asked for at a time; what is more is a miss.
+const ASKED: usize = 64;
 /// Keys that are remembered as absent.
 const ABSENCES: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 
@@ -45,7 +48,7 @@ impl Default for TierOptions {
 }
 
 /// In the order in which they are asked.
-type Attached = Arc<[Arc<dyn Tier>]>;
+type Attached = Arc<[Asked]>;
 
 /// The tiers, and what is remembered of them.
 #[derive(Default)]
@@ -93,36 +96,66 @@ impl Tiers {
 impl Cache {
     /// From now on these tiers are asked, in this order, for what is not here.
     pub fn attach_tiers(&self, tiers: Vec<Arc<dyn Tier>>, options: TierOptions) {
-        *self.inner.tiers.attached.write() = (tiers.into(), options);
+        let tiers = tiers.into_iter().map(Asked::new).collect();
+        *self.inner.tiers.attached.write() = (tiers, options);
         self.inner.tiers.absent.0.lock().clear();
+    }
+
+    /// How the tiers do, in their order.
+    pub fn tier_facts(&self) -> Vec<TierFacts> {
+        self.inner.tiers.attached().0.iter().map(Asked::facts).collect()
+    }
+
+    /// Is there a tier?
+    pub fn has_tiers(&self) -> bool {
+        self.inner.tiers.any()
+    }
+
+    /// Whether tiers would be asked for the entry of `key`, which takes time: it is not here, and they have not just
+    /// been asked. Never waits.
+    pub fn asks_tiers(&self, key: &EntryKey) -> Result<bool> {
+        let tiers = &self.inner.tiers;
+        if !tiers.any() || tiers.absent.has(key) || self.rejection(key, None).is_some() {
+            return Ok(false);
+        }
+        Ok(self.inner.index.glance(key)?.is_none())
     }
 
     /// The sealed entry of `key`, leased, from a tier where it is not here. As [`entry`](Self::entry), it does not judge
     /// metadata; `None` too where no tier answered in time.
     pub fn find(&self, key: &EntryKey, kind: LeaseKind) -> Result<Option<Entry>> {
+        self.find_since(key, kind, Instant::now())
+    }
+
+    /// As `find`, for who began to wait then.
+    pub fn find_since(&self, key: &EntryKey, kind: LeaseKind, since: Instant) -> Result<Option<Entry>> {
         match self.entry(key, kind)? {
-            None if self.came_from_tier(key)? => self.entry(key, kind),
+            None if self.asks_tiers(key)? && self.came_from_tier(key, since)? => self.entry(key, kind),
             here => Ok(here),
         }
     }
 
     /// Has tiers asked for an entry that is not here; true when it is now.
-    fn came_from_tier(&self, key: &EntryKey) -> Result<bool> {
+    fn came_from_tier(&self, key: &EntryKey, since: Instant) -> Result<bool> {
         let tiers = &self.inner.tiers;
         let (attached, options) = tiers.attached();
-        if attached.is_empty() || tiers.absent.has(key) || self.rejection(key, None).is_some() {
+        let by = since + options.look_up;
+        if Instant::now() >= by {
             return Ok(false);
         }
-        let begun = Instant::now();
         let (flight, pilot) = tiers.asking.board(key);
         if let Some(pilot) = pilot {
             // Whoever was at it before may have brought it since we looked.
             if self.inner.index.glance(key)?.is_some() {
                 return Ok(true);
             }
+            if tiers.asking.under_way() > ASKED {
+                tracing::debug!(%key, "tiers are asked for too much already");
+                return Ok(false);
+            }
             let (cache, key) = (Arc::downgrade(&self.inner), key.clone());
             let ask = move || {
-                let came = ask(&cache, &attached, &key, begun + options.answer, options.absent);
+                let came = ask(&cache, &attached, &key, since + options.answer, options.absent);
                 pilot.land(came);
             };
             // A thread of its own: the answer is worth having when nobody waits for it any more.
@@ -130,19 +163,19 @@ impl Cache {
                 tracing::warn!("tiers cannot be asked: {e}");
             }
         }
-        Ok(flight.wait(begun + options.look_up).unwrap_or(false))
+        Ok(flight.wait(by).unwrap_or(false))
     }
 }
 
 /// Asks one tier after another, and makes an entry of the first answer that is any good. Holds the cache, which may be
 /// closed meanwhile, only while it does that.
-fn ask(cache: &Weak<Inner>, tiers: &[Arc<dyn Tier>], key: &EntryKey, by: Instant, absent: Duration) -> bool {
+fn ask(cache: &Weak<Inner>, tiers: &[Asked], key: &EntryKey, by: Instant, absent: Duration) -> bool {
     for tier in tiers {
-        let tree = match tier.find(key, by) {
+        let tree = match tier.ask(key, by, |tier| tier.find(key, by)) {
             Ok(tree) => tree,
             Err(e) if e.is_absent() => continue,
             Err(e) => {
-                tracing::warn!("a look-up goes on without a tier: {e}");
+                tracing::debug!("a look-up goes on without a tier: {e}");
                 continue;
             }
         };

@@ -89,6 +89,8 @@ pub struct Stats {
     pub pins: u64,
     /// The scrub.
     pub scrub: super::ScrubFacts,
+    /// The tiers, in the order in which they are asked.
+    pub tiers: Vec<super::TierFacts>,
 }
 
 /// What one entry costs.
@@ -178,6 +180,7 @@ impl Cache {
         let usage = self.usage()?;
         Ok(Stats {
             scrub: self.scrub_facts(&usage),
+            tiers: self.tier_facts(),
             pid: std::process::id(),
             store_id: self.inner.store.id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

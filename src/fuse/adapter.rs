@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::backing::{Backings, for_writing};
 use super::errno::errno;
+use super::far::Far;
 use super::jobs::Jobs;
 use super::reply::Reply;
 use super::request::{Args, Op, parse};
@@ -35,6 +36,8 @@ pub(super) struct Adapter {
     pub jobs: Jobs,
     /// For what could not be done at once and does not take long.
     pub again: Jobs,
+    /// For what waits for a tier.
+    pub far: Far,
     /// Reads need no open: said at the first one.
     pub no_open: bool,
     /// Whose requests are served, if not everybody's.
@@ -151,7 +154,7 @@ impl Adapter {
         match op {
             Op::Lookup { .. } | Op::Getattr | Op::Readlink | Op::Statfs => self.look(who, ino, op, reply),
             Op::Read { fh, offset, size } => {
-                reply.content(size as usize, |buf| run(|| self.view.read(ino, fh, offset, buf)));
+                self.read(ino, fh, offset, size as usize, reply);
             }
             Op::Readdir { offset, size } => reply.listing(run(|| self.list(ino, offset, size as usize))),
             Op::Readdirplus { offset, size } => {
@@ -189,6 +192,9 @@ impl Adapter {
     fn look(&self, who: Caller, ino: u64, op: Op<'_>, reply: Reply) {
         match op {
             Op::Lookup { name } => {
+                if self.view.look_up_asks_tiers(ino, &name) {
+                    return self.look_up_far(who, ino, name, reply);
+                }
                 let waits = self.view.look_up_waits(who, ino, &name);
                 let op = move |view: &View| view.lookup(who, ino, &name);
                 if waits {

@@ -24,6 +24,7 @@ pub fn errno(error: &VfsError) -> Errno {
         VfsError::NoAttribute => Errno::ENODATA,
         VfsError::Unsupported => Errno::EOPNOTSUPP,
         VfsError::Committing(_) => Errno::EAGAIN,
+        VfsError::Remote => Errno::EIO,
         VfsError::Stale => Errno::ESTALE,
         VfsError::BadHandle => Errno::EBADF,
         VfsError::Draft(e) => *e,

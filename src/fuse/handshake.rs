@@ -8,6 +8,7 @@ use fuser::{InitFlags, KernelConfig, Request};
 use parking_lot::Mutex;
 
 use super::device::MAX_WRITE;
+use super::far::UNASKED;
 use super::without::Without;
 use super::{MountOptions, Passthrough};
 use crate::vfs::View;
@@ -58,7 +59,7 @@ impl fuser::Filesystem for Handshake {
         }
         let _ = config.add_capabilities(useful & config.capabilities());
         let _ = config.set_max_write(MAX_WRITE as u32);
-        let _ = config.set_max_background(64);
+        let _ = config.set_max_background(if self.view.has_tiers() { UNASKED } else { 64 });
         let mut agreed = self.agreed.lock();
         if self.passthrough != Passthrough::Off && self.view.may_pass_through() {
             agreed.passthrough = nix::unistd::geteuid().is_root()

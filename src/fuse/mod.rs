@@ -10,6 +10,7 @@ mod convert;
 mod detach;
 mod device;
 mod errno;
+mod far;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -73,23 +73,38 @@ impl Reply {
         self.bytes(value.as_bytes());
     }
 
-    /// Up to `size` bytes, as many as `fill` says that it has put there.
-    pub(super) fn content(mut self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) {
+    /// Up to `size` bytes, as many as `fill` says that it has put there. When it says nothing this is not answered, and
+    /// comes back.
+    pub(super) fn content(
+        mut self,
+        size: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<Result<usize, Errno>>,
+    ) -> Option<Reply> {
         // A ring's entry has the place.
         if let To::Ring(_) = &self.0
             && let To::Ring(slot) = std::mem::replace(&mut self.0, To::Answered)
         {
-            return slot.fill(size, fill);
+            return slot.fill(size, fill).map(Reply::to_ring);
         }
         CONTENT.with_borrow_mut(|buf| {
             if buf.len() < size {
                 buf.resize(size, 0);
             }
             match fill(&mut buf[..size]) {
-                Ok(n) => self.bytes(&buf[..n]),
-                Err(e) => self.error(e),
+                Some(Ok(n)) => self.bytes(&buf[..n]),
+                Some(Err(e)) => self.error(e),
+                None => return Some(self),
             }
-        });
+            None
+        })
+    }
+
+    /// It is going to wait for a tier: false when too many of those that share what it takes do so already.
+    pub(super) fn park(&mut self) -> bool {
+        match &mut self.0 {
+            To::Ring(slot) => slot.park(),
+            To::Device { .. } | To::Answered => true,
+        }
     }
 
     pub(super) fn empty(self, result: Result<(), Errno>) {
@@ -281,10 +296,12 @@ mod tests {
         assert_eq!(answer(|r| r.error(Errno::ENOENT)), head(16, -libc::ENOENT));
         assert_eq!(answer(|r| r.written(Ok(3))), [head(24, 0), vec![3, 0, 0, 0, 0, 0, 0, 0]].concat());
         let content = answer(|r| {
-            r.content(9, |buf| {
+            let back = r.content(9, |_| None).expect("not answered");
+            let answered = back.content(9, |buf| {
                 buf[..2].copy_from_slice(b"ab");
-                Ok(2)
+                Some(Ok(2))
             });
+            assert!(answered.is_none());
         });
         assert_eq!(content, [head(18, 0), b"ab".to_vec()].concat());
     }

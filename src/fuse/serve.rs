@@ -15,7 +15,7 @@ use super::reply::Reply;
 use crate::vfs::{Result, VfsError, View};
 
 /// Does `op` and answers; when a draft is being committed, one of `later` does once that is over.
-fn serve<T>(
+pub(super) fn serve<T>(
     view: Arc<View>,
     later: Jobs,
     reply: Reply,
@@ -71,7 +71,7 @@ impl Adapter {
         let Some(sealed) = inos.iter().copied().find(|i| self.view.replaces(*i)) else {
             return self.serve(reply, op, answer);
         };
-        self.serve_long(
+        self.serve_reading(
             reply,
             move |view| view.replace(sealed),
             |reply, made| reply.error(made.err().unwrap_or(Errno::ESTALE)),

@@ -14,6 +14,7 @@ use super::adapter::Adapter;
 use super::backing::Backings;
 use super::detach::detach;
 use super::device;
+use super::far::Far;
 use super::handshake::{Agreed, Handshake};
 use super::jobs::Jobs;
 use super::notify::KernelEnd;
@@ -154,6 +155,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         backings: Arc::new(Backings::new(agreed.passthrough.then(|| device.clone()))),
         jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
         again: Jobs::start("again", 1).map_err(io)?,
+        far: Far::new(),
         no_open: view.read_only() && !without.no_open,
         only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
     });

@@ -48,6 +48,10 @@ pub enum VfsError {
     /// [open](Draft::when_open). No kernel gets to see this.
     #[error("the draft is being committed")]
     Committing(Arc<Draft>),
+    /// Only a tier has it: nothing was done, and [`View::read_from_tiers`](super::View::read_from_tiers) asks for it. No
+    /// kernel gets to see this.
+    #[error("only a tier has it")]
+    Remote,
     /// The kernel must look the name up again.
     #[error("stale")]
     Stale,

@@ -157,14 +157,14 @@ impl View {
         }
     }
 
-    /// Reads from an open file (or, for sealed files and control files, by number).
+    /// Reads from an open file (or, for sealed files and control files, by number). Never waits for a tier.
     pub fn read(&self, ino: Ino, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if fh != 0 {
             let fd = self.file(fh)?;
             return read_full(&fd, offset, buf);
         }
         match self.target(ino)? {
-            Target::Sealed(r) => Ok(r.entry.read(r.record, offset, buf)?),
+            Target::Sealed(r) => self.read_sealed(&r.entry, r.record, offset, buf),
             Target::Snapshot(content) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let n = buf.len().min(content.len() - from);

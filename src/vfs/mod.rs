@@ -8,7 +8,8 @@
 //!
 //! Operations are methods of [`View`], in a file per subject: `namespace` (which node a name is),
 //! `sealed`, `draft`, `control` (each kind of node), `files` (open, read, write), `dirs`
-//! and `names` (listing), `attrs`, `xattrs`, `gestures` and `publishing` (sealing and evicting by rename and chmod).
+//! and `names` (listing), `attrs`, `xattrs`, `gestures` and `publishing` (sealing and evicting by rename and chmod), `remote`
+//! (what only a tier has).
 
 mod attrs;
 mod control;
@@ -25,6 +26,7 @@ mod namespace;
 mod nodes;
 mod publishing;
 mod reach;
+mod remote;
 mod sealed;
 mod slots;
 mod sys;
@@ -127,7 +129,7 @@ impl View {
             options.read_only = true;
             let mut leased = HashMap::new();
             for key in keys {
-                leased.insert(key.clone(), cache.entry(key, LeaseKind::Hold)?);
+                leased.insert(key.clone(), cache.find(key, LeaseKind::Hold)?);
             }
             scope = Some(leased);
         }

@@ -22,13 +22,13 @@ use crate::store::DraftPlace;
 /// The control directory's name in the top directory: found, not listed.
 pub(super) const CONTROL_NAME: &str = ".outfs";
 
-fn shard_part(name: &OsStr, first: bool) -> Option<[u8; 2]> {
+pub(super) fn shard_part(name: &OsStr, first: bool) -> Option<[u8; 2]> {
     let b: [u8; 2] = name.as_bytes().try_into().ok()?;
     let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'+' | b'=' | b'-');
     (inner(b[1]) && (b[0].is_ascii_alphanumeric() || !first && inner(b[0]))).then_some(b)
 }
 
-fn key_of_shard(shard: [u8; 4], name: &OsStr) -> Result<EntryKey> {
+pub(super) fn key_of_shard(shard: [u8; 4], name: &OsStr) -> Result<EntryKey> {
     let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
     if key.as_str().as_bytes()[..4] == shard { Ok(key) } else { Err(VfsError::NotFound) }
 }

@@ -59,7 +59,10 @@ impl View {
             KEY => Some(r.entry.key().as_str().to_owned()),
             STATE => Some(if m.seal().inferred { "inferred" } else { "sealed" }.to_owned()),
             BLAKE3 => rec.hash().map(|h| h.to_hex()),
-            RESIDENCY => Some("local".to_owned()),
+            RESIDENCY => {
+                let remote = rec.hash().is_some() && r.entry.is_remote(r.record)?;
+                Some(if remote { "remote" } else { "local" }.to_owned())
+            }
             _ => None,
         };
         match own {

@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::ThreadId;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -38,6 +39,37 @@ struct Shared {
     answered: Mutex<Option<u64>>,
     wake: EventFd,
     thread: ThreadId,
+    queue: Arc<Queue>,
+}
+
+/// What the entries of a processor's queue share.
+pub(super) struct Queue {
+    /// Entries that are taken by requests that wait for a tier.
+    parked: AtomicU16,
+    /// How many may be.
+    most: u16,
+}
+
+impl Queue {
+    /// Of so many entries.
+    pub(super) fn of(entries: u16) -> Arc<Queue> {
+        Arc::new(Queue { parked: AtomicU16::new(0), most: entries / 2 })
+    }
+
+    fn park(self: &Arc<Queue>) -> Option<Parked> {
+        let parked = Parked(self.clone());
+        let before = self.parked.fetch_add(1, Ordering::Relaxed);
+        (before < self.most).then_some(parked)
+    }
+}
+
+/// One that waits.
+struct Parked(Arc<Queue>);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.0.parked.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A request in an entry, to be answered.
@@ -45,9 +77,16 @@ pub(in super::super) struct Slot {
     shared: Arc<Shared>,
     commit: u64,
     unique: u64,
+    parked: Option<Parked>,
 }
 
 impl Slot {
+    /// The request is going to wait for a tier. False when half of the queue's entries do so.
+    pub(in super::super) fn park(&mut self) -> bool {
+        self.parked = self.shared.queue.park();
+        self.parked.is_some()
+    }
+
     /// Answers. The bytes of a success are `body`.
     pub(in super::super) fn send(self, error: Option<Errno>, body: &[u8]) {
         // SAFETY: the slot owns the entry, and nothing of it is borrowed: see `Entry::take`.
@@ -61,14 +100,21 @@ impl Slot {
         }
     }
 
-    /// Answers with up to `size` bytes, as many as `fill` says that it has put there. It must not panic.
-    pub(in super::super) fn fill(self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) {
+    /// Answers with up to `size` bytes, as many as `fill` says that it has put there. When it says nothing this is not
+    /// answered, and comes back. It must not panic.
+    pub(in super::super) fn fill(
+        self,
+        size: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<Result<usize, Errno>>,
+    ) -> Option<Slot> {
         // SAFETY: as above.
         let payload = unsafe { self.shared.memory.payload() };
-        match payload.get_mut(..size).ok_or(Errno::EINVAL).and_then(fill) {
-            Ok(n) => self.finish(None, n),
-            Err(e) => self.finish(Some(e), 0),
+        match payload.get_mut(..size).map_or(Some(Err(Errno::EINVAL)), fill) {
+            Some(Ok(n)) => self.finish(None, n),
+            Some(Err(e)) => self.finish(Some(e), 0),
+            None => return Some(self),
         }
+        None
     }
 
     fn finish(self, error: Option<Errno>, len: usize) {
@@ -96,7 +142,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Made by the thread that is to serve it, on its processor.
-    pub(super) fn new(cpu: u16) -> io::Result<Entry> {
+    pub(super) fn new(cpu: u16, queue: Arc<Queue>) -> io::Result<Entry> {
         // No flags: what says that only one thread submits, or that work may wait, made requests slower.
         let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder().build(COMMANDS)?;
         let shared = Shared {
@@ -104,6 +150,7 @@ impl Entry {
             answered: Mutex::default(),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
             thread: std::thread::current().id(),
+            queue,
         };
         Ok(Entry { ring, shared: Arc::new(shared), cpu })
     }
@@ -182,7 +229,7 @@ impl Entry {
         // request is looked at any more.
         let asked = unsafe { self.shared.memory.asked() };
         let (commit, unique) = (asked.commit, asked.head.unique);
-        let reply = || Reply::to_ring(Slot { shared: self.shared.clone(), commit, unique });
+        let reply = || Reply::to_ring(Slot { shared: self.shared.clone(), commit, unique, parked: None });
         adapter.take(&asked.head, Args::Parted { first: asked.first, rest: asked.rest }, reply);
     }
 }

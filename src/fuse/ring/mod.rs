@@ -20,7 +20,7 @@ pub(super) use entry::Slot;
 
 use super::adapter::Adapter;
 use awake::Awake;
-use entry::Entry;
+use entry::{Entry, Queue};
 
 /// Entries, each with a thread, that all queues have together, but for the least and most for one queue. An entry is
 /// taken until its request is answered, also while that waits for a draft being committed or for a job.
@@ -47,7 +47,7 @@ pub(crate) fn offered() -> Result<bool, io::Error> {
 
 /// Whether this process may use io_uring (which `kernel.io_uring_disabled` or a container's rules can forbid).
 pub(crate) fn allowed() -> io::Result<()> {
-    Entry::new(0).map(drop)
+    Entry::new(0, Queue::of(1)).map(drop)
 }
 
 impl Rings {
@@ -56,8 +56,9 @@ impl Rings {
         let cpus = possible_cpus()?;
         let each = (ENTRIES / cpus.max(1)).clamp(LEAST, MOST);
         // One of each queue after the other: the sooner every queue has one, the sooner the kernel begins.
-        let order = (0..each).flat_map(|_| 0..cpus);
-        let threads = order.map(thread).collect::<io::Result<Vec<_>>>()?;
+        let queues: Vec<_> = (0..cpus).map(|_| Queue::of(each)).collect();
+        let order = (0..each).flat_map(|_| (0..cpus).zip(&queues));
+        let threads = order.map(|(cpu, queue)| thread(cpu, queue.clone())).collect::<io::Result<Vec<_>>>()?;
         for t in &threads {
             t.came_to.recv().map_err(|_| io::Error::other("a ring's thread died"))??;
         }
@@ -82,12 +83,12 @@ impl Rings {
     }
 }
 
-fn thread(cpu: u16) -> io::Result<Thread> {
+fn thread(cpu: u16, queue: Arc<Queue>) -> io::Result<Thread> {
     let (start, started) = channel::<Start>();
     let (tell, came_to) = channel();
     let work = move || {
         pin(cpu);
-        let mut entry = match Entry::new(cpu) {
+        let mut entry = match Entry::new(cpu, queue) {
             Ok(entry) => entry,
             Err(e) => return drop(tell.send(Err(e))),
         };
