@@ -14,6 +14,7 @@ use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
 use crate::fuse::{MountOptions, Passthrough, Transport};
 use crate::model::EntryKey;
 use crate::model::units::{Bytes, Size};
+use crate::tier::Address;
 use crate::vfs::{Overwrite, ViewOptions};
 
 /// How long to wait for an owner that is about to go.
@@ -52,7 +53,8 @@ enum TransportArg {
 #[command(after_help = "Examples: outfs mount /mnt/cache --size 20G\n          \
     outfs mount /tmp/sandbox --read-only --key 9f86d081\n\n\
     The first mount of a store starts its daemon, which ends with its last view. Options that are not given \
-    come from the configuration file. --log takes stderr (with --foreground), journal or a file, with json: \
+    come from the configuration file. Credentials for tiers come from the environment of the mount that starts the \
+    daemon (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or the profile's file. --log takes stderr (with --foreground), journal or a file, with json: \
     before it for JSON; the default is daemon.log in the store, or stderr with --foreground. OUTFS_LOG \
     chooses what is logged (info, outfs=debug).")]
 pub(crate) struct Mount {
@@ -100,6 +102,10 @@ pub(crate) struct Mount {
     /// How the kernel's requests reach the daemon [default: auto]
     #[arg(long, value_enum)]
     transport: Option<TransportArg>,
+    /// Look up in this tier what is not here, and read it from there: s3://BUCKET/PREFIX?endpoint=URL&region=NAME
+    /// (may be repeated: they are asked in this order)
+    #[arg(long = "tier", value_name = "URL")]
+    tiers: Vec<Address>,
     /// Let other users enter
     #[arg(long)]
     allow_other: bool,
@@ -167,6 +173,7 @@ impl Mount {
             view: start.view.clone(),
             mount: start.mount.clone(),
             limits: self.limits(),
+            tiers: self.tiers.clone(),
         };
         match client.call(request, &mut Streams::to_stdout())? {
             Reply::Mounted(facts) => Ok(Some(facts)),
@@ -201,6 +208,10 @@ impl Mount {
             limits: session::over_config(config, &self.limits()),
             log: self.log(cx, config)?,
             at: absolute(&self.mount_point)?.into(),
+            tiers: match self.tiers.is_empty() {
+                true => m.tiers.clone().unwrap_or_default(),
+                false => self.tiers.clone(),
+            },
             view: ViewOptions {
                 read_only: self.read_only || m.read_only.unwrap_or(false) || scope.is_some(),
                 scope,

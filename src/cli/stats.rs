@@ -5,7 +5,7 @@ use clap::Args;
 use super::out;
 use super::session::Session;
 use super::{Context, Output, unexpected};
-use crate::cache::ScrubFacts;
+use crate::cache::{ScrubFacts, TierFacts};
 use crate::control::{Failure, Reply, Request};
 use crate::model::units::{counted, human_bytes};
 
@@ -40,8 +40,22 @@ impl Stats {
         field("held", human_bytes(s.usage.held))?;
         field("disk free", human_bytes(s.usage.disk_available))?;
         field("scrub", scrubbed(&s.scrub))?;
+        for tier in &s.tiers {
+            field("tier", tier_does(tier))?;
+        }
         session.close()
     }
+}
+
+/// How a tier does.
+fn tier_does(tier: &TierFacts) -> String {
+    let how = if tier.ill { "does not answer" } else { "answers" };
+    let mut said = format!("{} {how}, asked {}, failed {}", out::clean(&tier.name), tier.asked, tier.failed);
+    if let Some((at, why)) = &tier.last_failure {
+        let at = jiff::Timestamp::from_nanosecond((*at).into()).unwrap_or_default();
+        said.push_str(&format!(", last {}: {}", out::time(at), out::clean(why)));
+    }
+    said
 }
 
 /// How far the scrub is, and what it found.

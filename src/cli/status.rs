@@ -43,6 +43,9 @@ impl Status {
             out::time(d.started_at),
             out::clean(&d.log)
         ))?;
+        for tier in &d.tiers {
+            out::line(&format!("tier {}", out::clean(&tier.to_string())))?;
+        }
         for v in &d.views {
             let kind = match (&v.view.scope, v.view.read_only) {
                 (Some(keys), _) => format!("read-only, {} keys", keys.len()),

@@ -4,13 +4,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, LogStream, RawPath};
-use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, Usage};
+use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, TierFacts, Usage};
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
 use crate::run::{Found, Nodes, Placed};
+use crate::tier::Address;
 use crate::vfs::ViewOptions;
 
 /// An entry in a listing.
@@ -135,6 +136,9 @@ pub struct DaemonFacts {
     pub started_at: Timestamp,
     /// Where it logs.
     pub log: String,
+    /// Its tiers, in the order in which they are asked.
+    #[serde(default)]
+    pub tiers: Vec<Address>,
     /// Its views.
     pub views: Vec<ViewFacts>,
 }
@@ -173,6 +177,9 @@ pub struct StatsFacts {
     /// How far the scrub is.
     #[serde(default)]
     pub scrub: ScrubFacts,
+    /// The tiers, in the order in which they are asked.
+    #[serde(default)]
+    pub tiers: Vec<TierFacts>,
     /// What limits hold.
     pub limits: LimitFlags,
 }

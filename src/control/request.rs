@@ -11,6 +11,7 @@ use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::model::session::SessionId;
 use crate::run::{Note, Times};
+use crate::tier::Address;
 use crate::vfs::ViewOptions;
 
 /// What to store, beside the outputs themselves.
@@ -107,6 +108,9 @@ pub enum Request {
         mount: MountOptions,
         /// Limits the client gave; they must not conflict with the daemon's.
         limits: LimitFlags,
+        /// Tiers the client gave; they must not conflict with the daemon's.
+        #[serde(default)]
+        tiers: Vec<Address>,
     },
     /// Takes a view away.
     Unmount {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::LogSpec;
 use crate::control::{LimitFlags, Span};
 use crate::fuse::{Passthrough, Transport};
+use crate::tier::Address;
 use crate::vfs::Overwrite;
 
 /// All settings; each may be absent.
@@ -38,6 +39,8 @@ pub struct MountConfig {
     pub passthrough: Option<Passthrough>,
     /// As `--transport`.
     pub transport: Option<Transport>,
+    /// As `--tier`, in the order in which they are asked.
+    pub tiers: Option<Vec<Address>>,
     /// As `--allow-other`.
     pub allow_other: Option<bool>,
     /// As `--threads`.
@@ -125,7 +128,7 @@ mod tests {
         let config = read(
             "log = 'json:stderr'\n[limits]\nsize = '20%'\nreserve = '1G'\nentries = 9\nhigh_water = 90\n\
              low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nscrub = 'off'\nmemory = '64M'\n[mount]\nread_only = false\n\
-             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\nallow_other = true\nthreads = 8\n",
+             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\ntiers = ['s3://b/p']\nallow_other = true\nthreads = 8\n",
         )
         .unwrap();
         assert_eq!(config.limits.size, Some("20%".parse().unwrap()));
@@ -133,6 +136,7 @@ mod tests {
         assert_eq!(config.limits.scrub, Some("off".parse().unwrap()));
         assert_eq!(config.mount.threads, Some(8));
         assert_eq!(config.mount.transport, Some(Transport::Dev));
+        assert_eq!(config.mount.tiers, Some(vec!["s3://b/p".parse().unwrap()]));
         assert_eq!(config.mount.overwrite, Some(Overwrite::Replace));
         assert_eq!(read("").unwrap(), Config::default());
     }
@@ -143,6 +147,7 @@ mod tests {
             ("\n[limits]\nsiez = '1G'\n", 3, "siez"),
             ("[limits]\nsize = '1Q'\n", 2, "size"),
             ("[mount]\n\noverwrite = 'maybe'\n", 3, "maybe"),
+            ("[mount]\ntiers = ['s3://a:b@c']\n", 2, "no credentials"),
             ("= 1", 1, ""),
             ("[limits]\nhigh_water = 50\nlow_water = 80\n", 3, "above"),
             ("[limits]\nhigh_water = 101\n", 2, "over 100"),

@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use super::links::Links;
 use super::views::Views;
-use super::{Wake, mountpoint, record};
+use super::{Start, Wake, mountpoint, record};
 use crate::cache::Cache;
 use crate::control::{
     Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch, hit,
 };
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
+use crate::tier::Address;
 use crate::vfs::{VfsError, View, ViewOptions};
 
 /// The running daemon.
@@ -25,13 +26,15 @@ pub(super) struct Daemon {
     links: Links,
     started_at: Timestamp,
     log: String,
+    tiers: Vec<Address>,
     wake: Sender<Wake>,
 }
 
 impl Daemon {
-    pub(super) fn new(cache: Cache, log: String, wake: Sender<Wake>) -> Self {
+    pub(super) fn new(cache: Cache, start: &Start, wake: Sender<Wake>) -> Self {
         let links = Links::hold(&cache);
-        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, wake }
+        let (log, tiers) = (start.log.to_string(), start.tiers.clone());
+        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, tiers, wake }
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -62,6 +65,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             started_at: self.started_at,
             log: self.log.clone(),
+            tiers: self.tiers.clone(),
             views: self.views.facts(),
         }
     }
@@ -101,11 +105,19 @@ impl Daemon {
         view: &ViewOptions,
         mount: &MountOptions,
         limits: &LimitFlags,
+        tiers: &[Address],
     ) -> Result<Reply, Failure> {
-        let conflicts = limits.conflicts(&self.cache.limits());
+        let mut conflicts = limits.conflicts(&self.cache.limits());
+        if !tiers.is_empty() && tiers != self.tiers {
+            let list = |tiers: &[Address]| match tiers {
+                [] => "none".to_owned(),
+                some => some.iter().map(Address::to_string).collect::<Vec<_>>().join(" "),
+            };
+            conflicts.push(format!("--tier {} (it runs with {})", list(tiers), list(&self.tiers)));
+        }
         if !conflicts.is_empty() {
             return Err(Failure::failed(format!(
-                "the daemon (process {}) that owns the store {} runs with other limits: {}; leave these options \
+                "the daemon (process {}) that owns the store {} runs with other options: {}; leave these options \
                  out to add a view, or 'outfs stop' it first",
                 std::process::id(),
                 self.cache.store().root().display(),
@@ -153,7 +165,9 @@ impl Handler for Daemon {
         tracing::debug!(uid = caller.uid, ?request, "asked");
         match request {
             Request::Status => Ok(Reply::Daemon(self.facts())),
-            Request::Mount { at, view, mount, limits } => self.mount(&at.0, &view, &mount, &limits),
+            Request::Mount { at, view, mount, limits, tiers } => {
+                self.mount(&at.0, &view, &mount, &limits, &tiers)
+            }
             Request::Unmount { at, lazy } => self.unmount(&at.0, lazy),
             Request::Stop { lazy } => self.stop(lazy),
             Request::Link { key, dest, path, replace } => self.link(&key, &dest.0, &path.0, replace),

@@ -40,10 +40,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::cache::{Cache, Limits};
+use crate::cache::{Cache, Limits, TierOptions};
 use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
 use crate::fuse::MountOptions;
 use crate::store::{Access, Store};
+use crate::tier::{self, Address};
 use crate::vfs::ViewOptions;
 use handler::Daemon;
 
@@ -65,6 +66,8 @@ pub struct Start {
     pub limits: LimitFlags,
     /// Where to log.
     pub log: LogSpec,
+    /// Its tiers, in the order in which they are asked.
+    pub tiers: Vec<Address>,
     /// Its first view's mount point.
     pub at: RawPath,
     /// What the first view shows.
@@ -111,7 +114,7 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let store = &start.store.0;
     let cache = open(start)?;
     let (sender, wake) = unbounded();
-    let daemon = Arc::new(Daemon::new(cache, start.log.to_string(), sender.clone()));
+    let daemon = Arc::new(Daemon::new(cache, start, sender.clone()));
     let server = Server::bind(store)?;
     let io = |e: std::io::Error| Failure::failed(format!("cannot start the daemon: {e}"));
     watch_signals(sender).map_err(io)?;
@@ -153,7 +156,10 @@ fn open(start: &Start) -> Result<Cache, Failure> {
         return Err(failure);
     }
     prepare_process();
+    let tiers = start.tiers.iter().map(|address| tier::open(address, false)).collect::<Result<Vec<_>, _>>();
+    let tiers = tiers.map_err(|e| Failure::failed(e.to_string()))?;
     let cache = Cache::open(store, limits.clone())?;
+    cache.attach_tiers(tiers, TierOptions::default());
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
     Ok(cache)

@@ -36,6 +36,25 @@ pub struct TierError {
     pub why: String,
 }
 
+/// Why a tier cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its settings contradict themselves, or lack something.
+    #[error("{tier} cannot be used: {why}")]
+    Unusable {
+        /// Its address.
+        tier: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// This program was built without such tiers.
+    #[error("{tier} cannot be used: this program was built without S3 (the feature s3)")]
+    Without {
+        /// Its address.
+        tier: String,
+    },
+}
+
 impl TierError {
     /// A failed call: its kind, the tier's name, a verb, to what, and why.
     pub fn new(

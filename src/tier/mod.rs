@@ -1,22 +1,26 @@
 //! Tiers: places beyond the store that entries come from and go to.
 //!
 //! Purpose: one trait ([`Tier`]) for everything that holds entries elsewhere, the objects they are kept as there
-//! (`docs/format.md`, "Objects of a tier"), and a strict tier in memory. Invariants: every call has a
+//! (`docs/format.md`, "Objects of a tier"), S3 (where it was built with that), and a strict tier in memory. Invariants: every call has a
 //! deadline and ends by it; what a tier says is a claim: entries and trees are checked here against their names, ranges of
 //! blobs and packs are handed on unchecked, and who asked for them checks them; an entry object is written last, so that
 //! an entry that is found is whole. The trait has no futures: a runtime is the business of the tier that needs one.
 //! Must not know: the store, the index, eviction, mounts, sockets, the command line.
 
+mod address;
 mod error;
 mod layout;
 mod memory;
 mod object;
 mod places;
+#[cfg(feature = "s3")]
+mod s3;
 mod ship;
 #[cfg(test)]
 mod tests;
 
-pub use error::{TierError, TierErrorKind};
+pub use address::{Address, AddressError};
+pub use error::{OpenError, TierError, TierErrorKind};
 pub use layout::{EntryObject, LayoutError, Tree, find_with};
 pub use memory::{Call, Fault, MemoryTier, Traffic};
 pub use object::Object;
@@ -25,12 +29,24 @@ pub use ship::{ShipError, Source, ship};
 
 use std::io::Read;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::{EntryKey, Manifest};
 
 /// What every call to a tier returns.
 pub type Result<T> = std::result::Result<T, TierError>;
+
+/// The tier at an address, for reading, and for writing where `push`. Nothing is asked of it yet: it need not answer.
+pub fn open(address: &Address, push: bool) -> std::result::Result<Arc<dyn Tier>, OpenError> {
+    #[cfg(feature = "s3")]
+    return Ok(Arc::new(s3::S3Tier::open(address, push)?));
+    #[cfg(not(feature = "s3"))]
+    {
+        let _ = push;
+        Err(OpenError::Without { tier: address.to_string() })
+    }
+}
 
 /// What can be asked of a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,12 +23,17 @@ impl Object {
 
     /// Whether these bytes are what its name says.
     pub fn names(&self, bytes: &[u8]) -> bool {
-        let hash = match self {
+        self.is_hash(&blake3::hash(bytes))
+    }
+
+    /// Whether this is the hash in its name.
+    pub fn is_hash(&self, hash: &blake3::Hash) -> bool {
+        let named = match self {
             Object::Blob(hash) => &hash.0,
             Object::Pack(hash) => &hash.0,
             Object::Tree(hash) => &hash.0,
         };
-        blake3::hash(bytes).as_bytes() == hash
+        hash.as_bytes() == named
     }
 
     /// The path of the object that names the tree of a key.

@@ -169,6 +169,7 @@ pub struct Mount {
     log: PathBuf,
     more_mounts: Vec<PathBuf>,
     without_leases: bool,
+    env: Vec<(String, String)>,
     dir: tempfile::TempDir,
 }
 
@@ -201,6 +202,7 @@ impl Mount {
             daemon: None,
             more_mounts: Vec::new(),
             without_leases: false,
+            env: Vec::new(),
             mnt,
             dir,
         }
@@ -218,6 +220,12 @@ impl Mount {
         self
     }
 
+    /// Sets a variable of the daemon's environment (before the start).
+    pub fn with_env(mut self, name: &str, value: &str) -> Mount {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Starts the daemon and waits until the mount answers.
     #[track_caller]
     pub fn start(&mut self) {
@@ -225,7 +233,7 @@ impl Mount {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let mut c = outfs();
         c.arg("mount").arg(&self.mnt).arg("--store").arg(&self.store).arg("--foreground").args(&self.args);
-        c.args(transport(&self.args));
+        c.args(transport(&self.args)).envs(self.env.iter().map(|(name, value)| (name, value)));
         c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         if self.without_leases {
             forbid_leases(&mut c);

@@ -8,4 +8,10 @@ mod common;
 mod groups;
 mod memory;
 mod mounted;
+#[cfg(feature = "s3")]
+mod program;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(feature = "s3")]
+mod server;
 mod suite;

@@ -1,5 +1,6 @@
 //! The tier in memory: it conforms, is strict, and is as ill as it is told to be.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outfs::model::{BlobHash, PackHash};
@@ -13,8 +14,8 @@ fn tier(packs: bool) -> MemoryTier {
 
 #[test]
 fn it_conforms() {
-    conforms(&|| Box::new(tier(true)));
-    conforms(&|| Box::new(tier(false)));
+    conforms(&|| Arc::new(tier(true)));
+    conforms(&|| Arc::new(tier(false)));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! not asked here: that is the strict one's.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outfs::model::groups::{GROUP, GroupHasher};
@@ -72,7 +73,7 @@ pub fn odd_entry(key: &str) -> Made {
 }
 
 /// Has a tier do everything that tiers do. `empty` makes one that has nothing and takes objects and entries.
-pub fn conforms(empty: &dyn Fn() -> Box<dyn Tier>) {
+pub fn conforms(empty: &dyn Fn() -> Arc<dyn Tier>) {
     objects_come_back(&*empty());
     ranges_are_exact(&*empty());
     what_is_not_there_is_absent(&*empty());

@@ -162,6 +162,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,
         scrub: stats.scrub,
+        tiers: stats.tiers,
         limits: LimitFlags::of(&cache.limits()),
     })))
 }

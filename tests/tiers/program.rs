@@ -1,0 +1,123 @@
+//! `outfs mount --tier`, as a user gives it: entries that others put into a bucket, through a mount.
+
+use std::fs;
+
+use super::common::{Mount, eventually, read};
+use super::s3::{credentials, open};
+use super::server::{Server, Wrong};
+use super::suite::{Made, soon};
+use outfs::tier::ship;
+
+fn mount(tiers: &[&str]) -> Mount {
+    let mut args = vec!["--size", "4G"];
+    tiers.iter().for_each(|tier| args.extend(["--tier", tier]));
+    Mount::unmounted(&args)
+        .with_env("AWS_ACCESS_KEY_ID", "test-key")
+        .with_env("AWS_SECRET_ACCESS_KEY", "test-secret")
+}
+
+/// Puts an entry of these files into a tier of the server.
+fn send(server: &Server, prefix: &str, name: &str, files: &[(&str, usize, u8)]) -> Made {
+    let made = Made::new(name, files);
+    ship(&*open(server, prefix, true), &made.manifest, &made, &soon).expect("it can be sent");
+    made
+}
+
+fn content(made: &Made, name: &str) -> Vec<u8> {
+    let record = made.manifest.find(name.as_bytes()).expect("it has it");
+    made.content(&made.manifest.get(record).and_then(|r| r.hash()).expect("a file")).to_vec()
+}
+
+/// S15.1 What is not here is looked up in the tiers, in their order; S15.6 Credentials for tiers come from the environment or a
+/// profile, and are never part of an address, a message or a log.
+#[test]
+fn entries_of_buckets_appear_in_a_mount() {
+    let server = Server::start();
+    let files = [("metadata.json", 80, 1), ("small", 1000, 2), ("large", 3_000_000, 3)];
+    let made = send(&server, "one", "in-one", &files);
+    send(&server, "two", "in-two", &[("other", 500, 4)]);
+    let (one, two) = (server.tier("one"), server.tier("two"));
+    let mut m = mount(&[&one, &two]);
+    m.start();
+    assert_eq!(read(m.path("in-one/small")), content(&made, "small"));
+    assert_eq!(read(m.path("in-one/large")), content(&made, "large"));
+    assert_eq!(fs::metadata(m.path("in-two/other")).expect("the second tier has it").len(), 500);
+    assert!(fs::metadata(m.path("in-none")).is_err());
+    assert!(m.has_event("found", "in-one"));
+    let status = m.json(&["status"]);
+    assert_eq!(status["tiers"], serde_json::json!([one, two]));
+    let stats = m.json(&["stats"]);
+    assert!(stats["tiers"][0]["asked"].as_u64() > Some(2) && stats["tiers"][0]["ill"] == false, "{stats}");
+    let log = m.log_text();
+    assert!(!log.contains("test-key") && !log.contains("test-secret"), "no credentials in the log");
+    // A small content is here now, and stays so without its server.
+    m.restart_with(&["--size", "4G"]);
+    assert_eq!(read(m.path("in-one/small")), content(&made, "small"));
+    assert_eq!(fs::read(m.path("in-two/other")).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+/// S15.2 Its content is fetched when it is read, as far as it is read, and no byte is returned that was not verified.
+#[test]
+fn little_is_moved_for_little_that_is_read() {
+    use std::os::unix::fs::FileExt;
+    let server = Server::start();
+    let made = send(&server, "p", "large-one", &[("large", 64 << 20, 3)]);
+    let address = server.tier("p");
+    let mut m = mount(&[&address]);
+    m.start();
+    let file = fs::File::open(m.path("large-one/large")).expect("open");
+    let (before_requests, before) = server.traffic();
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, 40_000_000).expect("read");
+    assert_eq!(page[..], content(&made, "large")[40_000_000..40_004_096]);
+    let (requests, after) = server.traffic();
+    assert!(after - before <= 1 << 20, "{} bytes for 4 KiB", after - before);
+    assert_eq!(requests - before_requests, 1);
+}
+
+/// S15.5 A tier that fails again and again, or does not answer at all, is left alone for a while; `outfs stats` says which one
+/// and why.
+#[test]
+fn a_server_that_is_down_is_said_to_be_and_does_not_hold_anybody_up() {
+    let server = Server::start();
+    send(&server, "p", "far-away", &[("f", 400_000, 3)]);
+    let address = server.tier("p");
+    let mut m = mount(&[&address]);
+    m.start();
+    m.entry_of("near-by", "content");
+    assert!(fs::metadata(m.path("far-away/f")).is_ok());
+    server.set_wrong(|_, _| Some(Wrong::Denied));
+    assert_eq!(fs::read(m.path("far-away/f")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    for n in 0..5 {
+        assert!(fs::metadata(m.path(format!("absent-{n}"))).is_err());
+    }
+    assert_eq!(read(m.path("near-by/outputs/f")), b"content");
+    let tier = || m.json(&["stats"])["tiers"][0].clone();
+    let ill = tier();
+    assert!(ill["ill"] == true && ill["last_failure"][1].as_str().unwrap().contains("AccessDenied"), "{ill}");
+    assert!(m.ok(&["stats"]).contains("does not answer"));
+    server.set_wrong(|_, _| None);
+    eventually("the tier is asked again", || fs::read(m.path("far-away/f")).is_ok());
+    assert_eq!(tier()["ill"], false);
+}
+
+#[test]
+fn what_is_wrong_with_tiers_is_said_when_mounting() {
+    credentials();
+    let m = mount(&[]);
+    let at = m.mnt().to_str().expect("text").to_owned();
+    let said = |args: &[&str]| {
+        let out = m.run(&[&["mount", &at][..], args].concat());
+        assert!(!out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    assert!(said(&["--tier", "s3://user:hunter2@b/p"]).contains("no credentials"));
+    assert!(said(&["--tier", "ftp://b/p"]).contains("no kind of tier"));
+    let mut m = mount(&["s3://one/p?endpoint=http://127.0.0.1:9&region=here"]);
+    m.start();
+    let second = m.outside("second");
+    fs::create_dir(&second).expect("mkdir");
+    let out = m.run(&["mount", second.to_str().expect("text"), "--tier", "s3://two/p"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.contains("s3://one/p") && said.contains("s3://two/p"), "{said}");
+}
