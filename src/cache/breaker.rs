@@ -4,14 +4,18 @@
 //! ends the illness; that something is absent is an answer, and wrong bytes say nothing of whether others come.
 //! Must not know: what is asked.
 
+use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::now_ns;
-use crate::tier::{Tier, TierError, TierErrorKind};
+use super::{PushFacts, now_ns};
+use crate::model::{EntryKey, Manifest};
+use crate::tier::{self, Capabilities, Object, Places, Tier, TierError, TierErrorKind, Tree};
 
 /// Failures in a row that make a tier ill.
 const FAILURES: u32 = 5;
@@ -27,8 +31,9 @@ const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 pub struct TierFacts {
     /// Its name: its address, without credentials.
     pub name: String,
-    /// Entries go to it.
-    pub push: bool,
+    /// How far entries are on their way to it, where they go there.
+    #[serde(default)]
+    pub push: Option<PushFacts>,
     /// It has failed so often, or been silent for so long, that it is asked only now and then.
     pub ill: bool,
     /// How often it was asked.
@@ -43,6 +48,8 @@ pub struct TierFacts {
 pub(super) struct Asked {
     tier: Arc<dyn Tier>,
     health: Mutex<Health>,
+    /// Entries that it was brought.
+    brought: AtomicU64,
 }
 
 #[derive(Default)]
@@ -65,7 +72,7 @@ struct Ill {
 
 impl Asked {
     pub fn new(tier: Arc<dyn Tier>) -> Asked {
-        Asked { tier, health: Mutex::default() }
+        Asked { tier, health: Mutex::default(), brought: AtomicU64::new(0) }
     }
 
     /// Has `call` ask it for `what`, which is to end by `by`; an error at once while it is ill.
@@ -130,20 +137,61 @@ impl Asked {
         }
     }
 
-    pub fn name(&self) -> &str {
-        self.tier.name()
+    /// Whether entries go to it.
+    pub fn pushes(&self) -> bool {
+        self.tier.capabilities().push
+    }
+
+    /// It was brought an entry.
+    pub fn brought(&self) {
+        self.brought.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Entries that it was brought.
+    pub fn brought_so_far(&self) -> u64 {
+        self.brought.load(Ordering::Relaxed)
     }
 
     pub fn facts(&self) -> TierFacts {
         let health = self.health.lock();
         TierFacts {
             name: self.tier.name().to_owned(),
-            push: self.tier.capabilities().push,
+            push: None,
             ill: health.ill.is_some(),
             asked: health.asked,
             failed: health.failed,
             last_failure: health.last.clone(),
         }
+    }
+}
+
+impl Tier for Asked {
+    fn name(&self) -> &str {
+        self.tier.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.tier.capabilities()
+    }
+
+    fn find(&self, key: &EntryKey, by: Instant) -> tier::Result<Tree> {
+        self.ask(key, by, |tier| tier.find(key, by))
+    }
+
+    fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> tier::Result<Vec<u8>> {
+        self.ask(object, by, |tier| tier.get(object, range, by))
+    }
+
+    fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> tier::Result<()> {
+        self.ask(object, by, |tier| tier.put(object, size, content, by))
+    }
+
+    fn missing(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<Object>> {
+        self.ask(&"what it has", by, |tier| tier.missing(objects, by))
+    }
+
+    fn publish(&self, manifest: &Manifest, places: &Places, by: Instant) -> tier::Result<()> {
+        self.ask(&manifest.seal().key, by, |tier| tier.publish(manifest, places, by))
     }
 }
 

@@ -48,6 +48,7 @@ mod pin;
 mod place;
 mod pressure;
 mod process;
+mod push;
 mod put;
 mod read;
 mod rebuild;
@@ -95,6 +96,7 @@ pub use lookup::{Lookup, Miss};
 pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
 pub use process::Process;
+pub use push::PushFacts;
 pub(crate) use restore::temp_owner;
 pub use scrub::ScrubFacts;
 pub use tiers::TierOptions;
@@ -256,6 +258,7 @@ pub(crate) struct Inner {
     manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,
     tiers: tiers::Tiers,
+    push: push::Push,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,
     /// Blobs found damaged since the start: stored anew when they come again.

@@ -34,6 +34,7 @@ impl Cache {
                 manifests: Default::default(),
                 claims: Default::default(),
                 tiers: Default::default(),
+                push: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),
                 damaged: Default::default(),

@@ -103,7 +103,11 @@ impl Cache {
 
     /// How the tiers do, in their order.
     pub fn tier_facts(&self) -> Vec<TierFacts> {
-        self.inner.tiers.attached().0.iter().map(Asked::facts).collect()
+        let facts = |tier: &Asked| {
+            let push = if tier.pushes() { self.push_facts(tier).ok() } else { None };
+            TierFacts { push, ..tier.facts() }
+        };
+        self.inner.tiers.attached().0.iter().map(facts).collect()
     }
 
     /// Is there a tier?

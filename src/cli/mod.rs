@@ -23,6 +23,7 @@ mod ls;
 mod mount;
 mod out;
 mod pin;
+mod push;
 mod put;
 mod reject;
 mod restore;
@@ -90,6 +91,7 @@ enum Command {
     Why(why::Why),
     Diff(diff::Diff),
     Put(put::Put),
+    Push(push::Push),
     Restore(restore::Restore),
     Ls(ls::Ls),
     Show(show::Show),
@@ -193,6 +195,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         Command::Stop(c) => c.run(&cx)?,
         Command::Status(c) => c.run(&cx)?,
         Command::Put(c) => c.run(&cx)?,
+        Command::Push(c) => c.run(&cx)?,
         Command::Restore(c) => c.run(&cx)?,
         Command::Ls(c) => c.run(&cx)?,
         Command::Show(c) => c.run(&cx)?,

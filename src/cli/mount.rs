@@ -106,6 +106,9 @@ pub(crate) struct Mount {
     /// (may be repeated: they are asked in this order)
     #[arg(long = "tier", value_name = "URL")]
     tiers: Vec<Address>,
+    /// Bring what is sealed here to the tiers, in the background
+    #[arg(long)]
+    push: bool,
     /// Let other users enter
     #[arg(long)]
     allow_other: bool,
@@ -174,6 +177,7 @@ impl Mount {
             mount: start.mount.clone(),
             limits: self.limits(),
             tiers: self.tiers.clone(),
+            push: self.push,
         };
         match client.call(request, &mut Streams::to_stdout())? {
             Reply::Mounted(facts) => Ok(Some(facts)),
@@ -208,6 +212,7 @@ impl Mount {
             limits: session::over_config(config, &self.limits()),
             log: self.log(cx, config)?,
             at: absolute(&self.mount_point)?.into(),
+            push: self.push || m.push.unwrap_or(false),
             tiers: match self.tiers.is_empty() {
                 true => m.tiers.clone().unwrap_or_default(),
                 false => self.tiers.clone(),

@@ -214,7 +214,8 @@ impl Shelf for StoreShelf {
         }
         let view = ViewOptions { read_only: true, scope: Some(keys.to_vec()), ..ViewOptions::default() };
         let (mount, limits) = (MountOptions::default(), LimitFlags::default());
-        self.ask(Request::Mount { at: at.into(), view, mount, limits, tiers: Vec::new() }).map(|_| true)
+        self.ask(Request::Mount { at: at.into(), view, mount, limits, tiers: Vec::new(), push: false })
+            .map(|_| true)
     }
 
     fn place(

@@ -111,6 +111,9 @@ pub enum Request {
         /// Tiers the client gave; they must not conflict with the daemon's.
         #[serde(default)]
         tiers: Vec<Address>,
+        /// The client wants entries to go to them.
+        #[serde(default)]
+        push: bool,
     },
     /// Takes a view away.
     Unmount {

@@ -27,14 +27,15 @@ pub(super) struct Daemon {
     started_at: Timestamp,
     log: String,
     tiers: Vec<Address>,
+    push: bool,
     wake: Sender<Wake>,
 }
 
 impl Daemon {
     pub(super) fn new(cache: Cache, start: &Start, wake: Sender<Wake>) -> Self {
         let links = Links::hold(&cache);
-        let (log, tiers) = (start.log.to_string(), start.tiers.clone());
-        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, tiers, wake }
+        let (log, tiers, push) = (start.log.to_string(), start.tiers.clone(), start.push);
+        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, tiers, push, wake }
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -105,9 +106,13 @@ impl Daemon {
         view: &ViewOptions,
         mount: &MountOptions,
         limits: &LimitFlags,
-        tiers: &[Address],
+        tiers: (&[Address], bool),
     ) -> Result<Reply, Failure> {
         let mut conflicts = limits.conflicts(&self.cache.limits());
+        let (tiers, push) = tiers;
+        if push && !self.push {
+            conflicts.push("--push (it runs without)".into());
+        }
         if !tiers.is_empty() && tiers != self.tiers {
             let list = |tiers: &[Address]| match tiers {
                 [] => "none".to_owned(),
@@ -165,8 +170,8 @@ impl Handler for Daemon {
         tracing::debug!(uid = caller.uid, ?request, "asked");
         match request {
             Request::Status => Ok(Reply::Daemon(self.facts())),
-            Request::Mount { at, view, mount, limits, tiers } => {
-                self.mount(&at.0, &view, &mount, &limits, &tiers)
+            Request::Mount { at, view, mount, limits, tiers, push } => {
+                self.mount(&at.0, &view, &mount, &limits, (&tiers, push))
             }
             Request::Unmount { at, lazy } => self.unmount(&at.0, lazy),
             Request::Stop { lazy } => self.stop(lazy),

@@ -68,6 +68,8 @@ pub struct Start {
     pub log: LogSpec,
     /// Its tiers, in the order in which they are asked.
     pub tiers: Vec<Address>,
+    /// Entries that are sealed here go to them.
+    pub push: bool,
     /// Its first view's mount point.
     pub at: RawPath,
     /// What the first view shows.
@@ -106,7 +108,7 @@ struct Running {
     server: Server,
     wake: Receiver<Wake>,
     ended: Arc<AtomicBool>,
-    /// Upkeep and scrub.
+    /// Upkeep, scrub and push.
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -120,10 +122,13 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     watch_signals(sender).map_err(io)?;
     server.serve(daemon.clone()).map_err(io)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let workers = vec![
+    let mut workers = vec![
         start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
         start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
     ];
+    if daemon.cache().pushes() {
+        workers.push(start_push(daemon.clone(), ended.clone()).map_err(io)?);
+    }
     let running = Running { daemon, server, wake, ended, workers };
     match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
         Ok(facts) => {
@@ -156,7 +161,8 @@ fn open(start: &Start) -> Result<Cache, Failure> {
         return Err(failure);
     }
     prepare_process();
-    let tiers = start.tiers.iter().map(|address| tier::open(address, false)).collect::<Result<Vec<_>, _>>();
+    let tiers =
+        start.tiers.iter().map(|address| tier::open(address, start.push)).collect::<Result<Vec<_>, _>>();
     let tiers = tiers.map_err(|e| Failure::failed(e.to_string()))?;
     let cache = Cache::open(store, limits.clone())?;
     cache.attach_tiers(tiers, TierOptions::default());
@@ -187,6 +193,18 @@ fn start_scrub(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<J
             tracing::debug!("the scrub has no lower priority: {e}");
         }
         daemon.cache().scrub(&mut |time| {
+            if !until.load(Ordering::Relaxed) && !time.is_zero() {
+                std::thread::park_timeout(time);
+            }
+            !until.load(Ordering::Relaxed)
+        });
+    })
+}
+
+/// The thread that brings entries to tiers.
+fn start_push(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("push".into()).spawn(move || {
+        daemon.cache().push(&mut |time| {
             if !until.load(Ordering::Relaxed) && !time.is_zero() {
                 std::thread::park_timeout(time);
             }

@@ -182,6 +182,14 @@ impl Index {
         })
     }
 
+    /// How many entries have `id > after`.
+    pub fn count_after(&self, after: i64) -> Result<u64> {
+        self.readers.with("count entries", |db| {
+            let mut q = db.prepare_cached("SELECT count(*) FROM entries WHERE id > ?1")?;
+            q.query_row([after], |r| r.get::<_, i64>(0)).map(|n| n as u64)
+        })
+    }
+
     /// Up to `limit` (id, key) pairs with `id > after`, by id: for listing the root.
     pub fn keys_after(&self, after: i64, limit: usize) -> Result<Vec<(i64, EntryKey)>> {
         self.readers.with("list keys", |db| {

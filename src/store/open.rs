@@ -37,7 +37,8 @@ const ROOMS: [&str; 11] = [
 const SHARDED: usize = 2;
 
 /// How files of other rooms at the store's top begin (see [`Store::path`]).
-const FOREIGN: [&str; 7] = ["index.", "control.", "daemon.", "views.", "limits.", "links.", "scrub."];
+const FOREIGN: [&str; 8] =
+    ["index.", "control.", "daemon.", "views.", "limits.", "links.", "scrub.", "push."];
 
 fn is_foreign(name: &OsStr) -> bool {
     FOREIGN.iter().any(|f| name.as_encoded_bytes().starts_with(f.as_bytes()))

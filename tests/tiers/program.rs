@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::common::{Mount, eventually, read};
+use super::common::{Mount, eventually, fill_entry, read, write};
 use super::s3::{credentials, open};
 use super::server::{Server, Wrong};
 use super::suite::{Made, soon};
@@ -10,7 +10,11 @@ use outfs::tier::ship;
 
 fn mount(tiers: &[&str]) -> Mount {
     let mut args = vec!["--size", "4G"];
-    tiers.iter().for_each(|tier| args.extend(["--tier", tier]));
+    for tier in tiers {
+        // Or another option.
+        args.extend(Some("--tier").filter(|_| !tier.starts_with("--")));
+        args.push(tier);
+    }
     Mount::unmounted(&args)
         .with_env("AWS_ACCESS_KEY_ID", "test-key")
         .with_env("AWS_SECRET_ACCESS_KEY", "test-secret")
@@ -120,4 +124,58 @@ fn what_is_wrong_with_tiers_is_said_when_mounting() {
     let out = m.run(&["mount", second.to_str().expect("text"), "--tier", "s3://two/p"]);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(!out.status.success() && said.contains("s3://one/p") && said.contains("s3://two/p"), "{said}");
+}
+
+/// S15.7 With `--push` what is sealed here is brought to the tiers in the background; what was not brought before the daemon ended
+/// is brought by the next one.
+#[test]
+fn what_one_machine_seals_another_one_finds() {
+    let server = Server::start();
+    let address = server.tier("team");
+    let mut one = mount(&[&address, "--push"]);
+    one.start();
+    one.entry_of("first", "of one machine");
+    let large: Vec<u8> = (0..10_000_000u32).map(|i| (i ^ i >> 7) as u8).collect();
+    one.entry_of("second", &large);
+    one.ok(&["push", "--wait"]);
+    let mut other = mount(&[&address]);
+    other.start();
+    assert_eq!(read(other.path("first/outputs/f")), b"of one machine");
+    assert!(read(other.path("second/outputs/f")) == large);
+    assert!(!other.run(&["push"]).status.success(), "it brings nothing");
+    other.entry_of("of-the-other", "stays there");
+
+    server.set_wrong(|method, _| (method != "GET").then_some(Wrong::Slow));
+    one.entry_of("third", "while the server takes nothing");
+    eventually("the tier is ill", || one.json(&["stats"])["tiers"][0]["failed"].as_u64() > Some(0));
+    assert_eq!(one.json(&["push"])["push"]["waiting"], 1);
+    one.terminate();
+    server.set_wrong(|_, _| None);
+    one.start();
+    let pushed = one.json(&["push", "--wait"]);
+    assert_eq!((&pushed["push"]["waiting"], &pushed["push"]["brought"]), (&0.into(), &1.into()), "{pushed}");
+    eventually("the other finds it", || fs::metadata(other.path("third/outputs/f")).is_ok());
+    assert!(fs::metadata(one.path("of-the-other")).is_err(), "nobody brought it");
+}
+
+/// S15.8 What is inferred, rejected or came from a tier is never brought.
+#[test]
+fn what_is_a_guess_goes_nowhere() {
+    let server = Server::start();
+    send(&server, "p", "found-there", &[("metadata.json", 80, 1), ("f", 1000, 2)]);
+    let before = server.keys();
+    let address = server.tier("p");
+    let mut m = mount(&[&address]);
+    m.start();
+    m.entry_of("rejected", "content");
+    m.ok(&["reject", "rejected", "--reason", "wrong"]);
+    assert_eq!(fs::metadata(m.path("found-there/f")).expect("the tier has it").len(), 1000);
+    m.restart_with(&["--size", "4G", "--tier", &address, "--push", "--seal-quiet", "100ms"]);
+    let top = m.path("guessed");
+    fs::create_dir(&top).expect("mkdir");
+    fill_entry(&top, |outputs| write(outputs.join("f"), "a guess"));
+    eventually("it is sealed", || m.has_event("sealed", "guessed"));
+    m.ok(&["push", "--wait"]);
+    assert_eq!(server.keys(), before);
+    assert_eq!(m.json(&["push"])["push"]["brought"], 0);
 }
