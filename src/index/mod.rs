@@ -8,6 +8,7 @@
 mod keys;
 #[cfg(test)]
 mod keys_tests;
+mod log;
 mod read;
 mod schema;
 mod spare;

@@ -12,7 +12,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::keys::Name;
-use super::{IndexError, Result, sqlite};
+use super::{IndexError, Result, log, sqlite};
 use crate::model::EntryKey;
 
 /// The newest `user_version` this program knows.
@@ -191,6 +191,12 @@ pub(super) fn finish(db: &Connection) -> Result<()> {
 /// The writer's connection, migrated; true when it does not know what the store has: the file was new or
 /// had to be set aside, or what was to be written into a new one never was.
 pub(super) fn open_writer(file: &Path) -> Result<(Connection, bool)> {
+    let log = beside(file, "-wal");
+    if log::is_damaged(&log).map_err(|e| IndexError::Io { op: "read", path: log, source: e })? {
+        tracing::warn!(file = %file.display(), "the index's log is damaged: the index is set aside");
+        set_aside(file)?;
+        return Ok((try_open(file)?.0, true));
+    }
     match try_open(file) {
         Ok(opened) => Ok(opened),
         Err(IndexError::Sqlite { source, .. }) if is_unusable(&source) || file.is_dir() => {
@@ -261,16 +267,18 @@ pub(super) fn is_unusable(e: &rusqlite::Error) -> bool {
     }
 }
 
+/// The file whose name ends with `suffix` beside that.
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// Renames the file to `<file>.bad` (an older one goes) and drops its journal: a journal
 /// without its database says nothing.
 pub(super) fn set_aside(file: &Path) -> Result<()> {
-    let with = |suffix: &str| {
-        let mut name = file.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
     let io = |op, path: &Path, source| IndexError::Io { op, path: path.to_owned(), source };
-    let bad = with(".bad");
+    let bad = beside(file, ".bad");
     let older = if bad.is_dir() { fs::remove_dir_all(&bad) } else { fs::remove_file(&bad) };
     match older {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &bad, e)),
@@ -280,7 +288,7 @@ pub(super) fn set_aside(file: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("set aside", file, e)),
         _ => {}
     }
-    for journal in [with("-wal"), with("-shm")] {
+    for journal in [beside(file, "-wal"), beside(file, "-shm")] {
         match fs::remove_file(&journal) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &journal, e)),
             _ => {}

@@ -158,6 +158,38 @@ fn killed(template: &Template) -> tempfile::TempDir {
     dir
 }
 
+/// What stands behind the damage was promised before it: it is not taken for what a power cut left.
+#[test]
+fn damage_inside_the_log_of_the_index_loses_no_entry() {
+    let _alone = alone();
+    let (dir, run) = (quick_dir(), quick_dir());
+    let cache = Cache::open(&run.path().join("store"), limits()).unwrap();
+    let source = quick_dir();
+    fs::write(source.path().join("f"), "x").unwrap();
+    let keys = ["early", "later", "last"];
+    let log = run.path().join("store/index.sqlite-wal");
+    let mut ends = Vec::new();
+    for of in keys {
+        put(&cache, source.path(), of).unwrap();
+        cache.settle();
+        ends.push(fs::metadata(&log).unwrap().len());
+    }
+    let killed = dir.path().join("store");
+    copy(&run.path().join("store"), &killed);
+    // The last of all transactions may come after the last entry's own.
+    for at in (0..ends[1]).step_by(4096 + 41) {
+        let again = quick_dir();
+        let store = again.path().join("store");
+        copy(&killed, &store);
+        Harm::Flip(at as usize).do_to(&store, Path::new("index.sqlite-wal"));
+        let cache = Cache::open(&store, limits()).unwrap();
+        for of in keys {
+            assert!(look_up(&cache, of).unwrap(), "{of} is lost, damaged at {at}");
+        }
+        assert_eq!(check(&cache, false).damage, []);
+    }
+}
+
 #[test]
 fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
     let _alone = alone();
