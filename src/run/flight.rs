@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use super::marker::{self, Marker};
+use super::{Result, RunError};
 use crate::model::EntryKey;
 
 /// The right to execute a key's run; dropping it ends it.
@@ -38,28 +39,32 @@ pub struct Other {
 
 impl Flight {
     /// Takes off, if nobody else is in the air with `key`. `dir` is the same for all who are to meet.
-    pub fn take(dir: &Path, key: &EntryKey) -> io::Result<Takeoff> {
-        let path = dir.join(key.as_str());
+    /// Fails where it cannot make a marker, or take away one that a death has left.
+    pub fn take(dir: &Path, key: &EntryKey) -> Result<Takeoff> {
+        let path = &dir.join(key.as_str());
+        let fail = |op| move |e| RunError::io(op, path, e);
         loop {
-            let marker = Marker::open_or_make(dir, &path)?;
-            if !marker.try_lock()? {
+            let marker = Marker::open_or_make(dir, path).map_err(fail("make"))?;
+            if !marker.try_lock().map_err(fail("lock"))? {
                 return Ok(Takeoff::Others(Other { marker }));
             }
-            let Some(flight) = Flight::standing(marker, path.clone())? else { continue };
-            if !flight.marker.is_empty()? {
-                // Left by a death, maybe of another user: dropped, so that a new one is ours to write.
+            if !marker.stands_at(path).map_err(fail("look at"))? {
                 continue;
             }
-            flight.marker.sign()?;
+            if !marker.is_empty().map_err(fail("look at"))? {
+                // Left by a death, maybe of another user: a new one is ours to write. While it is locked nobody else
+                // takes it away.
+                match marker::remove(path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("remove")(e)),
+                    _ => continue,
+                }
+            }
+            // Made only now: one that is dropped removes what stands there.
+            let flight = Flight { marker, path: path.clone() };
+            flight.marker.sign().map_err(fail("write to"))?;
             Flight::sweep(dir);
             return Ok(Takeoff::Mine(flight));
         }
-    }
-
-    /// A locked marker as a flight, if it is still the one that stands there.
-    fn standing(marker: Marker, path: PathBuf) -> io::Result<Option<Flight>> {
-        // Made only if it is: one that is dropped removes what stands there.
-        Ok(if marker.stands_at(&path)? { Some(Flight { marker, path }) } else { None })
     }
 
     /// Removes what deaths have left; what is in the air is locked.
@@ -68,8 +73,8 @@ impl Flight {
             let Ok(marker) = Marker::open(&path) else { continue };
             // An empty one may be about to be locked by who has just made it.
             let done = marker.is_empty().is_ok_and(|empty| !empty || marker.is_old());
-            if done && marker.try_lock().unwrap_or(false) {
-                drop(Flight::standing(marker, path));
+            if done && marker.try_lock().unwrap_or(false) && marker.stands_at(&path).unwrap_or(false) {
+                drop(Flight { marker, path });
             }
         }
     }

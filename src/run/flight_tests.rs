@@ -57,6 +57,30 @@ fn what_a_death_left_is_taken_over_or_swept() {
 }
 
 #[test]
+fn a_marker_that_cannot_be_taken_away_is_an_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let top = tempfile::tempdir().unwrap();
+    let dir = top.path().join("runs");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("aaaa"), "1\n").unwrap();
+    let allow = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    [(top.path(), 0o755), (&dir.join("aaaa"), 0o644), (&dir, 0o555)]
+        .into_iter()
+        .for_each(|(p, m)| allow(p, m));
+    let take = || {
+        // SAFETY: the call takes numbers, and changes the user of this thread alone, which ends with it. Root may do
+        // everything, so it must be somebody else; whoever cannot become that is not root.
+        unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+        Flight::take(&dir, &key("aaaa"))
+    };
+    let taken = std::thread::scope(|scope| scope.spawn(take).join().unwrap());
+    let why = taken.unwrap_err().to_string();
+    assert!(why.contains("cannot remove") && why.contains("runs/aaaa"), "{why}");
+    allow(&dir, 0o755);
+    drop(mine(&dir, "aaaa"));
+}
+
+#[test]
 fn of_many_at_once_one_flies_at_any_time() {
     use std::sync::atomic::{AtomicU32, Ordering};
     let top = tempfile::tempdir().unwrap();
