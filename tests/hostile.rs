@@ -9,7 +9,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -338,6 +338,49 @@ impl Drop for Hoarders {
 fn most_descriptors() -> usize {
     use nix::sys::resource::{Resource, getrlimit};
     getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit").1.min(1 << 30) as usize
+}
+
+/// What has no name any more and is held by somebody takes the daemon a descriptor each, whether or not it was told that it is open
+/// (O_PATH is not told). When these are used up removing fails, and others go on reading and storing.
+#[test]
+fn very_many_files_without_names() {
+    // A quarter of them is left by open files, and of that a half by what has no name.
+    const DESCRIPTORS: u64 = 800;
+    const FILES: usize = 750;
+    let mut m = Mount::unmounted(&["--size", "4G"]).with_descriptors(DESCRIPTORS);
+    m.start();
+    let hard = most_descriptors() as u64;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)
+        .expect("setrlimit");
+    m.entry("key-read", |out| write(out.join("f"), "content"));
+    let draft = m.draft("hoard", |_| {}).join("outputs");
+    let name = |n: usize| draft.join(n.to_string());
+    let held: Vec<fs::File> = (0..FILES)
+        .map(|n| {
+            write(name(n), n.to_string());
+            let named = fs::File::options().read(true).custom_flags(libc::O_PATH).open(name(n));
+            named.expect("a descriptor that only names")
+        })
+        .collect();
+    let removed: Vec<_> = (0..FILES).map(|n| fs::remove_file(name(n))).collect();
+    let refused = removed.iter().filter(|r| r.is_err()).count();
+    assert!((1..=FILES - 600).contains(&refused), "{refused} were not removed");
+    for (n, removed) in removed.into_iter().enumerate().filter(|(_, r)| r.is_err()) {
+        assert_errno!(removed, ENFILE);
+        assert!(name(n).exists(), "it is still there");
+    }
+    assert_eq!(held[0].metadata().expect("it lives on").nlink(), 0);
+    assert_errno!(fs::File::create(draft.join("one-more")), ENFILE);
+    assert_eq!(read(m.path("key-read/outputs/f")), b"content");
+    let tree = m.outside("tree");
+    mkdir(&tree);
+    m.ok(&["put", "key-other", tree.to_str().expect("text")]);
+    drop(held);
+    eventually("files to be removed again", || {
+        (0..FILES).all(|n| fs::remove_file(name(n)).is_ok() || !name(n).exists())
+    });
+    m.entry_of("key-after", "others go on");
+    fs::rename(m.work("hoard"), m.path(".outfs/trash/hoard")).expect("thrown away");
 }
 
 /// A hundred thousand files that are open in a view without opens cost the daemon nothing. Those of drafts take

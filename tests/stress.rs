@@ -220,7 +220,7 @@ impl Holder for Hold {
     fn prune_blobs(&self) {}
     fn changed(&self, _: &EntryKey) {}
     fn draft_changed(&self, _: &Draft) {}
-    fn names_changed(&self, _: (u64, u64)) {}
+    fn names_changed(&self, _: &Draft, _: (u64, u64)) {}
     fn hides(&self, _: &EntryKey) -> bool {
         false
     }

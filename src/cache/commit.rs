@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::compare::first_difference;
 use super::content::Storer;
 use super::here::now_ns;
+use super::memory::SEALED_FILE;
 use super::put::{made_attrs, metadata};
 use super::stash::Stash;
 use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};
@@ -89,7 +90,10 @@ impl Cache {
             return Ok(kept);
         }
         self.write_out(&made)?;
-        self.write_row(stash, made, old.map(|(row, _)| row))
+        let records = made.manifest.records().len() as u64;
+        let outcome = self.write_row(stash, made, old.map(|(row, _)| row));
+        self.note_let_go(records * SEALED_FILE);
+        outcome
     }
 
     /// Makes everything of an entry that can be made without the index; `None` when a blob was

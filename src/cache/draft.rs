@@ -365,6 +365,10 @@ impl Cache {
         self.tell_of_draft(draft);
         draft.let_go_of_tree();
         draft.stash.discard();
+        draft.memory.clear();
+        if let Some(mut prepared) = draft.prepared.try_lock() {
+            *prepared = None;
+        }
         self.inner.upkeep.accounts.draft_gone(&draft.id);
         // At once: a draft of what was reported sealed must not come back after a death.
         if let Err(e) = self.inner.store.hide_draft(&draft.id) {

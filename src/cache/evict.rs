@@ -111,6 +111,7 @@ impl Cache {
         };
         choice.condemn();
         self.inner.peeks.forget(&row.manifest);
+        self.inner.loaded.forget(&row.manifest);
         self.remove_unknown_manifest(&row.manifest)?;
         let outcome = self.delete_freed(&freed);
         Ok(Some(Outcome { freed: outcome.freed + freed.metadata, ..outcome }))
@@ -203,6 +204,7 @@ impl Cache {
         };
         let manifest = row.manifest;
         self.inner.peeks.forget(&manifest);
+        self.inner.loaded.forget(&manifest);
         self.remove_unknown_manifest(&manifest)?;
         let hashes = blobs.hashes().to_vec();
         drop(blobs);

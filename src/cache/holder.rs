@@ -5,6 +5,7 @@
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::lease::{Lease, LeaseKind, Reservation};
 use crate::model::BlobHash;
@@ -30,8 +31,23 @@ pub trait Holder: Send + Sync {
     fn draft_changed(&self, draft: &super::Draft);
     /// Does its view not show what this key has yet, because the rename that sealed it has not returned?
     fn hides(&self, key: &crate::model::EntryKey) -> bool;
-    /// Another holder has changed names in the directory of a draft with this device and inode number.
-    fn names_changed(&self, dir: (u64, u64));
+    /// Another holder has changed names in the directory of this draft with this device and inode number.
+    fn names_changed(&self, draft: &super::Draft, dir: (u64, u64));
+    /// What its kernel knows.
+    fn known(&self) -> Known {
+        Known::default()
+    }
+    /// Called once in a while: what its kernel knows is to take no more memory than its share. Must not wait.
+    fn bound_known(&self) {}
+}
+
+/// What a kernel knows, or several, that takes memory for as long as it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Known {
+    /// Files, directories and others of drafts and of `.outfs`.
+    pub inodes: u64,
+    /// Sealed entries; their files take nothing.
+    pub entries: u64,
 }
 
 /// All holders that live.
@@ -49,6 +65,20 @@ impl super::Cache {
     /// The registered views that still live. Call them without holding locks.
     pub(crate) fn holders(&self) -> Vec<Arc<dyn Holder>> {
         self.inner.holders.0.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Bytes that what the kernels of all views know may take.
+    pub(crate) fn share_of_kernels(&self) -> usize {
+        self.inner.share_of_kernels
+    }
+
+    /// What all kernels know.
+    pub(super) fn known(&self) -> Known {
+        let all = self.holders().into_iter().map(|h| h.known());
+        all.fold(Known::default(), |a, b| Known {
+            inodes: a.inodes + b.inodes,
+            entries: a.entries + b.entries,
+        })
     }
 
     /// Waits until views show what this key has: whoever is told of an entry in another way (pinned, found, stored)

@@ -146,6 +146,11 @@ impl Memory {
         Running { memory: self, cancelled }
     }
 
+    /// Forgets all: the draft is gone.
+    pub fn clear(&self) {
+        self.state.lock().known = HashMap::new();
+    }
+
     /// Forgets a file and cancels what runs on it.
     pub fn cancel(&self, dev: u64, ino: u64) {
         let mut state = self.state.lock();

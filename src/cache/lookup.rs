@@ -81,6 +81,15 @@ impl AllLoaded {
         self.state.lock().0.get(hash).cloned()
     }
 
+    /// It is not there any more. (Who reads it keeps it.)
+    pub fn forget(&self, hash: &ManifestHash) {
+        let mut state = self.state.lock();
+        let gone = state.0.pop(hash);
+        state.1 -= gone.as_ref().map_or(0, |one| one.bytes());
+        drop(state);
+        drop(gone);
+    }
+
     fn put(&self, one: Arc<Loaded>) -> Arc<Loaded> {
         let mut gone = Vec::new();
         let mut state = self.state.lock();

@@ -89,7 +89,7 @@ pub use fsck::{Damage, FsckOptions, FsckProgress, FsckReport};
 pub use gate::{Closed, Gate, Stage};
 pub use held::HeldBlob;
 pub(crate) use here::{host_name, now_ns, pidfd_open, workers};
-pub use holder::{Holder, NAMES_LAST};
+pub use holder::{Holder, Known, NAMES_LAST};
 pub use import::{ImportReport, Skipped};
 pub use lease::{Lease, LeaseKind};
 pub use lookup::{Lookup, Miss};
@@ -261,6 +261,9 @@ pub(crate) struct Inner {
     push: push::Push,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,
+    /// Bytes that what the kernels of all views know may take.
+    share_of_kernels: usize,
+    let_go: memory::LetGo,
     /// Blobs found damaged since the start: stored anew when they come again.
     damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
     /// Manifests of entries found damaged or lost since the start: an event told of each.

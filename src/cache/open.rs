@@ -37,6 +37,8 @@ impl Cache {
                 push: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),
+                share_of_kernels: shares.kernels,
+                let_go: Default::default(),
                 damaged: Default::default(),
                 bad_manifests: Default::default(),
                 blob_bytes_read: Default::default(),

@@ -64,6 +64,7 @@ impl Cache {
         };
         part("write down accesses", self.inner.flush_accesses());
         self.ask_for_hidden();
+        self.holders().iter().for_each(|holder| holder.bound_known());
         part("free evicted entries", self.reap());
         part("free blobs that were let go", self.free_let_go());
         part("measure the store", self.refresh_usage());

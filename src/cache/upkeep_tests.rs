@@ -241,7 +241,7 @@ impl Holder for Kernel {
     }
     fn sealed(&self, _: &Draft, _: &Entry) {}
     fn draft_changed(&self, _: &Draft) {}
-    fn names_changed(&self, _: (u64, u64)) {}
+    fn names_changed(&self, _: &Draft, _: (u64, u64)) {}
     fn hides(&self, _: &EntryKey) -> bool {
         false
     }

@@ -87,6 +87,8 @@ pub struct Stats {
     pub rounds: u64,
     /// Pins.
     pub pins: u64,
+    /// What the kernel knows of this process's views.
+    pub known: super::Known,
     /// The scrub.
     pub scrub: super::ScrubFacts,
     /// The tiers, in the order in which they are asked.
@@ -191,6 +193,7 @@ impl Cache {
             evicted: self.inner.upkeep.evicted.load(Ordering::Relaxed),
             rounds: self.inner.upkeep.rounds.load(Ordering::Relaxed),
             pins,
+            known: self.known(),
         })
     }
 

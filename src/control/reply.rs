@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, LogStream, RawPath};
-use crate::cache::{Du, FsckReport, GcReport, ImportReport, Restored, ScrubFacts, TierFacts, Usage};
+use crate::cache::{Du, FsckReport, GcReport, ImportReport, Known, Restored, ScrubFacts, TierFacts, Usage};
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
 use crate::model::manifest::Origin;
@@ -174,6 +174,9 @@ pub struct StatsFacts {
     pub keys_in_memory: bool,
     /// Bytes of outputs it has read since then.
     pub blob_bytes_read: u64,
+    /// What the kernel knows of its views.
+    #[serde(default)]
+    pub known: Known,
     /// How far the scrub is.
     #[serde(default)]
     pub scrub: ScrubFacts,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::links::Links;
 use super::views::Views;
-use super::{Start, Wake, mountpoint, record};
+use super::{Start, Wake, allocator, mountpoint, record};
 use crate::cache::Cache;
 use crate::control::{
     Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch, hit,
@@ -54,6 +54,9 @@ impl Daemon {
     pub(super) fn tick(&self) {
         self.links.tick(&self.cache);
         self.cache.tick();
+        if self.cache.has_let_go(allocator::WORTH_IT) {
+            allocator::give_back();
+        }
     }
 
     pub(super) fn record_views(&self) {

@@ -5,6 +5,7 @@
 //! leaves a mount behind that it could take away. Must not know: argument parsing, terminals,
 //! how requests are answered (`control`), what a view shows (`vfs`).
 
+mod allocator;
 mod config;
 mod doctor;
 #[cfg(any(test, fuzzing))]
@@ -231,6 +232,7 @@ fn last_in_line() -> std::io::Result<()> {
 /// directory of whoever started the daemon is not kept busy, and descriptors are not scarce.
 fn prepare_process() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    allocator::prepare();
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     if let Err(e) = std::env::set_current_dir("/") {
         tracing::warn!("cannot leave the working directory: {e}");

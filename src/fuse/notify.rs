@@ -22,6 +22,9 @@ const FUSE_NOTIFY_PRUNE: i32 = 9;
 /// Inodes per message.
 const PRUNE_BATCH: usize = 4096;
 
+/// Says which inodes to let go of.
+type Choose = Box<dyn FnOnce() -> Vec<Ino> + Send>;
+
 enum Message {
     Prune {
         name: Option<OsString>,
@@ -29,6 +32,8 @@ enum Message {
     },
     /// Pages of these: names of directories, or content.
     Pages(Vec<Ino>),
+    /// To be pruned, once they are chosen.
+    Forget(Choose),
 }
 
 /// The kernel's end of a session.
@@ -50,6 +55,8 @@ impl KernelEnd {
                         continue;
                     }
                     Message::Prune { name, inos } => (name, inos),
+                    // Without prunes there is nothing to choose for.
+                    Message::Forget(choose) => (None, if prunes { choose() } else { Vec::new() }),
                 };
                 prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
                 if let (false, Some(name)) = (prunes, name) {
@@ -78,6 +85,10 @@ impl Kernel for KernelEnd {
             When::Now => forget_pages(&self.notifier, &inos),
             When::Soon => drop(self.messages.send(Message::Pages(inos))),
         }
+    }
+
+    fn forget(&self, choose: Choose) {
+        let _ = self.messages.send(Message::Forget(choose));
     }
 
     fn content_changed(&self, ino: Ino) {

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use super::nodes::Own;
 use super::types::{Caller, DirItem, FOREVER, Found, Ino, Kind};
 use super::{Result, VfsError, View, ino};
 use crate::index::EntryRow;
@@ -122,7 +123,7 @@ impl View {
                 if self.cache.index().by_task(&task, 1)?.is_empty() {
                     return Err(VfsError::NotFound);
                 }
-                let ino = self.nodes.look_up_task(&task);
+                let ino = self.nodes.look_up_own(Own::Task(task.into()));
                 self.getattr(ino)
             }
             ino::BLOBS => self.lookup_blob(name),

@@ -1,4 +1,4 @@
-//! How many descriptors open files may take.
+//! How many descriptors open files, and what is reached without a name, may take.
 //!
 //! Invariant: some stay for everything else, so that who opens very many files keeps nobody from reading. Must not know:
 //! what is open.
@@ -14,20 +14,29 @@ use super::error::{Result, VfsError};
 /// Descriptors that are left, but no more than a quarter of all.
 const LEFT: u64 = 1024;
 
-/// Handles of all views: what they take is the process's.
+/// What all views have open: what they take is the process's.
 static OPEN: AtomicU64 = AtomicU64::new(0);
 
-/// A handle's descriptor, until it is dropped.
+/// A descriptor, until it is dropped.
 pub(super) struct Counted(());
 
 impl Counted {
-    /// Counts one more; ENFILE when there is none to spare.
-    pub fn one() -> Result<Counted> {
-        static MOST: OnceLock<u64> = OnceLock::new();
-        let most = *MOST.get_or_init(|| {
-            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-            limit - LEFT.min(limit / 4)
-        });
+    /// Counts a handle's; ENFILE when there is none to spare.
+    pub fn handle() -> Result<Counted> {
+        Counted::one(1)
+    }
+
+    /// Counts that of an inode without a name. Half of what handles leave is for these: who opens as much as there is
+    /// keeps nobody from removing files, which most kernels forget at once.
+    pub fn nameless() -> Result<Counted> {
+        Counted::one(2)
+    }
+
+    /// `of_left`: what part of the rest is left.
+    fn one(of_left: u64) -> Result<Counted> {
+        static LIMIT: OnceLock<u64> = OnceLock::new();
+        let limit = *LIMIT.get_or_init(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft));
+        let most = limit - LEFT.min(limit / 4) / of_left;
         let before = OPEN.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(());
         if before < most { Ok(counted) } else { Err(VfsError::Draft(Errno::ENFILE)) }

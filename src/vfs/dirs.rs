@@ -12,9 +12,9 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::draft_node::DraftNode;
 use super::holder::When;
 use super::names::{PAGE, Shown, in_order, page_after};
-use super::nodes::DraftNode;
 use super::reach::identity;
 use super::sealed::{SealedRef, kind_of};
 use super::slots::Slot;

@@ -15,7 +15,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2}
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
-use super::nodes::{DraftAt, DraftNode};
+use super::draft_node::{DraftNode, Open};
+use super::nodes::DraftAt;
 use super::reach::{identity, proc_path};
 use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
 use super::{Result, VfsError, View, sys};
@@ -57,6 +58,9 @@ pub(super) enum Make<'a> {
     Node { mode: u32, rdev: u32 },
 }
 
+/// A node whose name is about to go, and what reaches it then.
+type Kept = (Arc<DraftNode>, Option<Arc<Open>>);
+
 impl View {
     /// Enters a node's draft to change it: the first thing that every change does, so that it can be
     /// tried again as a whole.
@@ -79,6 +83,7 @@ impl View {
         let kind = Kind::of_mode(st.st_mode);
         let at = DraftAt::Child(dir, name);
         let node = self.nodes.look_up_draft(&dir.draft, identity(st), kind, at);
+        self.bound_known();
         draft_found(&node, st)
     }
 
@@ -181,23 +186,31 @@ impl View {
         Ok(self.draft_enter(parent, name, &st))
     }
 
+    /// The known node at a name.
+    fn known_at(&self, parent: &DraftNode, dir: &OwnedFd, name: &OsStr) -> Option<Arc<DraftNode>> {
+        self.nodes.draft(&parent.draft, identity(&stat_at(dir, name).ok()?))
+    }
+
     /// The known node at a name, reachable even after the name is gone.
-    fn known_at(&self, dir: &OwnedFd, name: &OsStr) -> Option<(Arc<DraftNode>, Option<Arc<OwnedFd>>)> {
-        let st = stat_at(dir, name).ok()?;
-        let node = self.nodes.draft(identity(&st))?;
-        let fd = self.reach.pin(&node).ok().map(|(fd, _)| fd);
-        Some((node, fd))
+    fn kept_at(&self, parent: &DraftNode, dir: &OwnedFd, name: &OsStr) -> Result<Option<Kept>> {
+        let Some(node) = self.known_at(parent, dir, name) else { return Ok(None) };
+        match self.reach.keep(&node) {
+            Ok(open) => Ok(Some((node, Some(open)))),
+            // Without a name it could not be told from who gets its number next.
+            Err(e @ VfsError::Draft(Errno::ENFILE | Errno::EMFILE)) => Err(e),
+            Err(_) => Ok(Some((node, None))),
+        }
     }
 
     pub(super) fn draft_remove(&self, parent: &Arc<DraftNode>, name: &OsStr, dir_wanted: bool) -> Result<()> {
         let _gate = self.gate(parent)?;
         let dir = self.reach.dir(parent)?;
-        let known = self.known_at(&dir, name);
+        let known = self.kept_at(parent, &dir, name)?;
         let how = if dir_wanted { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         unlinkat(&*dir, name, how)?;
         self.tell_others(parent);
-        if let Some((node, fd)) = known {
-            node.drop_name(parent.ino, name, fd);
+        if let Some((node, open)) = known {
+            node.drop_name(parent.ino, name, open);
             self.reach.drop_dir(node.ino);
             // The kernel counts links by itself, but leaves the time of the change alone.
             self.attributes_changed(&[node.ino]);
@@ -219,28 +232,28 @@ impl View {
         let flags = RenameFlags::from_bits(flags).ok_or(VfsError::Invalid)?;
         let _gate = self.gate(from)?;
         let (from_dir, to_dir) = (self.reach.dir(from)?, self.reach.dir(to)?);
-        let moved = self.known_at(&from_dir, name);
-        let target = self.known_at(&to_dir, new);
+        let moved = self.known_at(from, &from_dir, name);
+        let target = self.kept_at(to, &to_dir, new)?;
         renameat2(&*from_dir, name, &*to_dir, new, flags)?;
         self.tell_others(from);
         self.tell_others(to);
         // Renaming one hard link over another of the same file changes nothing.
-        if let (Some((a, _)), Some((b, _))) = (&moved, &target)
+        if let (Some(a), Some((b, _))) = (&moved, &target)
             && a.ino == b.ino
         {
             return Ok(());
         }
-        if let Some((node, fd)) = target {
+        if let Some((node, open)) = target {
             if flags.contains(RenameFlags::RENAME_EXCHANGE) {
                 node.add_name(from, name);
                 node.drop_name(to.ino, new, None);
             } else {
-                node.drop_name(to.ino, new, fd);
+                node.drop_name(to.ino, new, open);
                 self.reach.drop_dir(node.ino);
                 self.attributes_changed(&[node.ino]);
             }
         }
-        if let Some((node, _)) = moved {
+        if let Some(node) = moved {
             node.add_name(to, new);
             node.drop_name(from.ino, name, None);
         }

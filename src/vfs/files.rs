@@ -17,7 +17,8 @@ use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, fdatasync, fsync, lseek64};
 
 use super::counted::Counted;
-use super::nodes::{BlobNode, DraftNode};
+use super::draft_node::{DraftNode, Open};
+use super::nodes::BlobNode;
 use super::reach::proc_path;
 use super::types::{Caller, Found, How, Ino, Opened};
 use super::{Result, Target, VfsError, View, sys};
@@ -28,12 +29,11 @@ use crate::store::{Location, PACK_LIMIT, StoreError};
 
 /// What a handle number stands for: an open file of a draft.
 pub(super) struct Handle {
-    fd: Arc<OwnedFd>,
+    open: Arc<Open>,
     pub(super) node: Arc<DraftNode>,
     pub(super) writer: bool,
     /// It is not mapped, and writes do not go through the kernel's pages of the file.
     direct: bool,
-    _counted: Counted,
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.
@@ -62,7 +62,7 @@ impl View {
     }
 
     fn file(&self, fh: u64) -> Result<Arc<OwnedFd>> {
-        Ok(self.handle(fh)?.fd.clone())
+        Ok(self.handle(fh)?.open.fd.clone())
     }
 
     /// Opens a file.
@@ -80,7 +80,7 @@ impl View {
 
     fn open_draft(&self, caller: Caller, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
         let flags = OFlag::from_bits_retain(flags);
-        let counted = Counted::one()?;
+        let counted = Counted::handle()?;
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
             let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -104,10 +104,10 @@ impl View {
     }
 
     fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, counted: Counted, flags: i32) -> Opened {
-        let (fd, writer, direct) = (Arc::new(fd), writes(flags), is_direct(flags));
-        node.add_handle(&fd, writer);
-        let node = node.clone();
-        let fh = self.add_handle(Handle { fd: fd.clone(), node, writer, direct, _counted: counted });
+        let (open, writer, direct) = (Open::new(fd, counted), writes(flags), is_direct(flags));
+        node.add_handle(&open, writer);
+        let (fd, node) = (open.fd.clone(), node.clone());
+        let fh = self.add_handle(Handle { open, node, writer, direct });
         Opened { fh, how: How::Backing(fd) }
     }
 
@@ -129,7 +129,7 @@ impl View {
         let gate = self.gate(&dir)?;
         self.note_writer(caller, &dir.draft);
         self.cache.make_room(0)?;
-        let counted = Counted::one()?;
+        let counted = Counted::handle()?;
         dir.draft.writer_opened();
         let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
         match made {
@@ -226,11 +226,11 @@ impl View {
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], drop_setid: bool) -> Result<usize> {
         let handle = self.handle(fh)?;
         if drop_setid {
-            sys::drop_setid(&handle.fd)?;
+            sys::drop_setid(&handle.open.fd)?;
         }
         let mut done = 0;
         while done < data.len() {
-            match pwrite(&*handle.fd, &data[done..], (offset + done as u64) as i64) {
+            match pwrite(&*handle.open.fd, &data[done..], (offset + done as u64) as i64) {
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
                 Err(e) if done == 0 => return Err(e.into()),
@@ -250,9 +250,13 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        let Handle { fd, node, writer: true, direct, .. } = &*handle else { return };
+        let Handle { open: file, node, writer, direct } = &*handle;
+        if !writer {
+            return node.drop_handle(file, false);
+        }
         node.draft.writer_closed();
-        node.drop_writer();
+        node.drop_handle(file, true);
+        let fd = &file.fd;
         // What a mapping wrote in the first second of a new file. Other writes the kernel has seen.
         if !direct {
             self.attributes_changed(&[node.ino]);

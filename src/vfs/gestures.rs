@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 
-use super::nodes::DraftNode;
+use super::draft_node::DraftNode;
 use super::types::{Caller, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};

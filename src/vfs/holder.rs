@@ -6,11 +6,11 @@ use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 
 use super::View;
+use super::draft_node::DraftNode;
 use super::ino;
-use super::nodes::DraftNode;
 use super::reach::identity;
 use super::types::Ino;
-use crate::cache::{Draft, Entry, Holder, LeaseKind, now_ns};
+use crate::cache::{Draft, Entry, Holder, Known, LeaseKind, now_ns};
 use crate::model::EntryKey;
 
 /// The kernel behind a view, as far as it can be told things. Must not block the caller, but for [`When::Now`].
@@ -27,6 +27,9 @@ pub trait Kernel: Send + Sync {
 
     /// Soon forget what this file held.
     fn content_changed(&self, ino: Ino);
+
+    /// Soon let go of inodes, as far as they are unused: `choose`, called then, says of which.
+    fn forget(&self, choose: Box<dyn FnOnce() -> Vec<Ino> + Send>);
 }
 
 /// When the kernel is told.
@@ -64,7 +67,7 @@ impl View {
         let me: *const View = self;
         for other in self.cache.holders() {
             if !std::ptr::addr_eq(std::sync::Arc::as_ptr(&other), me) {
-                other.names_changed(dir.backing);
+                other.names_changed(&dir.draft, dir.backing);
             }
         }
     }
@@ -90,9 +93,7 @@ impl Holder for View {
         let Some(kernel) = self.kernel.get() else { return };
         let mut inos = self.nodes.converted_of(entry);
         if let Some(slot) = self.slots.of_entry(entry) {
-            // Breadth-first order backwards: children before parents.
-            let records = slot.entry.manifest().map_or(1, |m| m.records().len() as u32);
-            inos.extend((0..records).rev().map(|r| ino::sealed(slot.number, r)));
+            inos.extend(self.records_of(&slot));
             kernel.prune(self.known_as(entry, slot.entry.key()), inos);
         } else if let Some(key) = self.nodes.converted_key(entry) {
             kernel.prune(self.known_as(entry, &key), inos);
@@ -142,8 +143,9 @@ impl Holder for View {
     fn draft_changed(&self, draft: &Draft) {
         self.note_root_change();
         // One that is gone is to be asked for by its name again.
-        let top = nix::sys::stat::fstat(draft.tree()).ok().and_then(|st| self.nodes.draft(identity(&st)));
-        if let Some(top) = top.filter(|top| std::ptr::eq(&*top.draft, draft)) {
+        let top =
+            nix::sys::stat::fstat(draft.tree()).ok().and_then(|st| self.nodes.draft(draft, identity(&st)));
+        if let Some(top) = top {
             if draft.has_ended() == Some(true) {
                 top.let_go();
                 self.reach.clear();
@@ -152,13 +154,22 @@ impl Holder for View {
         }
     }
 
+    fn known(&self) -> Known {
+        View::known(self)
+    }
+
+    fn bound_known(&self) {
+        self.share_again();
+        View::bound_known(self);
+    }
+
     fn hides(&self, key: &EntryKey) -> bool {
         // While it is being committed that is not known yet.
         self.publishing.hides(key).unwrap_or(true)
     }
 
-    fn names_changed(&self, dir: (u64, u64)) {
-        if let (Some(node), Some(kernel)) = (self.nodes.draft(dir), self.kernel.get())
+    fn names_changed(&self, draft: &Draft, dir: (u64, u64)) {
+        if let (Some(node), Some(kernel)) = (self.nodes.draft(draft, dir), self.kernel.get())
             && node.shown.changed()
         {
             kernel.names_changed(vec![node.ino], When::Soon);

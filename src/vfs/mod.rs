@@ -16,11 +16,13 @@ mod control;
 mod counted;
 mod dirs;
 mod draft;
+mod draft_node;
 mod error;
 mod files;
 mod gestures;
 mod holder;
 pub mod ino;
+mod known;
 mod names;
 mod namespace;
 mod nodes;
@@ -41,7 +43,7 @@ pub use types::*;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -49,7 +51,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, Entry, LeaseKind, now_ns};
 use crate::model::EntryKey;
-use nodes::{DraftNode, Nodes};
+use draft_node::DraftNode;
+use known::Bound;
+use nodes::{Node, Nodes, Own};
 use reach::Reach;
 use sealed::SealedRef;
 use slots::Slots;
@@ -106,6 +110,9 @@ pub struct View {
     replacing: Mutex<()>,
     publishing: publishing::Publishing,
     ingest: files::IngestQueue,
+    bound: Bound,
+    /// For threads that work for it, as long as it lives.
+    myself: Weak<View>,
 }
 
 /// What a number stands for.
@@ -134,7 +141,8 @@ impl View {
             scope = Some(leased);
         }
         let ingest = files::IngestQueue::start(cache.clone());
-        let view = Arc::new(View {
+        let bound = Bound::new(cache.share_of_kernels());
+        let view = Arc::new_cyclic(|myself| View {
             cache,
             options,
             scope,
@@ -153,9 +161,12 @@ impl View {
             replacing: Mutex::default(),
             publishing: publishing::Publishing::default(),
             ingest,
+            bound,
+            myself: myself.clone(),
         });
         let holder: Arc<dyn crate::cache::Holder> = view.clone();
         view.cache.register_holder(Arc::downgrade(&holder));
+        view.share_again();
         Ok(view)
     }
 
@@ -189,7 +200,7 @@ impl View {
                 Ok(Target::Sealed(SealedRef { entry: slot.entry.clone(), record, ino, slot: Some(slot) }))
             }
             ino::Meaning::Table(n) => Ok(match self.nodes.get(n).ok_or(VfsError::Stale)? {
-                nodes::Node::Draft(d) => {
+                Node::Draft(d) => {
                     // Where a draft's top stood there may be an entry now: the name is to be asked for again.
                     let ended = d.top && d.draft.has_ended() == Some(true);
                     match d.sealed() {
@@ -198,17 +209,18 @@ impl View {
                         None => Target::Draft(d),
                     }
                 }
-                nodes::Node::Snapshot(s) => Target::Snapshot(s),
-                nodes::Node::Task(t) => Target::Task(t),
-                nodes::Node::Made => Target::Made,
-                nodes::Node::Link(l) => Target::Link(l),
-                nodes::Node::Blob(b) => Target::Blob(b),
+                Node::Own(Own::Snapshot(s)) => Target::Snapshot(s),
+                Node::Own(Own::Task(t)) => Target::Task(t),
+                Node::Own(Own::Made) => Target::Made,
+                Node::Own(Own::Link(l)) => Target::Link(l),
+                Node::Own(Own::Blob(b)) => Target::Blob(b),
             }),
         }
     }
 
     /// The kernel gives back `n` look-ups of `ino`.
     pub fn forget(&self, ino: Ino, n: u64) {
+        self.bound.forgot(1);
         match ino::meaning(ino) {
             ino::Meaning::Sealed { slot, .. } => self.slots.forget(slot, n),
             ino::Meaning::Table(t) => {
@@ -217,6 +229,7 @@ impl View {
                 if let Some(slot) = self.nodes.forget(t, n) {
                     self.slots.forget(slot.number, 1);
                 }
+                self.cache.note_let_go(known::NODE as u64);
             }
             ino::Meaning::Fixed(_) | ino::Meaning::Shard(_) => {}
         }

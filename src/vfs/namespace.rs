@@ -11,7 +11,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{Gid, Uid};
 
 use super::draft::{Make, draft_found};
-use super::nodes::{DraftAt, Node};
+use super::nodes::{DraftAt, Own};
 use super::reach::{identity, proc_path};
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
@@ -123,7 +123,7 @@ impl View {
             // Gone between.
             return Err(VfsError::NotFound);
         }
-        let fd = self.nodes.draft(identity(&st)).and_then(|n| n.descriptor()).unwrap_or(top);
+        let fd = self.nodes.draft(draft, identity(&st)).and_then(|n| n.descriptor()).unwrap_or(top);
         let node = self.nodes.look_up_draft(draft, identity(&st), Kind::Dir, DraftAt::Top(fd));
         // Found as a draft and sealed meanwhile: a node made after the others were turned into records
         // would show a tree that is being deleted.
@@ -146,7 +146,7 @@ impl View {
         if !exists {
             return Err(VfsError::NotFound);
         }
-        let link = self.nodes.look_up_link(format!("../../{key}").as_bytes());
+        let link = self.nodes.look_up_own(Own::Link(format!("../../{key}").into_bytes().into()));
         Ok(Found { name_ttl: Duration::ZERO, ..self.getattr(link)? })
     }
 
@@ -193,7 +193,7 @@ impl View {
                 self.forget(found.attr.ino, 1);
                 // Not the draft's own number: a kernel that knows the draft by its real place would have
                 // to move it here, and says ESTALE when it cannot at the moment.
-                let ino = self.nodes.look_up_new(Node::Made);
+                let ino = self.nodes.look_up_own(Own::Made);
                 Ok(Found { name_ttl: Duration::ZERO, ..self.getattr(ino)? })
             }
             Target::Fixed(ino::WORK) => {
@@ -284,13 +284,13 @@ impl View {
 
     /// A symlink node that is the same for the same target.
     pub(super) fn found_link(&self, target: &str) -> Result<Found> {
-        let ino = self.nodes.look_up_link(target.as_bytes());
+        let ino = self.nodes.look_up_own(Own::Link(target.as_bytes().into()));
         Ok(Found { name_ttl: NAMES, ..self.getattr(ino)? })
     }
 
     /// A control file with this content.
     pub(super) fn found_snapshot(&self, content: Vec<u8>) -> Result<Found> {
-        let ino = self.nodes.look_up_new(Node::Snapshot(content.into()));
+        let ino = self.nodes.look_up_own(Own::Snapshot(content.into()));
         Ok(Found { name_ttl: Duration::ZERO, ..self.getattr(ino)? })
     }
 }

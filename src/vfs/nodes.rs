@@ -1,186 +1,27 @@
 //! The node table: everything with a counted inode number, until the kernel forgets it.
 //!
 //! Invariants: one draft node per backing inode, so that hard links share a number; a node stays
-//! while its look-up count is positive; a draft node whose last known name went keeps a
-//! descriptor, so that its backing inode's number is not used again meanwhile; a node whose draft
-//! was sealed keeps its number and points into the sealed entry.
+//! while its look-up count is positive; what is forgotten gives its memory back, the tables' too.
+//! Nearly every number of a draft's node is computed from its backing inode's, which finds it: only those whose number
+//! another one has are in a table by that.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
+use std::hash::Hash;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
+use super::draft_node::DraftNode;
 use super::ino;
-use super::names::Shown;
+use super::known::now;
 use super::slots::Slot;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry, HeldBlob};
 use crate::model::groups::GroupHash;
 use crate::model::{BlobHash, Manifest};
-
-/// Names of one inode that are remembered; more can exist.
-const MAX_NAMES: usize = 16;
-
-/// A file, directory or other inode of a draft.
-pub struct DraftNode {
-    /// Its number in this view.
-    pub ino: Ino,
-    /// The draft it belongs to.
-    pub draft: Arc<Draft>,
-    /// Device and inode number below.
-    pub backing: (u64, u64),
-    /// What it is.
-    pub kind: Kind,
-    /// The draft's top directory.
-    pub top: bool,
-    /// Of a directory: what the kernel may remember of its names.
-    pub(super) shown: Shown,
-    /// Handles for writing.
-    writers: AtomicUsize,
-    state: Mutex<DraftState>,
-}
-
-#[derive(Default)]
-struct DraftState {
-    /// Where it is known to be, newest last.
-    names: Vec<(Arc<DraftNode>, OsString)>,
-    /// Keeps it reachable without a name.
-    fd: Option<Arc<OwnedFd>>,
-    /// Open handles, also a way to reach it.
-    handles: Vec<std::sync::Weak<OwnedFd>>,
-    /// Set when the draft was sealed, for those that have a place in the entry.
-    sealed: Option<(Entry, u32)>,
-    /// The entry's slot, looked up once for this node, if it was listed since.
-    slot: Option<Arc<Slot>>,
-    /// The draft was sealed.
-    settled: bool,
-}
-
-impl DraftNode {
-    /// The sealed record it became, if its draft was sealed.
-    pub fn sealed(&self) -> Option<(Entry, u32)> {
-        self.state.lock().sealed.clone()
-    }
-
-    /// The slot whose numbers its listings show, once it is sealed: looked up the first time.
-    pub(super) fn listed_with(&self, look_up: impl FnOnce() -> Option<Arc<Slot>>) -> Option<Arc<Slot>> {
-        let mut s = self.state.lock();
-        if s.slot.is_none() {
-            s.slot = look_up();
-        }
-        s.slot.clone()
-    }
-
-    /// The newest known place.
-    pub fn place(&self) -> Option<(Arc<DraftNode>, OsString)> {
-        self.state.lock().names.last().cloned()
-    }
-
-    /// A descriptor that reaches it without a name: its own or an open handle's.
-    pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
-        let s = self.state.lock();
-        s.fd.clone().or_else(|| s.handles.iter().find_map(std::sync::Weak::upgrade))
-    }
-
-    /// Its draft was dropped: nothing is reached through it any more, however long a kernel remembers it.
-    pub fn let_go(&self) {
-        let fd = self.state.lock().fd.take();
-        drop(fd);
-    }
-
-    /// Its open handles.
-    pub fn handles(&self) -> Vec<Arc<OwnedFd>> {
-        self.state.lock().handles.iter().filter_map(std::sync::Weak::upgrade).collect()
-    }
-
-    /// Is it open more than once?
-    pub fn is_shared(&self) -> bool {
-        self.state.lock().handles.iter().filter(|h| h.strong_count() > 0).count() > 1
-    }
-
-    /// Is it open for writing?
-    pub fn has_writer(&self) -> bool {
-        self.writers.load(Ordering::Relaxed) > 0
-    }
-
-    /// A handle for writing is gone.
-    pub fn drop_writer(&self) {
-        self.writers.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Remembers an open handle.
-    pub fn add_handle(&self, fd: &Arc<OwnedFd>, writer: bool) {
-        self.writers.fetch_add(usize::from(writer), Ordering::Relaxed);
-        let mut s = self.state.lock();
-        s.handles.retain(|h| h.strong_count() > 0);
-        s.handles.push(Arc::downgrade(fd));
-    }
-
-    /// Remembers a name.
-    pub fn add_name(&self, parent: &Arc<DraftNode>, name: &OsStr) {
-        if self.top {
-            return;
-        }
-        let mut s = self.state.lock();
-        s.names.retain(|(p, n)| !(p.ino == parent.ino && n == name));
-        if s.names.len() == MAX_NAMES {
-            s.names.remove(0);
-        }
-        s.names.push((parent.clone(), name.to_owned()));
-        s.fd = None;
-    }
-
-    /// Forgets a name; `keep` reaches the inode if that was the last one known.
-    pub fn drop_name(&self, parent: Ino, name: &OsStr, keep: Option<Arc<OwnedFd>>) {
-        let mut s = self.state.lock();
-        s.names.retain(|(p, n)| !(p.ino == parent && n == name));
-        if s.names.is_empty() && s.fd.is_none() {
-            s.fd = keep;
-        }
-    }
-
-    /// The path below the draft's top along known names; `None` without one.
-    pub fn path(&self) -> Option<Vec<u8>> {
-        if self.top {
-            return Some(Vec::new());
-        }
-        let mut parts = Vec::new();
-        let mut at = self.place()?;
-        loop {
-            parts.push(at.1);
-            if at.0.top {
-                break;
-            }
-            let up = at.0.place()?;
-            at = up;
-        }
-        parts.reverse();
-        Some(parts.iter().map(|p| p.as_encoded_bytes()).collect::<Vec<_>>().join(&b'/'))
-    }
-
-    /// The record it is in the entry its draft became; `None` without a name in it.
-    fn record_in(&self, manifest: &Manifest) -> Option<u32> {
-        let found = manifest.find(&self.path()?)?;
-        Some(manifest.get(found).map_or(found, |r| r.canonical()))
-    }
-
-    /// Its draft was sealed: it is this record now, or lives on through its descriptors.
-    fn settle(&self, sealed: Option<(Entry, u32)>) {
-        let mut s = self.state.lock();
-        s.settled = true;
-        if sealed.is_some() {
-            s.sealed = sealed;
-            s.fd = None;
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.state.lock().settled
-    }
-}
 
 /// A blob under `.outfs/blobs`.
 pub struct BlobNode {
@@ -194,9 +35,16 @@ pub struct BlobNode {
 
 /// What a table node is.
 #[derive(Clone)]
-pub enum Node {
+pub(super) enum Node {
     /// Part of a draft.
     Draft(Arc<DraftNode>),
+    /// Anything else.
+    Own(Own),
+}
+
+/// What is neither in a draft nor in an entry.
+#[derive(Clone)]
+pub(super) enum Own {
     /// A control file's content, fixed at look-up.
     Snapshot(Arc<[u8]>),
     /// A directory below `by-task`.
@@ -209,67 +57,132 @@ pub enum Node {
     Blob(Arc<BlobNode>),
 }
 
-/// What finds a node again, for those that must keep their number.
+/// What finds one of these again, for those that must keep their number.
 #[derive(PartialEq, Eq, Hash, Clone)]
 enum Key {
-    Backing(u64, u64),
     Task(Arc<str>),
     Link(Arc<[u8]>),
     Blob(BlobHash),
 }
 
-struct Held {
-    node: Node,
-    lookups: u64,
+impl Own {
+    fn key(&self) -> Option<Key> {
+        match self {
+            Own::Snapshot(_) | Own::Made => None,
+            Own::Task(task) => Some(Key::Task(task.clone())),
+            Own::Link(target) => Some(Key::Link(target.clone())),
+            Own::Blob(blob) => Some(Key::Blob(blob.hash)),
+        }
+    }
 }
 
-impl Table {
-    /// The node is not found by its backing inode any more; another that is stays.
-    fn drop_backing(&mut self, node: &DraftNode) {
-        let key = Key::Backing(node.backing.0, node.backing.1);
-        if self.keys.get(&key) == Some(&node.ino) {
-            self.keys.remove(&key);
-        }
+/// Something that the kernel knows.
+struct Known<T> {
+    node: T,
+    lookups: u64,
+    /// When it was looked up last (`known::now`).
+    used: AtomicU32,
+}
+
+impl<T> Known<T> {
+    fn new(node: T) -> Self {
+        Known { node, lookups: 1, used: AtomicU32::new(now()) }
+    }
+
+    fn look_up(&mut self) {
+        self.lookups += 1;
+        *self.used.get_mut() = now();
+    }
+
+    /// Takes back `n` look-ups; whether these were the last.
+    fn forget(&mut self, n: u64) -> bool {
+        self.lookups = self.lookups.saturating_sub(n);
+        self.lookups == 0
+    }
+}
+
+/// A table that held very many gives their room back.
+fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    const SMALL: usize = 1024;
+    if table.capacity() > SMALL && table.len() < table.capacity() / 4 {
+        table.shrink_to(table.len() * 2);
     }
 }
 
 #[derive(Default)]
 struct Table {
-    held: HashMap<Ino, Held>,
+    drafts: HashMap<Ino, Known<Arc<DraftNode>>>,
+    own: HashMap<Ino, Known<Own>>,
     keys: HashMap<Key, Ino>,
-    /// Sealed records whose number is that of a former draft node.
-    converted: HashMap<(i64, u32), Ino>,
+    /// Draft nodes that have not the number that is computed from their backing inode's, by that.
+    renumbered: HashMap<(u64, u64), Ino>,
+    /// Sealed records whose number is that of a former draft node, by entry.
+    converted: HashMap<i64, HashMap<u32, Ino>>,
+}
+
+impl Table {
+    /// The node of a draft's backing inode.
+    fn draft(&self, draft: &Draft, backing: (u64, u64)) -> Option<&Arc<DraftNode>> {
+        let is =
+            |d: &&Arc<DraftNode>| d.backing == backing && std::ptr::eq(&*d.draft, draft) && !d.is_settled();
+        let at = |ino: &Ino| self.drafts.get(ino).map(|known| &known.node).filter(is);
+        let renumbered = self.renumbered.get(&backing).and_then(at);
+        renumbered.or_else(|| at(&ino::draft(draft.number(), backing.1)?))
+    }
+
+    /// The node is not found by its backing inode any more; another that is stays.
+    fn drop_backing(&mut self, node: &DraftNode) {
+        if self.renumbered.get(&node.backing) == Some(&node.ino) {
+            self.renumbered.remove(&node.backing);
+            shrink(&mut self.renumbered);
+        }
+    }
+
+    /// The record has no number of a former draft node any more, if it was this one.
+    fn drop_converted(&mut self, entry: i64, record: u32, ino: Ino) -> bool {
+        let Some(records) = self.converted.get_mut(&entry) else { return false };
+        let its = records.get(&record) == Some(&ino);
+        if its {
+            records.remove(&record);
+            shrink(records);
+            if records.is_empty() {
+                self.converted.remove(&entry);
+            }
+        }
+        its
+    }
 }
 
 /// All counted nodes of a view.
 #[derive(Default)]
-pub struct Nodes {
+pub(super) struct Nodes {
     table: RwLock<Table>,
     next: AtomicU64,
     converted: AtomicUsize,
+    known: AtomicUsize,
 }
 
 impl Nodes {
     /// The node with this number.
     pub fn get(&self, ino: Ino) -> Option<Node> {
-        self.table.read().held.get(&ino).map(|h| h.node.clone())
+        let t = self.table.read();
+        let draft = t.drafts.get(&ino).map(|known| Node::Draft(known.node.clone()));
+        draft.or_else(|| Some(Node::Own(t.own.get(&ino)?.node.clone())))
     }
 
-    /// The draft node of a backing inode, if the kernel knows it.
-    pub fn draft(&self, backing: (u64, u64)) -> Option<Arc<DraftNode>> {
-        let t = self.table.read();
-        match &t.held.get(t.keys.get(&Key::Backing(backing.0, backing.1))?)?.node {
-            Node::Draft(d) => Some(d.clone()),
-            _ => None,
-        }
+    /// The node of a draft's backing inode, if the kernel knows it.
+    pub fn draft(&self, draft: &Draft, backing: (u64, u64)) -> Option<Arc<DraftNode>> {
+        self.table.read().draft(draft, backing).cloned()
     }
 
     /// The draft node with this number.
     pub fn draft_node(&self, ino: Ino) -> Option<Arc<DraftNode>> {
-        match self.get(ino)? {
-            Node::Draft(d) => Some(d),
-            _ => None,
-        }
+        self.table.read().drafts.get(&ino).map(|known| known.node.clone())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.known.load(Ordering::Relaxed)
     }
 
     fn number(&self) -> Ino {
@@ -278,25 +191,8 @@ impl Nodes {
 
     /// The number that a draft's inode has, or will have when it is looked up.
     pub fn number_of(&self, draft: &Draft, backing: (u64, u64)) -> Option<Ino> {
-        let known = self.draft(backing).filter(|n| std::ptr::eq(&*n.draft, draft));
+        let known = self.draft(draft, backing);
         known.map(|n| n.ino).or_else(|| ino::draft(draft.number(), backing.1))
-    }
-
-    /// `wanted`: the number, unless another node has it.
-    fn intern(&self, key: Option<Key>, wanted: Option<Ino>, make: impl FnOnce(Ino) -> Node) -> (Ino, Node) {
-        let mut t = self.table.write();
-        if let Some(ino) = key.as_ref().and_then(|k| t.keys.get(k)).copied() {
-            let held = t.held.get_mut(&ino).expect("keys name held nodes only");
-            held.lookups += 1;
-            return (ino, held.node.clone());
-        }
-        let ino = wanted.filter(|n| !t.held.contains_key(n)).unwrap_or_else(|| self.number());
-        let node = make(ino);
-        t.held.insert(ino, Held { node: node.clone(), lookups: 1 });
-        if let Some(k) = key {
-            t.keys.insert(k, ino);
-        }
-        (ino, node)
     }
 
     /// Finds or makes the node of a draft's inode and counts a look-up.
@@ -307,62 +203,61 @@ impl Nodes {
         kind: Kind,
         at: DraftAt,
     ) -> Arc<DraftNode> {
-        let key = Key::Backing(backing.0, backing.1);
-        self.drop_stale(&key, draft, kind);
-        let (_, node) = self.intern(Some(key), ino::draft(draft.number(), backing.1), |ino| {
-            let (top, fd) = match &at {
-                DraftAt::Top(fd) => (true, Some(fd.clone())),
-                DraftAt::Child(..) => (false, None),
+        let mut t = self.table.write();
+        // An inode is one kind of thing for life: another kind is left from an inode that was freed without our seeing it,
+        // and its number is in use again.
+        let ino = t.draft(draft, backing).filter(|d| d.kind == kind).map(|d| d.ino);
+        let node = if let Some(known) = ino.and_then(|ino| t.drafts.get_mut(&ino)) {
+            known.look_up();
+            known.node.clone()
+        } else {
+            let computed = ino::draft(draft.number(), backing.1).filter(|n| !t.drafts.contains_key(n));
+            let ino = computed.unwrap_or_else(|| self.number());
+            let top = match &at {
+                DraftAt::Top(fd) => Some(fd.clone()),
+                DraftAt::Child(..) => None,
             };
-            let state = Mutex::new(DraftState { fd, ..DraftState::default() });
-            let (draft, writers) = (draft.clone(), AtomicUsize::new(0));
-            let shown = Shown::default();
-            Node::Draft(Arc::new(DraftNode { ino, draft, backing, kind, top, shown, writers, state }))
-        });
-        let Node::Draft(node) = node else { unreachable!("backing keys name draft nodes only") };
+            let node = Arc::new(DraftNode::new(ino, draft.clone(), backing, kind, top));
+            t.drafts.insert(ino, Known::new(node.clone()));
+            if computed.is_some() {
+                t.renumbered.remove(&backing);
+            } else {
+                t.renumbered.insert(backing, ino);
+            }
+            self.known.fetch_add(1, Ordering::Relaxed);
+            node
+        };
+        drop(t);
         if let DraftAt::Child(parent, name) = at {
             node.add_name(parent, name);
         }
         node
     }
 
-    /// An inode belongs to one draft and is one kind of thing for life: a key that names another
-    /// draft's node, or another kind, is left from an inode that was freed without our seeing it, and
-    /// its number is in use again.
-    fn drop_stale(&self, key: &Key, draft: &Arc<Draft>, kind: Kind) {
-        let stale = |t: &Table| {
-            let node = t.keys.get(key).and_then(|ino| t.held.get(ino)).map(|h| &h.node);
-            matches!(node, Some(Node::Draft(d)) if d.kind != kind || !Arc::ptr_eq(&d.draft, draft))
-        };
-        if stale(&self.table.read()) {
-            let mut t = self.table.write();
-            if stale(&t) {
-                t.keys.remove(key);
-            }
+    fn intern(&self, key: Option<Key>, make: impl FnOnce() -> Own) -> Ino {
+        let mut t = self.table.write();
+        if let Some(ino) = key.as_ref().and_then(|k| t.keys.get(k)).copied() {
+            t.own.get_mut(&ino).expect("keys name known nodes only").look_up();
+            return ino;
         }
+        let ino = self.number();
+        t.own.insert(ino, Known::new(make()));
+        if let Some(k) = key {
+            t.keys.insert(k, ino);
+        }
+        self.known.fetch_add(1, Ordering::Relaxed);
+        ino
     }
 
-    /// Makes a node that nothing finds again.
-    pub fn look_up_new(&self, node: Node) -> Ino {
-        self.intern(None, None, |_| node).0
-    }
-
-    /// Finds or makes a task's directory.
-    pub fn look_up_task(&self, task: &str) -> Ino {
-        let task: Arc<str> = task.into();
-        self.intern(Some(Key::Task(task.clone())), None, |_| Node::Task(task)).0
-    }
-
-    /// Finds or makes the symlink with this target.
-    pub fn look_up_link(&self, target: &[u8]) -> Ino {
-        let target: Arc<[u8]> = target.into();
-        self.intern(Some(Key::Link(target.clone())), None, |_| Node::Link(target)).0
+    /// Makes a node that nothing finds again, or finds or makes one that is found by what it is.
+    pub fn look_up_own(&self, node: Own) -> Ino {
+        self.intern(node.key(), || node)
     }
 
     /// Finds or makes a blob's node.
     pub fn look_up_blob(&self, hash: BlobHash, held: HeldBlob) -> Ino {
-        let make = |_| Node::Blob(Arc::new(BlobNode { hash, held, groups: OnceLock::new() }));
-        self.intern(Some(Key::Blob(hash)), None, make).0
+        let make = || Own::Blob(Arc::new(BlobNode { hash, held, groups: OnceLock::new() }));
+        self.intern(Some(Key::Blob(hash)), make)
     }
 
     /// The blobs that the kernel knows, by number.
@@ -378,39 +273,75 @@ impl Nodes {
     /// Counts one more look-up of a draft's node; one that was forgotten gets its number back.
     pub fn look_up_again(&self, node: &Arc<DraftNode>) {
         let mut t = self.table.write();
-        let held = t.held.entry(node.ino);
-        held.or_insert_with(|| Held { node: Node::Draft(node.clone()), lookups: 0 }).lookups += 1;
+        match t.drafts.get_mut(&node.ino) {
+            Some(known) => known.look_up(),
+            None => {
+                t.drafts.insert(node.ino, Known::new(node.clone()));
+                self.known.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Takes back `n` look-ups; the node goes with the last, which gives the slot that it was listed with.
     pub fn forget(&self, ino: Ino, n: u64) -> Option<Arc<Slot>> {
         let mut t = self.table.write();
-        let h = t.held.get_mut(&ino)?;
-        h.lookups = h.lookups.saturating_sub(n);
-        if h.lookups > 0 {
+        // What goes is dropped outside the lock: a node can hold the last lease of an entry.
+        let Some(known) = t.drafts.get_mut(&ino) else {
+            let gone = self.forget_own(&mut t, ino, n);
+            drop(t);
+            drop(gone);
+            return None;
+        };
+        if !known.forget(n) {
             return None;
         }
-        let held = t.held.remove(&ino).expect("it was there under the same lock");
-        match &held.node {
-            Node::Draft(d) => {
-                t.drop_backing(d);
-                if let Some((entry, record)) = d.sealed()
-                    && t.converted.get(&(entry.id(), record)) == Some(&ino)
-                {
-                    t.converted.remove(&(entry.id(), record));
-                    self.converted.fetch_sub(1, Ordering::Relaxed);
-                }
-            }
-            Node::Task(task) => drop(t.keys.remove(&Key::Task(task.clone()))),
-            Node::Blob(b) => drop(t.keys.remove(&Key::Blob(b.hash))),
-            Node::Link(link) => drop(t.keys.remove(&Key::Link(link.clone()))),
-            Node::Snapshot(_) | Node::Made => {}
+        let node = t.drafts.remove(&ino)?.node;
+        shrink(&mut t.drafts);
+        self.known.fetch_sub(1, Ordering::Relaxed);
+        t.drop_backing(&node);
+        if let Some((entry, record)) = node.sealed()
+            && t.drop_converted(entry.id(), record, ino)
+        {
+            self.converted.fetch_sub(1, Ordering::Relaxed);
         }
-        // Dropped outside the lock: a node can hold the last lease of an entry.
         drop(t);
-        match &held.node {
-            Node::Draft(d) => d.state.lock().slot.take(),
-            _ => None,
+        node.take_slot()
+    }
+
+    fn forget_own(&self, t: &mut Table, ino: Ino, n: u64) -> Option<Own> {
+        if !t.own.get_mut(&ino)?.forget(n) {
+            return None;
+        }
+        let node = t.own.remove(&ino)?.node;
+        shrink(&mut t.own);
+        self.known.fetch_sub(1, Ordering::Relaxed);
+        if let Some(key) = node.key() {
+            t.keys.remove(&key);
+            shrink(&mut t.keys);
+        }
+        Some(node)
+    }
+
+    /// When each was looked up last, and what it is; directories of drafts by themselves.
+    pub fn used(&self, mut tell: impl FnMut(u32, Ino, bool)) {
+        let t = self.table.read();
+        for (ino, known) in &t.drafts {
+            tell(known.used.load(Ordering::Relaxed), *ino, known.node.kind == Kind::Dir);
+        }
+        for (ino, known) in &t.own {
+            tell(known.used.load(Ordering::Relaxed), *ino, matches!(known.node, Own::Task(_)));
+        }
+    }
+
+    /// Counts as used now what the kernel may be using: it was asked to forget these.
+    pub fn asked(&self, inos: &[Ino]) {
+        let now = now();
+        let t = self.table.read();
+        for ino in inos {
+            let used = t.drafts.get(ino).map(|known| &known.used);
+            if let Some(used) = used.or_else(|| Some(&t.own.get(ino)?.used)) {
+                used.store(now, Ordering::Relaxed);
+            }
         }
     }
 
@@ -418,13 +349,10 @@ impl Nodes {
     pub fn look_up_converted(&self, entry: i64, record: u32) -> Option<Arc<DraftNode>> {
         self.converted_number(entry, record)?;
         let mut t = self.table.write();
-        let ino = *t.converted.get(&(entry, record))?;
-        let held = t.held.get_mut(&ino)?;
-        held.lookups += 1;
-        match &held.node {
-            Node::Draft(d) => Some(d.clone()),
-            _ => None,
-        }
+        let ino = *t.converted.get(&entry)?.get(&record)?;
+        let known = t.drafts.get_mut(&ino)?;
+        known.look_up();
+        Some(known.node.clone())
     }
 
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
@@ -442,16 +370,9 @@ impl Nodes {
         // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
         // that are looked up between are found by another round.
         loop {
-            let nodes: Vec<_> = self
-                .table
-                .read()
-                .held
-                .values()
-                .filter_map(|h| match &h.node {
-                    Node::Draft(d) if std::ptr::eq(&*d.draft, draft) && !d.is_settled() => Some(d.clone()),
-                    _ => None,
-                })
-                .collect();
+            let its = |d: &&Arc<DraftNode>| std::ptr::eq(&*d.draft, draft) && !d.is_settled();
+            let nodes: Vec<_> =
+                self.table.read().drafts.values().map(|known| &known.node).filter(its).cloned().collect();
             if nodes.is_empty() {
                 return all;
             }
@@ -463,8 +384,8 @@ impl Nodes {
                 for (node, record) in batch.iter().zip(records) {
                     t.drop_backing(node);
                     node.settle(record.map(|r| (entry.clone(), r)));
-                    if let Some(record) = record.filter(|_| t.held.contains_key(&node.ino)) {
-                        let known = t.converted.insert((entry.id(), record), node.ino);
+                    if let Some(record) = record.filter(|_| t.drafts.contains_key(&node.ino)) {
+                        let known = t.converted.entry(entry.id()).or_default().insert(record, node.ino);
                         self.converted.fetch_add(usize::from(known.is_none()), Ordering::Relaxed);
                     }
                 }
@@ -477,14 +398,13 @@ impl Nodes {
         if self.converted.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.table.read().converted.get(&(entry, record)).copied()
+        self.table.read().converted.get(&entry)?.get(&record).copied()
     }
 
     /// The numbers of an entry's former draft nodes, children before parents.
     pub fn converted_of(&self, entry: i64) -> Vec<Ino> {
         let t = self.table.read();
-        let mut of: Vec<_> =
-            t.converted.iter().filter(|((e, _), _)| *e == entry).map(|((_, r), i)| (*r, *i)).collect();
+        let mut of: Vec<_> = t.converted.get(&entry).into_iter().flatten().map(|(r, i)| (*r, *i)).collect();
         of.sort_unstable_by_key(|&(record, _)| std::cmp::Reverse(record));
         of.into_iter().map(|(_, ino)| ino).collect()
     }
@@ -492,16 +412,13 @@ impl Nodes {
     /// The key of an entry that has former draft nodes.
     pub fn converted_key(&self, entry: i64) -> Option<crate::model::EntryKey> {
         let t = self.table.read();
-        let ino = t.converted.iter().find(|((e, _), _)| *e == entry).map(|(_, ino)| *ino)?;
-        match &t.held.get(&ino)?.node {
-            Node::Draft(d) => d.sealed().map(|(e, _)| e.key().clone()),
-            _ => None,
-        }
+        let ino = t.converted.get(&entry)?.values().next()?;
+        t.drafts.get(ino)?.node.sealed().map(|(e, _)| e.key().clone())
     }
 }
 
 /// Where a draft node is first met.
-pub enum DraftAt<'a> {
+pub(super) enum DraftAt<'a> {
     /// The draft's top directory, with a descriptor of it.
     Top(Arc<OwnedFd>),
     /// In a directory of the draft.

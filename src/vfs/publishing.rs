@@ -18,8 +18,8 @@ use nix::sys::stat::fstat;
 use parking_lot::Mutex;
 
 use super::draft::draft_found;
+use super::draft_node::DraftNode;
 use super::gestures::told;
-use super::nodes::DraftNode;
 use super::reach::identity;
 use super::types::{Caller, Found, Ino};
 use super::{Result, VfsError, View, ino};
@@ -145,7 +145,7 @@ impl View {
             return self.seal_publication(caller, draft, key, name).map(drop);
         }
         let st = fstat(draft.tree())?;
-        let node = self.nodes.draft(identity(&st)).ok_or(VfsError::Stale)?;
+        let node = self.nodes.draft(draft, identity(&st)).ok_or(VfsError::Stale)?;
         // It is the draft's for this one rename only.
         let top = Found { attr_ttl: Duration::ZERO, ..draft_found(&node, &st) };
         let (draft, name, since) = (draft.clone(), name.to_vec(), Instant::now());

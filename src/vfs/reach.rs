@@ -16,8 +16,9 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use parking_lot::Mutex;
 
+use super::counted::Counted;
+use super::draft_node::{DraftNode, Open};
 use super::error::{Result, VfsError};
-use super::nodes::DraftNode;
 use super::types::Ino;
 
 /// Directory descriptors kept open.
@@ -80,6 +81,15 @@ impl Reach {
         Err(VfsError::Stale)
     }
 
+    /// What reaches the node's inode without a name. ENFILE when no descriptor is to spare for that.
+    pub fn keep(&self, node: &Arc<DraftNode>) -> Result<Arc<Open>> {
+        if let Some(open) = node.open() {
+            return Ok(open);
+        }
+        let counted = Counted::nameless()?;
+        Ok(Open::kept(self.pin(node)?.0, Some(counted)))
+    }
+
     /// An O_PATH descriptor of a directory.
     pub fn dir(&self, node: &Arc<DraftNode>) -> Result<Arc<OwnedFd>> {
         // Up to the nearest directory at hand, then down again: depth must not cost stack.
@@ -111,7 +121,7 @@ impl Reach {
             let found = self
                 .dir(&parent)
                 .ok()
-                .and_then(|dir| fstatat(&*dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok());
+                .and_then(|dir| fstatat(&*dir, &*name, AtFlags::AT_SYMLINK_NOFOLLOW).ok());
             if found.is_none_or(|st| identity(&st) != at.backing) {
                 return false;
             }

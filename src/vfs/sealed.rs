@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::known::now;
 use super::slots::Slot;
 use super::types::{Attr, FOREVER, Found, How, Ino, Kind, Opened, SetAttr, SetTime, Time};
 use super::{Overwrite, Result, Target, VfsError, View, ino};
@@ -116,7 +117,8 @@ impl View {
         if let Some(node) = self.nodes.look_up_converted(entry.id(), record) {
             return Ok(SealedRef { entry: entry.clone(), record, ino: node.ino, slot: None });
         }
-        let slot = self.slots.look_up(entry.clone()).ok_or(VfsError::Stale)?;
+        let slot = self.slots.look_up(entry.clone(), record, now()).ok_or(VfsError::Stale)?;
+        self.bound_known();
         Ok(in_slot(slot, record))
     }
 
@@ -127,7 +129,7 @@ impl View {
         if let Some(node) = self.nodes.look_up_converted(dir.entry.id(), record) {
             return Ok(SealedRef { entry: dir.entry.clone(), record, ino: node.ino, slot: None });
         }
-        self.slots.add(slot);
+        self.slots.add(slot, record, now());
         Ok(in_slot(slot.clone(), record))
     }
 
@@ -150,7 +152,8 @@ impl View {
     /// remembers these for as long as it knows the node: so does the slot.
     pub(super) fn slot_of_former(&self, r: &SealedRef) -> Result<Arc<Slot>> {
         let node = self.nodes.draft_node(r.ino).ok_or(VfsError::Stale)?;
-        let slot = node.listed_with(|| self.slots.look_up(r.entry.clone())).ok_or(VfsError::Stale)?;
+        let slot =
+            node.listed_with(|| self.slots.look_up(r.entry.clone(), 0, now())).ok_or(VfsError::Stale)?;
         Ok(slot)
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::nodes::DraftNode;
+use super::draft_node::DraftNode;
 use super::reach::proc_path;
 use super::sealed::SealedRef;
 use super::types::{Ino, Kind};

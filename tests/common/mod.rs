@@ -170,6 +170,7 @@ pub struct Mount {
     more_mounts: Vec<PathBuf>,
     without_leases: bool,
     env: Vec<(String, String)>,
+    descriptors: Option<u64>,
     dir: tempfile::TempDir,
 }
 
@@ -203,6 +204,7 @@ impl Mount {
             more_mounts: Vec::new(),
             without_leases: false,
             env: Vec::new(),
+            descriptors: None,
             mnt,
             dir,
         }
@@ -226,6 +228,12 @@ impl Mount {
         self
     }
 
+    /// Has the daemon do with so many descriptors (before the start).
+    pub fn with_descriptors(mut self, most: u64) -> Mount {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// Starts the daemon and waits until the mount answers.
     #[track_caller]
     pub fn start(&mut self) {
@@ -237,6 +245,9 @@ impl Mount {
         c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         if self.without_leases {
             forbid_leases(&mut c);
+        }
+        if let Some(most) = self.descriptors {
+            limit_descriptors(&mut c, most);
         }
         let mut child = c.spawn().expect("the program under test starts");
         let mnt = self.mnt.clone();
@@ -535,6 +546,14 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         detach(&self.0);
     }
+}
+
+/// Bounds how many descriptors the program may have.
+fn limit_descriptors(c: &mut Command, most: u64) {
+    use nix::sys::resource::{Resource, setrlimit};
+    use std::os::unix::process::CommandExt;
+    // SAFETY: setrlimit is all that the child calls before it becomes another program.
+    unsafe { c.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)) };
 }
 
 /// Makes fcntl(F_SETLEASE) fail with EINVAL in the program.

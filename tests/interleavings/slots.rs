@@ -27,7 +27,7 @@ impl World {
     /// The kernel looks an entry up, uses what it was told, and forgets it.
     fn use_it(&self, row: i64) {
         let Some(lease) = self.leases.take(row, LeaseKind::View) else { return };
-        let slot = self.slots.look_up(Entry(Arc::new(lease))).expect("there are enough");
+        let slot = self.slots.look_up(Entry(Arc::new(lease)), 0, 0).expect("there are enough");
         let (number, generation) = (slot.number, slot.generation);
         drop(slot);
         for looked_up in [false, true] {
@@ -36,7 +36,7 @@ impl World {
             assert!(slot.entry.id() == row && slot.generation == generation, "another use of the number");
             assert!(!self.freed[row as usize].load(Ordering::SeqCst), "freed with look-ups");
             if looked_up {
-                self.slots.add(&slot);
+                self.slots.add(&slot, 1, 0);
             }
         }
         self.slots.forget(number, 1);

@@ -18,9 +18,10 @@ use daemon::Daemon;
 const OTHERS: Duration = Duration::from_secs(60);
 /// How long what was dropped or evicted may still be there.
 const GONE: Duration = Duration::from_secs(600);
-/// What the daemon may take of memory for each of the files, beside `--memory`: the kernel remembers them all while they are
-/// written, and the daemon what each of its numbers means.
-const EACH: u64 = 1024;
+/// What the daemon may take of memory for each of the files, beside `--memory`: sealing needs that for a moment.
+const EACH: u64 = 512;
+/// What it may have when nothing of them is left, in bytes.
+const AFTER: u64 = 128 << 20;
 const BOUND: u64 = 256 << 20;
 
 fn path_of(n: u64, files: u64) -> String {
@@ -151,6 +152,7 @@ fn main() {
     );
     assert!(longest < OTHERS, "others had to wait");
     assert!(most < BOUND + files * EACH, "too much memory");
+    wait("memory given back", || daemon.resident() < AFTER);
     daemon.run(&["stop"]);
     daemon.run(&["fsck", "--verify-data"]);
 }

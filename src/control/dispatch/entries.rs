@@ -161,6 +161,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         rounds: stats.rounds,
         keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,
+        known: stats.known,
         scrub: stats.scrub,
         tiers: stats.tiers,
         limits: LimitFlags::of(&cache.limits()),
