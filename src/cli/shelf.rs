@@ -247,13 +247,13 @@ impl Shelf for StoreShelf {
         }
     }
 
-    fn keep(&mut self, keep: &Keep<'_>) -> Shelved<bool> {
+    fn keep(&mut self, keep: Keep<'_>) -> Shelved<bool> {
         let request = Request::Put(PutRequest {
             key: keep.key.clone(),
             dir: Some(keep.cwd.into()),
             facts: TaskFacts {
                 task_id: keep.task_id.to_owned(),
-                command: keep.command.clone(),
+                command: keep.command,
                 exit_code: keep.exit_code,
                 duration_ms: keep.duration_ms,
             },
@@ -261,7 +261,7 @@ impl Shelf for StoreShelf {
             stderr: Some(keep.logs[1].into()),
             run: Some(RunPut {
                 outputs: raw(keep.outputs),
-                extra: keep.extra.clone(),
+                extra: keep.extra,
                 replace: keep.replace,
                 lost: keep.lost,
                 session: keep.session.cloned(),

@@ -54,11 +54,7 @@ macro_rules! hash_type {
         impl FromStr for $name {
             type Err = HashError;
             fn from_str(s: &str) -> Result<Self, HashError> {
-                let lower = s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-                match blake3::Hash::from_hex(s) {
-                    Ok(h) if lower => Ok(Self(*h.as_bytes())),
-                    _ => Err(HashError(s.chars().take(80).collect())),
-                }
+                from_hex(s).map(Self).ok_or_else(|| HashError(s.chars().take(80).collect()))
             }
         }
 
@@ -92,6 +88,29 @@ hash_type! {
 hash_type! {
     /// BLAKE3 of a tier's tree object; names it there.
     TreeHash
+}
+
+/// The value of each digit; lists of inputs have tens of thousands of hashes.
+const DIGITS: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut n = 0;
+    while n < 16 {
+        values[b"0123456789abcdef"[n] as usize] = n as u8;
+        n += 1;
+    }
+    values
+};
+
+/// 32 bytes of 64 hexadecimal digits; capital ones are none.
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
+    let (mut bytes, mut seen) = ([0; 32], 0);
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let (high, low) = (DIGITS[pair[0] as usize], DIGITS[pair[1] as usize]);
+        seen |= high | low;
+        *byte = high << 4 | low & 15;
+    }
+    (seen < 16).then_some(bytes)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::clock::since_1970;
 use super::remembered::{Remembered, State};
 use super::spec::{Inputs, Place};
-use super::walk::{FILES, Found, in_threads};
+use super::walk::{FILES, Found, Looker, Seen, in_threads};
 use super::{Input, Kind, Result, RunError};
 use crate::cache::temp_owner;
 use crate::model::BlobHash;
@@ -42,9 +42,14 @@ impl Gathered {
         self.found.iter().map(|(path, _)| path.as_path())
     }
 
-    /// Is this one of them?
-    pub fn has(&self, path: &Path) -> bool {
-        self.found.binary_search_by(|(one, _)| one.as_os_str().cmp(path.as_os_str())).is_ok()
+    /// Those of some paths, also in order, that are none of them.
+    pub fn others(&self, mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+        let mut found = self.found.iter().map(|(path, _)| path.as_os_str()).peekable();
+        paths.retain(|path| {
+            while found.next_if(|input| *input < path.as_os_str()).is_some() {}
+            found.peek() != Some(&path.as_os_str())
+        });
+        paths
     }
 }
 
@@ -124,21 +129,21 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
     let unfinished = |name: &[u8]| is_unfinished(Path::new(OsStr::from_bytes(name)));
     let has_untracked = names.iter().any(|(state, name)| *state == b"? " && !unfinished(name));
     let looked = in_threads(&names, FILES, |names| {
-        let look = |(_, name): &(&[u8], &[u8])| {
-            let path = dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
-            let meta = path.symlink_metadata();
-            (path, meta)
-        };
-        Ok(names.iter().map(look).collect())
+        let path =
+            |(_, name): &(&[u8], &[u8])| dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
+        let paths: Vec<PathBuf> = names.iter().map(path).collect();
+        let mut looker = Looker::default();
+        let seen: Vec<_> = paths.iter().map(|path| looker.look(path)).collect();
+        Ok(paths.into_iter().zip(seen).collect())
     })?;
-    for (path, meta) in looked {
-        match meta {
+    for (path, seen) in looked {
+        match seen {
             // A submodule, or a repository inside.
-            Ok(meta) if meta.is_dir() => match path.join(".git").exists() {
+            Ok(seen) if seen.is_dir() => match path.join(".git").exists() {
                 true => drop(of_git(&path, found)?),
                 false => walk(&path, found)?,
             },
-            Ok(meta) => found.push((path, meta)),
+            Ok(seen) => found.push((path, seen)),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(e) => return Err(RunError::io("look at", path, e)),
         }
@@ -149,10 +154,10 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
 /// A file, all below a directory, or what a glob matches.
 fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
     let path = clean(&cwd.join(name));
-    match path.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => return walk(&path, found),
-        Ok(meta) => {
-            found.push((path, meta));
+    match Seen::at(&path) {
+        Ok(seen) if seen.is_dir() => return walk(&path, found),
+        Ok(seen) => {
+            found.push((path, seen));
             return Ok(());
         }
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
@@ -222,7 +227,7 @@ fn walk(top: &Path, found: &mut Found) -> Result<()> {
 fn walk_to(top: &Path, levels: usize, found: &mut Found) -> Result<()> {
     let enter = |dir: &Path, depth: usize| depth < levels && dir.file_name() != Some(OsStr::new(".git"));
     let all = super::walk::walk(vec![top.to_owned()], &enter)?;
-    found.extend(all.into_iter().filter(|(_, meta)| !meta.is_dir()));
+    found.extend(all.into_iter().filter(|(_, seen)| !seen.is_dir()));
     Ok(())
 }
 
@@ -237,22 +242,21 @@ pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered)
     let mut unknown = Vec::new();
     let now = SystemTime::now();
     let now_ns = since_1970(now);
-    for (at, (path, meta)) in found.iter().enumerate() {
-        let state = State::of(meta);
+    for (at, (path, seen)) in found.iter().enumerate() {
+        let state = seen.state;
         // No output can be newer than what is dated in the future.
         if state.mtime_ns() <= now_ns {
             gathered.newest_ns = gathered.newest_ns.max(state.mtime_ns());
         }
-        let (kind, hash) = if meta.is_symlink() {
+        let (kind, hash) = if seen.is_symlink() {
             let target = std::fs::read_link(path).map_err(|e| unreadable(path, e))?;
             (Kind::Link, BlobHash::of(target.as_os_str().as_bytes()))
-        } else if meta.is_file() {
-            let program = meta.permissions().mode() & 0o111 != 0;
+        } else if seen.is_file() {
             let hash = remembered.get(&state).unwrap_or_else(|| {
                 unknown.push(Unknown { at, state });
                 BlobHash([0; 32])
             });
-            (if program { Kind::Program } else { Kind::File }, hash)
+            (if seen.is_program() { Kind::Program } else { Kind::File }, hash)
         } else {
             return Err(RunError::usage(format!(
                 "the input {} is no file, directory or symlink",
@@ -322,12 +326,15 @@ fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, Bl
 /// The name of the first input that is not what it was when it was gathered, if one is not.
 pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option<String> {
     let all: Vec<usize> = (0..gathered.found.len()).collect();
-    let looks_different = |at: &usize| {
-        let (path, before) = &gathered.found[*at];
-        before.is_none() || path.symlink_metadata().map(|meta| State::of(&meta)).ok() != *before
+    let different = |part: &[usize]| {
+        let mut looker = Looker::default();
+        let mut same = |at: &usize| {
+            let (path, before) = &gathered.found[*at];
+            before.is_some() && looker.look(path).map(|seen| seen.state).ok() == *before
+        };
+        part.iter().filter(|at| !same(at)).copied().collect()
     };
-    let suspects =
-        in_threads(&all, FILES, |part| Ok(part.iter().copied().filter(|at| looks_different(at)).collect()));
+    let suspects = in_threads(&all, FILES, |part| Ok(different(part)));
     let mut suspects = suspects.unwrap_or(all).into_iter();
     suspects.find(|at| !is_same(gathered, *at, remembered)).map(|at| gathered.inputs[at].path.clone())
 }
@@ -335,16 +342,15 @@ pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option
 /// Touched, or written anew, or who knows: does an input have the content that it had?
 fn is_same(gathered: &Gathered, at: usize, remembered: &mut Remembered) -> bool {
     let ((path, _), input) = (&gathered.found[at], &gathered.inputs[at]);
-    let Ok(meta) = path.symlink_metadata() else { return false };
+    let Ok(seen) = Seen::at(path) else { return false };
     if input.kind == Kind::Link {
         let same = |target: PathBuf| BlobHash::of(target.as_os_str().as_bytes()) == input.hash;
         return std::fs::read_link(path).is_ok_and(same);
     }
-    let program = meta.permissions().mode() & 0o111 != 0;
-    if !meta.is_file() || program != (input.kind == Kind::Program) {
+    if !seen.is_file() || seen.is_program() != (input.kind == Kind::Program) {
         return false;
     }
-    let state = State::of(&meta);
+    let state = seen.state;
     let Ok((looked, hash)) = read(path, &state, &mut vec![0; 1 << 17]) else { return false };
     remembered.put(state, looked, hash);
     hash == input.hash

@@ -1,7 +1,7 @@
 //! Tests of finding and hashing inputs, in real directories.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -222,15 +222,14 @@ fn what_changes_in_the_instant_it_was_read_is_seen() {
 #[test]
 fn what_vanishes_is_named() {
     let p = Project::new(&["src/f"]);
-    let meta = Path::new(&p.path("src/f")).symlink_metadata().unwrap();
+    let seen = super::walk::Seen::at(&p.path("src/f")).unwrap();
     std::fs::remove_file(p.path("src/f")).unwrap();
     let place = Place { root: p.path(""), cwd: p.path("") };
-    let gone =
-        super::inputs::hash_all(&place, vec![(p.path("src/f"), meta.clone())], &mut Remembered::open(None));
+    let gone = super::inputs::hash_all(&place, vec![(p.path("src/f"), seen)], &mut Remembered::open(None));
     assert!(
         matches!(gone, Err(RunError::Unstable { ref path, what: "vanished" }) if path.ends_with("src/f"))
     );
     p.write("src/f", "longer than before");
-    let other = super::inputs::hash_all(&place, vec![(p.path("src/f"), meta)], &mut Remembered::open(None));
+    let other = super::inputs::hash_all(&place, vec![(p.path("src/f"), seen)], &mut Remembered::open(None));
     assert!(matches!(other, Err(RunError::Unstable { what: "changed", .. })), "{other:?}");
 }

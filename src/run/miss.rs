@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::capture::Order;
 use super::decide::Reason;
@@ -37,20 +38,20 @@ impl Run<'_> {
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
         let Performed { outcome, began, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
-        // Others look while the result is kept.
-        let looking = self.look_for_undeclared(began);
         let status = match self.judge(&outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
             None => changed_meanwhile(prepared).inspect(|what| self.warn(format!("{what}; nothing is kept"))),
         };
+        // While the result is kept.
+        let looking = self.look_for_undeclared(began, Arc::clone(&prepared.gathered));
         let whole = self.found_what_came_before(prepared);
         let held = match status.is_none() && whole && self.ways.policy.allows_write() {
             true if self.is_own(false) => self.keep(prepared, &outcome, changed.as_deref()),
             _ => None,
         };
         let held = held.filter(|_| self.is_own(true) || self.take_back(&key));
-        self.tell_undeclared(looking, &prepared.gathered, left.beside.as_deref());
+        self.tell_undeclared(looking, left.beside.as_deref());
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
             self.remember_run(prepared, None, Some(status));
@@ -146,7 +147,7 @@ impl Run<'_> {
             base: prepared.base.as_ref().map(|of| &of.key).zip(changed),
         };
         // A result that cannot be kept says nothing about the store: another one may have been first.
-        if let Err(e) = self.shelf.as_mut()?.keep(&keep) {
+        if let Err(e) = self.shelf.as_mut()?.keep(keep) {
             self.warn(format!("the result is not kept: {e}"));
             return None;
         }

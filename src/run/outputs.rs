@@ -4,17 +4,15 @@
 //! followed, and one that stands there is taken away, not written through. Must not know: the store.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::clock::{LONGEST_WAIT, settled_at, since_1970};
 use super::remembered::State;
 use super::shelf::{Node, Nodes};
-use super::walk::{self, Found};
+use super::walk::{self, Found, Seen};
 use super::{Result, RunError, text};
 use crate::cache::remove_tree;
 
@@ -69,22 +67,18 @@ pub fn missing<'a>(cwd: &Path, outputs: &'a [PathBuf]) -> Option<&'a Path> {
 }
 
 /// Everything at the outputs, in the order of their paths, each with what it is.
-fn walk(
-    cwd: &Path,
-    outputs: &[PathBuf],
-    each: &mut dyn FnMut(&Path, &Metadata) -> io::Result<()>,
-) -> Result<()> {
-    let look = |path: PathBuf| match path.symlink_metadata() {
-        Ok(meta) => Ok((path, meta)),
+fn walk(cwd: &Path, outputs: &[PathBuf], each: &mut dyn FnMut(&Path, &Seen) -> io::Result<()>) -> Result<()> {
+    let look = |path: PathBuf| match Seen::at(&path) {
+        Ok(seen) => Ok((path, seen)),
         Err(e) => Err(RunError::io("look at the output", path, e)),
     };
     let mut all = outputs.iter().map(|o| look(cwd.join(o))).collect::<Result<Found>>()?;
-    let tops = all.iter().filter(|(_, meta)| meta.is_dir()).map(|(path, _)| path.clone()).collect();
+    let tops = all.iter().filter(|(_, seen)| seen.is_dir()).map(|(path, _)| path.clone()).collect();
     all.extend(walk::walk(tops, &|_, _| true)?);
     all.sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
-    for (path, meta) in &all {
+    for (path, seen) in &all {
         let below = path.strip_prefix(cwd).unwrap_or(path);
-        each(below, meta).map_err(|e| RunError::io("look at the output", path, e))?;
+        each(below, seen).map_err(|e| RunError::io("look at the output", path, e))?;
     }
     Ok(())
 }
@@ -105,22 +99,21 @@ impl Stamp {
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<Stamp> {
         let mut hasher = blake3::Hasher::new();
         let (mut settled_ns, mut oldest_ns) = (0, i128::MAX);
-        walk(cwd, outputs, &mut |below, meta| {
+        walk(cwd, outputs, &mut |below, seen| {
             let path = below.as_os_str().as_bytes();
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
-            let ns = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
-            let (mtime, ctime) = (ns(meta.mtime(), meta.mtime_nsec()), ns(meta.ctime(), meta.ctime_nsec()));
-            let all = [meta.dev(), meta.ino(), u64::from(meta.mode()), meta.size()];
+            let State { dev, ino, size, mtime, ctime } = seen.state;
+            let all = [dev, ino, u64::from(seen.mode), size];
             // What is in a directory is looked at itself.
-            let all = if meta.is_dir() { &all[..3] } else { &all[..] };
+            let all = if seen.is_dir() { &all[..3] } else { &all[..] };
             for n in all {
                 hasher.update(&n.to_le_bytes());
             }
-            if !meta.is_dir() {
+            if !seen.is_dir() {
                 hasher.update(&mtime.to_le_bytes()).update(&ctime.to_le_bytes());
                 settled_ns = settled_ns.max(settled_at(ctime));
             }
-            if meta.is_file() {
+            if seen.is_file() {
                 oldest_ns = oldest_ns.min(mtime);
             }
             Ok(())
@@ -163,9 +156,9 @@ impl States {
 
     fn look(cwd: &Path, outputs: &[PathBuf]) -> Result<States> {
         let mut states = HashMap::new();
-        walk(cwd, outputs, &mut |below, meta| {
-            if meta.is_file() {
-                states.insert(below.to_owned(), State::of(meta));
+        walk(cwd, outputs, &mut |below, seen| {
+            if seen.is_file() {
+                states.insert(below.to_owned(), seen.state);
             }
             Ok(())
         })?;
@@ -187,17 +180,16 @@ pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
     for above in outputs.iter().flat_map(|o| o.ancestors().skip(1)).filter(|a| !a.as_os_str().is_empty()) {
         all.insert(text(above), Node { kind: "dir".into(), content: String::new() });
     }
-    walk(cwd, outputs, &mut |below, meta| {
+    walk(cwd, outputs, &mut |below, seen| {
         let path = cwd.join(below);
-        let (kind, content) = if meta.is_dir() {
+        let (kind, content) = if seen.is_dir() {
             ("dir", String::new())
-        } else if meta.is_symlink() {
+        } else if seen.is_symlink() {
             ("symlink", text(std::fs::read_link(&path)?))
-        } else if meta.is_file() {
+        } else if seen.is_file() {
             let mut hasher = blake3::Hasher::new();
             hasher.update_reader(std::fs::File::open(&path)?)?;
-            let program = meta.permissions().mode() & 0o111 != 0;
-            (if program { "program" } else { "file" }, hasher.finalize().to_hex().to_string())
+            (if seen.is_program() { "program" } else { "file" }, hasher.finalize().to_hex().to_string())
         } else {
             return Err(io::Error::other("it is no file, directory or symlink"));
         };
@@ -210,7 +202,7 @@ pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 

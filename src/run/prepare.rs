@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::inputs::{Gathered, clean, gather, hash_program};
 use super::ledger::Ledger;
@@ -25,7 +26,7 @@ use crate::model::session::SessionId;
 pub(super) struct Prepared {
     pub parts: Parts,
     pub key: EntryKey,
-    pub gathered: Gathered,
+    pub gathered: Arc<Gathered>,
     pub remembered: Remembered,
     /// The lock file's content; `None` when it is not there.
     pub lock: Option<Lock>,
@@ -95,6 +96,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         ..Parts::default()
     };
     parts.set_inputs(gathered.inputs.clone());
+    let gathered = Arc::new(gathered);
     Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, after, from, base })
 }
 

@@ -7,6 +7,7 @@
 //! never a wrong hash. Written aside and renamed; of two runs at a time one wins. Must not know: the store.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,12 +25,12 @@ const KEPT_DAYS: u32 = 30;
 /// Which state of which file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
-    dev: u64,
-    ino: u64,
-    size: u64,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
+    pub(super) size: u64,
     /// Nanoseconds since 1970, as are the others.
-    mtime: i128,
-    ctime: i128,
+    pub(super) mtime: i128,
+    pub(super) ctime: i128,
 }
 
 impl State {
@@ -43,6 +44,18 @@ impl State {
             size: meta.size(),
             mtime: ns(meta.mtime(), meta.mtime_nsec()),
             ctime: ns(meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// The same, of what the system says of a file.
+    pub(super) fn of_stat(stat: &libc::stat) -> State {
+        let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        State {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            size: stat.st_size as u64,
+            mtime: ns(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: ns(stat.st_ctime, stat.st_ctime_nsec),
         }
     }
 
@@ -82,12 +95,33 @@ struct Known {
     hash: BlobHash,
 }
 
+/// By device and inode.
+type Table = HashMap<(u64, u64), Known, BuildHasherDefault<Mix>>;
+
+/// A quick hash of numbers that nobody chooses to be in each other's way.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(26) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64((*b).into()));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
 /// The hashes of one project's inputs.
 #[derive(Debug)]
 pub struct Remembered {
     /// Nothing is kept where there is no place for it.
     file: Option<PathBuf>,
-    known: HashMap<(u64, u64), Known>,
+    known: Table,
     today: u32,
     changed: bool,
 }
@@ -150,7 +184,7 @@ pub(super) fn write_aside(file: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// `None` for what is damaged or of another form.
-fn parse(bytes: &[u8]) -> Option<HashMap<(u64, u64), Known>> {
+fn parse(bytes: &[u8]) -> Option<Table> {
     let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
     let records = body.strip_prefix(MAGIC)?;
     if blake3::hash(body).as_bytes() != sum || records.len() % RECORD != 0 {

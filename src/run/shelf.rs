@@ -248,7 +248,7 @@ pub trait Shelf: Snapshots {
     /// All that an entry's outputs are.
     fn nodes(&mut self, key: &EntryKey) -> Shelved<Nodes>;
     /// Keeps a result durably; false when the same was there already.
-    fn keep(&mut self, keep: &Keep<'_>) -> Shelved<bool>;
+    fn keep(&mut self, keep: Keep<'_>) -> Shelved<bool>;
     /// A draft for a command to write in: what it is called, and its real directory. It lasts no longer than this process.
     fn draft(&mut self, task: &str) -> Shelved<(String, PathBuf)>;
     /// Drops such a draft.

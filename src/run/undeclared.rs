@@ -9,15 +9,16 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::clock::is_since;
 use super::flow::Run;
 use super::inputs::{Gathered, is_at_or_below, is_unfinished};
 use super::spec::Inputs;
+use super::walk::Seen;
 use super::{SandboxKind, text};
 
 /// Outside git no more files are looked at.
@@ -25,12 +26,12 @@ const MOST: usize = 100_000;
 /// So many directories are git's not to look into.
 const MOST_PATTERNS: usize = 200;
 
-/// Files that may have been made, absolute; in a thread of its own.
+/// Files that were made, absolute; in a thread of its own.
 type Looking = JoinHandle<Vec<PathBuf>>;
 
 impl Run<'_> {
-    /// Begins to look, after a command that was started at this moment of the file clock.
-    pub(super) fn look_for_undeclared(&self, began: i128) -> Option<(Looking, i128)> {
+    /// Begins to look, after a command that was started at this moment of the file clock and had these inputs.
+    pub(super) fn look_for_undeclared(&self, began: i128, gathered: Arc<Gathered>) -> Option<Looking> {
         if self.task.sandbox != SandboxKind::None {
             return None;
         }
@@ -46,28 +47,21 @@ impl Run<'_> {
                 false => changed_below(&cwd, &apart, began),
             };
             found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
-            found
+            let mut made = gathered.others(found);
+            made.retain(|path| changed_since(path, began));
+            made
         };
-        Some((std::thread::spawn(look), began))
+        Some(std::thread::spawn(look))
     }
 
     /// Says what the command made and did not declare; `beside` is what that was in a sandbox.
-    pub(super) fn tell_undeclared(
-        &mut self,
-        looking: Option<(Looking, i128)>,
-        gathered: &Gathered,
-        beside: Option<&[PathBuf]>,
-    ) {
+    pub(super) fn tell_undeclared(&mut self, looking: Option<Looking>, beside: Option<&[PathBuf]>) {
         let place = &self.task.place;
         let new: Vec<PathBuf> = match (beside, looking) {
             (Some(beside), _) => {
                 not_ignored(&place.root, beside.to_vec()).into_iter().map(|p| place.root.join(p)).collect()
             }
-            (None, Some((thread, began))) => {
-                let found = thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
-                let made = |path: &PathBuf| !gathered.has(path) && changed_since(path, began);
-                found.into_iter().filter(made).collect()
-            }
+            (None, Some(thread)) => thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
             (None, None) => Vec::new(),
         };
         let new: Vec<String> = new.iter().map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(p))).collect();
@@ -83,9 +77,7 @@ impl Run<'_> {
 }
 
 fn changed_since(path: &Path, moment: i128) -> bool {
-    path.symlink_metadata().is_ok_and(|meta| {
-        is_since(i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()), moment)
-    })
+    Seen::at(path).is_ok_and(|seen| is_since(seen.state.ctime, moment))
 }
 
 /// Files that git neither tracks nor ignores, absolute and in order; it does not look at what is `apart`.
@@ -116,19 +108,19 @@ fn pattern(path: &Path) -> OsString {
 /// Files below a directory, on its file system, that have changed since then; those that were found when too many were
 /// looked at.
 fn changed_below(top: &Path, apart: &[PathBuf], moment: i128) -> Vec<PathBuf> {
-    let device = top.metadata().map(|meta| meta.dev()).ok();
+    let device = Seen::at(top).map(|seen| seen.state.dev).ok();
     let (mut found, mut waiting, mut looked) = (Vec::new(), vec![top.to_owned()], 0);
     while let Some(dir) = waiting.pop() {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let (path, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
+            let seen = Seen::of(&meta);
             looked += 1;
             if looked > MOST {
                 return found;
             }
-            if !meta.is_dir() {
-                let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
-                found.extend(is_since(changed, moment).then_some(path));
-            } else if Some(meta.dev()) == device && !apart.contains(&path) && !path.ends_with(".git") {
+            if !seen.is_dir() {
+                found.extend(is_since(seen.state.ctime, moment).then_some(path));
+            } else if Some(seen.state.dev) == device && !apart.contains(&path) && !path.ends_with(".git") {
                 waiting.push(path);
             }
         }
