@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "s3")]
+mod garage;
 mod groups;
 mod memory;
 mod mounted;

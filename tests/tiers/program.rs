@@ -3,21 +3,19 @@
 use std::fs;
 
 use super::common::{Mount, eventually, fill_entry, read, write};
-use super::s3::{credentials, open};
+use super::s3::{KEY, SECRET, credentials, open};
 use super::server::{Server, Wrong};
 use super::suite::{Made, soon};
 use outfs::tier::ship;
 
-fn mount(tiers: &[&str]) -> Mount {
+/// A mount with these tiers, or other options.
+pub fn mount(tiers: &[&str]) -> Mount {
     let mut args = vec!["--size", "4G"];
     for tier in tiers {
-        // Or another option.
         args.extend(Some("--tier").filter(|_| !tier.starts_with("--")));
         args.push(tier);
     }
-    Mount::unmounted(&args)
-        .with_env("AWS_ACCESS_KEY_ID", "test-key")
-        .with_env("AWS_SECRET_ACCESS_KEY", "test-secret")
+    Mount::unmounted(&args).with_env("AWS_ACCESS_KEY_ID", KEY).with_env("AWS_SECRET_ACCESS_KEY", SECRET)
 }
 
 /// Puts an entry of these files into a tier of the server.
@@ -53,7 +51,7 @@ fn entries_of_buckets_appear_in_a_mount() {
     let stats = m.json(&["stats"]);
     assert!(stats["tiers"][0]["asked"].as_u64() > Some(2) && stats["tiers"][0]["ill"] == false, "{stats}");
     let log = m.log_text();
-    assert!(!log.contains("test-key") && !log.contains("test-secret"), "no credentials in the log");
+    assert!(!log.contains(KEY) && !log.contains(SECRET), "no credentials in the log");
     // A small content is here now, and stays so without its server.
     m.restart_with(&["--size", "4G"]);
     assert_eq!(read(m.path("in-one/small")), content(&made, "small"));

@@ -10,11 +10,15 @@ use outfs::tier::{self, Object, Tier, TierErrorKind, ship};
 use super::server::{Server, Wrong};
 use super::suite::{Made, conforms, key, odd_entry, soon};
 
+/// Of the form that Garage wants.
+pub const KEY: &str = "GK5f1d7c0a4be28e9637d1a0c2";
+pub const SECRET: &str = "7d1f0ab3c25e48960bd1a2c3e4f5061728394a5b6c7d8e9f0a1b2c3d4e5f6071";
+
 /// Credentials, where programs of S3 look for them.
 pub fn credentials() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for (name, value) in [("AWS_ACCESS_KEY_ID", "test-key"), ("AWS_SECRET_ACCESS_KEY", "test-secret")] {
+        for (name, value) in [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)] {
             // SAFETY: whoever else reads the environment in these tests does so through the standard library, which
             // keeps readers and writers apart.
             unsafe { std::env::set_var(name, value) };
@@ -109,7 +113,7 @@ fn what_ails_a_server_is_told_apart() {
         let got = tier.get(&blob, 0..8, by).unwrap_err();
         server.set_wrong(|_, _| None);
         let said = got.to_string();
-        assert!(!said.contains("test-key") && !said.contains("test-secret"), "no credentials: {said}");
+        assert!(!said.contains(KEY) && !said.contains(SECRET), "no credentials: {said}");
         got
     };
     assert_eq!(ails(Wrong::Denied).kind, TierErrorKind::Permanent);

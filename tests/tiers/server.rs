@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::s3::KEY;
+
 /// What goes wrong with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wrong {
@@ -206,7 +208,7 @@ fn read(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
 
 fn answer(state: &State, request: &Request) -> Answer {
     let signed = request.headers.get("authorization").is_some_and(|a| {
-        a.starts_with("AWS4-HMAC-SHA256 Credential=test-key/") && a.contains("/here/s3/aws4_request")
+        a.starts_with(&format!("AWS4-HMAC-SHA256 Credential={KEY}/")) && a.contains("/here/s3/aws4_request")
     });
     if !signed {
         return Answer::error("403 Forbidden", "AccessDenied");
