@@ -312,9 +312,40 @@ impl DraftNode {
     }
 }
 
+impl Drop for DraftNode {
+    /// Directories can be as deep as somebody makes them, and the last node of a path holds all above it: they go one after
+    /// another, not each within the one below, which the stack has no room for.
+    fn drop(&mut self) {
+        let mut place = self.state.get_mut().place.take();
+        while let Some((above, _)) = place {
+            place = Arc::into_inner(above).and_then(|mut node| node.state.get_mut().place.take());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::store::DraftPlace;
+
+    /// `cd` and `mkdir` in turn make paths of any depth.
+    #[test]
+    fn the_last_node_of_a_very_deep_path_takes_no_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let draft = cache.create_draft(DraftPlace::Work { name: b"w".to_vec() }).unwrap();
+        let node = |n: u64| Arc::new(DraftNode::new(n, draft.clone(), (0, n), Kind::Dir, None));
+        let mut deepest = node(0);
+        for n in 1..100_000 {
+            let below = node(n);
+            below.add_name(&deepest, OsStr::new("d"));
+            deepest = below;
+        }
+        let top = Arc::downgrade(&deepest.place().unwrap().0);
+        drop(deepest);
+        assert_eq!(top.strong_count(), 0);
+    }
 
     #[test]
     fn a_node_is_small() {
