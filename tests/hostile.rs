@@ -364,7 +364,8 @@ fn very_many_files_without_names() {
         .collect();
     let removed: Vec<_> = (0..FILES).map(|n| fs::remove_file(name(n))).collect();
     let refused = removed.iter().filter(|r| r.is_err()).count();
-    assert!((1..=FILES - 600).contains(&refused), "{refused} were not removed");
+    // Rings take their own.
+    assert!((1..=FILES - 400).contains(&refused), "{refused} were not removed");
     for (n, removed) in removed.into_iter().enumerate().filter(|(_, r)| r.is_err()) {
         assert_errno!(removed, ENFILE);
         assert!(name(n).exists(), "it is still there");
@@ -402,7 +403,9 @@ fn very_many_open_files() {
     let draft = m.draft("hoard", |_| {}).join("outputs");
     let (all, opened) = Hoarders::open(r#">"$1/$n""#, &draft, MANY);
     let to_spare = most_descriptors() - (most_descriptors() / 4).min(1024);
-    assert_eq!(opened, MANY.min(to_spare));
+    // Rings take their own: of two mounts 1,024 at most.
+    let expected = MANY.min(to_spare - 1024)..=MANY.min(to_spare);
+    assert!(expected.contains(&opened), "{opened} could be opened");
     if opened < MANY {
         assert_errno!(fs::File::create(draft.join("one-more")), ENFILE);
         assert_errno!(fs::File::open(draft.join("0")), ENFILE);

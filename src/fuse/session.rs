@@ -21,7 +21,7 @@ use super::notify::KernelEnd;
 use super::ring::{self, Rings};
 use super::without::Without;
 use super::{MountError, MountOptions, Passthrough, Transport};
-use crate::vfs::View;
+use crate::vfs::{Taken, View};
 
 /// Threads for what takes long.
 const JOB_THREADS: usize = 4;
@@ -162,6 +162,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
+    let taken = rings.as_ref().map(|rings| Taken::new(rings.descriptors()));
     let mut threads = device::serve(&adapter, &device, options.threads.max(2)).map_err(io)?;
     if let Some(rings) = rings.filter(|_| agreed.rings) {
         // Failing, the session is dropped and with it the mount: the kernel would wait for the rings.
@@ -173,7 +174,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         for thread in threads {
             let _ = thread.join();
         }
-        drop((adapter, session));
+        drop((adapter, session, taken));
         *over.over.lock().unwrap_or_else(|e| e.into_inner()) = true;
         over.changed.notify_all();
     };

@@ -43,6 +43,23 @@ impl Counted {
     }
 }
 
+/// Descriptors that something else takes for long, until it is dropped: so many fewer are to spare.
+pub struct Taken(u64);
+
+impl Taken {
+    /// Counts `n` of them.
+    pub fn new(n: u64) -> Taken {
+        OPEN.fetch_add(n, Ordering::Relaxed);
+        Taken(n)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);

@@ -36,6 +36,7 @@ mod types;
 mod writers;
 mod xattrs;
 
+pub use counted::Taken;
 pub use error::{Result, VfsError};
 pub use files::is_direct;
 pub use holder::{Kernel, When};

@@ -65,6 +65,11 @@ impl Rings {
         Ok(Rings(threads))
     }
 
+    /// Descriptors that they take: each a ring, and what wakes its thread.
+    pub(super) fn descriptors(&self) -> u64 {
+        2 * self.0.len() as u64
+    }
+
     /// Offers them to the kernel and answers, until the connection ends. Processors may be kept `awake` meanwhile.
     pub(super) fn start(
         self,
