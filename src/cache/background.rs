@@ -1,4 +1,4 @@
-//! One thread for what nobody should wait for: deleting drafts, writing down accesses, loading keys.
+//! One thread for what nobody should wait for: deleting drafts, writing down accesses, loading keys, syncing what came whole.
 //!
 //! Invariants: it holds the cache only weakly, so it never keeps it open; nothing that was reported
 //! done depends on it (what it has not done is done again by recovery, or lost at no harm).
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 
-use super::Inner;
+use super::lease::Reservation;
+use super::{Inner, partial};
 use crate::model::BlobHash;
 use crate::store::StoreError;
 
@@ -21,6 +22,8 @@ const KEYS: usize = 10_000;
 pub(super) enum Job {
     /// Delete a draft's directory; what was linked from it into the store becomes the store's own.
     RemoveDraft(String, Vec<BlobHash>),
+    /// Make a blob of a content all of which has come; it is reserved meanwhile.
+    FinishPartial(BlobHash, Reservation),
     /// Take keys into memory, from where it was left.
     LoadKeys(i64),
     /// Write down accesses now.
@@ -50,6 +53,7 @@ impl Background {
                 let Some(cache) = cache.upgrade() else { return };
                 match job {
                     Job::RemoveDraft(id, linked) => remove_draft(&cache, &id, &linked),
+                    Job::FinishPartial(hash, reserved) => partial::finish(&cache, &hash, reserved),
                     Job::LoadKeys(after) => load_keys(&cache, after),
                     Job::Flush => flush(&cache),
                     Job::Wait(done) => drop(done.send(())),

@@ -244,6 +244,13 @@ impl Cache {
                 }
             }
         }
+        match self.drop_partials(&freed.elsewhere) {
+            Ok(bytes) => outcome.freed += bytes,
+            // The next round of upkeep finds it.
+            Err(e) => {
+                tracing::warn!(error = %e, "what is here of an evicted content could not be deleted yet")
+            }
+        }
         outcome
     }
 }

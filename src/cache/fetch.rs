@@ -2,7 +2,7 @@
 //!
 //! Invariants: no byte is returned or stored that was not hashed; who wants the same window waits for one
 //! request; a read ends by its deadline, and one tier that does not answer leaves time for the next; small contents that came
-//! are in a pack before the index says so. What cannot be kept is read all the same. Must not know: what a tier is.
+//! are in a pack before the index says so, and of large ones what came is kept in part. What cannot be kept is read all the same. Must not know: what a tier is.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::flights::Flights;
 use super::lookup::Loaded;
+use super::partial::Large;
 use super::{Cache, Result, TierOptions};
 use crate::index::BlobRow;
 use crate::model::groups::{GROUP, Groups};
@@ -24,7 +25,7 @@ use crate::tier::{Object, Places, TierError, TierErrorKind};
 /// Objects are fetched in windows that begin at multiples of this: one costs little more than a round trip, and brings
 /// what is read next.
 const WINDOW: u64 = 2 * GROUP as u64;
-/// Windows of large contents that are kept in memory.
+/// Windows of large contents that are kept in memory, where there is no room on the disk.
 const WINDOWS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Tables of places that are kept in memory.
 const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
@@ -78,14 +79,17 @@ impl Cache {
             buf[..wanted].copy_from_slice(from);
             return Ok(Some(wanted));
         }
-        let groups = Groups::checked(hash, size, loaded.manifest.groups(record));
+        let of = Large { hash, size, values: loaded.manifest.groups(record) };
         let mut done = 0;
         while done < wanted {
             let at = offset + done as u64;
-            let window = self.fetch_large(&object, groups, at / WINDOW, by)?;
-            let from = &window[(at % WINDOW) as usize..];
-            let n = from.len().min(wanted - done);
-            buf[done..done + n].copy_from_slice(&from[..n]);
+            let n = (WINDOW - at % WINDOW).min((wanted - done) as u64) as usize;
+            let piece = &mut buf[done..done + n];
+            if self.read_partial(of, at, piece).is_none() {
+                let window = self.fetch_large(&object, of, at / WINDOW, by)?;
+                let skip = (at % WINDOW) as usize;
+                piece.copy_from_slice(window.get(skip..skip + n).ok_or_else(unknown)?);
+            }
             done += n;
         }
         Ok(Some(wanted))
@@ -147,31 +151,30 @@ impl Cache {
             .collect())
     }
 
-    /// A window of a large content, verified group by group.
-    fn fetch_large(
-        &self,
-        object: &Object,
-        groups: Groups<'_>,
-        window: u64,
-        by: Instant,
-    ) -> Result<Arc<Vec<u8>>> {
+    /// A window of a large content, verified group by group, and kept.
+    fn fetch_large(&self, object: &Object, of: Large<'_>, window: u64, by: Instant) -> Result<Arc<Vec<u8>>> {
         let (fetches, key) = (&self.inner.tiers.fetches, (*object, window));
-        if let Some(there) = fetches.windows.lock().get(&key) {
-            return Ok(there.clone());
-        }
+        let groups = Groups::checked(of.hash, of.size, of.values);
+        let wanted = groups.touched(window * WINDOW, WINDOW);
+        let range = groups.bytes(wanted.clone());
         share(&fetches.larges, &key, by, || {
             // It may have come since we looked.
             if let Some(there) = fetches.windows.lock().get(&key) {
                 return Ok(Ok(there.clone()));
             }
-            let wanted = groups.touched(window * WINDOW, WINDOW);
-            let range = groups.bytes(wanted.clone());
+            let mut there = vec![0; (range.end - range.start) as usize];
+            if self.read_partial(of, range.start, &mut there).is_some() {
+                return Ok(Ok(Arc::new(there)));
+            }
             let check = |bytes: Vec<u8>, _| {
                 let right = groups.verified(wanted.clone(), &bytes).is_some();
                 right.then_some(bytes).ok_or("a group is not what its value says")
             };
-            let came = self.ask_for(object, range, by, &check);
-            if let Ok(bytes) = &came {
+            let came = self.ask_for(object, range.clone(), by, &check);
+            if let Ok(bytes) = &came
+                && let Err(e) = self.keep_partial(of, range.start, bytes)
+            {
+                tracing::debug!("what came from a tier is kept in memory only: {e}");
                 fetches.windows.lock().put(key, bytes.clone());
             }
             Ok(came)

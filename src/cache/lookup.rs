@@ -41,6 +41,14 @@ impl Loaded {
         self.locations.read().get(record as usize).copied().flatten()
     }
 
+    /// From now on the blobs of these records lie there, for everybody who reads this entry.
+    pub fn learn(&self, places: impl Iterator<Item = (usize, Option<Location>)>) {
+        let mut locations = self.locations.write();
+        let mut table: Vec<_> = locations.to_vec();
+        places.for_each(|(record, at)| table[record] = at);
+        *locations = table.into();
+    }
+
     /// From now on blobs lie there, for everybody who reads this entry.
     pub fn relocate(&self, table: Vec<Option<Location>>) {
         *self.locations.write() = table.into();

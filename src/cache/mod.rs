@@ -43,6 +43,7 @@ mod lookup_tests;
 mod memory;
 mod only;
 mod open;
+mod partial;
 mod peek;
 mod pin;
 mod place;
@@ -55,6 +56,8 @@ mod rebuild;
 mod recent;
 mod recover;
 mod repair;
+#[cfg(test)]
+mod residency_tests;
 mod restore;
 mod restore_files;
 mod scrub;
@@ -258,6 +261,7 @@ pub(crate) struct Inner {
     manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,
     tiers: tiers::Tiers,
+    partials: partial::Partials,
     push: push::Push,
     loaded: lookup::AllLoaded,
     peeks: peek::Peeks,

@@ -34,6 +34,7 @@ impl Cache {
                 manifests: Default::default(),
                 claims: Default::default(),
                 tiers: Default::default(),
+                partials: Default::default(),
                 push: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),
                 peeks: peek::Peeks::new(shares.peeks),
@@ -58,7 +59,8 @@ impl Cache {
 
     /// Recovers. An index whose damage shows only now is no worse than one that could not be opened: it is made anew.
     fn make_ready(&self, fresh: bool) -> Result<()> {
-        let ready = |fresh| self.recover(fresh).and_then(|()| self.load_drafts());
+        let ready =
+            |fresh| self.recover(fresh).and_then(|()| self.load_partials()).and_then(|()| self.load_drafts());
         match ready(fresh) {
             Err(CacheError::Index(e)) if !fresh && e.is_damage() => {
                 tracing::warn!(error = %e, "the index is damaged and made anew");

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::lookup::Loaded;
+use super::partial::Large;
 use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, TierOptions, at};
 use crate::index::{BlobRow, Glance};
 use crate::model::manifest::Top;
@@ -18,6 +19,8 @@ use crate::store::{Location, StoreError};
 
 /// A blob that moves more often while it is read is lost rather than moving.
 const MOVES: u32 = 8;
+/// Records whose blobs are looked for together, where one was found to have come from a tier.
+const NEAR: usize = 256;
 
 impl Cache {
     /// Was this blob found damaged while this cache was open?
@@ -79,6 +82,17 @@ impl Entry {
         Ok(())
     }
 
+    /// Asks the index where the blobs of this record and of some around it lie now.
+    fn relocate_near(&self, loaded: &Loaded, record: u32) -> Result<()> {
+        let records = loaded.manifest.records();
+        let from = (record as usize).saturating_sub(NEAR / 4);
+        let near = (from..records.len()).take(NEAR).filter_map(|n| Some((n, records[n].hash()?)));
+        let (numbers, hashes): (Vec<usize>, Vec<BlobHash>) = near.unzip();
+        let rows = self.cache().inner.index.blobs(&hashes)?;
+        loaded.learn(numbers.into_iter().zip(rows.iter().map(|row| row.map(|row| row.location))));
+        Ok(())
+    }
+
     /// Hash and size of a file record.
     fn blob(&self, manifest: &Manifest, record: u32) -> Result<(BlobHash, u64)> {
         let found = manifest.get(record).and_then(|r| Some((r.hash()?, r.size())));
@@ -110,7 +124,8 @@ impl Entry {
                     return Err(e.into());
                 }
                 Some(Err(StoreError::Elsewhere { .. })) => {
-                    self.relocate(loaded)?;
+                    // Its neighbours have come with it.
+                    self.relocate_near(loaded, record)?;
                     moves += 1;
                     continue;
                 }
@@ -198,8 +213,15 @@ impl Entry {
         let (hash, size) = self.blob(&loaded.manifest, record)?;
         let groups = loaded.manifest.groups(record);
         let store = &self.cache().inner.store;
-        let read = |at| store.read_verified(&hash, size, groups, at, offset, buf);
-        let n = self.at_location(&loaded, record, &hash, read)?;
+        let read = |at| store.read_verified(&hash, size, groups, at, offset, &mut *buf);
+        let n = match self.at_location(&loaded, record, &hash, read) {
+            Err(e @ CacheError::Store(StoreError::Elsewhere { .. })) => {
+                let of = Large { hash, size, values: groups };
+                let part = if groups.is_empty() { None } else { self.cache().read_partial(of, offset, buf) };
+                part.ok_or(e)?
+            }
+            other => other?,
+        };
         self.count(n);
         Ok(n)
     }
@@ -239,10 +261,16 @@ impl Entry {
         };
         let (hash, _) = self.blob(&loaded.manifest, record)?;
         let store = &self.cache().inner.store;
-        self.at_location(&loaded, record, &hash, |at| match at {
-            Location::Pack { .. } | Location::Elsewhere => Ok(None),
+        let file = self.at_location(&loaded, record, &hash, |at| match at {
+            Location::Pack { .. } => Ok(None),
             Location::Loose => store.blob_file(&hash).map(Some),
-        })
+            // It may be here by now.
+            Location::Elsewhere => Err(StoreError::Elsewhere { what: format!("blob {hash}") }),
+        });
+        match file {
+            Err(CacheError::Store(StoreError::Elsewhere { .. })) => Ok(None),
+            other => other,
+        }
     }
 
     /// A whole file record; refuses more than `limit` bytes.

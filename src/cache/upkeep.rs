@@ -71,6 +71,7 @@ impl Cache {
         part("evict", self.evict_above_high_water());
         part("compact packs", self.compact_if_worth_it());
         part("drop abandoned drafts", self.drop_idle_drafts().map(drop));
+        part("drop what came in part", self.sweep_partials());
         part("end sessions", self.end_dead_sessions());
         part("sweep", self.sweep_step());
         part("trim the event log", self.trim_events_now_and_then());

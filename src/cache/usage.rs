@@ -50,6 +50,9 @@ pub struct Usage {
     pub held: u64,
     /// Bytes in packs that nothing refers to, of `used`.
     pub dead: u64,
+    /// Bytes of contents that came from a tier in part, of `used`.
+    #[serde(default)]
+    pub partial: u64,
     /// Manifests and their tables, of `used`; and the inodes of all that is stored, where they take room.
     pub metadata: u64,
     /// The index, the event log, directories and the like, of `used`.
@@ -155,7 +158,8 @@ impl Cache {
         let unlimited = limits.entries.is_none();
         drop(limits);
         let metadata = totals.metadata_bytes + files(&totals) * space.inode;
-        let used = totals.occupied_bytes + drafts + metadata + index;
+        let partial = self.inner.partials.bytes();
+        let used = totals.occupied_bytes + drafts + metadata + index + partial;
         let available = quota.saturating_sub(used).min(disk_available.saturating_sub(reserve));
         let roomy = available > PLENTY && unlimited && space.files_available / 2 >= files_reserve;
         *self.inner.upkeep.accounts.roomy.lock() = roomy.then(|| Instant::now() + ROOMY_FOR);
@@ -167,6 +171,7 @@ impl Cache {
             drafts,
             held: totals.unreferenced_bytes,
             dead: totals.dead_bytes.saturating_sub(totals.unreferenced_bytes),
+            partial,
             metadata,
             index,
             disk_available,
@@ -263,7 +268,7 @@ pub(super) fn files(totals: &Totals) -> u64 {
     3 * totals.entries + totals.loose_bytes / PACK_LIMIT
 }
 
-/// Bytes of what is in a store beside packs, blobs, manifests, drafts and the index: directories, the spare, events. What
+/// Bytes of what is in a store beside packs, blobs, manifests, drafts, contents in part and the index: directories, the spare, events. What
 /// is unfinished is about to count as something else.
 fn rest_bytes(store: &Path, inode: u64) -> u64 {
     let mut bytes = file_bytes(store) + inode;
@@ -271,7 +276,7 @@ fn rest_bytes(store: &Path, inode: u64) -> u64 {
         let (name, path) = (entry.file_name(), entry.path());
         bytes += match name.to_str() {
             Some(name) if INDEX.contains(&name) => inode,
-            Some("drafts" | "packs" | "tmp") => file_bytes(&path) + inode,
+            Some("drafts" | "packs" | "tmp" | "partial") => file_bytes(&path) + inode,
             Some("blobs" | "manifests") => {
                 let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
                 file_bytes(&path) + inode + below.map(|dir| file_bytes(&dir.path()) + inode).sum::<u64>()

@@ -38,6 +38,10 @@ impl Stats {
         field("available", human_bytes(s.usage.available))?;
         field("dead", human_bytes(s.usage.dead))?;
         field("held", human_bytes(s.usage.held))?;
+        if !s.tiers.is_empty() || s.totals.elsewhere_bytes > 0 {
+            field("elsewhere", human_bytes(s.totals.elsewhere_bytes))?;
+            field("in part", human_bytes(s.usage.partial))?;
+        }
         field("disk free", human_bytes(s.usage.disk_available))?;
         field("scrub", scrubbed(&s.scrub))?;
         for tier in &s.tiers {

@@ -202,6 +202,8 @@ pub struct Freed {
     pub metadata: u64,
     /// Loose blobs with no reference left (rows are gone already), and sizes.
     pub loose: Vec<(BlobHash, u64)>,
+    /// Blobs elsewhere with no reference left (rows are gone already).
+    pub elsewhere: Vec<BlobHash>,
     /// Packs with no live blob left (rows are gone already), and file sizes.
     pub packs: Vec<(PackId, u64)>,
     /// Bytes of packed blobs that died inside packs which stay.

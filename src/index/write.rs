@@ -545,7 +545,7 @@ fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed
     match at {
         Location::Pack { pack, .. } => sums.pack(pack.0 as i64).died += size,
         Location::Loose => freed.loose.push((*hash, size as u64)),
-        Location::Elsewhere => {}
+        Location::Elsewhere => freed.elsewhere.push(*hash),
     }
     Ok(())
 }

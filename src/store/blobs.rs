@@ -193,7 +193,7 @@ fn copy(from: &File, to: &mut Temp, shard: &Dir, name: &OsStr) -> Result<()> {
     }
 }
 
-fn hash_file(file: &File) -> io::Result<BlobHash> {
+pub(super) fn hash_file(file: &File) -> io::Result<BlobHash> {
     let mut piece = vec![0; PIECE];
     let mut hasher = blake3::Hasher::new();
     let mut at = 0;

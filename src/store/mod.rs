@@ -23,6 +23,7 @@ mod lock;
 mod manifests;
 mod open;
 mod packs;
+mod partial;
 mod peek;
 mod pins;
 mod port;

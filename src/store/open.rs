@@ -21,7 +21,7 @@ use super::packs::PackIds;
 use super::{Access, Result, Space, Store, StoreError, port, remove};
 
 /// Directories of a store; the first two are divided into `00` to `ff`.
-const ROOMS: [&str; 11] = [
+const ROOMS: [&str; 12] = [
     "manifests",
     "blobs",
     "packs",
@@ -33,6 +33,7 @@ const ROOMS: [&str; 11] = [
     "tmp",
     "runs",
     "sessions",
+    "partial",
 ];
 const SHARDED: usize = 2;
 

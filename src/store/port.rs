@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use nix::sys::stat::{FileStat, Mode};
-use nix::unistd::UnlinkatFlags;
+use nix::unistd::{UnlinkatFlags, Whence, lseek64};
 use parking_lot::Mutex;
 
 use super::Space;
@@ -156,6 +156,12 @@ pub(super) fn open_write(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> 
     Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
+/// Opens a file that must exist for reading and writing in place.
+pub(super) fn open_update(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    step()?;
+    Ok(nix::fcntl::openat(dir, name, OFlag::O_RDWR | OFlag::O_NONBLOCK | SAFE, Mode::empty())?.into())
+}
+
 /// Creates a file that must not exist, mode 0600, for reading and writing.
 pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
@@ -254,6 +260,19 @@ pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<us
         }
     }
     Ok(done)
+}
+
+/// From where to where a file has data, at `offset` or after it; `None` when there is none. Where a file system has no
+/// holes, all of a file is data.
+pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+    step()?;
+    let start = match lseek64(file, offset as i64, Whence::SeekData) {
+        Ok(at) => at,
+        Err(nix::errno::Errno::ENXIO) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let end = lseek64(file, start, Whence::SeekHole)?;
+    Ok(Some((start as u64, end as u64)))
 }
 
 /// Advice: these bytes will be read soon. No fault is put in, for nothing follows from one.

@@ -18,6 +18,7 @@ use crate::model::groups::{GROUP, GroupHash, group_count, is_group};
 pub(super) enum FileKey {
     Pack(PackId),
     Blob(BlobHash),
+    Partial(BlobHash),
 }
 
 impl Store {
@@ -40,41 +41,18 @@ impl Store {
         if at == Location::Elsewhere {
             return Err(StoreError::Elsewhere { what: format!("blob {hash}") });
         }
-        let blob = Blob { store: self, hash, size, groups, at };
-        if groups.len() != group_count(size) {
-            return Err(blob.corrupt("the manifest's list of groups does not fit its size"));
-        }
-        let wanted = buf.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
-        let (file, base) = match at {
+        let (file, base, key) = match at {
             Location::Pack { pack, offset: base } => {
                 let file = self.pack_file(pack)?;
-                self.ahead.note(pack, &file, base + offset, wanted as u64);
-                (file, base)
+                self.ahead.note(pack, &file, base + offset, (buf.len() as u64).min(size - offset));
+                (file, base, FileKey::Pack(pack))
             }
             Location::Loose | Location::Elsewhere => {
-                (self.cached(FileKey::Blob(*hash), || self.blob_file(hash))?, 0)
+                let key = FileKey::Blob(*hash);
+                (self.cached(key, || self.blob_file(hash))?, 0, key)
             }
         };
-        let buf = &mut buf[..wanted];
-        let mut done = 0;
-        let mut scratch = Vec::new();
-        while done < wanted {
-            let position = offset + done as u64;
-            let group = position / GROUP as u64;
-            let start = group * GROUP as u64;
-            let len = (size - start).min(GROUP as u64) as usize;
-            let skip = (position - start) as usize;
-            let n = (len - skip).min(wanted - done);
-            if n == len {
-                blob.read_group(&file, base, group, &mut buf[done..done + n])?;
-            } else {
-                scratch.resize(len, 0);
-                blob.read_group(&file, base, group, &mut scratch)?;
-                buf[done..done + n].copy_from_slice(&scratch[skip..skip + n]);
-            }
-            done += n;
-        }
-        Ok(wanted)
+        Blob { store: self, hash, size, groups, key }.read(&file, base, offset, buf)
     }
 
     /// The descriptor kept under `key`, or a new one. A file that was unlinked meanwhile is not
@@ -98,15 +76,45 @@ impl Store {
 }
 
 /// A blob that is being read.
-struct Blob<'a> {
-    store: &'a Store,
-    hash: &'a BlobHash,
-    size: u64,
-    groups: &'a [GroupHash],
-    at: Location,
+pub(super) struct Blob<'a> {
+    pub store: &'a Store,
+    pub hash: &'a BlobHash,
+    pub size: u64,
+    pub groups: &'a [GroupHash],
+    /// The file that it is in.
+    pub key: FileKey,
 }
 
 impl Blob<'_> {
+    /// Fills `buf` from `offset` of the blob, which begins at `base` of its file, group by group.
+    pub fn read(&self, file: &File, base: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let size = self.size;
+        if self.groups.len() != group_count(size) {
+            return Err(self.corrupt("the manifest's list of groups does not fit its size"));
+        }
+        let wanted = buf.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let buf = &mut buf[..wanted];
+        let mut done = 0;
+        let mut scratch = Vec::new();
+        while done < wanted {
+            let position = offset + done as u64;
+            let group = position / GROUP as u64;
+            let start = group * GROUP as u64;
+            let len = (size - start).min(GROUP as u64) as usize;
+            let skip = (position - start) as usize;
+            let n = (len - skip).min(wanted - done);
+            if n == len {
+                self.read_group(file, base, group, &mut buf[done..done + n])?;
+            } else {
+                scratch.resize(len, 0);
+                self.read_group(file, base, group, &mut scratch)?;
+                buf[done..done + n].copy_from_slice(&scratch[skip..skip + n]);
+            }
+            done += n;
+        }
+        Ok(wanted)
+    }
+
     fn read_group(&self, file: &File, base: u64, group: u64, buf: &mut [u8]) -> Result<()> {
         let n = port::read_at(file, buf, base + group * GROUP as u64)
             .map_err(|e| StoreError::io("read", self.path(), e))?;
@@ -123,9 +131,10 @@ impl Blob<'_> {
     }
 
     fn path(&self) -> PathBuf {
-        match self.at {
-            Location::Pack { pack, .. } => self.store.pack_path(pack),
-            Location::Loose | Location::Elsewhere => self.store.blob_path(self.hash),
+        match self.key {
+            FileKey::Pack(pack) => self.store.pack_path(pack),
+            FileKey::Blob(hash) => self.store.blob_path(&hash),
+            FileKey::Partial(hash) => self.store.partial_path(&hash),
         }
     }
 
