@@ -202,6 +202,12 @@ impl Cache {
         })
     }
 
+    /// How many bytes of content are here, and in how many contents; nothing when the index cannot say.
+    pub fn stored(&self) -> (u64, u64) {
+        let stored = |t: Totals| (t.loose_bytes + t.pack_bytes.saturating_sub(t.dead_bytes), t.blobs);
+        self.inner.index.totals().map(stored).unwrap_or_default()
+    }
+
     /// Measures the drafts anew when that is due.
     pub(super) fn refresh_usage(&self) -> Result<()> {
         self.measured_bytes(self.inner.store.file_system_space()?.inode);

@@ -61,7 +61,12 @@ impl fuser::Filesystem for Handshake {
         let _ = config.set_max_write(MAX_WRITE as u32);
         let _ = config.set_max_background(if self.view.has_tiers() { UNASKED } else { 64 });
         let mut agreed = self.agreed.lock();
-        if self.passthrough != Passthrough::Off && self.view.may_pass_through() {
+        let wanted = match self.passthrough {
+            Passthrough::Off => false,
+            Passthrough::Auto => self.view.may_pass_through() && self.view.gains_by_opens(),
+            Passthrough::Require => self.view.may_pass_through(),
+        };
+        if wanted {
             agreed.passthrough = nix::unistd::geteuid().is_root()
                 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();

@@ -141,7 +141,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let agreed = *agreed.lock();
     if options.passthrough == Passthrough::Require && !agreed.passthrough {
         let _ = session.unmount();
-        let why = "passthrough was required, but it needs Linux 6.9 or newer, root, a view that is not read-only, and \
+        let why = "passthrough was required, but it needs Linux 6.9 or newer, root, and, unless the view is read-only, \
                    a store on a file system with leases (fcntl F_SETLEASE)";
         return Err(fail(why.into(), false));
     }
@@ -156,7 +156,8 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
         again: Jobs::start("again", 1).map_err(io)?,
         far: Far::new(),
-        no_open: view.read_only() && !without.no_open,
+        // Who is never asked to open a file cannot say that it is passed through.
+        no_open: view.read_only() && !agreed.passthrough && !without.no_open,
         only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
     });
     let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune).map_err(io)?;

@@ -71,11 +71,14 @@ pub enum Overwrite {
     Replace,
 }
 
+/// Bytes: opening and closing a file takes about as long as the daemon's part in reading so much of it.
+const LARGE_AS_A_RULE: u64 = 512 << 10;
+
 /// What a view shows and allows.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ViewOptions {
-    /// EROFS throughout; no opens reach the daemon.
+    /// EROFS throughout; no opens reach the daemon, unless files are large as a rule.
     pub read_only: bool,
     /// Only these keys (leased while the view lives); implies `read_only`.
     pub scope: Option<Vec<EntryKey>>,
@@ -186,10 +189,25 @@ impl View {
         self.options.read_only
     }
 
-    /// Whether the kernel may write to draft files by itself. Such a file is released when it is closed, while
+    /// Whether the kernel may read and write files by itself. A draft's file is released when it is closed, while
     /// a mapping of it still writes: only a lease shows that.
     pub fn may_pass_through(&self) -> bool {
-        !self.read_only() && self.cache.has_leases()
+        self.read_only() || self.cache.has_leases()
+    }
+
+    /// Whether requests to open files are worth what they cost, to have large ones passed through. Drafts always gain;
+    /// a read-only view, which needs no opens otherwise, only where files are large as a rule, as it is now.
+    pub fn gains_by_opens(&self) -> bool {
+        let (bytes, files) = match &self.scope {
+            None if !self.read_only() => return true,
+            None => self.cache.stored(),
+            Some(scope) => scope
+                .values()
+                .flatten()
+                .filter_map(|e| e.row().ok())
+                .fold((0, 0), |(bytes, files), row| (bytes + row.logical_bytes, files + row.files)),
+        };
+        files > 0 && bytes / files >= LARGE_AS_A_RULE
     }
 
     fn target(&self, ino: Ino) -> Result<Target> {

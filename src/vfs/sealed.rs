@@ -159,8 +159,7 @@ impl View {
 
     pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
         let size = r.look()?.size;
-        if !self.read_only()
-            && size > PACK_LIMIT
+        if size > PACK_LIMIT
             && let Some(file) = r.entry.backing(r.record)?
         {
             return Ok(Opened { fh: 0, how: How::Blob(Arc::new(file.into())) });

@@ -53,7 +53,10 @@ fn s8_1_s8_3_a_flipped_bit_in_a_pack() {
 #[test]
 fn s8_1_each_group_of_a_large_blob() {
     let content = noise(22, 2 << 20);
-    for args in [&["--size", "4G", "--passthrough", "off"][..], &["--size", "4G", "--read-only"]] {
+    for args in [
+        &["--size", "4G", "--passthrough", "off"][..],
+        &["--size", "4G", "--read-only", "--passthrough", "off"],
+    ] {
         let mut m = Mount::with(&["--size", "4G"]);
         m.entry_of("key1", &content);
         m.terminate();
@@ -66,6 +69,34 @@ fn s8_1_each_group_of_a_large_blob() {
         assert_errno!(f.read_exact_at(&mut page, 1 << 20), EIO);
         eventually("the event", || m.has_event("damaged", "key1"));
     }
+}
+
+/// S8.2 "passes through": also in a read-only view, where files are large as a rule, which says so.
+#[test]
+fn s8_2_a_read_only_view_of_large_files_passes_them_through() {
+    let mut m = Mount::new();
+    m.entry_of("large", noise(26, 4 << 20));
+    m.entry("mixed", |out| {
+        write(out.join("large"), noise(27, 4 << 20));
+        (0..9).for_each(|n| write(out.join(n.to_string()), noise(n, 100)));
+    });
+    let possible = m.json(&["status"])["views"][0]["passthrough"] == true;
+    let mut passes = |name: &str, args: &[&str]| {
+        let at = m.add_view(name, &[&["--read-only"], args].concat());
+        let (file, map) = (at.join("large/outputs/f"), at.join("mixed/outputs/large"));
+        for (key, file, seed) in [("large", file, 26), ("mixed", map, 27)] {
+            let shown = !args.contains(&"--key") || args.contains(&key);
+            assert!(!shown || read(file) == noise(seed, 4 << 20), "{name}");
+        }
+        let views = m.json(&["status"])["views"].clone();
+        let view =
+            views.as_array().expect("views").iter().find(|v| v["at"] == at.to_str().expect("UTF-8")).cloned();
+        view.expect("the view")["passthrough"] == true
+    };
+    assert_eq!(passes("v1", &["--key", "large"]), possible, "one large file");
+    assert!(!passes("v2", &["--key", "mixed"]), "small ones as a rule");
+    assert_eq!(passes("v3", &[]), possible, "the whole store: 8 MiB in 11 files and their metadata");
+    assert!(!passes("v4", &["--passthrough", "off"]));
 }
 
 /// S8.2 What the kernel passes through or holds mapped is verified at ingest and by the scrub.
