@@ -73,6 +73,7 @@ fn answer_open(backings: &Backings, ino: u64, flags: i32, reply: Reply, opened: 
     let id = match &opened.how {
         How::Backing(file) => backings.open(ino, |device| for_writing(file, |f| device.register(f))),
         How::Blob(file) => backings.open(ino, |device| device.register(file)),
+        How::Elsewhere => backings.open(ino, |_| Err(std::io::ErrorKind::NotFound.into())),
         How::Keep => backings.join(ino),
     };
     match id {

@@ -159,12 +159,11 @@ impl View {
 
     pub(super) fn sealed_open(&self, r: &SealedRef) -> Result<Opened> {
         let size = r.look()?.size;
-        if size > PACK_LIMIT
-            && let Some(file) = r.entry.backing(r.record)?
-        {
-            return Ok(Opened { fh: 0, how: How::Blob(Arc::new(file.into())) });
+        if size <= PACK_LIMIT {
+            return Ok(Opened { fh: 0, how: How::Keep });
         }
-        Ok(Opened { fh: 0, how: How::Keep })
+        let file = r.entry.backing(r.record)?;
+        Ok(Opened { fh: 0, how: file.map_or(How::Elsewhere, |file| How::Blob(Arc::new(file.into()))) })
     }
 
     /// An attribute change of a sealed entry succeeds only if it changes nothing.

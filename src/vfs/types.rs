@@ -163,6 +163,8 @@ pub enum How {
     Backing(Arc<OwnedFd>),
     /// The same, on a file that nobody writes to any more.
     Blob(Arc<OwnedFd>),
+    /// As `Keep`, of what a later open may find to be such a file: not while this one lasts.
+    Elsewhere,
 }
 
 /// An opened file.

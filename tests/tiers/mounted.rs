@@ -167,6 +167,26 @@ fn an_entry_of_a_tier_is_shown_and_read() {
     }
 }
 
+/// S15.1 "as if it had always been here": also to who has it open while the last of it comes, and others open it again.
+#[test]
+fn what_has_come_is_opened_beside_what_was_opened_before() {
+    for transport in transports() {
+        let w = World::new(transport, patient(), 1, 3 << 20);
+        let wanted = content(1, 0, 3 << 20);
+        let before = fs::File::open(w.far(0)).expect("open");
+        assert!(read(&w.far(0)).expect("it comes") == wanted);
+        eventually("it is here", || {
+            xattr::get(w.far(0), "user.outfs.residency").expect("getfattr").expect("it has one") == b"local"
+        });
+        assert!(fs::read(w.far(0)).expect("a second open") == wanted);
+        let mut again = Vec::new();
+        (&before).read_to_end(&mut again).expect("the first open");
+        assert!(again == wanted);
+        drop(before);
+        assert!(fs::read(w.far(0)).expect("alone") == wanted);
+    }
+}
+
 /// S15.3 Who looks up and reads what is here waits for no tier, however many others do.
 #[test]
 fn who_reads_what_is_here_waits_for_no_tier() {
