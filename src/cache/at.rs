@@ -9,8 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
@@ -24,18 +23,6 @@ const PASS: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOL
 /// Opens the directory `name` of `dir` to pass through it.
 pub(super) fn pass(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, PASS, Mode::empty())?)
-}
-
-/// Opens the directory reached from `top` by `names`, to pass through it.
-pub(super) fn descend<'a>(
-    top: BorrowedFd<'_>,
-    names: impl IntoIterator<Item = &'a [u8]>,
-) -> io::Result<OwnedFd> {
-    let mut at = top.try_clone_to_owned()?;
-    for name in names {
-        at = pass(at.as_fd(), name)?;
-    }
-    Ok(at)
 }
 
 /// Opens a file for reading. Never waits for a writer of a fifo, never follows a symlink.
@@ -133,24 +120,6 @@ pub(super) fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
     PathBuf::from(OsString::from_vec(path))
-}
-
-/// Deletes a tree, also where whoever made it has taken away its own right to.
-pub(crate) fn remove_tree(top: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(top) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            unlock(top);
-            std::fs::remove_dir_all(top)
-        }
-        other => other,
-    }
-}
-
-/// Directories that are ours can be written from now on; the others stay as they are.
-fn unlock(dir: &Path) {
-    let _ = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700));
-    let Ok(names) = std::fs::read_dir(dir) else { return };
-    names.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).for_each(|e| unlock(&e.path()));
 }
 
 /// Whether a name has no attributes at all, where one call tells (Linux 6.13).

@@ -33,13 +33,13 @@ pub(super) fn first_difference(a: &Manifest, b: &Manifest, below: &[u8]) -> Opti
                     return Some(at::show(&at::join(&path, name)));
                 }
             };
-            let child = at::join(&path, a.name(x));
+            let child = || at::join(&path, a.name(x));
             let (Some(rx), Some(ry)) = (a.get(x), b.get(y)) else { break };
             if !alike(rx, ry) || rx.hash() != ry.hash() || a.target(x) != b.target(y) {
-                return Some(at::show(&child));
+                return Some(at::show(&child()));
             }
             if rx.kind() == RecordKind::Dir {
-                dirs.push((Some(x), Some(y), child));
+                dirs.push((Some(x), Some(y), child()));
             }
         }
         waiting.extend(dirs.into_iter().rev());

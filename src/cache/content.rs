@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::ingest::{Asked, FileId, Memory, ReadLease, STEP, hash_bytes, hash_fil
 use super::known::Known;
 use super::stash::{NewPack, Stash};
 use super::walk::{From, Plan, Source, Tree};
+use super::way::Way;
 use super::work::Work;
 use super::{Cache, CacheError, Result, at, workers};
 use crate::model::manifest::Content;
@@ -386,15 +388,18 @@ fn share_links(plan: &Plan, contents: &mut Contents) {
 
 /// The directory that was used last: files come in tree order.
 #[derive(Default)]
-struct OpenDir(Option<(u32, OwnedFd)>);
+struct OpenDir {
+    last: Option<(u32, Rc<OwnedFd>)>,
+    way: Way,
+}
 
 impl OpenDir {
     fn open_file(&mut self, tree: &Tree, dir: u32, name: &[u8]) -> io::Result<File> {
-        let fd = match self.0.take() {
+        let fd = match self.last.take() {
             Some((d, fd)) if d == dir => fd,
-            _ => tree.open_dir(dir)?,
+            _ => tree.open_dir(dir, &mut self.way)?,
         };
-        let (_, fd) = self.0.insert((dir, fd));
+        let (_, fd) = self.last.insert((dir, fd));
         let file = tree.open_file(fd.as_fd(), name)?;
         match at::kind(&at::stat_of(&file)?) {
             libc::S_IFREG => Ok(file),

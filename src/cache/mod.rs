@@ -77,12 +77,13 @@ mod untar;
 mod upkeep;
 #[cfg(test)]
 mod upkeep_tests;
+mod uproot;
 mod usage;
 mod verify;
 mod walk;
+mod way;
 mod work;
 
-pub(crate) use at::remove_tree;
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
 pub use breaker::TierFacts;
 pub use draft::Draft;
@@ -103,6 +104,7 @@ pub use push::PushFacts;
 pub(crate) use restore::temp_owner;
 pub use scrub::ScrubFacts;
 pub use tiers::TierOptions;
+pub(crate) use uproot::remove_tree;
 pub use usage::{Du, Stats, Usage};
 pub use work::Work;
 

@@ -12,6 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::only::Only;
 use super::restore::{Restorer, open_top};
+use super::uproot::remove_tree;
 use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at};
 use crate::model::{Manifest, RecordKind};
 use crate::store::StoreError;
@@ -111,7 +112,7 @@ impl Restorer<'_> {
             }
             let stat = at::stat(dir, &name).map_err(fail)?;
             match at::kind(&stat) {
-                libc::S_IFDIR => at::remove_tree(&at::proc_path(dir, &name)).map_err(fail)?,
+                libc::S_IFDIR => remove_tree(&at::proc_path(dir, &name)).map_err(fail)?,
                 _ => unlinkat(dir, &name[..], UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?,
             }
         }

@@ -162,7 +162,7 @@ impl Entry {
         // A blob that the index does not know is missing, wherever it should be.
         let location = tried.unwrap_or(Location::Loose);
         if self.cache().bad_blob(&BlobRow { hash: *hash, size, refs: 0, location }, error, still)? {
-            let path = at::show(&loaded.manifest.paths()[record as usize]);
+            let path = at::show(&loaded.manifest.path(record));
             self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
         }
         Ok(())
@@ -279,7 +279,7 @@ impl Entry {
         let (_, size) = self.blob(&manifest, record)?;
         if size > limit {
             let why = format!("it has {size} bytes, at most {limit} are read at once");
-            let what = at::show(&manifest.paths()[record as usize]);
+            let what = at::show(&manifest.path(record));
             return Err(CacheError::BadInput { what, why });
         }
         let mut bytes = vec![0; size as usize];

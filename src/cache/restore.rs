@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{OFlag, RenameFlags, renameat, renameat2};
@@ -20,6 +21,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::only::Only;
 use super::place::Shift;
 use super::restore_files::{Batch, Batches};
+use super::uproot::remove_tree;
+use super::way::Way;
 use super::{CacheError, Entry, RestoreAs, Restored, Result, Work, at};
 use crate::model::manifest::Record;
 use crate::model::{Manifest, RecordKind};
@@ -146,18 +149,21 @@ impl<'a> Restorer<'a> {
 
     /// Takes away directories that were not finished.
     fn drop_asides(&self) {
+        let mut way = Way::default();
         for Dir { parent, aside, .. } in &self.dirs {
-            if let (Some(aside), Ok(fd)) = (aside, self.open_dir(*parent)) {
-                let _ = std::fs::remove_dir_all(at::proc_path(fd.as_fd(), aside));
+            if let (Some(aside), Ok(fd)) = (aside, self.open_dir(*parent, &mut way)) {
+                let _ = remove_tree(&at::proc_path(fd.as_fd(), aside));
             }
         }
     }
 
     /// Makes the directories that are missing; what else is to be written into which.
     fn make_dirs(&mut self) -> Result<Batches> {
-        let (mut files, mut next) = (Batches::default(), 0);
-        while next < self.dirs.len() {
-            let fd = self.open_dir(next)?;
+        let (mut files, mut way) = (Batches::default(), Way::default());
+        // Depth first: the next one is near.
+        let mut waiting = vec![0];
+        while let Some(next) = waiting.pop() {
+            let fd = self.open_dir(next, &mut way)?;
             let place = Place { index: next, fd: fd.as_fd() };
             let Dir { record, made, ref only, .. } = self.dirs[next];
             let only = only.clone();
@@ -168,6 +174,7 @@ impl<'a> Restorer<'a> {
                 self.prune(place.fd, record, &self.path(next, b""))?;
             }
             let mut batch = Batch::of(next);
+            let first = self.dirs.len();
             for child in self.manifest.children(record) {
                 match only.child(self.manifest.name(child)) {
                     Some(only) if self.record(child).kind() == RecordKind::Dir => {
@@ -178,7 +185,7 @@ impl<'a> Restorer<'a> {
                 }
             }
             files.end(batch);
-            next += 1;
+            waiting.extend((first..self.dirs.len()).rev());
         }
         Ok(files)
     }
@@ -200,14 +207,14 @@ impl<'a> Restorer<'a> {
         path
     }
 
-    pub(super) fn open_dir(&self, index: usize) -> Result<OwnedFd> {
+    pub(super) fn open_dir(&self, index: usize, way: &mut Way) -> Result<Rc<OwnedFd>> {
         let (mut names, mut at) = (self.names(index), index);
         for name in names.iter_mut().rev() {
             let dir = &self.dirs[at];
             *name = dir.aside.as_deref().unwrap_or(name);
             at = dir.parent;
         }
-        at::descend(self.top.as_fd(), names).map_err(|e| CacheError::io("open", self.path(index, b""), e))
+        way.open(self.top.as_fd(), &names).map_err(|e| CacheError::io("open", self.path(index, b""), e))
     }
 
     pub(super) fn record(&self, record: u32) -> &'a Record {
@@ -263,7 +270,7 @@ impl<'a> Restorer<'a> {
     /// Modes, attributes and times of the directories we made, innermost first: what is written
     /// into a directory changes its time, and a read-only one could not be written into.
     fn finish_dirs(&self) -> Result<()> {
-        let manifest = self.manifest;
+        let (manifest, mut way) = (self.manifest, Way::default());
         for Dir { record, parent, made, aside, only, .. } in self.dirs.iter().skip(1).rev() {
             let ours = *made || self.exact && only.is_all();
             if !ours {
@@ -271,7 +278,7 @@ impl<'a> Restorer<'a> {
             }
             let (name, wanted) = (manifest.name(*record), self.record(*record));
             let now = aside.as_deref().unwrap_or(name);
-            let fd = self.open_dir(*parent)?;
+            let fd = self.open_dir(*parent, &mut way)?;
             at::set_xattrs(fd.as_fd(), now, manifest.xattrs(wanted))
                 .and_then(|()| at::chmod(fd.as_fd(), now, wanted.perm() | 0o200))
                 .and_then(|()| at::set_mtime(fd.as_fd(), now, self.time(*record)))
@@ -289,7 +296,7 @@ fn show(dir: BorrowedFd<'_>, aside: &[u8], name: &[u8]) -> io::Result<()> {
         Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {
             renameat2(dir, aside, dir, name, RenameFlags::RENAME_EXCHANGE)?;
             match at::kind(&at::stat(dir, aside)?) {
-                libc::S_IFDIR => std::fs::remove_dir_all(at::proc_path(dir, aside)),
+                libc::S_IFDIR => remove_tree(&at::proc_path(dir, aside)),
                 _ => Ok(unlinkat(dir, aside, UnlinkatFlags::NoRemoveDir)?),
             }
         }

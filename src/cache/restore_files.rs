@@ -16,6 +16,8 @@ use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::here::workers;
 use super::restore::{Place, Restorer, temp_name};
+use super::uproot::remove_tree;
+use super::way::Way;
 use super::{CacheError, RestoreAs, Restored, Result, at, ingest};
 use crate::model::RecordKind;
 use crate::model::manifest::Record;
@@ -128,6 +130,9 @@ struct Writer<'r, 'a> {
     /// The file whose content was asked for last.
     filling: Option<PathBuf>,
     buffer: Vec<u8>,
+    way: Way,
+    /// To what hard links are made of.
+    way_back: Way,
 }
 
 impl<'r, 'a> Writer<'r, 'a> {
@@ -139,6 +144,8 @@ impl<'r, 'a> Writer<'r, 'a> {
             written: Written::new(),
             filling: None,
             buffer: Vec::new(),
+            way: Way::default(),
+            way_back: Way::default(),
         }
     }
 
@@ -156,7 +163,7 @@ impl<'r, 'a> Writer<'r, 'a> {
     }
 
     fn batch(&mut self, dir: usize, records: &[u32]) -> Result<()> {
-        let fd = self.tree.open_dir(dir)?;
+        let fd = self.tree.open_dir(dir, &mut self.way)?;
         let place = Place { index: dir, fd: fd.as_fd() };
         records.iter().try_for_each(|record| self.file(&place, *record))
     }
@@ -228,7 +235,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         let temp = temp_name();
         let made = self.make(place, record, &temp).and_then(|()| {
             if there.is_some_and(|s| at::kind(&s) == libc::S_IFDIR) {
-                at::remove_tree(&at::proc_path(place.fd, name))
+                remove_tree(&at::proc_path(place.fd, name))
                     .map_err(|e| CacheError::io("replace", tree.path(place.index, name), e))?;
             }
             self.publish(place, &temp, name)
@@ -260,7 +267,7 @@ impl<'r, 'a> Writer<'r, 'a> {
         let wanted = tree.record(record);
         let path = tree.path(place.index, tree.manifest.name(record));
         if let Some((dir, first)) = self.written.get(&wanted.canonical()) {
-            let from = tree.open_dir(*dir)?;
+            let from = tree.open_dir(*dir, &mut self.way_back)?;
             linkat(from.as_fd(), &first[..], place.fd, temp, AtFlags::empty())
                 .map_err(|e| CacheError::io("link", path, e.into()))?;
             if wanted.kind() == RecordKind::File {

@@ -431,5 +431,5 @@ impl Cache {
 /// The first path in an entry that has this content.
 fn path_in(manifest: &Manifest, hash: &BlobHash) -> String {
     let record = manifest.records().iter().position(|r| r.hash().as_ref() == Some(hash));
-    record.map_or_else(|| hash.to_string(), |r| at::show(&manifest.paths()[r]))
+    record.map_or_else(|| hash.to_string(), |r| at::show(&manifest.path(r as u32)))
 }

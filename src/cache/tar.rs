@@ -4,6 +4,7 @@
 //! stream gives the same tree as a restore. `untar` reads it back.
 
 use std::io::{self, Read, Write};
+use std::rc::Rc;
 
 use tar::{Builder, EntryType, Header};
 
@@ -23,11 +24,13 @@ impl Entry {
         let manifest = &*self.manifest()?;
         if let Some(outputs) = manifest.find(b"outputs") {
             // Depth first, by name: directories before what is in them.
-            let mut waiting: Vec<_> = manifest.children(outputs).rev().map(|c| (c, Vec::new())).collect();
+            let top: Rc<[u8]> = Rc::default();
+            let mut waiting: Vec<_> = manifest.children(outputs).rev().map(|c| (c, top.clone())).collect();
             let mut first_names = std::collections::HashMap::new();
             while let Some((record, parent)) = waiting.pop() {
                 let path = at::join(&parent, manifest.name(record));
                 self.write_member(manifest, &mut tar, record, &path, &mut first_names)?;
+                let path: Rc<[u8]> = path.into();
                 waiting.extend(manifest.children(record).rev().map(|c| (c, path.clone())));
             }
         }
@@ -71,7 +74,9 @@ impl Entry {
                     header.set_entry_type(EntryType::Regular);
                     header.set_size(r.size());
                 }
-                first_names.entry(r.canonical()).or_insert_with(|| path.to_vec());
+                if manifest.nlink(r) > 1 {
+                    first_names.entry(r.canonical()).or_insert_with(|| path.to_vec());
+                }
             }
         }
         write_pax(manifest, tar, record).map_err(fail)?;

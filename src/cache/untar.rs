@@ -9,21 +9,27 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{EntryType, Header};
 
 use super::tar::PAX_XATTR;
+use super::way::Way;
 use super::{CacheError, Result, at};
+use crate::model::manifest::{MAX_DIR_PATH, TreeError, path_len};
 
 const BLOCK: u64 = 512;
 /// Most bytes of a long name or of pax records: more is no honest stream.
 const MAX_EXTRA: u64 = 16 << 20;
 
+/// Below what it will stand in the entry.
+const OUTPUTS: &str = "outputs";
+
 /// Unpacks a stream below an empty directory.
 pub(super) fn unpack(stream: &mut dyn Read, top: BorrowedFd<'_>) -> Result<()> {
-    let mut unpacker = Unpacker { top, dirs: Vec::new() };
+    let mut unpacker = Unpacker { top, dirs: Vec::new(), way: Way::default() };
     let mut members = Members { stream, data: 0, padding: 0, first: true };
     while let Some(member) = members.next()? {
         unpacker.member(member, &mut members)?;
@@ -230,6 +236,7 @@ struct Unpacker<'a> {
     top: BorrowedFd<'a>,
     /// Directories get their attributes last.
     dirs: Vec<(Vec<Vec<u8>>, Member)>,
+    way: Way,
 }
 
 /// The components of a member's path; what leads out of the tree is refused.
@@ -288,7 +295,11 @@ impl Unpacker<'_> {
     }
 
     /// Opens a directory below the top, making what is missing.
-    fn open_dir(&self, names: &[Vec<u8>], path: &[u8]) -> Result<OwnedFd> {
+    fn open_dir(&mut self, names: &[Vec<u8>], path: &[u8]) -> Result<Rc<OwnedFd>> {
+        if names.iter().fold(OUTPUTS.len(), |len, name| path_len(len, name)) > MAX_DIR_PATH {
+            let start = names.iter().take(4).map(|name| at::show(name)).collect::<Vec<_>>().join("/");
+            return Err(TreeError::TooDeep { start }.into());
+        }
         let fail = |e: io::Error| match e.raw_os_error() {
             Some(libc::ENOTDIR | libc::ELOOP) => bad(
                 &format!("the member {:?}", at::show(path)),
@@ -296,14 +307,15 @@ impl Unpacker<'_> {
             ),
             _ => CacheError::io("unpack", at::show(path), e),
         };
-        let mut fd = self.top.try_clone_to_owned().map_err(fail)?;
-        for name in names {
-            if at::stat_if_any(fd.as_fd(), name).map_err(fail)?.is_none() {
-                at::mkdir(fd.as_fd(), name, 0o755).map_err(fail)?;
+        let names: Vec<_> = names.iter().map(|name| &name[..]).collect();
+        let mut open_or_make = |dir: BorrowedFd<'_>, name: &[u8]| match at::pass(dir, name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                at::mkdir(dir, name, 0o755)?;
+                at::pass(dir, name)
             }
-            fd = at::pass(fd.as_fd(), name).map_err(fail)?;
-        }
-        Ok(fd)
+            other => other,
+        };
+        self.way.open_by(self.top, &names, &mut open_or_make).map_err(fail)
     }
 
     /// A later member of the same name replaces an earlier one.
@@ -317,7 +329,7 @@ impl Unpacker<'_> {
         }
     }
 
-    fn link(&self, member: &Member, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    fn link(&mut self, member: &Member, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let path = &member.path;
         let names = components(&member.link)?;
         let Some((last, parents)) = names.split_last() else {
@@ -328,14 +340,15 @@ impl Unpacker<'_> {
             .map_err(|e| CacheError::io("link", at::show(path), e.into()))
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         for (names, meta) in self.dirs.iter().rev() {
             let fail = |e| CacheError::io("unpack", at::show(&names.join(&b'/')), e);
             let (parents, name) = match names.split_last() {
                 Some((name, parents)) => (parents, &name[..]),
                 None => (&[][..], &b"."[..]),
             };
-            let dir = at::descend(self.top, parents.iter().map(|n| &n[..])).map_err(fail)?;
+            let parents: Vec<_> = parents.iter().map(|name| &name[..]).collect();
+            let dir = self.way.open(self.top, &parents).map_err(fail)?;
             apply(dir.as_fd(), name, meta).map_err(fail)?;
         }
         Ok(())

@@ -15,11 +15,12 @@ use super::at;
 use super::error::CacheError;
 use super::ingest::FileId;
 use super::only::Only;
+use super::way::Way;
 use crate::model::manifest::{Attrs, NodeId, TreeBuilder};
 
 type Result<T> = std::result::Result<T, CacheError>;
 
-/// Directories nested deeper than this are opened from the top again instead of being held open.
+/// Directories nested deeper than this are not held open while what is in them waits.
 const HELD_DEPTH: usize = 64;
 
 /// Where the bytes of a file come from.
@@ -130,8 +131,8 @@ impl Tree {
     }
 
     /// Opens one of its directories to pass through.
-    pub fn open_dir(&self, dir: u32) -> io::Result<OwnedFd> {
-        at::descend(self.top.as_fd(), self.names_of(dir))
+    pub fn open_dir(&self, dir: u32, way: &mut Way) -> io::Result<Rc<OwnedFd>> {
+        way.open(self.top.as_fd(), &self.names_of(dir))
     }
 
     /// Opens one of its files for reading.
@@ -149,10 +150,10 @@ impl Tree {
     }
 
     /// Lists a directory; one of ours that nobody may read becomes readable until we are dropped.
-    fn list(&mut self, dir: u32, fd: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    fn list(&mut self, dir: u32, fd: BorrowedFd<'_>, way: &mut Way) -> io::Result<Vec<Vec<u8>>> {
         let mode = at::stat_of(fd)?.st_mode & 0o7777;
         if self.owned && mode & 0o500 != 0o500 && !nix::unistd::geteuid().is_root() && dir != 0 {
-            let parent = self.open_dir(self.dirs[dir as usize].parent)?;
+            let parent = self.open_dir(self.dirs[dir as usize].parent, way)?;
             at::chmod(parent.as_fd(), &self.dirs[dir as usize].name, mode | 0o500)?;
             self.relaxed.push((dir, mode));
         }
@@ -163,8 +164,9 @@ impl Tree {
 impl Drop for Tree {
     fn drop(&mut self) {
         // Innermost first: an outer one may be needed to reach an inner one.
+        let mut way = Way::default();
         for (dir, mode) in std::mem::take(&mut self.relaxed).into_iter().rev() {
-            if let Ok(parent) = self.open_dir(self.dirs[dir as usize].parent) {
+            if let Ok(parent) = self.open_dir(self.dirs[dir as usize].parent, &mut way) {
                 let _ = at::chmod(parent.as_fd(), &self.dirs[dir as usize].name, mode);
             }
         }
@@ -224,12 +226,13 @@ impl Plan {
 
     /// Adds some of what is below the top of `tree` to the directory `parent`.
     pub fn add_part(&mut self, parent: NodeId, mut tree: Tree, only: Only) -> Result<()> {
-        let top = Rc::new(tree.open_dir(0).map_err(|e| CacheError::io("open", tree.path(0, b""), e))?);
+        let mut way = Way::default();
+        let top = tree.open_dir(0, &mut way).map_err(|e| CacheError::io("open", tree.path(0, b""), e))?;
         let mut waiting = vec![Pending { node: parent, dir: 0, depth: 0, fd: top, only }];
         let mut links = HashMap::new();
         while let Some(dir) = waiting.pop() {
-            let fd = self.open_pending(&tree, &dir)?;
-            let listed = tree.list(dir.dir, fd.as_fd());
+            let fd = open_pending(&tree, &dir, &mut way)?;
+            let listed = tree.list(dir.dir, fd.as_fd(), &mut way);
             let names = listed.map_err(|e| CacheError::io("read", tree.path(dir.dir, b""), e))?;
             for name in names {
                 let Some(only) = dir.only.child(&name) else { continue };
@@ -247,19 +250,6 @@ impl Plan {
         }
         self.tree = Some(tree);
         Ok(())
-    }
-
-    /// Opens a waiting directory: from its parent where that is held, else from the top.
-    fn open_pending(&self, tree: &Tree, dir: &Pending) -> Result<Rc<OwnedFd>> {
-        if dir.dir == 0 {
-            return Ok(dir.fd.clone());
-        }
-        let opened = if dir.depth <= HELD_DEPTH {
-            at::pass(dir.fd.as_fd(), &tree.dirs[dir.dir as usize].name)
-        } else {
-            tree.open_dir(dir.dir)
-        };
-        opened.map(Rc::new).map_err(|e| CacheError::io("open", tree.path(dir.dir, b""), e))
     }
 
     /// Adds one name; says which directory it became if it is one.
@@ -309,4 +299,17 @@ impl Plan {
         }
         Ok(None)
     }
+}
+
+/// Opens a waiting directory: from its parent where that is held.
+fn open_pending(tree: &Tree, dir: &Pending, way: &mut Way) -> Result<Rc<OwnedFd>> {
+    if dir.dir == 0 {
+        return Ok(dir.fd.clone());
+    }
+    let opened = if dir.depth <= HELD_DEPTH {
+        at::pass(dir.fd.as_fd(), &tree.dirs[dir.dir as usize].name).map(Rc::new)
+    } else {
+        tree.open_dir(dir.dir, way)
+    };
+    opened.map_err(|e| CacheError::io("open", tree.path(dir.dir, b""), e))
 }

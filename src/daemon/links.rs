@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::record;
-use crate::cache::{Cache, Entry, LeaseKind};
+use crate::cache::{Cache, Entry, LeaseKind, remove_tree};
 use crate::control::{Failure, Kind, RawPath};
 use crate::model::EntryKey;
 
@@ -36,7 +36,7 @@ fn replace_with_link(target: &Path, dest: &Path) -> io::Result<()> {
     let aside = dest.with_file_name(format!(".outfs-{}-{}", std::process::id(), name.to_string_lossy()));
     symlink(target, &aside)?;
     let replaced = match dest.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => exchange(&aside, dest).and_then(|()| std::fs::remove_dir_all(&aside)),
+        Ok(meta) if meta.is_dir() => exchange(&aside, dest).and_then(|()| remove_tree(&aside)),
         _ => std::fs::rename(&aside, dest),
     };
     if replaced.is_err() {

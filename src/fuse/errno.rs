@@ -6,6 +6,7 @@
 use nix::errno::Errno;
 
 use crate::cache::CacheError;
+use crate::model::manifest::TreeError;
 use crate::store::StoreError;
 use crate::vfs::VfsError;
 
@@ -39,6 +40,7 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::Busy { .. } | CacheError::Pinned { .. } => Errno::EBUSY,
         CacheError::Gone(_) => Errno::ESTALE,
         // Not EINVAL, which mv takes for a directory that is moved into itself.
+        CacheError::Tree(TreeError::TooDeep { .. }) => Errno::ENAMETOOLONG,
         CacheError::SpecialFile { .. } | CacheError::Tree(_) => Errno::EOPNOTSUPP,
         CacheError::BadInput { .. } => Errno::EINVAL,
         CacheError::NoSpace(_) => Errno::ENOSPC,

@@ -95,6 +95,7 @@ fn tree(m: &Manifest) -> usize {
     let mut reached = 1;
     for i in indices(m) {
         assert_eq!(m.find(&paths[i as usize]), Some(i));
+        assert_eq!(m.path(i), paths[i as usize]);
         assert!(m.lookup(i, b"").is_none() && m.lookup(i, b"a/b").is_none());
         for child in m.children(i) {
             reached += 1;

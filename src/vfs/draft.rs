@@ -21,6 +21,7 @@ use super::reach::{identity, proc_path};
 use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
 use super::{Result, VfsError, View, sys};
 use crate::cache::{Closed, Gate};
+use crate::model::manifest::{MAX_DIR_PATH, path_len};
 
 /// Attributes as the file system below has them.
 pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
@@ -49,6 +50,15 @@ pub(super) fn draft_found(node: &DraftNode, st: &libc::stat) -> Found {
 
 fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
     Ok(fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+/// A directory that no entry can have is not begun. What is below one that is moved is not looked through: sealing does
+/// that.
+fn not_too_deep(parent: &DraftNode, name: &OsStr) -> Result<()> {
+    match path_len(parent.path_len(), name.as_bytes()) > MAX_DIR_PATH {
+        true => Err(Errno::ENAMETOOLONG.into()),
+        false => Ok(()),
+    }
 }
 
 /// What a new inode is.
@@ -127,6 +137,9 @@ impl View {
         name: &OsStr,
         what: Make,
     ) -> Result<Found> {
+        if let Make::Dir { .. } = what {
+            not_too_deep(parent, name)?;
+        }
         let _gate = self.gate(parent)?;
         self.note_writer(caller, &parent.draft);
         self.cache.make_room(0)?;
@@ -233,6 +246,9 @@ impl View {
         let _gate = self.gate(from)?;
         let (from_dir, to_dir) = (self.reach.dir(from)?, self.reach.dir(to)?);
         let moved = self.known_at(from, &from_dir, name);
+        if moved.as_ref().is_some_and(|node| node.kind == Kind::Dir) {
+            not_too_deep(to, new)?;
+        }
         let target = self.kept_at(to, &to_dir, new)?;
         renameat2(&*from_dir, name, &*to_dir, new, flags)?;
         self.tell_others(from);

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -16,7 +17,7 @@ use super::names::Shown;
 use super::slots::Slot;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry};
-use crate::model::Manifest;
+use crate::model::manifest::path_len;
 
 /// Names of one inode that are remembered; more can exist.
 const MAX_NAMES: usize = 16;
@@ -266,29 +267,15 @@ impl DraftNode {
         s.tidy();
     }
 
-    /// The path below the draft's top along known names; `None` without one.
-    fn path(&self) -> Option<Vec<u8>> {
-        if self.top {
-            return Some(Vec::new());
+    /// The length of its path below the draft's top along known names.
+    pub fn path_len(&self) -> usize {
+        let mut len = 0;
+        let mut place = self.place();
+        while let Some((above, name)) = place {
+            len = path_len(len, name.as_bytes());
+            place = above.place();
         }
-        let mut parts = Vec::new();
-        let mut at = self.place()?;
-        loop {
-            parts.push(at.1);
-            if at.0.top {
-                break;
-            }
-            let up = at.0.place()?;
-            at = up;
-        }
-        parts.reverse();
-        Some(parts.iter().map(|p| p.as_encoded_bytes()).collect::<Vec<_>>().join(&b'/'))
-    }
-
-    /// The record it is in the entry its draft became; `None` without a name in it.
-    pub fn record_in(&self, manifest: &Manifest) -> Option<u32> {
-        let found = manifest.find(&self.path()?)?;
-        Some(manifest.get(found).map_or(found, |r| r.canonical()))
+        len
     }
 
     /// Its draft was sealed: it is this record now, or lives on through its descriptors.

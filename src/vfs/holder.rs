@@ -9,6 +9,7 @@ use super::View;
 use super::draft_node::DraftNode;
 use super::ino;
 use super::reach::identity;
+use super::settling::Settling;
 use super::types::Ino;
 use crate::cache::{Draft, Entry, Holder, Known, LeaseKind, now_ns};
 use crate::model::EntryKey;
@@ -122,12 +123,13 @@ impl Holder for View {
     fn sealed(&self, draft: &Draft, entry: &Entry) {
         // What the kernel knows must not hold the entry more than other look-ups do.
         let alone = self.cache.holders().len() < 2;
-        let stands = |node: &_| alone || self.reach.stands(node);
         let manifest = entry
             .manifest()
             .inspect_err(|e| tracing::error!(key = %entry.key(), "what is open of it stays a draft's: {e}"));
         let view = entry.held_as(LeaseKind::View);
-        let sealed = self.nodes.convert(draft, &view, manifest.ok().as_deref(), &stands);
+        let manifest = manifest.ok();
+        let settling = Settling::new(manifest.as_deref(), (!alone).then_some(&self.reach));
+        let sealed = self.nodes.convert(draft, &view, settling);
         self.attributes_changed(&sealed);
         // Numbers are others now, of names that the kernel did not look up, and metadata may have been added.
         let listed = |ino: &Ino| self.nodes.draft_node(*ino).is_some_and(|node| node.shown.changed());

@@ -30,6 +30,7 @@ mod publishing;
 mod reach;
 mod remote;
 mod sealed;
+mod settling;
 mod slots;
 mod sys;
 mod types;

@@ -17,11 +17,12 @@ use parking_lot::RwLock;
 use super::draft_node::DraftNode;
 use super::ino;
 use super::known::now;
+use super::settling::Settling;
 use super::slots::Slot;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry, HeldBlob};
+use crate::model::BlobHash;
 use crate::model::groups::GroupHash;
-use crate::model::{BlobHash, Manifest};
 
 /// A blob under `.outfs/blobs`.
 pub struct BlobNode {
@@ -357,15 +358,8 @@ impl Nodes {
 
     /// Turns all nodes of a draft into records of the entry it became. Nodes without a name in
     /// it stay as they are: they live on through their descriptors.
-    /// Without a manifest no node has one. `stands` says whether a node is still what its known names lead
-    /// to: another view may have moved it, and have put something else there. Gives the nodes it found.
-    pub fn convert(
-        &self,
-        draft: &Draft,
-        entry: &Entry,
-        manifest: Option<&Manifest>,
-        stands: &dyn Fn(&Arc<DraftNode>) -> bool,
-    ) -> Vec<Ino> {
+    /// Gives the nodes it found.
+    pub fn convert(&self, draft: &Draft, entry: &Entry, mut settling: Settling<'_>) -> Vec<Ino> {
         let mut all = Vec::new();
         // Look-ups of other entries need the table meanwhile, so its lock is taken for moments only. Nodes
         // that are looked up between are found by another round.
@@ -378,8 +372,7 @@ impl Nodes {
             }
             all.extend(nodes.iter().map(|n| n.ino));
             for batch in nodes.chunks(256) {
-                let records: Vec<_> =
-                    batch.iter().map(|n| n.record_in(manifest?).filter(|_| stands(n))).collect();
+                let records: Vec<_> = batch.iter().map(|node| settling.record(node)).collect();
                 let mut t = self.table.write();
                 for (node, record) in batch.iter().zip(records) {
                     t.drop_backing(node);

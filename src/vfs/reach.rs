@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
 use parking_lot::Mutex;
 
 use super::counted::Counted;
@@ -111,23 +111,6 @@ impl Reach {
             self.dirs.lock().put(child.ino, fd.clone());
         }
         Ok(fd)
-    }
-
-    /// Whether the newest known names, from the draft's top down, lead to this inode.
-    pub fn stands(&self, node: &Arc<DraftNode>) -> bool {
-        let mut at = node.clone();
-        while !at.top {
-            let Some((parent, name)) = at.place() else { return false };
-            let found = self
-                .dir(&parent)
-                .ok()
-                .and_then(|dir| fstatat(&*dir, &*name, AtFlags::AT_SYMLINK_NOFOLLOW).ok());
-            if found.is_none_or(|st| identity(&st) != at.backing) {
-                return false;
-            }
-            at = parent;
-        }
-        true
     }
 
     /// Lets go of a directory's descriptor: it was removed, sealed or forgotten.

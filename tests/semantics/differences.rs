@@ -3,8 +3,13 @@
 //! D1 is with S1.3 and in `tests/views.rs`, D5 in `tests/views.rs`.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::common::*;
 
@@ -121,4 +126,82 @@ fn d11_the_top_of_an_entry() {
     let mode = |top: &std::path::Path| fs::metadata(top.join("key1")).expect("stat").mode() & 0o777;
     assert_eq!((mode(m.mnt()), mode(&ro)), (0o755, 0o555));
     assert_errno!(fs::write(m.path("key1/new"), "x"), EROFS);
+}
+
+/// A chain of `d` below a directory, as deep as it may be; the number of directories, and why it ended.
+fn chain(top: &std::path::Path) -> (usize, OwnedFd, nix::errno::Errno) {
+    let open = |dir: &OwnedFd| {
+        nix::fcntl::openat(dir, "d", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).expect("openat")
+    };
+    let mut at: OwnedFd = File::open(top).expect("open").into();
+    for depth in 0.. {
+        if let Err(e) = nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU) {
+            return (depth, at, e);
+        }
+        at = open(&at);
+    }
+    unreachable!()
+}
+
+/// D12 A directory's path below the top of its draft or entry has at most 8,192 bytes, twice what a system call takes: what
+/// would be longer is ENAMETOOLONG when it is made or moved there.
+#[test]
+fn d12_how_deep_directories_nest() {
+    let m = Mount::new();
+    mkdir(m.path("key1"));
+    let (depth, bottom, errno) = chain(&m.path("key1"));
+    assert_eq!((depth, errno), (4096, nix::errno::Errno::ENAMETOOLONG));
+    write(proc_path(&bottom).join("f"), "bottom");
+    mkdir(m.path("key1/e"));
+    assert_errno!(fs::rename(m.path("key1/e"), proc_path(&bottom).join("e")), ENAMETOOLONG);
+    fs::rename(m.path("key1/e"), m.path("key1/d/e")).expect("rename");
+    drop(bottom);
+    m.seal(&["key1"]);
+    let mut at: OwnedFd = File::open(m.path("key1")).expect("open").into();
+    for _ in 0..depth {
+        at = nix::fcntl::openat(&at, "d", OFlag::O_PATH, Mode::empty()).expect("openat");
+    }
+    assert_eq!(read(proc_path(&at).join("f")), b"bottom");
+    drop(at);
+    sh("find", &[&m.path("key1"), &"-depth", &"-name", &"none"]);
+    m.evict("key1");
+}
+
+/// D12 … What is deeper because a directory that holds others was moved is told by sealing, as is what was made natively and
+/// what is put or imported.
+#[test]
+fn d12_what_nests_too_deep_is_not_sealed() {
+    let m = Mount::new();
+    mkdir(m.work("w"));
+    for half in ["a", "b"] {
+        mkdir(m.work("w").join(half));
+        let (_, bottom, _) = chain(&m.work("w").join(half));
+        if half == "a" {
+            continue;
+        }
+        let up = (0..3000).fold(bottom, |at, _| {
+            nix::fcntl::openat(&at, "..", OFlag::O_PATH, Mode::empty()).expect("openat")
+        });
+        fs::rename(m.work("w").join("a"), proc_path(&up).join("a")).expect("rename");
+    }
+    assert_errno!(fs::rename(m.work("w"), m.path("key1")), ENAMETOOLONG);
+    let said = m.run(&["seal", "w", "key1"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("b/d/d/d") && said.contains("nest"), "{said}");
+    sh("rm", &[&"-rf", &m.work("w")]);
+    let tree = m.outside("tree");
+    mkdir(&tree);
+    let mut at: OwnedFd = File::open(&tree).expect("open").into();
+    for _ in 0..20_000 {
+        nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).expect("mkdirat");
+        at = nix::fcntl::openat(&at, "d", OFlag::O_PATH, Mode::empty()).expect("openat");
+    }
+    let said = m.run(&["put", "key1", tree.to_str().expect("a name")]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("outputs/d/d/d") && said.contains("nest"), "{said}");
+    sh("rm", &[&"-rf", &tree]);
+}
+
+fn proc_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

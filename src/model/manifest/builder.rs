@@ -8,10 +8,10 @@ use std::collections::HashMap;
 
 use zerocopy::IntoBytes;
 
-use super::Seal;
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
+use super::{MAX_DIR_PATH, Seal, path_len};
 use crate::model::groups::{GroupHash, group_count};
 use crate::model::hash::BlobHash;
 
@@ -57,13 +57,21 @@ pub enum TreeError {
     /// Two children of one directory have the same name.
     #[error("{0:?} occurs twice in one directory")]
     Duplicate(String),
+    /// A directory that nests too deep.
+    #[error(
+        "the directories below {start:?} nest so deep that a path has more than {MAX_DIR_PATH} bytes; move them up, or store an archive of them"
+    )]
+    TooDeep {
+        /// How its path begins.
+        start: String,
+    },
     /// More than 2^32 records, or more than 4 GiB of names.
     #[error("the tree is too large for one entry")]
     TooLarge,
 }
 
 enum Kind {
-    Dir,
+    Dir { path_len: usize },
     File { content: Option<Content>, link: Option<u64> },
     Symlink { target: Vec<u8>, link: Option<u64> },
 }
@@ -83,7 +91,9 @@ pub struct TreeBuilder {
 impl TreeBuilder {
     /// A tree that has only its top directory.
     pub fn new(top: Attrs) -> Self {
-        Self { nodes: vec![Node { parent: 0, name: Vec::new(), attrs: top, kind: Kind::Dir }] }
+        Self {
+            nodes: vec![Node { parent: 0, name: Vec::new(), attrs: top, kind: Kind::Dir { path_len: 0 } }],
+        }
     }
 
     /// The top directory.
@@ -103,7 +113,25 @@ impl TreeBuilder {
 
     /// Adds a directory.
     pub fn dir(&mut self, parent: NodeId, name: &[u8], attrs: Attrs) -> Result<NodeId, TreeError> {
-        self.push(parent, name, attrs, Kind::Dir)
+        let Kind::Dir { path_len: above } = self.nodes[parent.0 as usize].kind else {
+            unreachable!("only directories are parents")
+        };
+        let path_len = path_len(above, name);
+        if path_len > MAX_DIR_PATH {
+            return Err(TreeError::TooDeep { start: self.start_of(parent) });
+        }
+        self.push(parent, name, attrs, Kind::Dir { path_len })
+    }
+
+    /// How the path of a very deep directory begins.
+    fn start_of(&self, dir: NodeId) -> String {
+        const ENOUGH: usize = 4;
+        let above = |node: &u32| Some(self.nodes[*node as usize].parent).filter(|_| *node != 0);
+        let names: Vec<_> = std::iter::successors(Some(dir.0), above)
+            .filter(|node| *node != 0)
+            .map(|node| String::from_utf8_lossy(&self.nodes[node as usize].name))
+            .collect();
+        names.into_iter().rev().take(ENOUGH).collect::<Vec<_>>().join("/")
     }
 
     /// Adds a symlink with its target, byte for byte. Those with the same `link` are hard links of each other.
@@ -143,7 +171,7 @@ impl TreeBuilder {
         if !super::read::valid_name(name) {
             return Err(TreeError::Name(String::from_utf8_lossy(name).into_owned()));
         }
-        debug_assert!(matches!(self.nodes[parent.0 as usize].kind, Kind::Dir));
+        debug_assert!(matches!(self.nodes[parent.0 as usize].kind, Kind::Dir { .. }));
         let id = u32::try_from(self.nodes.len()).ok().filter(|&n| n < u32::MAX).ok_or(TreeError::TooLarge)?;
         self.nodes.push(Node { parent: parent.0, name: name.to_vec(), attrs, kind });
         Ok(NodeId(id))
@@ -206,7 +234,7 @@ impl TreeBuilder {
         let mut child_count: HashMap<u32, u32> = HashMap::new();
         for n in self.nodes.iter().skip(1) {
             *child_count.entry(n.parent).or_default() += 1;
-            if matches!(n.kind, Kind::Dir) {
+            if matches!(n.kind, Kind::Dir { .. }) {
                 *subdirs.entry(n.parent).or_default() += 1;
             }
         }
@@ -235,7 +263,7 @@ impl TreeBuilder {
             let mut canonical = pos;
             let mut nlink = 1;
             let (kind, size, body) = match &node.kind {
-                Kind::Dir => {
+                Kind::Dir { .. } => {
                     let sub = subdirs.get(&i).copied().unwrap_or(0);
                     nlink = 2 + sub;
                     let body = DirBody {

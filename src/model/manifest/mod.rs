@@ -24,6 +24,15 @@ use serde::{Deserialize, Serialize};
 use super::hash::ManifestHash;
 use super::key::EntryKey;
 
+/// Most bytes of a directory's path below its entry's top: twice what a system call takes. Deeper trees can be made (`cd` and
+/// `mkdir` in turn) and then be named by nobody, and all that goes through them would take time and memory by their depth.
+pub const MAX_DIR_PATH: usize = 8192;
+
+/// The length of the path of `name` in a directory, whose own path has `above` bytes: 0 at the top.
+pub fn path_len(above: usize, name: &[u8]) -> usize {
+    above + usize::from(above > 0) + name.len()
+}
+
 /// What a manifest says about the entry as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seal {

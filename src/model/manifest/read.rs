@@ -1,11 +1,13 @@
 //! Reading manifests in place, after one complete validation.
 
+use std::collections::VecDeque;
+
 use zerocopy::FromBytes;
 
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
-use super::{Child, Looks, Origin, Seal, Top};
+use super::{Child, Looks, MAX_DIR_PATH, Origin, Seal, Top, path_len};
 use crate::model::groups::{GroupHash, group_count, root_of_groups};
 use crate::model::hash::{BlobHash, ManifestHash};
 use crate::model::key::EntryKey;
@@ -153,6 +155,8 @@ impl Manifest {
                 return bad(i, "owner or attributes lie outside the heap");
             }
         }
+        // Of the directories that were met as children, in the order in which their own turn comes.
+        let mut path_lens = VecDeque::from([0]);
         let mut next_child = 1u64;
         let (mut files, mut logical) = (0u64, 0u64);
         for (i, r) in (0u32..).zip(records) {
@@ -175,6 +179,14 @@ impl Manifest {
                     }
                     if children.iter().any(|c| is_dir(c) && dir_body(c).parent.get() != i) {
                         return bad(i, "a subdirectory names another parent");
+                    }
+                    let Some(above) = path_lens.pop_front() else {
+                        return bad(i, "the directory belongs to none that stands before it");
+                    };
+                    let below = children.iter().filter(|c| is_dir(c));
+                    path_lens.extend(below.map(|c| path_len(above, self.name_of(c))));
+                    if above > MAX_DIR_PATH {
+                        return bad(i, "the directory nests too deep");
                     }
                     next_child += count;
                     if canonical != i {
@@ -445,6 +457,21 @@ impl Manifest {
             rest = tail;
             (name, value)
         })
+    }
+
+    /// A record's path below the top.
+    pub fn path(&self, index: u32) -> Vec<u8> {
+        let (mut names, mut at) = (Vec::new(), index);
+        while at != 0 {
+            names.push(self.name(at));
+            // Only directories name their parents.
+            at = match self.get(at) {
+                Some(r) if is_dir(r) => self.parent(at),
+                _ => (0..self.records as u32).find(|dir| self.children(*dir).contains(&at)).unwrap_or(0),
+            };
+        }
+        names.reverse();
+        names.join(&b'/')
     }
 
     /// Every record's path below the top, in record order; the top's is empty.

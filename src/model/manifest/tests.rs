@@ -111,6 +111,53 @@ fn bad_trees_are_refused() {
     assert!(matches!(b.finish(&seal()), Err(TreeError::Duplicate(_))));
 }
 
+/// A chain of directories whose deepest path has `bytes` bytes (an odd number), with a file in it.
+fn chain(bytes: usize) -> Result<Vec<u8>, TreeError> {
+    let mut b = TreeBuilder::new(attrs(0o755));
+    let mut at = b.top();
+    for _ in 0..bytes.div_ceil(2) {
+        at = b.dir(at, b"d", attrs(0o755))?;
+    }
+    let file = b.file(at, &[b'f'; 255], attrs(0o644), None)?;
+    b.set_content(file, content(b"bottom"));
+    b.finish(&seal())
+}
+
+#[test]
+fn trees_that_nest_too_deep_are_refused() {
+    let deepest = MAX_DIR_PATH - 1;
+    let m = Manifest::parse(chain(deepest).unwrap()).unwrap();
+    assert_eq!(m.records().len(), deepest.div_ceil(2) + 2);
+    let error = chain(deepest + 2).unwrap_err();
+    assert_eq!(error, TreeError::TooDeep { start: "d/d/d/d".into() });
+    assert!(error.to_string().contains("move them up"), "{error}");
+}
+
+/// Whoever writes a manifest by other means is not bound by what the builder allows.
+#[test]
+fn manifests_that_nest_too_deep_are_not_valid() {
+    let mut longer = chain(MAX_DIR_PATH - 1).unwrap();
+    // The names stand side by side in the heap, so that the first is `ddd` when its record says that it has three bytes.
+    longer[176 + 64 + 52] = 3;
+    let error = Manifest::parse(longer).unwrap_err();
+    assert!(matches!(error, FormatError::Record { what: "the directory nests too deep", .. }), "{error:?}");
+}
+
+/// Whoever climbs from it would never arrive at the top.
+#[test]
+fn a_directory_that_holds_itself_is_not_valid() {
+    let mut b = TreeBuilder::new(attrs(0o755));
+    b.dir(b.top(), b"d", attrs(0o755)).unwrap();
+    let mut bytes = b.finish(&seal()).unwrap();
+    // First child, children, subdirectories, parent.
+    for field in [0, 4, 8, 12] {
+        bytes[176 + field] = 0;
+        bytes[176 + 64 + field] = 1;
+    }
+    let error = Manifest::parse(bytes).unwrap_err();
+    assert!(matches!(error, FormatError::Record { record: 1, .. }), "{error:?}");
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = sample();
