@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -354,6 +355,50 @@ if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );
+}
+
+/// An overlay file system over `lower`, what is changed in a tmpfs.
+fn overlay(lower: &Path, at: &Path) -> (Mounted, Mounted) {
+    let changes = Mounted::tmpfs(&at.with_extension("changes"), "16M");
+    let (upper, work) = (changes.0.join("upper"), changes.0.join("work"));
+    [at, &upper, &work].into_iter().for_each(|dir| fs::create_dir(dir).expect("mkdir"));
+    let layers =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    sh("mount", &[&"-t", &"overlay", &"overlay", &"-o", &layers, &at]);
+    (Mounted(at.to_owned()), changes)
+}
+
+/// D13 A view that passes files through can lie below one overlay file system …; with `--passthrough off` it can
+/// [lie below an overlay of an overlay].
+#[test]
+fn an_entry_below_overlays() {
+    need_root();
+    let mut m = Mount::new();
+    m.entry("key1", |out| {
+        write(out.join("large"), noise(31, 2 << 20));
+        write(out.join("small"), "small");
+    });
+    for (name, args, levels) in
+        [("v1", &["--read-only"][..], 1), ("v2", &["--read-only", "--passthrough", "off"], 2)]
+    {
+        let view = m.add_view(name, args);
+        let (mut lower, mut over) = (view.join("key1/outputs"), Vec::new());
+        for level in 0..levels {
+            let at = m.outside(&format!("{name}-{level}"));
+            over.push(overlay(&lower, &at));
+            lower = at;
+        }
+        assert!(read(lower.join("large")) == noise(31, 2 << 20));
+        let mut end = fs::OpenOptions::new().append(true).open(lower.join("large")).expect("it is copied up");
+        std::io::Write::write_all(&mut end, b"more").expect("write");
+        fs::remove_file(lower.join("small")).expect("unlink");
+        assert_eq!((names(&lower), read(lower.join("large")).len()), (vec!["large".into()], (2 << 20) + 4));
+        assert!(read(view.join("key1/outputs/large")) == noise(31, 2 << 20), "nothing reaches the entry");
+        while let Some((overlay, changes)) = over.pop() {
+            drop(overlay);
+            drop(changes);
+        }
+    }
 }
 
 /// A look-up does not wait for the sealing of another key.

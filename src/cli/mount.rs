@@ -30,7 +30,7 @@ enum OverwriteArg {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum PassthroughArg {
-    /// Where kernel and privileges allow
+    /// Where kernel and privileges allow; in read-only views, if files are large as a rule
     Auto,
     /// Never
     Off,
