@@ -181,6 +181,8 @@ fn first_byte(store: &Store, view: &Path, last: &str, cold: bool) -> Result<f64,
         "--size",
         "20G",
     ]))?;
+    // As before the others: what they have deleted is still being written out.
+    place::run(&mut Command::new("sync"))?;
     if cold {
         place::drop_caches()?;
     }
