@@ -7,10 +7,13 @@
 #![allow(dead_code)]
 
 pub mod files;
+mod limits;
+pub mod mounts;
 pub mod trace;
 pub mod tree;
 
 pub use files::*;
+pub use mounts::*;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -67,15 +70,6 @@ pub fn need(program: &str) {
 /// Fails the test when it is not run by root.
 pub fn need_root() {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root (it mounts, or changes users)");
-}
-
-/// Is `path` a mount point now?
-pub fn is_mounted(path: &Path) -> bool {
-    let wanted = path.to_str().expect("temporary directories have plain names");
-    fs::read_to_string("/proc/self/mountinfo")
-        .expect("mountinfo is readable")
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(wanted))
 }
 
 /// Polls until `condition` holds; fails after [`SOON`], saying what was waited for.
@@ -244,10 +238,10 @@ impl Mount {
         c.args(transport(&self.args)).envs(self.env.iter().map(|(name, value)| (name, value)));
         c.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         if self.without_leases {
-            forbid_leases(&mut c);
+            limits::no_leases(&mut c);
         }
         if let Some(most) = self.descriptors {
-            limit_descriptors(&mut c, most);
+            limits::descriptors(&mut c, most);
         }
         let mut child = c.spawn().expect("the program under test starts");
         let mnt = self.mnt.clone();
@@ -496,96 +490,6 @@ impl Drop for Mount {
             detach(at);
         }
     }
-}
-
-/// Unmounts lazily, however many mounts are stacked there.
-pub fn detach(at: &Path) {
-    for _ in 0..8 {
-        if !is_mounted(at) {
-            return;
-        }
-        if nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).is_err() {
-            let _ = Command::new("fusermount3").args(["-uz".as_ref(), at.as_os_str()]).status();
-        }
-    }
-}
-
-/// A file system mounted for a test (tmpfs, bind); unmounted when dropped.
-pub struct Mounted(pub PathBuf);
-
-impl Mounted {
-    /// A tmpfs of this size.
-    pub fn tmpfs(at: &Path, size: &str) -> Mounted {
-        need_root();
-        fs::create_dir_all(at).expect("a mount point");
-        let at = at.canonicalize().expect("it exists");
-        let data = format!("size={size},mode=0755");
-        nix::mount::mount(
-            Some("outfs-test"),
-            &at,
-            Some("tmpfs"),
-            nix::mount::MsFlags::empty(),
-            Some(data.as_str()),
-        )
-        .expect("a tmpfs");
-        Mounted(at)
-    }
-
-    /// A bind mount of `what`.
-    pub fn bind(what: &Path, at: &Path) -> Mounted {
-        need_root();
-        fs::create_dir_all(at).expect("a mount point");
-        let at = at.canonicalize().expect("it exists");
-        nix::mount::mount(Some(what), &at, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
-            .expect("a bind mount");
-        Mounted(at)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        detach(&self.0);
-    }
-}
-
-/// Bounds how many descriptors the program may have.
-fn limit_descriptors(c: &mut Command, most: u64) {
-    use nix::sys::resource::{Resource, setrlimit};
-    use std::os::unix::process::CommandExt;
-    // SAFETY: setrlimit is all that the child calls before it becomes another program.
-    unsafe { c.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)) };
-}
-
-/// Makes fcntl(F_SETLEASE) fail with EINVAL in the program.
-fn forbid_leases(c: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equal, give) = (
-        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-        libc::BPF_RET | libc::BPF_K,
-    );
-    // The number of the call is at 0, the low word of its second argument at 24.
-    let second = if cfg!(target_endian = "little") { 24 } else { 28 };
-    let mut filter = [
-        op(load, 0, 0, 0),
-        op(equal, 0, 3, libc::SYS_fcntl as u32),
-        op(load, 0, 0, second),
-        op(equal, 0, 1, libc::F_SETLEASE as u32),
-        op(give, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32),
-        op(give, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let install = move || {
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: two calls of the kernel that allocate nothing; the program lives through the second.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
-        };
-        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
-    };
-    // SAFETY: see `install`.
-    unsafe { c.pre_exec(install) };
 }
 
 /// Runs it, fails with its output unless it succeeds, and gives its standard output.
