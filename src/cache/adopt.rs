@@ -10,7 +10,7 @@ use super::here::now_ns;
 use super::stash::{NewPack, Stash};
 use super::usage::metadata_bytes;
 use super::{Cache, Result};
-use crate::index::{Commit, EntryRow, NewEntry};
+use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry};
 use crate::model::manifest::Content;
 use crate::model::{BlobHash, EventKind, Manifest};
 use crate::store::{Hashed, Location, StoreError, parts_of};
@@ -42,19 +42,22 @@ impl Cache {
         store.write_manifest(manifest.as_bytes())?;
         store.write_places(&manifest.hash(), &tree.places.encode())?;
         store.write_locations(&manifest.hash(), &table, &parts_of(manifest))?;
+        let now = now_ns();
         let row = EntryRow {
             id: 0,
             key: key.clone(),
             manifest: manifest.hash(),
             task_id: facts.as_ref().map(|m| m.task_id.clone()).unwrap_or_default(),
             sealed_at_ns: manifest.seal().sealed_at_ns,
-            accessed_at_ns: now_ns(),
+            accessed_at_ns: now,
             logical_bytes: manifest.logical_bytes(),
             files: manifest.files(),
             metadata_bytes: metadata,
             inferred: manifest.seal().inferred,
             readable: facts.is_some(),
             top: Some(manifest.top()),
+            // None of its bytes came with it.
+            in_tier: InTier { backed: Backed::Came, tier: tier.to_owned(), dropped_at_ns: now },
         };
         let hashes: HashSet<BlobHash> = at.into_keys().collect();
         let packs = stash.packs_of(blobs.iter().map(|(_, _, at)| *at));

@@ -142,6 +142,11 @@ impl Asked {
         self.tier.capabilities().push
     }
 
+    /// Whether that is its name.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.tier.name() == name
+    }
+
     /// It was brought an entry.
     pub fn brought(&self) {
         self.brought.fetch_add(1, Ordering::Relaxed);

@@ -302,6 +302,7 @@ impl Made {
             readable: self.broken.is_none(),
             metadata_bytes: super::usage::metadata_bytes(&self.manifest, 0),
             top: Some(self.manifest.top()),
+            in_tier: Default::default(),
         }
     }
 }

@@ -88,6 +88,9 @@ impl FsckReport {
     }
 }
 
+/// How many entries have a blob, and how many of these a tier has.
+type References = HashMap<BlobHash, (u64, u64)>;
+
 /// Gathers what one check finds.
 pub(super) struct Check<'a> {
     pub cache: &'a Cache,
@@ -100,8 +103,8 @@ pub(super) struct Check<'a> {
     pub bad_packs: BTreeSet<PackId>,
     /// Entries without a readable manifest.
     pub bad_entries: Vec<EntryRow>,
-    /// Numbers of references that are wrong, and the right ones.
-    pub wrong_refs: Vec<(BlobHash, u64)>,
+    /// Numbers of references that are wrong, and the right ones: of all entries, and of those that a tier has.
+    pub wrong_refs: Vec<(BlobHash, u64, u64)>,
     /// The index contradicts itself or the store.
     pub bad_index: bool,
 }
@@ -203,12 +206,12 @@ impl<'a> Check<'a> {
     }
 
     /// Only the references: those that are wrong, with the right numbers.
-    pub fn references(&mut self) -> Result<Vec<(BlobHash, u64)>> {
+    pub fn references(&mut self) -> Result<Vec<(BlobHash, u64, u64)>> {
         let refs = self.entries()?;
         self.count_references(&refs)
     }
 
-    fn entries(&mut self) -> Result<HashMap<BlobHash, u64>> {
+    fn entries(&mut self) -> Result<References> {
         let total = self.cache.inner.index.totals()?.entries;
         let mut refs = HashMap::new();
         let (mut after, mut done) = (0, 0);
@@ -226,7 +229,7 @@ impl<'a> Check<'a> {
         Ok(refs)
     }
 
-    fn entry(&mut self, row: EntryRow, refs: &mut HashMap<BlobHash, u64>) -> Result<()> {
+    fn entry(&mut self, row: EntryRow, refs: &mut References) -> Result<()> {
         let manifest = match self.cache.inner.store.read_manifest(&row.manifest) {
             Ok(m) => m,
             Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. })) => {
@@ -251,18 +254,15 @@ impl<'a> Check<'a> {
         self.blobs_of_entry(&row, &manifest, refs)
     }
 
-    fn blobs_of_entry(
-        &mut self,
-        row: &EntryRow,
-        manifest: &Manifest,
-        refs: &mut HashMap<BlobHash, u64>,
-    ) -> Result<()> {
+    fn blobs_of_entry(&mut self, row: &EntryRow, manifest: &Manifest, refs: &mut References) -> Result<()> {
         let blobs = manifest.blobs();
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.cache.inner.index.blobs(&hashes)?;
         self.places_of_entry(row, manifest, rows.iter().flatten())?;
         for ((hash, size, _), known) in blobs.iter().zip(rows) {
-            *refs.entry(*hash).or_default() += 1;
+            let (all, backed) = refs.entry(*hash).or_default();
+            *all += 1;
+            *backed += u64::from(row.in_tier.is_backed());
             if known.is_none_or(|k| k.size != *size) && self.is_current(row)? {
                 self.index_complaint(&format!("the blob {hash} of the entry {} is not known", row.key));
             }
@@ -300,14 +300,14 @@ impl<'a> Check<'a> {
         Ok(self.cache.inner.index.entry(&row.key)?.is_some_and(|now| now.manifest == row.manifest))
     }
 
-    fn count_references(&mut self, refs: &HashMap<BlobHash, u64>) -> Result<Vec<(BlobHash, u64)>> {
+    fn count_references(&mut self, refs: &References) -> Result<Vec<(BlobHash, u64, u64)>> {
         let mut wrong = Vec::new();
         let mut done = 0;
         self.each_blob(&mut |_, row| {
             done += 1;
-            let right = refs.get(&row.hash).copied().unwrap_or(0);
-            if right != row.refs {
-                wrong.push((row.hash, right));
+            let (all, backed) = refs.get(&row.hash).copied().unwrap_or_default();
+            if (all, backed) != (row.refs, row.backed) {
+                wrong.push((row.hash, all, backed));
             }
             Ok(())
         })?;

@@ -56,6 +56,7 @@ mod rebuild;
 mod recent;
 mod recover;
 mod repair;
+mod residency;
 #[cfg(test)]
 mod residency_tests;
 mod restore;
@@ -101,6 +102,7 @@ pub use place::Placement;
 pub use pressure::{GcOptions, GcReport};
 pub use process::Process;
 pub use push::PushFacts;
+pub use residency::Residency;
 pub(crate) use restore::temp_owner;
 pub use scrub::ScrubFacts;
 pub use tiers::TierOptions;

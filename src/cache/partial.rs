@@ -132,6 +132,11 @@ impl Cache {
         Ok(bytes)
     }
 
+    /// How many bytes of a content that is elsewhere are here.
+    pub(super) fn partial_bytes(&self, hash: &BlobHash) -> u64 {
+        self.inner.partials.get(hash).map_or(0, |partial| partial.0.lock().bytes)
+    }
+
     /// Reads what is here of a content that is elsewhere; `None` unless all of what is asked for is.
     pub(super) fn read_partial(&self, of: Large<'_>, offset: u64, buf: &mut [u8]) -> Option<usize> {
         let partial = self.inner.partials.get(&of.hash)?;

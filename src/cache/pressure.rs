@@ -1,6 +1,6 @@
 //! Making room: which entries go, and when.
 //!
-//! Invariants: least recently used first; never a pinned one, one that somebody holds, or one younger
+//! Invariants: what tiers have gives up its bytes first, and stays visible; then least recently used first; never a pinned one, one that somebody holds, or one younger
 //! than the minimum age. An entry that a kernel knows is not evicted in the round that finds
 //! it: the kernel is asked to forget it, and it goes in a later round if nobody has come back
 //! to it (warm reads are invisible, so only a look-up tells). One round at a time.
@@ -48,6 +48,9 @@ pub struct GcOptions {
 pub struct GcReport {
     /// Evicted entries, least recently used first.
     pub evicted: Vec<EntryKey>,
+    /// Entries that gave up their bytes, which a tier has, and stay visible.
+    #[serde(default)]
+    pub let_go: Vec<EntryKey>,
     /// Bytes given back; an estimate for a dry run.
     pub freed: u64,
     /// Drafts that were abandoned.
@@ -70,10 +73,21 @@ struct Goal {
     before: Option<i64>,
 }
 
+/// What becomes of an entry, and why.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    /// It goes.
+    Evict(&'a str),
+    /// Its bytes go.
+    LetGo(&'a str),
+}
+
 /// What a round did.
 #[derive(Debug, Default)]
 struct Round {
     evicted: Vec<(EntryKey, Outcome)>,
+    /// Entries that gave up their bytes to tiers.
+    let_go: Vec<(EntryKey, Outcome)>,
     /// Entries and bytes that a kernel was asked to forget.
     asked: u64,
     asked_bytes: u64,
@@ -88,7 +102,10 @@ impl Round {
         Ok(())
     }
     fn bytes(&self) -> u64 {
-        self.evicted.iter().map(|(_, o)| o.freed + o.dead).sum()
+        self.evicted.iter().chain(&self.let_go).map(|(_, o)| o.freed + o.dead).sum()
+    }
+    fn is_empty(&self) -> bool {
+        self.evicted.is_empty() && self.let_go.is_empty()
     }
     /// The goal is reached before `next`, if all that were asked let go.
     fn reached(&self, goal: &Goal, next: &EntryRow) -> bool {
@@ -122,15 +139,17 @@ impl Cache {
                 Some(lacking) => goal = Goal { before: goal.before, ..lacking },
             }
             let round = self.evict_round(&goal, false, "lru", &Work::default())?;
-            if round.evicted.iter().any(|(_, o)| o.dead > 0) && round.bytes() >= goal.bytes {
+            if round.evicted.iter().chain(&round.let_go).any(|(_, o)| o.dead > 0)
+                && round.bytes() >= goal.bytes
+            {
                 self.compact_if_there_is_room()?;
                 self.trim_events()?;
             }
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
-            if round.evicted.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {
+            if round.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {
                 return self.no_room_unless_enough(bytes);
             }
-            if round.evicted.is_empty() {
+            if round.is_empty() {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
@@ -229,6 +248,8 @@ impl Cache {
             report.held = round.held + round.asked;
             report.young = round.young;
             report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
+            report.freed += round.let_go.iter().map(|(_, o)| o.freed).sum::<u64>();
+            report.let_go = round.let_go.into_iter().map(|(key, _)| key).collect();
             report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
         }
         let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
@@ -251,13 +272,69 @@ impl Cache {
         let now = now_ns();
         let young = now.saturating_sub(self.inner.limits.read().min_age.as_nanos() as i64);
         let mut round = Round::default();
+        if goal.bytes > 0 && goal.before.is_none() && !dry_run && self.has_tiers() {
+            self.let_go_round(goal, (now, young), why, &mut round)?;
+            if round.bytes() + round.asked_bytes >= goal.bytes && goal.entries == 0 {
+                return Ok(round);
+            }
+        }
+        // What has no bytes here goes last: that would free next to nothing, unless there is very much of it.
+        let usage = self.usage()?;
+        let crowded = usage.metadata > usage.limit / 4;
+        for shown_only in [false, true] {
+            if self.evict_all(goal, (now, young), (dry_run, shown_only, crowded), why, work, &mut round)? {
+                break;
+            }
+        }
+        Ok(round)
+    }
+
+    /// Has entries that tiers have give up their bytes, least recently used first, until the goal is reached.
+    fn let_go_round(
+        &self,
+        goal: &Goal,
+        (now, young): (i64, i64),
+        why: &str,
+        round: &mut Round,
+    ) -> Result<()> {
+        let (mut after, mut seen) = (None, 0);
+        while seen < ROUND {
+            let page = self.inner.index.oldest_backed(after, PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some((last.accessed_at_ns, last.id));
+            seen += page.len();
+            self.ask_again(&page, now);
+            for row in page {
+                if round.bytes() + round.asked_bytes >= goal.bytes {
+                    return Ok(());
+                }
+                let pinned = self.inner.upkeep.verdicts.pinned_by(&row.key).is_some();
+                if row.sealed_at_ns <= young && !pinned && self.may_let_go(&row) {
+                    self.try_evict(&row, now, Way::LetGo(why), round)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through the entries, least recently used first: those that have bytes here, or (`shown_only`) the others. True when
+    /// the goal is reached.
+    fn evict_all(
+        &self,
+        goal: &Goal,
+        (now, young): (i64, i64),
+        (dry_run, shown_only, crowded): (bool, bool, bool),
+        why: &str,
+        work: &Work,
+        round: &mut Round,
+    ) -> Result<bool> {
         let mut planned = Plan::default();
         let mut after = None;
         let mut seen = 0;
         let mut gone = (0, 0);
         while seen < ROUND {
             let page = self.inner.index.oldest(after, PAGE)?;
-            let Some(last) = page.last() else { break };
+            let Some(last) = page.last() else { return Ok(false) };
             after = Some((last.accessed_at_ns, last.id));
             seen += page.len();
             if !dry_run {
@@ -265,7 +342,11 @@ impl Cache {
             }
             for row in page {
                 if round.reached(goal, &row) {
-                    return Ok(round);
+                    return Ok(true);
+                }
+                let bare = row.in_tier.is_backed() && row.accessed_at_ns <= row.in_tier.dropped_at_ns;
+                if shown_only != (bare && !crowded && goal.before.is_none() && goal.entries == 0) {
+                    continue;
                 }
                 if row.sealed_at_ns > young {
                     round.young += 1;
@@ -277,17 +358,17 @@ impl Cache {
                     let freed = planned.add(self, &row)?;
                     round.evicted.push((row.key, Outcome { freed, dead: 0 }));
                 } else {
-                    self.try_evict(&row, now, why, &mut round)?;
+                    self.try_evict(&row, now, Way::Evict(why), round)?;
                 }
                 work.did(round.evicted.len() as u64 - gone.0, round.bytes() - gone.1);
                 gone = (round.evicted.len() as u64, round.bytes());
             }
         }
-        Ok(round)
+        Ok(false)
     }
 
-    /// Evicts one candidate, or asks the kernel to let go of it.
-    fn try_evict(&self, row: &EntryRow, now: i64, why: &str, round: &mut Round) -> Result<()> {
+    /// Evicts one candidate, or has it give up its bytes, or asks the kernel to let go of it.
+    fn try_evict(&self, row: &EntryRow, now: i64, way: Way<'_>, round: &mut Round) -> Result<()> {
         let counts = self.inner.leases.counts(row.id);
         let suspect = self.inner.upkeep.suspects.lock().get(&row.id).copied();
         let free = match suspect {
@@ -311,6 +392,10 @@ impl Cache {
             round.held += 1;
             return Ok(());
         }
+        let why = match way {
+            Way::Evict(why) => why,
+            Way::LetGo(why) => return self.try_to_let_go(row, why, round),
+        };
         let Some(choice) = self.inner.leases.choose(row.id, false) else { return Ok(()) };
         if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
             return Ok(());
@@ -324,6 +409,19 @@ impl Cache {
             }
             Err(e) => return Err(e),
         }
+        Ok(())
+    }
+
+    fn try_to_let_go(&self, row: &EntryRow, why: &str, round: &mut Round) -> Result<()> {
+        match self.or_sweep(self.let_go_of_bytes(row, why)) {
+            Ok(outcome) => round.let_go.extend(outcome.map(|o| (row.key.clone(), o))),
+            // Whether it can go as a whole is found out where that is tried.
+            Err(CacheError::Store(e)) => {
+                tracing::warn!(key = %row.key, error = %e, "an entry could not give up its bytes");
+            }
+            Err(e) => return Err(e),
+        }
+        self.inner.upkeep.suspects.lock().remove(&row.id);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::breaker::Asked;
 use super::{Cache, Entry, LeaseKind, Result};
-use crate::index::EntryRow;
+use crate::index::{Backed, EntryRow};
 use crate::model::session::SessionId;
 use crate::tier::{ShipError, Source, Tier, ship};
 
@@ -130,7 +130,10 @@ impl Cache {
             }
         };
         match ship(tier, &manifest, &Contents(&entry), &|| Instant::now() + CALL) {
-            Ok(_) => Ok(Brought::Yes),
+            Ok(places) => {
+                self.note_backed(row, &manifest, &places, tier.name())?;
+                Ok(Brought::Yes)
+            }
             Err(e @ ShipError::Content { .. }) => {
                 tracing::warn!(key = %row.key, "an entry is not brought to a tier: {e}");
                 Ok(Brought::No)
@@ -140,10 +143,14 @@ impl Cache {
     }
 
     fn goes_up(&self, row: &EntryRow) -> Result<bool> {
-        let own = row.readable && !row.inferred && SessionId::of_key(&row.key).is_none();
-        Ok(own
-            && self.rejection(&row.key, Some(&row.manifest)).is_none()
-            && self.inner.store.read_places(&row.manifest)?.is_none())
+        let came = match row.in_tier.backed {
+            Backed::Came => true,
+            Backed::Brought => false,
+            // A row of an older index says nothing.
+            Backed::No => self.inner.store.read_places(&row.manifest)?.is_some(),
+        };
+        let own = !came && row.readable && !row.inferred && SessionId::of_key(&row.key).is_none();
+        Ok(own && self.rejection(&row.key, Some(&row.manifest)).is_none())
     }
 
     fn with_pushed<T>(&self, work: impl FnOnce(&mut Progress) -> T) -> T {

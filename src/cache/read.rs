@@ -143,6 +143,10 @@ impl Entry {
             if loaded.location(record) == tried && sure || moves > MOVES {
                 let still = || tried.is_none_or(|at| work(at).is_err());
                 self.damaged(loaded, record, hash, &error, (tried, still))?;
+                if moves <= MOVES && self.is_elsewhere(hash)? {
+                    self.relocate_near(loaded, record)?;
+                    continue;
+                }
                 return Err(error.into());
             }
             asked = true;
@@ -161,7 +165,8 @@ impl Entry {
         let size = loaded.manifest.get(record).map_or(0, |r| r.size());
         // A blob that the index does not know is missing, wherever it should be.
         let location = tried.unwrap_or(Location::Loose);
-        if self.cache().bad_blob(&BlobRow { hash: *hash, size, refs: 0, location }, error, still)? {
+        let row = BlobRow { hash: *hash, size, refs: 0, location, backed: 0 };
+        if self.cache().bad_blob(&row, error, still)? {
             let path = at::show(&loaded.manifest.path(record));
             self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
         }
@@ -241,6 +246,8 @@ impl Entry {
     ) -> Result<Option<usize>> {
         let loaded = self.loaded()?;
         let content = self.blob(&loaded.manifest, record)?;
+        // From now on some of it is here.
+        self.cache().touch(self);
         self.cache().fetch(&loaded, record, content, offset, buf, by)
     }
 

@@ -8,7 +8,7 @@
 //! What is lost: the order of access.
 
 use super::{Cache, CacheError, Result};
-use crate::index::{Commit, EntryRow, NewEntry, Replaced};
+use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry, Replaced};
 use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
 use crate::store::{Location, StoreError};
 
@@ -134,6 +134,8 @@ impl Cache {
             return Ok(None);
         }
         let metadata = self.metadata_of(&manifest, &known, &mut rebuilt.unread)?;
+        // By which tier is forgotten.
+        let backed = if places.is_some() { Backed::Came } else { Backed::No };
         Ok(Some(NewEntry {
             row: EntryRow {
                 id: 0,
@@ -151,6 +153,7 @@ impl Cache {
                     places.map_or(0, |p| p.encoded_len()),
                 ),
                 top: Some(manifest.top()),
+                in_tier: InTier { backed, ..InTier::default() },
             },
             blobs: known,
             packs: Vec::new(),

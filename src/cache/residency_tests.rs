@@ -1,9 +1,10 @@
 //! What is here of entries that a tier has: in part, wholly, and no more.
 
-use super::tests::{Fixture, bytes, eventually, key};
+use super::tests::{Fixture, bytes, events, eventually, key};
 use super::tier_tests::*;
 use super::*;
 use crate::model::groups::GROUP;
+use crate::model::{BlobHash, EventKind};
 
 const WINDOW: usize = 2 * GROUP;
 
@@ -76,6 +77,7 @@ fn what_is_whole_becomes_a_blob_like_any_other() {
     let moved = w.traffic(|| assert!(read(&entry, "large").unwrap() == large));
     assert!(moved.given * 100 <= large.len() as u64 * 102, "{moved:?}");
     eventually("the move", || entry.backing(record).unwrap().is_some());
+    w.near.cache.settle();
     assert!(partial_files(&w.near).is_empty());
     assert_eq!(w.near.cache.usage().unwrap().partial, 0);
     w.detach();
@@ -149,4 +151,169 @@ fn what_cannot_be_kept_is_read_all_the_same() {
     assert!(read(&entry, "large").unwrap() == large);
     assert!(partial_files(&w.near).is_empty());
     sound(&w.near);
+}
+
+/// Brings all that is to be brought to the tiers.
+fn push(f: &Fixture) {
+    f.cache.push(&mut |_| f.cache.tier_facts().iter().any(|t| t.push.is_some_and(|p| p.waiting > 0)));
+}
+
+/// Puts an entry with these files here.
+fn put(f: &Fixture, name: &str, files: &[(&str, Vec<u8>)]) {
+    let dir = f.beside(name);
+    std::fs::create_dir(&dir).unwrap();
+    files.iter().for_each(|(name, content)| std::fs::write(dir.join(name), content).unwrap());
+    f.put(name, &dir).unwrap();
+}
+
+/// Wants so many bytes more than there can be without anything going.
+fn press(f: &Fixture, bytes: u64) -> Result<()> {
+    let used = f.cache.usage().unwrap().used;
+    {
+        let mut limits = f.cache.inner.limits.write();
+        limits.size = Some(crate::model::units::Size::Bytes(used));
+        limits.min_age = std::time::Duration::ZERO;
+    }
+    f.cache.usage().unwrap();
+    f.cache.make_room(bytes)
+}
+
+fn let_go(f: &Fixture) -> usize {
+    events(&f.cache).iter().filter(|e| matches!(e, EventKind::LetGo { .. })).count()
+}
+
+fn residency(f: &Fixture, name: &str) -> Residency {
+    f.cache.residency(&f.cache.index().entry(&key(name)).unwrap().unwrap()).unwrap()
+}
+
+#[test]
+fn what_a_tier_was_brought_gives_up_its_bytes_and_comes_back() {
+    let mut w = World::new();
+    let files = [("large", bytes(3 * GROUP, 1)), ("small", bytes(50_000, 2)), ("other", bytes(50_000, 3))];
+    put(&w.near, "brought", &files);
+    push(&w.near);
+    // Sealed later, used later, and in no tier.
+    put(&w.near, "only-here", &[("f", bytes(200_000, 4))]);
+    assert_eq!(residency(&w.near, "brought"), Residency::Local);
+    sound(&w.near);
+    press(&w.near, 500_000).unwrap();
+    assert_eq!((let_go(&w.near), residency(&w.near, "brought")), (1, Residency::Remote));
+    assert_eq!(residency(&w.near, "only-here"), Residency::Local);
+    let entry = near(&w, "brought");
+    assert!(matches!(w.near.cache.lookup(&key("brought")).unwrap(), Lookup::Hit { .. }));
+    assert!(w.near.cache.du(&key("brought")).unwrap().here < 1000);
+    sound(&w.near);
+    w.near.cache.inner.limits.write().size = None;
+    w.near.cache.usage().unwrap();
+    for (name, content) in &files {
+        assert!(&read(&entry, name).unwrap() == content, "{name}");
+    }
+    let record = entry.file(b"outputs/large").unwrap();
+    eventually("it is whole again", || entry.backing(record).unwrap().is_some());
+    drop(entry);
+    assert_eq!(residency(&w.near, "brought"), Residency::Local);
+    sound(&w.near);
+    // And again; then without the tier, and without the index.
+    press(&w.near, 500_000).unwrap();
+    assert_eq!(let_go(&w.near), 2);
+    w.detach();
+    is_elsewhere(read(&near(&w, "brought"), "large"));
+    w.near = w.near.reopen();
+    let options = FsckOptions { rebuild_index: true, ..FsckOptions::default() };
+    assert!(w.near.cache.fsck(options, &mut |_| {}).unwrap().is_sound());
+    sound(&w.near);
+    assert_eq!(residency(&w.near, "brought"), Residency::Remote);
+    w.attach(patient());
+    assert!(read(&near(&w, "brought"), "large").unwrap() == files[0].1);
+}
+
+#[test]
+fn only_what_all_can_read_from_tiers_is_given_up() {
+    let w = World::new();
+    let shared = ("shared", bytes(2 * GROUP, 1));
+    put(&w.near, "brought", &[shared.clone(), ("own", bytes(2 * GROUP, 2))]);
+    push(&w.near);
+    w.detach();
+    put(&w.near, "only-here", std::slice::from_ref(&shared));
+    // No tier that has it is asked.
+    assert!(press(&w.near, 1).is_ok());
+    assert_eq!(let_go(&w.near), 0);
+    drop(w);
+    let w = World::new();
+    put(&w.near, "brought", &[shared.clone(), ("own", bytes(2 * GROUP, 2))]);
+    push(&w.near);
+    w.near.cache.pin("held", &key("brought")).unwrap();
+    put(&w.near, "later", std::slice::from_ref(&shared));
+    let held = near(&w, "later");
+    assert!(press(&w.near, 1).is_err(), "one is pinned, the other in use");
+    w.near.cache.unpin("held", &key("brought")).unwrap();
+    press(&w.near, 1).unwrap();
+    assert_eq!((let_go(&w.near), residency(&w.near, "brought")), (1, Residency::Partial));
+    w.detach();
+    assert!(read(&held, "shared").unwrap() == shared.1);
+    assert!(read(&near(&w, "brought"), "shared").unwrap() == shared.1);
+    is_elsewhere(read(&near(&w, "brought"), "own"));
+    sound(&w.near);
+    drop(held);
+    assert!(w.near.cache.evict(&key("later"), "request").unwrap());
+    assert!(w.near.cache.evict(&key("brought"), "request").unwrap());
+    assert_eq!(w.near.cache.index().totals().unwrap(), crate::index::Totals::default());
+    sound(&w.near);
+}
+
+#[test]
+fn what_came_from_a_tier_gives_up_its_bytes_before_others_go() {
+    let w = World::new();
+    w.send_files("abcd", &[("large", bytes(3 * GROUP, 1)), ("small", bytes(100, 2))]);
+    drop(read(&w.find("abcd").unwrap(), "small").unwrap());
+    drop(piece(&w.find("abcd").unwrap(), "large", 0, 1).unwrap());
+    assert_eq!(residency(&w.near, "abcd"), Residency::Partial);
+    put(&w.near, "only-here", &[("f", bytes(3_000_000, 3))]);
+    press(&w.near, 400_000).unwrap();
+    assert_eq!((let_go(&w.near), residency(&w.near, "abcd")), (1, Residency::Remote));
+    assert_eq!(residency(&w.near, "only-here"), Residency::Local);
+    // What takes nothing but what shows it goes after the others.
+    assert!(press(&w.near, 1).is_ok());
+    assert!(w.near.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().is_some());
+    sound(&w.near);
+}
+
+#[test]
+fn what_is_damaged_here_comes_from_a_tier_that_has_it() {
+    let w = World::new();
+    let files = [("large", bytes(3 * GROUP, 1)), ("small", bytes(50_000, 2)), ("other", bytes(50_000, 3))];
+    put(&w.near, "brought", &files);
+    push(&w.near);
+    let entry = near(&w, "brought");
+    let hash = BlobHash::of(&files[0].1);
+    let store = w.near.cache.store().root();
+    let large = store.join("blobs").join(hash.shard()).join(hash.to_hex());
+    let pack = std::fs::read_dir(store.join("packs")).unwrap().map(|e| e.unwrap().path());
+    let pack = pack
+        .filter(|p| p.extension().is_some_and(|e| e == "pack"))
+        .max_by_key(|p| p.metadata().unwrap().len());
+    for (path, at) in [(large.clone(), 2 * GROUP), (pack.unwrap(), 40_000)] {
+        let mut content = std::fs::read(&path).unwrap();
+        content[at] ^= 1;
+        // In place: the descriptors that are open read it, too.
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::write(&path, content).unwrap();
+    }
+    for (name, content) in &files {
+        assert!(&read(&entry, name).unwrap() == content, "{name}");
+    }
+    let told = events(&w.near.cache);
+    assert_eq!(told.iter().filter(|e| matches!(e, EventKind::Damaged { .. })).count(), 2);
+    assert_eq!(told.iter().filter(|e| matches!(e, EventKind::Repaired { .. })).count(), 2);
+    // Lost is as good as damaged.
+    let record = entry.file(b"outputs/large").unwrap();
+    eventually("it is whole again", || entry.backing(record).unwrap().is_some());
+    w.near.cache.settle();
+    std::fs::remove_file(&large).unwrap();
+    drop(entry);
+    let World { near: f, tier, .. } = w;
+    let f = f.reopen();
+    f.cache.attach_tiers(vec![tier], patient());
+    let entry = f.cache.entry(&key("brought"), LeaseKind::Hold).unwrap().unwrap();
+    assert!(read(&entry, "large").unwrap() == files[0].1);
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cache, CacheError, Result};
 use crate::index::{Totals, occupied};
 use crate::model::{BlobHash, EntryKey, Manifest};
-use crate::store::{PACK_LIMIT, table_bytes};
+use crate::store::{Location, PACK_LIMIT, table_bytes};
 
 /// The smallest default quota.
 const LEAST: u64 = 5 << 30;
@@ -111,6 +111,12 @@ pub struct Du {
     pub exclusive: u64,
     /// Of these, what other entries have too.
     pub shared: u64,
+    /// Of these, what is on this disk; the rest is in a tier only.
+    #[serde(default)]
+    pub here: u64,
+    /// How much that is.
+    #[serde(default)]
+    pub residency: super::Residency,
 }
 
 /// What was measured last.
@@ -251,9 +257,20 @@ impl Cache {
         let blobs = self.inner.store.read_manifest(&row.manifest)?.blobs();
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.inner.index.blobs(&hashes)?;
-        let mut du = Du { key: row.key, logical: row.logical_bytes, stored: 0, exclusive: 0, shared: 0 };
-        for ((_, size, _), row) in blobs.iter().zip(rows) {
+        let residency = self.residency(&row)?;
+        let mut du = Du {
+            key: row.key,
+            logical: row.logical_bytes,
+            stored: 0,
+            exclusive: 0,
+            shared: 0,
+            here: 0,
+            residency,
+        };
+        for ((hash, size, _), row) in blobs.iter().zip(rows) {
             du.stored += size;
+            let elsewhere = row.is_some_and(|r| r.location == Location::Elsewhere);
+            du.here += if elsewhere { self.partial_bytes(hash) } else { *size };
             match row.is_some_and(|r| r.refs > 1) {
                 true => du.shared += size,
                 false => du.exclusive += size,

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow};
+use crate::model::EventKind;
 use crate::model::groups::GroupHasher;
 use crate::store::{Location, PackId, Store, StoreError};
 
@@ -149,7 +150,12 @@ impl Cache {
                     Err(e) => return Err(e.into()),
                 }
             }
-            inner.damaged.lock().insert(row.hash);
+            if self.is_elsewhere_instead(&row.hash)? {
+                let what = format!("the content {} is fetched from a tier when it is read next", row.hash);
+                self.note(EventKind::Repaired { what }, None, true);
+            } else {
+                inner.damaged.lock().insert(row.hash);
+            }
             Ok(true)
         })
     }

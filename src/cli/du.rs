@@ -28,9 +28,9 @@ impl Du {
             out::json(&serde_json::json!({ "entries": entries }))?;
             return session.close();
         }
-        let mut table = Table::new(&["EXCLUSIVE", "SHARED", "LOGICAL", "KEY"], &[0, 1, 2]);
+        let mut table = Table::new(&["EXCLUSIVE", "SHARED", "LOGICAL", "HERE", "KEY"], &[0, 1, 2, 3]);
         for e in &entries {
-            let sizes = [e.exclusive, e.shared, e.logical].map(human_bytes);
+            let sizes = [e.exclusive, e.shared, e.logical, e.here].map(human_bytes);
             table.row(sizes.into_iter().chain([e.key.to_string()]).collect());
         }
         table.print()?;

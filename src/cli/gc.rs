@@ -38,6 +38,9 @@ impl Gc {
             true => ("would evict", "would drop"),
             false => ("evicted", "dropped"),
         };
+        for key in &facts.report.let_go {
+            out::line(&format!("gave up the bytes of {key}, which a tier has"))?;
+        }
         for key in &facts.report.evicted {
             out::line(&format!("{evicted} {key}"))?;
         }

@@ -45,7 +45,7 @@ impl Ls {
     }
 
     fn entries(&self, session: &mut Session) -> Result<(), Failure> {
-        let mut table = Table::new(&["KEY", "SEALED", "SIZE", "FILES", "TASK"], &[2, 3]);
+        let mut table = Table::new(&["KEY", "SEALED", "SIZE", "FILES", "WHERE", "TASK"], &[2, 3]);
         let mut after = 0;
         loop {
             let reply = session.call(Request::Entries { after, limit: PAGE })?;
@@ -118,5 +118,6 @@ fn long(e: &EntryFacts) -> Vec<String> {
     if e.inferred {
         task.push_str(" (sealed by quiet)");
     }
-    vec![e.key.to_string(), out::time(e.sealed_at), human_bytes(e.bytes), e.files.to_string(), task]
+    let here = e.residency.map_or("?".into(), |r| r.to_string());
+    vec![e.key.to_string(), out::time(e.sealed_at), human_bytes(e.bytes), e.files.to_string(), here, task]
 }

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, LogStream, RawPath};
-use crate::cache::{Du, FsckReport, GcReport, ImportReport, Known, Restored, ScrubFacts, TierFacts, Usage};
+use crate::cache::{
+    Du, FsckReport, GcReport, ImportReport, Known, Residency, Restored, ScrubFacts, TierFacts, Usage,
+};
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
 use crate::model::manifest::Origin;
@@ -35,6 +37,9 @@ pub struct EntryFacts {
     pub inferred: bool,
     /// Its metadata parses.
     pub readable: bool,
+    /// How much of it is on this disk; absent where that was not asked for, or cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub residency: Option<Residency>,
 }
 
 /// A file, directory or symlink of an entry.

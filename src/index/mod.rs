@@ -5,6 +5,7 @@
 //! is on disk (WAL, synchronous=FULL); concurrent commits are grouped into one transaction.
 //! Must not know: files of the store other than its own, leases, FUSE.
 
+mod backed;
 mod keys;
 #[cfg(test)]
 mod keys_tests;
@@ -115,6 +116,48 @@ pub struct EntryRow {
     /// What its top directory looks like, so that finding an entry reads no manifest; `None` in rows
     /// that an older program wrote.
     pub top: Option<Top>,
+    /// What is known of it in tiers.
+    pub in_tier: InTier,
+}
+
+/// Whether a tier has an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backed {
+    /// That is not known.
+    #[default]
+    No = 0,
+    /// It came from there.
+    Came = 1,
+    /// It was brought there.
+    Brought = 2,
+}
+
+impl Backed {
+    fn of(column: i64) -> Backed {
+        match column {
+            0 => Backed::No,
+            2 => Backed::Brought,
+            _ => Backed::Came,
+        }
+    }
+}
+
+/// What is known of an entry in tiers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InTier {
+    /// Whether one has it: then there are places for its contents.
+    pub backed: Backed,
+    /// Which one; empty where that is forgotten.
+    pub tier: String,
+    /// When it last gave up its bytes, nanoseconds since 1970: unless it was used since, none are here.
+    pub dropped_at_ns: i64,
+}
+
+impl InTier {
+    /// One has it.
+    pub fn is_backed(&self) -> bool {
+        self.backed != Backed::No
+    }
 }
 
 /// An entry as a look-up finds it: enough to show that it is there.
@@ -147,6 +190,8 @@ pub struct BlobRow {
     pub refs: u64,
     /// Where it lies.
     pub location: Location,
+    /// How many of these entries a tier has.
+    pub backed: u64,
 }
 
 /// In a row without a pack: only a tier has the blob.

@@ -12,7 +12,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::keys::{Kept, Known};
 use super::schema::{key_name, key_number};
 use super::{
-    BlobRow, EntryRow, Glance, Index, IndexError, PackRow, Result, Totals, from_columns, schema, sqlite,
+    Backed, BlobRow, EntryRow, Glance, InTier, Index, IndexError, PackRow, Result, Totals, from_columns,
+    schema, sqlite,
 };
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, ManifestHash};
@@ -40,7 +41,11 @@ impl Readers {
         idle.1.clear();
     }
 
-    fn with<T>(&self, op: &'static str, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+    pub(super) fn with<T>(
+        &self,
+        op: &'static str,
+        ask: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
         let (age, idle) = {
             let mut idle = self.idle.lock();
             (idle.0, idle.1.pop())
@@ -58,9 +63,9 @@ impl Readers {
     }
 }
 
-const ENTRY: &str = "SELECT id, key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, \
-                     top_perm, top_nlink, top_mtime, metadata FROM entries";
-const BLOB: &str = "SELECT hash, size, refs, pack, off FROM blobs";
+pub(super) const ENTRY: &str = "SELECT id, key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, \
+                     top_perm, top_nlink, top_mtime, metadata, backed, tier, dropped_at FROM entries";
+const BLOB: &str = "SELECT hash, size, refs, pack, off, backed FROM blobs";
 
 fn key_at(r: &Row<'_>, column: usize) -> rusqlite::Result<EntryKey> {
     let text = r.get_ref(column)?.as_str()?;
@@ -82,6 +87,7 @@ pub(super) fn entry_row(r: &Row<'_>) -> rusqlite::Result<EntryRow> {
         readable: r.get(9)?,
         top: top_at(r, 10)?,
         metadata_bytes: r.get::<_, i64>(13)? as u64,
+        in_tier: InTier { backed: Backed::of(r.get(14)?), tier: r.get(15)?, dropped_at_ns: r.get(16)? },
     })
 }
 
@@ -96,6 +102,7 @@ fn blob_row(r: &Row<'_>) -> rusqlite::Result<BlobRow> {
         size: r.get::<_, i64>(1)? as u64,
         refs: r.get::<_, i64>(2)? as u64,
         location: from_columns(r.get(3)?, r.get(4)?),
+        backed: r.get::<_, i64>(5)? as u64,
     })
 }
 
@@ -399,6 +406,7 @@ const SUMS: &[(&str, &str)] = &[
         "blobs lie in packs that are not listed",
         "SELECT count(*) FROM blobs WHERE pack > 0 AND pack NOT IN (SELECT id FROM packs)",
     ),
+    ("tiers have more of a blob than there are entries with it", "SELECT count(*) FROM blobs WHERE backed > refs"),
     ("blobs lie nowhere", "SELECT count(*) FROM blobs WHERE pack < 0 OR pack = 0 AND off NOT IN (0, 2)"),
 ];
 

@@ -16,7 +16,7 @@ use super::{IndexError, Result, log, sqlite};
 use crate::model::EntryKey;
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -108,6 +108,14 @@ const MIGRATIONS: [&str; VERSION as usize] = [
     // From here on a blob may be in no file: what counts a row without a pack as one must not read it.
     "
     ALTER TABLE totals ADD COLUMN elsewhere_bytes INTEGER NOT NULL DEFAULT 0;
+    ",
+    // Of older rows it is not known that a tier has them: they are evicted as a whole.
+    "
+    ALTER TABLE entries ADD COLUMN backed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE entries ADD COLUMN tier TEXT NOT NULL DEFAULT '';
+    ALTER TABLE entries ADD COLUMN dropped_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE blobs ADD COLUMN backed INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX entries_backed ON entries(accessed_at, id) WHERE backed > 0;
     ",
 ];
 
@@ -232,8 +240,8 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
     tx.query_row("SELECT epoch FROM totals WHERE one = 1", [], |r| r.get::<_, u32>(0))
         .map_err(sqlite("read its totals"))?;
     for probe in [
-        "SELECT id, key, number, manifest, accessed_at, top_perm FROM entries LIMIT 1",
-        "SELECT size, refs, pack, off FROM blobs LIMIT 1",
+        "SELECT id, key, number, manifest, accessed_at, top_perm, backed FROM entries LIMIT 1",
+        "SELECT size, refs, backed, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
         "SELECT seq FROM sqlite_sequence WHERE name = 'entries'",
     ] {

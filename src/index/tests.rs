@@ -62,6 +62,7 @@ pub(super) fn entry(
             readable: true,
             metadata_bytes: 8192,
             top: Some(Top { perm: 0o750, nlink: 3, mtime_ns: -i64::from(m) }),
+            in_tier: Default::default(),
         },
         blobs,
         packs,
@@ -123,12 +124,14 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     assert!(written.top.is_some());
     drop(index);
     let file = dir.path().join("index.sqlite");
-    let drop_columns = ["number", "top_perm", "top_nlink", "top_mtime", "metadata"];
+    let drop_columns =
+        ["number", "top_perm", "top_nlink", "top_mtime", "metadata", "backed", "tier", "dropped_at"];
     let totals = ["occupied_bytes", "metadata_bytes", "elsewhere_bytes"]
         .map(|c| format!("ALTER TABLE totals DROP COLUMN {c};"));
     let sql =
         drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + &totals.concat();
-    run_sql(&file, &format!("DROP INDEX entries_number; {sql} PRAGMA user_version = 1"));
+    let sql = format!("DROP INDEX entries_backed; DROP INDEX entries_number; {sql}");
+    run_sql(&file, &format!("{sql} ALTER TABLE blobs DROP COLUMN backed; PRAGMA user_version = 1"));
 
     let (index, new) = open_at(&file).unwrap();
     assert!(!new);

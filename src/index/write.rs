@@ -17,7 +17,8 @@ use super::read::{Readers, entry_by_key};
 use super::schema::{key_name, key_number};
 use super::writer::Writer;
 use super::{
-    Commit, EntryRow, Freed, Index, IndexError, NewEntry, Result, from_columns, schema, sqlite, to_columns,
+    Commit, EntryRow, Freed, Index, IndexError, NewEntry, Result, backed, from_columns, schema, sqlite,
+    to_columns,
 };
 use crate::model::{BlobHash, EntryKey, ManifestHash};
 use crate::store::{Location, PackId};
@@ -152,7 +153,7 @@ impl Index {
                 Freed { manifest: Some(manifest), metadata: row.metadata_bytes, ..Freed::default() };
             delete_entry(db, &row, &mut sums)?;
             for (hash, keep) in &blobs {
-                unrefer(db, hash, &mut sums)?;
+                unrefer(db, hash, row.in_tier.is_backed(), &mut sums)?;
                 if !keep {
                     drop_if_unreferenced(db, hash, &mut sums, &mut freed)?;
                 }
@@ -180,12 +181,12 @@ impl Index {
         })
     }
 
-    /// Repairing: sets the numbers of references and counts all sums anew.
-    pub fn set_references(&self, refs: Vec<(BlobHash, u64)>) -> Result<()> {
+    /// Repairing: sets the numbers of references, and of those of entries that tiers have, and counts all sums anew.
+    pub fn set_references(&self, refs: Vec<(BlobHash, u64, u64)>) -> Result<()> {
         self.writer.run(move |db| {
-            for (hash, n) in &refs {
-                db.prepare_cached("UPDATE blobs SET refs = ?2 WHERE hash = ?1")
-                    .and_then(|mut q| q.execute(params![hash.0, *n as i64]))
+            for (hash, n, backed) in &refs {
+                db.prepare_cached("UPDATE blobs SET refs = ?2, backed = ?3 WHERE hash = ?1")
+                    .and_then(|mut q| q.execute(params![hash.0, *n as i64, *backed as i64]))
                     .map_err(sqlite("correct references"))?;
             }
             db.execute_batch(RECOUNT).map_err(sqlite("count its sums anew"))
@@ -252,7 +253,7 @@ impl Index {
 
 /// What one change adds to the totals and to packs' counters.
 #[derive(Default)]
-struct Sums {
+pub(super) struct Sums {
     entries: i64,
     blobs: i64,
     loose: i64,
@@ -267,20 +268,25 @@ struct Sums {
 }
 
 #[derive(Default)]
-struct PackSums {
+pub(super) struct PackSums {
     live: i64,
     rows: i64,
     /// Bytes whose rows went.
-    died: i64,
+    pub(super) died: i64,
 }
 
 impl Sums {
-    fn pack(&mut self, id: i64) -> &mut PackSums {
+    /// So many more bytes of manifests and the like.
+    pub(super) fn of_metadata(bytes: i64) -> Sums {
+        Sums { metadata: bytes, ..Sums::default() }
+    }
+
+    pub(super) fn pack(&mut self, id: i64) -> &mut PackSums {
         self.packs.entry(id).or_default()
     }
 
     /// What a blob's row at this place counts for, added (`sign` 1) or taken away (-1).
-    fn row(&mut self, at: Location, size: i64, referred: bool, sign: i64) {
+    pub(super) fn row(&mut self, at: Location, size: i64, referred: bool, sign: i64) {
         let bytes = sign * size;
         match at {
             Location::Pack { pack, .. } => {
@@ -308,7 +314,7 @@ impl Sums {
     }
 
     /// Writes everything; packs that are empty now go.
-    fn apply(mut self, db: &Connection, freed: &mut Freed) -> Result<()> {
+    pub(super) fn apply(mut self, db: &Connection, freed: &mut Freed) -> Result<()> {
         let packs = std::mem::take(&mut self.packs);
         for (id, PackSums { live, rows, died }) in packs {
             let after: Option<(i64, i64)> = db
@@ -365,7 +371,7 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64, keys: &Keys) -> 
         };
         delete_entry(db, old, &mut sums)?;
         for hash in &replaced.blobs {
-            unrefer(db, hash, &mut sums)?;
+            unrefer(db, hash, old.in_tier.is_backed(), &mut sums)?;
         }
     }
     for (id, bytes) in &new.packs {
@@ -373,6 +379,9 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64, keys: &Keys) -> 
     }
     for (hash, size, at) in &new.blobs {
         refer(db, hash, *size, *at, &mut sums)?;
+        if new.row.in_tier.is_backed() {
+            backed::count(db, hash, 1)?;
+        }
     }
     let id = insert_entry(db, &new.row, &mut sums)?;
     let kept = Kept { id, sealed_at_ns: new.row.sealed_at_ns, top: new.row.top };
@@ -391,7 +400,8 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
     sums.metadata += row.metadata_bytes as i64;
     db.prepare_cached(
         "INSERT INTO entries(key, manifest, task_id, sealed_at, accessed_at, logical, files, inferred, readable, top_perm,
-         top_nlink, top_mtime, metadata, number) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+         top_nlink, top_mtime, metadata, number, backed, tier, dropped_at)
+         VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
     )
     .and_then(|mut q| {
         q.insert(params![
@@ -408,7 +418,10 @@ fn insert_entry(db: &Connection, row: &EntryRow, sums: &mut Sums) -> Result<i64>
             row.top.map(|t| t.nlink),
             row.top.map(|t| t.mtime_ns),
             row.metadata_bytes as i64,
-            key_number(&row.key) as i64
+            key_number(&row.key) as i64,
+            row.in_tier.backed as i64,
+            row.in_tier.tier,
+            row.in_tier.dropped_at_ns
         ])
     })
     .map_err(sqlite("add an entry"))
@@ -462,7 +475,7 @@ fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut S
 }
 
 /// Writes a blob's place into its row.
-fn place(db: &Connection, hash: &BlobHash, at: Location) -> Result<()> {
+pub(super) fn place(db: &Connection, hash: &BlobHash, at: Location) -> Result<()> {
     let (pack, off) = to_columns(at);
     db.prepare_cached("UPDATE blobs SET pack = ?2, off = ?3 WHERE hash = ?1")
         .and_then(|mut q| q.execute(params![hash.0, pack, off]))
@@ -516,7 +529,10 @@ const RECOUNT: &str = "
             (SELECT coalesce(sum((total + 4095) / 4096), 0) * 4096 FROM packs)";
 
 /// Counts one reference less; the row stays.
-fn unrefer(db: &Connection, hash: &BlobHash, sums: &mut Sums) -> Result<()> {
+fn unrefer(db: &Connection, hash: &BlobHash, backed: bool, sums: &mut Sums) -> Result<()> {
+    if backed {
+        backed::count(db, hash, -1)?;
+    }
     let left: Option<(i64, i64, Location)> = db
         .prepare_cached(
             "UPDATE blobs SET refs = refs - 1 WHERE hash = ?1 AND refs > 0 RETURNING refs, size, pack, off",

@@ -45,6 +45,15 @@ pub enum EventKind {
         /// Bytes that were freed on disk.
         freed: u64,
     },
+    /// An entry that a tier has gave up its bytes here: it stays visible, and they come back when it is read.
+    LetGo {
+        /// As of an eviction.
+        why: String,
+        /// The tier's name.
+        tier: String,
+        /// Bytes that were freed on disk.
+        freed: u64,
+    },
     /// The same key was sealed with different outputs.
     NotDeterministic {
         /// The first path that differs.

@@ -268,6 +268,7 @@ mod tests {
                 readable: true,
                 metadata_bytes: 0,
                 top: None,
+                in_tier: Default::default(),
             };
             NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None }
         });

@@ -30,14 +30,20 @@ pub(super) fn facts(row: &EntryRow) -> EntryFacts {
         files: row.files,
         inferred: row.inferred,
         readable: row.readable,
+        residency: None,
     }
+}
+
+/// The same, with how much of it is here.
+fn facts_here(cache: &Cache, row: &EntryRow) -> EntryFacts {
+    EntryFacts { residency: cache.residency(row).ok(), ..facts(row) }
 }
 
 pub(super) fn page(cache: &Cache, after: i64, limit: usize) -> Result<Reply, Failure> {
     let limit = limit.clamp(1, MAX_PAGE);
     let rows = cache.index().entries_after(after, limit)?;
     let next = (rows.len() == limit).then(|| rows.last().map(|r| r.id)).flatten();
-    Ok(Reply::Entries { entries: rows.iter().map(facts).collect(), next })
+    Ok(Reply::Entries { entries: rows.iter().map(|row| facts_here(cache, row)).collect(), next })
 }
 
 pub(super) fn tree(cache: &Cache, key: &EntryKey, path: &[u8]) -> Result<Reply, Failure> {
