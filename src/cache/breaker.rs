@@ -40,6 +40,9 @@ pub struct TierFacts {
     pub asked: u64,
     /// How often it failed: that it does not have something is no failure.
     pub failed: u64,
+    /// How often what it gave was not what it should be.
+    #[serde(default)]
+    pub corrupt: u64,
     /// What it said last when it failed, and when (nanoseconds since 1970).
     pub last_failure: Option<(i64, String)>,
 }
@@ -50,12 +53,15 @@ pub(super) struct Asked {
     health: Mutex<Health>,
     /// Entries that it was brought.
     brought: AtomicU64,
+    /// Bytes that it was brought.
+    sent: AtomicU64,
 }
 
 #[derive(Default)]
 struct Health {
     asked: u64,
     failed: u64,
+    corrupt: u64,
     last: Option<(i64, String)>,
     /// Failures since it succeeded last.
     in_a_row: u32,
@@ -72,7 +78,7 @@ struct Ill {
 
 impl Asked {
     pub fn new(tier: Arc<dyn Tier>) -> Asked {
-        Asked { tier, health: Mutex::default(), brought: AtomicU64::new(0) }
+        Asked { tier, health: Mutex::default(), brought: AtomicU64::new(0), sent: AtomicU64::new(0) }
     }
 
     /// Has `call` ask it for `what`, which is to end by `by`; an error at once while it is ill.
@@ -108,6 +114,7 @@ impl Asked {
         let mut health = self.health.lock();
         let Some(error) = error.filter(|e| !e.is_absent()) else { return self.is_well(&mut health) };
         health.failed += 1;
+        health.corrupt += u64::from(error.kind == TierErrorKind::Corrupt);
         health.last = Some((now_ns(), error.to_string()));
         let silent = error.is_transient() && took >= given;
         match &mut health.ill {
@@ -157,6 +164,16 @@ impl Asked {
         self.brought.load(Ordering::Relaxed)
     }
 
+    /// It was brought so many bytes more.
+    pub fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that it was brought.
+    pub fn sent_so_far(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     pub fn facts(&self) -> TierFacts {
         let health = self.health.lock();
         TierFacts {
@@ -165,6 +182,7 @@ impl Asked {
             ill: health.ill.is_some(),
             asked: health.asked,
             failed: health.failed,
+            corrupt: health.corrupt,
             last_failure: health.last.clone(),
         }
     }

@@ -1,5 +1,5 @@
-//! Entries that were sealed here go to the tiers that take them: in the background, one after another, in the order in which
-//! they were sealed.
+//! Entries that were sealed here go to the tiers that take them: in the background, to each tier one after another, in the order
+//! in which they were sealed, and no faster than it is told.
 //!
 //! Invariants: how far each tier is stands in a file of the store, written after an entry is whole there. So what was not
 //! brought is brought by the next process, and what is brought again changes nothing. What is inferred, rejected, of a
@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -17,7 +18,8 @@ use super::breaker::Asked;
 use super::{Cache, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
 use crate::model::session::SessionId;
-use crate::tier::{ShipError, Source, Tier, ship};
+use crate::model::{EntryKey, Manifest};
+use crate::tier::{self, Capabilities, Object, Places, ShipError, Source, Tier, Tree, ship};
 
 /// Where it is written down how far each tier is.
 const NOTE: &str = "push.json";
@@ -33,6 +35,9 @@ pub struct PushFacts {
     pub waiting: u64,
     /// Entries that this process has brought.
     pub brought: u64,
+    /// Bytes of content that it has sent.
+    #[serde(default)]
+    pub sent: u64,
 }
 
 /// The row id up to which all entries went, by tier.
@@ -77,23 +82,92 @@ impl Read for Content<'_> {
     }
 }
 
-impl Cache {
-    /// Whether a tier takes entries.
-    pub fn pushes(&self) -> bool {
-        self.inner.tiers.attached().0.iter().any(Asked::pushes)
+/// A tier that is brought no more than so many bytes a second, and nothing more once it is over.
+struct Paced<'a> {
+    tier: &'a Asked,
+    limit: Option<u64>,
+    /// Waits; false when it is over.
+    wait: &'a (dyn Fn(Duration) -> bool + Sync),
+}
+
+/// What an object is made of, read as fast as it may be sent.
+struct PacedContent<'a, 'b> {
+    paced: &'a Paced<'b>,
+    content: &'a mut dyn Read,
+}
+
+impl Read for PacedContent<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let over = || io::Error::other("no more is brought now");
+        let Some(limit) = self.paced.limit else {
+            let n = self.content.read(buf)?;
+            self.paced.tier.sent(n as u64);
+            return if (self.paced.wait)(Duration::ZERO) { Ok(n) } else { Err(over()) };
+        };
+        // A tenth of a second's worth at a time.
+        let most = (limit / 10).clamp(1, 1 << 20).min(buf.len() as u64) as usize;
+        let n = self.content.read(&mut buf[..most])?;
+        self.paced.tier.sent(n as u64);
+        let until = Instant::now() + Duration::from_secs_f64(n as f64 / limit as f64);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if !(self.paced.wait)(left) {
+                return Err(over());
+            }
+            if left.is_zero() {
+                return Ok(n);
+            }
+        }
+    }
+}
+
+impl Tier for Paced<'_> {
+    fn name(&self) -> &str {
+        self.tier.name()
     }
 
-    /// Brings entries to the tiers that take them until `wait`, which waits for so long, says that it is over.
-    pub fn push(&self, wait: &mut dyn FnMut(Duration) -> bool) {
+    fn capabilities(&self) -> Capabilities {
+        self.tier.capabilities()
+    }
+
+    fn find(&self, key: &EntryKey, by: Instant) -> tier::Result<Tree> {
+        self.tier.find(key, by)
+    }
+
+    fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> tier::Result<Vec<u8>> {
+        self.tier.get(object, range, by)
+    }
+
+    fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> tier::Result<()> {
+        self.tier.put(object, size, &mut PacedContent { paced: self, content }, by)
+    }
+
+    fn missing(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<Object>> {
+        self.tier.missing(objects, by)
+    }
+
+    fn publish(&self, manifest: &Manifest, places: &Places, by: Instant) -> tier::Result<()> {
+        self.tier.publish(manifest, places, by)
+    }
+}
+
+impl Cache {
+    /// The tiers that take entries, by their numbers in order.
+    pub fn pushing_tiers(&self) -> Vec<usize> {
+        let (tiers, _) = self.inner.tiers.attached();
+        (0..tiers.len()).filter(|n| tiers[*n].pushes()).collect()
+    }
+
+    /// Brings entries to the tier with this number until `wait`, which waits for so long, says that it is over (false).
+    pub fn push(&self, tier: usize, wait: &(dyn Fn(Duration) -> bool + Sync)) {
         loop {
-            let (tiers, _) = self.inner.tiers.attached();
-            let mut more = false;
-            for tier in tiers.iter().filter(|t| t.pushes()) {
-                match self.push_next(tier) {
-                    Ok(brought) => more |= brought,
-                    Err(e) => tracing::debug!("an entry waits for a tier: {e}"),
-                }
-            }
+            let (tiers, options) = self.inner.tiers.attached();
+            let Some(tier) = tiers.get(tier) else { return };
+            let paced = Paced { tier, limit: options.push_limit, wait };
+            let more = self.push_next(&paced).unwrap_or_else(|e| {
+                tracing::debug!("an entry waits for a tier: {e}");
+                false
+            });
             if !wait(if more { Duration::ZERO } else { LOOK }) {
                 return;
             }
@@ -101,10 +175,11 @@ impl Cache {
     }
 
     /// Brings the next entry that a tier lacks; false when there is none.
-    fn push_next(&self, tier: &Asked) -> std::result::Result<bool, Box<dyn std::error::Error>> {
+    fn push_next(&self, paced: &Paced<'_>) -> std::result::Result<bool, Box<dyn std::error::Error>> {
+        let tier = paced.tier;
         let after = self.pushed_up_to(tier.name());
         let Some(row) = self.inner.index.entries_after(after, 1)?.pop() else { return Ok(false) };
-        if let Brought::Yes = self.bring(tier, &row)? {
+        if let Brought::Yes = self.bring(paced, &row)? {
             tier.brought();
             tracing::debug!(key = %row.key, "brought to {}", tier.name());
         }
@@ -114,7 +189,7 @@ impl Cache {
 
     fn bring(
         &self,
-        tier: &Asked,
+        paced: &Paced<'_>,
         row: &EntryRow,
     ) -> std::result::Result<Brought, Box<dyn std::error::Error>> {
         if !self.goes_up(row)? {
@@ -129,9 +204,9 @@ impl Cache {
                 return Ok(Brought::No);
             }
         };
-        match ship(tier, &manifest, &Contents(&entry), &|| Instant::now() + CALL) {
+        match ship(paced, &manifest, &Contents(&entry), &|| Instant::now() + CALL) {
             Ok(places) => {
-                self.note_backed(row, &manifest, &places, tier.name())?;
+                self.note_backed(row, &manifest, &places, paced.tier.name())?;
                 Ok(Brought::Yes)
             }
             Err(e @ ShipError::Content { .. }) => {
@@ -185,6 +260,6 @@ impl Cache {
     /// Entries that a tier has not been brought yet.
     pub(super) fn push_facts(&self, tier: &Asked) -> Result<PushFacts> {
         let waiting = self.inner.index.count_after(self.pushed_up_to(tier.name()))?;
-        Ok(PushFacts { waiting, brought: tier.brought_so_far() })
+        Ok(PushFacts { waiting, brought: tier.brought_so_far(), sent: tier.sent_so_far() })
     }
 }

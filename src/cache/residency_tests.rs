@@ -155,7 +155,7 @@ fn what_cannot_be_kept_is_read_all_the_same() {
 
 /// Brings all that is to be brought to the tiers.
 fn push(f: &Fixture) {
-    f.cache.push(&mut |_| f.cache.tier_facts().iter().any(|t| t.push.is_some_and(|p| p.waiting > 0)));
+    f.cache.push(0, &|_| f.cache.tier_facts().iter().any(|t| t.push.is_some_and(|p| p.waiting > 0)));
 }
 
 /// Puts an entry with these files here.

@@ -32,6 +32,8 @@ pub struct TierOptions {
     pub answer: Duration,
     /// A read waits for so long, and then is an error.
     pub read: Duration,
+    /// Bytes a second that each tier is brought at most.
+    pub push_limit: Option<u64>,
     /// A key that no tier has is not asked for again for so long.
     pub absent: Duration,
 }
@@ -42,6 +44,7 @@ impl Default for TierOptions {
             look_up: Duration::from_secs(2),
             answer: Duration::from_secs(20),
             read: Duration::from_secs(30),
+            push_limit: None,
             absent: Duration::from_secs(5),
         }
     }

@@ -2,11 +2,13 @@
 
 use clap::Args;
 
-use super::{Context, Output, out};
-use crate::control::Failure;
-use crate::daemon::{Health, examine};
+use super::out::{self, Streams};
+use super::session::connect;
+use super::{Context, Output};
+use crate::control::{Failure, Reply, Request};
+use crate::daemon::{Health, examine, tier_check};
 
-/// Say why there is no mount here, or what would make it faster
+/// Say why there is no mount here, what would make it faster, and which tiers are ill
 ///
 /// Exits with 1 when no mount is possible.
 #[derive(Args)]
@@ -18,7 +20,13 @@ pub(crate) struct Doctor {
 
 impl Doctor {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
-        let checks = examine(&cx.store);
+        let mut checks = examine(&cx.store);
+        // A daemon that does not answer is not this command's business.
+        if let Ok(Some(mut client)) = connect(&cx.store)
+            && let Ok(Reply::Stats(stats)) = client.call(Request::Stats, &mut Streams::to_stdout())
+        {
+            checks.extend(stats.tiers.iter().map(tier_check));
+        }
         for check in &checks {
             if self.output.json {
                 out::json(check)?;

@@ -109,6 +109,9 @@ pub(crate) struct Mount {
     /// Bring what is sealed here to the tiers, in the background
     #[arg(long)]
     push: bool,
+    /// Bring no more than so many bytes a second, as 10M, to each tier [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    push_limit: Option<Bytes>,
     /// Let other users enter
     #[arg(long)]
     allow_other: bool,
@@ -213,6 +216,7 @@ impl Mount {
             log: self.log(cx, config)?,
             at: absolute(&self.mount_point)?.into(),
             push: self.push || m.push.unwrap_or(false),
+            push_limit: self.push_limit.or(m.push_limit).filter(|limit| limit.0 > 0),
             tiers: match self.tiers.is_empty() {
                 true => m.tiers.clone().unwrap_or_default(),
                 false => self.tiers.clone(),

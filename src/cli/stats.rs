@@ -55,8 +55,12 @@ impl Stats {
 fn tier_does(tier: &TierFacts) -> String {
     let how = if tier.ill { "does not answer" } else { "answers" };
     let mut said = format!("{} {how}, asked {}, failed {}", out::clean(&tier.name), tier.asked, tier.failed);
+    if tier.corrupt > 0 {
+        said.push_str(&format!(", gave wrong bytes {}", counted(tier.corrupt, "time", "times")));
+    }
     if let Some(push) = &tier.push {
-        said.push_str(&format!(", brought {}, {} to go", push.brought, push.waiting));
+        let sent = human_bytes(push.sent);
+        said.push_str(&format!(", brought {} ({sent}), {} to go", push.brought, push.waiting));
     }
     if let Some((at, why)) = &tier.last_failure {
         let at = jiff::Timestamp::from_nanosecond((*at).into()).unwrap_or_default();

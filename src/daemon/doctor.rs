@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::mounts::mount_table;
+use crate::cache::TierFacts;
 use crate::fuse;
 use crate::model::units::human_bytes;
 
@@ -33,6 +34,26 @@ pub struct Check {
     pub found: String,
     /// What would make it better; empty when nothing needs to.
     pub advice: String,
+}
+
+/// How a tier of the daemon that runs does.
+pub fn tier(facts: &TierFacts) -> Check {
+    let said = facts.last_failure.as_ref().map_or("it has not said why", |(_, why)| why);
+    let (health, found, advice) = match facts {
+        TierFacts { ill: true, .. } => (
+            Health::Limited,
+            format!("{} does not answer, and is asked only now and then: {said}", facts.name),
+            "see whether its server runs and can be reached from here, and whether the credentials the daemon was \
+             started with are right",
+        ),
+        TierFacts { corrupt: 1.., .. } => (
+            Health::Limited,
+            format!("{} gave wrong bytes {} times, last: {said}", facts.name, facts.corrupt),
+            "none of them were used; somebody else writes to it, or its disks or the network are broken",
+        ),
+        _ => (Health::Good, format!("{} answers", facts.name), ""),
+    };
+    check("tier", health, found, advice)
 }
 
 fn check(what: &str, health: Health, found: impl Into<String>, advice: impl Into<String>) -> Check {

@@ -23,7 +23,7 @@ mod unmount;
 mod views;
 
 pub use config::{Config, ConfigError, MountConfig};
-pub use doctor::{Check, Health, examine};
+pub use doctor::{Check, Health, examine, tier as tier_check};
 pub use links::Links;
 pub use log::{LogSpec, LogTarget};
 pub use mountpoint::{canonical, dead_views};
@@ -44,6 +44,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::cache::{Cache, Limits, TierOptions};
 use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
 use crate::fuse::MountOptions;
+use crate::model::units::Bytes;
 use crate::store::{Access, Store};
 use crate::tier::{self, Address};
 use crate::vfs::ViewOptions;
@@ -71,6 +72,9 @@ pub struct Start {
     pub tiers: Vec<Address>,
     /// Entries that are sealed here go to them.
     pub push: bool,
+    /// No more than so many bytes a second, to each.
+    #[serde(default)]
+    pub push_limit: Option<Bytes>,
     /// Its first view's mount point.
     pub at: RawPath,
     /// What the first view shows.
@@ -109,8 +113,10 @@ struct Running {
     server: Server,
     wake: Receiver<Wake>,
     ended: Arc<AtomicBool>,
-    /// Upkeep, scrub and push.
+    /// Upkeep and scrub.
     workers: Vec<JoinHandle<()>>,
+    /// Those that bring entries to tiers, which may wait for one for long.
+    pushers: Vec<JoinHandle<()>>,
 }
 
 fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
@@ -123,14 +129,14 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     watch_signals(sender).map_err(io)?;
     server.serve(daemon.clone()).map_err(io)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let mut workers = vec![
+    let workers = vec![
         start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
         start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
     ];
-    if daemon.cache().pushes() {
-        workers.push(start_push(daemon.clone(), ended.clone()).map_err(io)?);
-    }
-    let running = Running { daemon, server, wake, ended, workers };
+    let pushing = daemon.cache().pushing_tiers();
+    let pushers = pushing.into_iter().map(|tier| start_push(daemon.clone(), tier, ended.clone()));
+    let pushers = pushers.collect::<Result<_, _>>().map_err(io)?;
+    let running = Running { daemon, server, wake, ended, workers, pushers };
     match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
         Ok(facts) => {
             // Now that it is mounted: it takes a while, and nobody waits for it.
@@ -166,7 +172,8 @@ fn open(start: &Start) -> Result<Cache, Failure> {
         start.tiers.iter().map(|address| tier::open(address, start.push)).collect::<Result<Vec<_>, _>>();
     let tiers = tiers.map_err(|e| Failure::failed(e.to_string()))?;
     let cache = Cache::open(store, limits.clone())?;
-    cache.attach_tiers(tiers, TierOptions::default());
+    let push_limit = start.push_limit.map(|limit| limit.0);
+    cache.attach_tiers(tiers, TierOptions { push_limit, ..TierOptions::default() });
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
     Ok(cache)
@@ -202,10 +209,12 @@ fn start_scrub(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<J
     })
 }
 
-/// The thread that brings entries to tiers.
-fn start_push(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
+/// The thread that brings entries to a tier. It holds the cache alone: the daemon may end before it does.
+fn start_push(daemon: Arc<Daemon>, tier: usize, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
+    let cache = daemon.cache().clone();
+    drop(daemon);
     std::thread::Builder::new().name("push".into()).spawn(move || {
-        daemon.cache().push(&mut |time| {
+        cache.push(tier, &|time| {
             if !until.load(Ordering::Relaxed) && !time.is_zero() {
                 std::thread::park_timeout(time);
             }
@@ -279,16 +288,26 @@ impl Running {
         Ok(())
     }
 
-    fn finish(self) {
+    /// What is being brought to a tier that does not answer ends with the process: it is brought again by the next one.
+    fn end_pushers(&self) {
+        let deadline = Instant::now() + LETTING_GO;
+        while !self.pushers.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            self.pushers.iter().for_each(|pusher| pusher.thread().unpark());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn finish(mut self) {
         self.ended.store(true, Ordering::Relaxed);
         self.server.close(PATIENCE);
-        for worker in self.workers {
+        for worker in std::mem::take(&mut self.workers) {
             worker.thread().unpark();
             let name = worker.thread().name().unwrap_or_default().to_owned();
             if worker.join().is_err() {
                 tracing::error!("the {name} thread has failed");
             }
         }
+        self.end_pushers();
         self.daemon.record_views();
         self.daemon.links().let_go();
         let cache = self.daemon.cache().clone();

@@ -27,17 +27,17 @@ impl Source for Contents {
 }
 
 /// Waits for a busy machine.
-fn patient() -> TierOptions {
+pub fn patient() -> TierOptions {
     let long = Duration::from_secs(120);
-    TierOptions { look_up: long, answer: long, read: long, absent: Duration::ZERO }
+    TierOptions { look_up: long, answer: long, read: long, absent: Duration::ZERO, push_limit: None }
 }
 
 /// A mount of a store with a tier attached.
-struct World {
-    tier: Arc<MemoryTier>,
-    cache: Cache,
+pub struct World {
+    pub tier: Arc<MemoryTier>,
+    pub cache: Cache,
     mounted: Mounted,
-    mnt: PathBuf,
+    pub mnt: PathBuf,
     dir: tempfile::TempDir,
 }
 
@@ -54,7 +54,7 @@ fn files(at: &Path, seed: u8, count: usize, size: usize) {
     }
 }
 
-fn content(seed: u8, n: usize, size: usize) -> Vec<u8> {
+pub fn content(seed: u8, n: usize, size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size + 32);
     let mut at = 0u64;
     while bytes.len() < size {
@@ -67,7 +67,7 @@ fn content(seed: u8, n: usize, size: usize) -> Vec<u8> {
 
 impl World {
     /// With an entry `far` that only the tier has and an entry `near` that is here, of so many files and bytes each.
-    fn new(transport: Transport, options: TierOptions, count: usize, size: usize) -> World {
+    pub fn new(transport: Transport, options: TierOptions, count: usize, size: usize) -> World {
         assert!(Path::new("/dev/fuse").exists(), "this test mounts for real and needs /dev/fuse");
         let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
         let at = dir.path().canonicalize().expect("it exists");

@@ -77,8 +77,8 @@ fn little_is_moved_for_little_that_is_read() {
     assert_eq!(requests - before_requests, 1);
 }
 
-/// S15.5 A tier that fails again and again, or does not answer at all, is left alone for a while; `outfs stats` says which one
-/// and why.
+/// S15.5 A tier that fails again and again, or does not answer at all, is left alone for a while; `outfs stats` and
+/// `outfs doctor` say which one and why.
 #[test]
 fn a_server_that_is_down_is_said_to_be_and_does_not_hold_anybody_up() {
     let server = Server::start();
@@ -98,9 +98,72 @@ fn a_server_that_is_down_is_said_to_be_and_does_not_hold_anybody_up() {
     let ill = tier();
     assert!(ill["ill"] == true && ill["last_failure"][1].as_str().unwrap().contains("AccessDenied"), "{ill}");
     assert!(m.ok(&["stats"]).contains("does not answer"));
+    let doctor = m.ok(&["doctor"]);
+    assert!(doctor.contains(&address) && doctor.contains("AccessDenied"), "{doctor}");
     server.set_wrong(|_, _| None);
     eventually("the tier is asked again", || fs::read(m.path("far-away/f")).is_ok());
     assert_eq!(tier()["ill"], false);
+    assert!(m.ok(&["doctor"]).contains(&format!("{address} answers")));
+    server.set_wrong(|_, _| Some(Wrong::Flipped));
+    assert!(fs::metadata(m.path("absent-9")).is_err());
+    send(&server, "p", "another", &[("f", 300_000, 4)]);
+    assert!(fs::metadata(m.path("another")).is_err());
+    assert!(tier()["corrupt"].as_u64() > Some(0), "{}", tier());
+    assert!(m.ok(&["doctor"]).contains("gave wrong bytes"));
+}
+
+/// S15.9 Listing an entry that only a tier has moves only what says what is in it; reading all of it, hardly more than its
+/// contents.
+#[test]
+fn the_first_byte_is_three_round_trips_away() {
+    let server = Server::start();
+    let made =
+        send(&server, "p", "far-away", &[("metadata.json", 80, 1), ("f", 5000, 2), ("large", 3_000_000, 3)]);
+    send(&server, "p", "large-one", &[("large", 64 << 20, 3)]);
+    let address = server.tier("p");
+    let mut m = mount(&[&address]);
+    m.start();
+    let asked = |what: &dyn Fn()| {
+        let before = server.traffic().0;
+        what();
+        server.traffic().0 - before
+    };
+    assert_eq!(asked(&|| assert_eq!(read(m.path("far-away/f")), content(&made, "f"))), 3);
+    let first = |path: std::path::PathBuf| {
+        use std::io::Read;
+        fs::File::open(path).and_then(|mut f| f.read_exact(&mut [0])).expect("read");
+    };
+    // The kernel reads ahead; what it asks for lies in the same window.
+    assert_eq!(asked(&|| first(m.path("large-one/large"))), 3);
+}
+
+/// S15.12 What is brought is no more than `--push-limit` bytes a second to each tier; `outfs stats` says how far it is.
+#[test]
+fn what_is_brought_is_bounded_and_outlives_a_death_in_the_midst() {
+    let server = Server::start();
+    let address = server.tier("p");
+    let mut m = mount(&[&address, "--push", "--push-limit=1M"]);
+    m.start();
+    let large: Vec<u8> = (0..30_000_000u32).map(|i| (i ^ i >> 7 ^ i >> 13) as u8).collect();
+    let begun = std::time::Instant::now();
+    m.entry_of("large-one", &large);
+    let sent = |m: &Mount| m.json(&["stats"])["tiers"][0]["push"]["sent"].as_u64().expect("a number");
+    eventually("it is on its way", || sent(&m) > 1_000_000);
+    let (sent_so_far, limit) = (sent(&m), 1 << 20);
+    assert!(sent_so_far <= limit * (begun.elapsed().as_secs() + 2), "{sent_so_far} in {:?}", begun.elapsed());
+    assert_eq!(m.json(&["push"])["push"]["waiting"], 1);
+    m.kill9();
+    assert!(!server.keys().iter().any(|k| k.contains("entries/")), "nothing is half there");
+    m.start_with(&["--size", "4G", "--tier", &address, "--push"]);
+    m.ok(&["push", "--wait"]);
+    let mut other = mount(&[&address]);
+    other.start();
+    assert!(read(other.path("large-one/outputs/f")) == large);
+    // An orderly end does not wait for what is under way either.
+    server.set_wrong(|method, _| (method == "PUT").then_some(Wrong::Silent));
+    m.entry_of("another", &large[5..]);
+    eventually("it is on its way", || sent(&m) > 31_000_000);
+    m.terminate();
 }
 
 #[test]
@@ -176,4 +239,57 @@ fn what_is_a_guess_goes_nowhere() {
     m.ok(&["push", "--wait"]);
     assert_eq!(server.keys(), before);
     assert_eq!(m.json(&["push"])["push"]["brought"], 0);
+}
+
+/// S15.11 What a tier has gives up its bytes here before anything is evicted, stays visible, and comes back when it is read.
+/// `outfs ls -l` and `outfs du` say how much is here. What is damaged here comes from a tier that has it.
+#[test]
+fn what_a_tier_has_stays_visible_when_there_is_no_room() {
+    let server = Server::start();
+    let address = server.tier("p");
+    let args = ["--size", "80M", "--min-age", "0s", "--tier", &address, "--push"];
+    let mut m =
+        Mount::unmounted(&args).with_env("AWS_ACCESS_KEY_ID", KEY).with_env("AWS_SECRET_ACCESS_KEY", SECRET);
+    m.start();
+    let made = |n: u32| -> Vec<u8> { (0..10_000_000u32).map(|i| ((i ^ i >> 7) + n) as u8).collect() };
+    for n in 0..12 {
+        m.entry_of(&format!("entry-{n}"), made(n));
+        m.ok(&["push", "--wait"]);
+    }
+    let listed = m.json_lines(&["ls", "-l"]);
+    assert_eq!(listed.len(), 12, "all are visible: {listed:?}");
+    // What the logs have is in all of them, and so it is still here.
+    let gave_up = |e: &&serde_json::Value| e["residency"] == "partial" || e["residency"] == "remote";
+    assert!(listed.iter().filter(gave_up).count() >= 4, "{listed:?}");
+    assert!(m.has_event("let_go", "entry-0"));
+    assert!(m.ok(&["ls", "-l"]).contains("partial"));
+    let here =
+        |n: u32| m.json(&["du", &format!("entry-{n}")])["entries"][0]["here"].as_u64().expect("a number");
+    assert!(here(0) < 100_000, "{}", here(0));
+    for n in 0..12 {
+        assert!(read(m.path(format!("entry-{n}/outputs/f"))) == made(n), "{n}");
+    }
+    assert!(here(11) > 9_000_000);
+    // Damaged at rest: the daemon's own reading finds it.
+    let blobs = super::common::files_below(&m.store().join("blobs"));
+    assert!(!blobs.is_empty());
+    for blob in &blobs {
+        let mut content = fs::read(blob).expect("read");
+        content[5_000_000] ^= 1;
+        fs::remove_file(blob).expect("remove");
+        fs::write(blob, content).expect("write");
+    }
+    m.restart();
+    let damaged = m.run(&["fsck", "--verify-data"]);
+    assert!(!damaged.status.success());
+    for n in 0..12 {
+        assert!(read_verified(&m, n) == made(n), "{n}");
+    }
+}
+
+/// What the daemon reads of an entry's file.
+fn read_verified(m: &Mount, n: u32) -> Vec<u8> {
+    let out = m.run(&["cat", &format!("entry-{n}"), "outputs/f"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    out.stdout
 }
