@@ -19,14 +19,14 @@ use outfs::tier::{self, Tier};
 const VERSION: &str = "2.5.0";
 
 /// A node with an empty bucket called `bucket`; it ends when this is dropped.
-struct Garage {
+pub struct Garage {
     program: PathBuf,
     dir: tempfile::TempDir,
-    port: u16,
+    pub port: u16,
     node: Child,
 }
 
-fn program() -> Option<PathBuf> {
+pub fn program() -> Option<PathBuf> {
     let tools = std::env::var_os("OUTFS_TOOLS").map(PathBuf::from).or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
@@ -37,13 +37,13 @@ fn program() -> Option<PathBuf> {
 }
 
 /// Nobody has it now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("it has one").port()
 }
 
 impl Garage {
-    fn start() -> Option<Garage> {
+    pub fn start() -> Option<Garage> {
         let Some(program) = program() else {
             eprintln!("not tested: Garage {VERSION} is not installed (scripts/test-tiers installs it)");
             return None;
@@ -69,11 +69,11 @@ impl Garage {
         panic!("Garage does not start");
     }
 
-    fn tier(&self, prefix: &str) -> String {
+    pub fn tier(&self, prefix: &str) -> String {
         format!("s3://bucket/{prefix}?endpoint=http://127.0.0.1:{}&region=here", self.port)
     }
 
-    fn open(&self, prefix: &str) -> std::sync::Arc<dyn Tier> {
+    pub fn open(&self, prefix: &str) -> std::sync::Arc<dyn Tier> {
         credentials();
         tier::open(&self.tier(prefix).parse().expect("an address"), true).expect("it opens")
     }

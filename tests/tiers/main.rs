@@ -6,6 +6,8 @@
 mod common;
 
 #[cfg(feature = "s3")]
+mod distributed;
+#[cfg(feature = "s3")]
 mod garage;
 mod groups;
 mod memory;
@@ -13,7 +15,12 @@ mod mounted;
 #[cfg(feature = "s3")]
 mod program;
 #[cfg(feature = "s3")]
+mod proxy;
+#[cfg(feature = "s3")]
 mod s3;
 #[cfg(feature = "s3")]
 mod server;
 mod suite;
+mod traffic;
+#[cfg(feature = "s3")]
+mod trouble;
