@@ -35,7 +35,7 @@ pub use server::{Handler, Server};
 use std::io::{self, Read};
 
 /// The protocol's version: client and server must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The socket's name below the store.
 pub const SOCKET: &str = "control.sock";

@@ -129,7 +129,7 @@ fn other_versions_and_nonsense_are_refused_in_words() {
     let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
     for (line, part) in [
         (r#"{"outfs":99,"request":{"op":"who_knows"}}"#, "version"),
-        (r#"{"outfs":2,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
+        (r#"{"outfs":3,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
         ("hello", "no outfs request"),
     ] {
         writeln!(stream.get_mut(), "{line}").unwrap();
