@@ -61,9 +61,7 @@ pub enum CacheError {
         pin: String,
     },
     /// Something in a draft cannot be stored.
-    #[error(
-        "{path} is a {what}; an entry holds only files, directories and symlinks: remove it and seal again"
-    )]
+    #[error("{path} is a {what}; an entry holds only files, directories and symlinks")]
     SpecialFile {
         /// Below the draft's top.
         path: String,
