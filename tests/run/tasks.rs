@@ -299,3 +299,21 @@ fn verifying_says_what_differs() {
     let same = run(&["--verify"], "echo 1 > o");
     assert_eq!((same.code, &same.record["differs"]), (0, &serde_json::json!([])));
 }
+
+#[test]
+fn the_nearest_of_many_results_is_compared() {
+    let p = Project::new();
+    let run = |round: u32| {
+        let param = format!("round={round}");
+        p.sh(&["--task", "t", "--input", "in", "--param", &param], &format!("cat in; echo {}", round / 2))
+    };
+    p.write("in", "1");
+    run(0).is_miss(&["first_run"]);
+    for round in 1..12 {
+        p.write("in", &round.to_string());
+        run(2 * round);
+    }
+    // All newer ones have another command, too.
+    p.write("in", "0");
+    run(1).is_miss(&["params_changed", "dep_changed"]).says("the parameter round changed");
+}

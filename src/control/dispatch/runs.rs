@@ -15,7 +15,7 @@ use crate::model::{EntryKey, EventKind, RecordKind};
 use crate::run::{Found, Held, MEMBER, Node, Nodes, Note, Placed, Times, nodes_hash, text};
 
 /// At most so many earlier results are looked at.
-const MOST_EARLIER: usize = 8;
+const MOST_EARLIER: usize = 64;
 
 fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
     raw.iter().map(|p| p.0.clone()).collect()
