@@ -6,6 +6,7 @@
 //! Must not know: the store.
 
 use std::ffi::OsString;
+use std::fs::{DirEntry, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -48,8 +49,10 @@ pub struct Stand {
     pub own_times: bool,
 }
 
-/// What was not written for so long is forgotten: of checkouts that are gone.
+/// What was not written for so long is forgotten: of checkouts and projects that are gone. Of one that is not, it is found out again.
 const KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// Letters of the name of a project's directory.
+const NAME: usize = 32;
 
 /// Where runs take turns.
 const TURNS: &str = "turns";
@@ -67,7 +70,7 @@ impl Ledger {
     pub fn of(memory: Option<&Path>, root: &Path) -> Ledger {
         use std::os::unix::ffi::OsStrExt;
         let name = blake3::hash(root.as_os_str().as_bytes()).to_hex();
-        Ledger { dir: memory.map(|m| m.join(&name[..32])), checkout: which(root) }
+        Ledger { dir: memory.map(|m| m.join(&name[..NAME])), checkout: which(root) }
     }
 
     /// Where the hashes of its inputs are.
@@ -116,6 +119,7 @@ impl Ledger {
         write(file, run);
         if let Some(dir) = self.dir.as_ref().filter(|_| is_new) {
             forget_old(dir);
+            forget_projects(dir.parent().unwrap_or(dir));
         }
     }
 
@@ -143,15 +147,37 @@ fn which(dir: &Path) -> String {
     format!("{}.{}.{}", meta.dev(), meta.ino(), made.unwrap_or_default().as_nanos())
 }
 
-/// Takes away what no run has written to for long.
+/// Is it a file, or else a directory, that no run has written to for long?
+fn is_old(entry: &DirEntry, file: bool) -> bool {
+    let old = |meta: Metadata| {
+        meta.is_file() == file && meta.modified().is_ok_and(|t| t.elapsed().is_ok_and(|age| age > KEPT))
+    };
+    entry.metadata().is_ok_and(old)
+}
+
+/// Takes away what no run of a project has written to for long.
 fn forget_old(dir: &Path) {
     for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let age = || file.metadata().ok()?.modified().ok()?.elapsed().ok();
-        if file.file_name().as_encoded_bytes().starts_with(b"task-") && age().is_some_and(|age| age > KEPT) {
+        if is_old(&file, true) {
             let _ = std::fs::remove_file(file.path());
         }
     }
     Turns::sweep(&dir.join(TURNS), KEPT);
+}
+
+/// The same of all projects that no run was in for long: each writes a file into its project's directory. What somebody has or
+/// writes meanwhile stays, and so does the directory.
+fn forget_projects(memory: &Path) {
+    for project in std::fs::read_dir(memory).into_iter().flatten().flatten() {
+        let name = project.file_name();
+        let is_project = name.len() == NAME && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+        if is_project && is_old(&project, false) {
+            let dir = project.path();
+            forget_old(&dir);
+            let _ = std::fs::remove_dir(dir.join(TURNS));
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
 }
 
 fn read<T: DeserializeOwned>(file: PathBuf) -> Option<T> {
@@ -206,6 +232,43 @@ mod tests {
         files().for_each(|f| std::fs::File::open(f.path()).unwrap().set_modified(old).unwrap());
         of(&root).set_last_run(&last_run("new"));
         assert_eq!(files().count(), 1);
+    }
+
+    #[test]
+    fn projects_of_long_ago_are_forgotten() {
+        let memory = tempfile::tempdir().unwrap();
+        let of = |root: &str| Ledger::of(Some(memory.path()), Path::new(root));
+        let age = |dir: &Path| {
+            let old = std::time::SystemTime::now() - KEPT - Duration::from_secs(60);
+            let all = [dir.to_owned(), dir.join(TURNS)].into_iter().filter(|d| d.exists());
+            let files: Vec<PathBuf> =
+                all.clone().flat_map(|d| std::fs::read_dir(d).unwrap()).map(|e| e.unwrap().path()).collect();
+            for path in files.into_iter().chain(all) {
+                std::fs::File::open(path).unwrap().set_modified(old).unwrap();
+            }
+        };
+        let turns = |ledger: &Ledger, root: &str| {
+            let (root, cwd) = (PathBuf::from(root), PathBuf::from(root));
+            ledger.turns(&Place { root, cwd }, &["o".into()]).unwrap()
+        };
+        let (gone, busy, young) = (of("/gone"), of("/busy"), of("/young"));
+        for (ledger, root) in [(&gone, "/gone"), (&busy, "/busy"), (&young, "/young")] {
+            ledger.set_last_run(&last_run("t"));
+            ledger.set_stand(Path::new(root), &["o".into()], None);
+            drop(turns(ledger, root).take(&[], None).unwrap());
+        }
+        let held = turns(&busy, "/busy").take(&[], None).unwrap();
+        [&gone, &busy].iter().for_each(|l| age(l.dir.as_ref().unwrap()));
+        std::fs::create_dir(memory.path().join("rooms")).unwrap();
+        age(&memory.path().join("rooms"));
+        young.set_last_run(&last_run("t"));
+        assert!(gone.dir.as_ref().unwrap().exists(), "not by every run");
+        of("/new").set_last_run(&last_run("t"));
+        assert!(!gone.dir.as_ref().unwrap().exists());
+        assert_eq!(young.last_run("t"), Some(last_run("t")));
+        assert!(memory.path().join("rooms").exists(), "that is no project");
+        let met = turns(&busy, "/busy").take(&[], None).unwrap();
+        assert!(!met.was_alone() && !held.was_alone(), "what somebody has stays");
     }
 
     #[test]

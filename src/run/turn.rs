@@ -71,7 +71,6 @@ impl Turns {
     /// Takes a turn, but for the places that the runs have that this one is `within`. `wait` is told who is waited for, if it is known;
     /// without it nobody is.
     pub fn take(&self, within: &[String], mut wait: Option<&mut dyn FnMut(Option<u32>)>) -> io::Result<Turn> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let mut turn = Turn::default();
         for (name, alone) in self.places.iter().filter(|(name, _)| !within.contains(name)) {
             // What was swept in between is made again.
@@ -130,7 +129,16 @@ impl Turns {
     fn open(&self, name: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(libc::O_NOFOLLOW).open(self.dir.join(name))
+        let file = self.dir.join(name);
+        loop {
+            match options.custom_flags(libc::O_NOFOLLOW).open(&file) {
+                // Not made yet, or just swept.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+                }
+                opened => return opened,
+            }
+        }
     }
 }
 
