@@ -12,7 +12,7 @@ use super::here::now_ns;
 use super::memory::SEALED_FILE;
 use super::put::{made_attrs, metadata};
 use super::stash::Stash;
-use super::{Cache, CacheError, Entry, LeaseKind, Result, SealRequest};
+use super::{Cache, CacheError, Draft, Entry, LeaseKind, Result, SealRequest};
 use crate::index::{Commit, EntryRow, NewEntry, Replaced};
 use crate::model::manifest::{Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest, ManifestHash};
@@ -62,18 +62,31 @@ pub(super) enum Outcome {
 
 impl Cache {
     /// Makes an entry of what was prepared. Its blobs are held against others meanwhile.
-    pub(super) fn commit(&self, stash: &Stash, tree: Tree, request: &SealRequest) -> Result<Outcome> {
+    /// A draft that it comes from is noted to be that entry, so that it does not come back after a death: it shares files with it.
+    pub(super) fn commit(
+        &self,
+        stash: &Stash,
+        tree: Tree,
+        request: &SealRequest,
+        draft: Option<&Draft>,
+    ) -> Result<Outcome> {
         if !stash.hold(self, &tree.blobs.iter().map(|(h, _)| *h).collect()) {
             return Ok(Outcome::Stale);
         }
-        let outcome = self.commit_held(stash, tree, request);
+        let outcome = self.commit_held(stash, tree, request, draft);
         if !matches!(outcome, Ok(Outcome::New(..))) {
             stash.let_go(self);
         }
         outcome
     }
 
-    fn commit_held(&self, stash: &Stash, tree: Tree, request: &SealRequest) -> Result<Outcome> {
+    fn commit_held(
+        &self,
+        stash: &Stash,
+        tree: Tree,
+        request: &SealRequest,
+        draft: Option<&Draft>,
+    ) -> Result<Outcome> {
         let old = match self.inner.index.entry(&request.key)? {
             Some(row) => match self.open_old(&row)? {
                 Some(old) => Some((row, old)),
@@ -90,6 +103,9 @@ impl Cache {
             return Ok(kept);
         }
         self.write_out(&made)?;
+        if let Some(draft) = draft {
+            self.inner.store.note_sealing(draft.id(), &made.manifest.hash())?;
+        }
         let records = made.manifest.records().len() as u64;
         let outcome = self.write_row(stash, made, old.map(|(row, _)| row));
         self.note_let_go(records * SEALED_FILE);

@@ -21,6 +21,7 @@ use super::walk::{From, Plan, Source, Tree};
 use super::way::Way;
 use super::work::Work;
 use super::{Cache, CacheError, Result, at, workers};
+use crate::model::BlobHash;
 use crate::model::manifest::Content;
 use crate::store::{Adopt, Hashed, PACK_LIMIT, StoreError};
 
@@ -416,6 +417,23 @@ pub(super) fn first_writer(plan: &Plan) -> Option<String> {
         let file = dirs.open_file(tree_of(plan), *dir, name).ok()?;
         matches!(ReadLease::ask(&file), Asked::Writer).then(|| tree_of(plan).path(*dir, name))
     })
+}
+
+/// Calls `each` for every large file of a tree that has other names, with its hash.
+pub(super) fn each_shared_file(
+    plan: &Plan,
+    each: &mut dyn FnMut(&File, BlobHash) -> Result<()>,
+) -> Result<()> {
+    let mut dirs = OpenDir::default();
+    for source in plan.sources.iter().filter(|s| s.link.is_some() && s.size_hint() > PACK_LIMIT) {
+        let From::Tree { dir, name, .. } = &source.from else { continue };
+        let fail = |e| CacheError::io("read", tree_of(plan).path(*dir, name), e);
+        let file = dirs.open_file(tree_of(plan), *dir, name).map_err(fail)?;
+        if let Some(content) = hash_file(&file, &|| true).map_err(fail)? {
+            each(&file, content.hash)?;
+        }
+    }
+    Ok(())
 }
 
 /// Small contents on their way into a pack.

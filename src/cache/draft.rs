@@ -22,7 +22,7 @@ use super::stash::Stash;
 use super::walk::{Plan, Tree};
 use super::{Cache, CacheError, Entry, RestoreAs, Result};
 use crate::model::{BlobHash, EntryKey, EventKind};
-use crate::store::DraftPlace;
+use crate::store::{DraftPlace, Location};
 
 /// How long those inside a draft are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -256,8 +256,21 @@ impl Cache {
                 self.inner.background.send(Job::RemoveDraft(id, Vec::new()));
                 continue;
             }
-            // Died between a commit and the end of its draft, or sealed otherwise meanwhile: what is
-            // sealed must be seen, and nothing is lost.
+            let sealings = self.inner.store.sealings(&id)?;
+            if self.inner.index.unknown_manifests(&sealings)?.len() < sealings.len() {
+                // Died, or lost its power, between a commit and the end of its draft. Whoever wrote to it would write to the entry.
+                self.inner.background.send(Job::RemoveDraft(id, Vec::new()));
+                continue;
+            }
+            if !sealings.is_empty()
+                && let Err(e) = self.separate(&id)
+            {
+                tracing::error!(
+                    "the draft {id} stays out of sight, because it may share files with entries: {e}"
+                );
+                continue;
+            }
+            // Sealed otherwise meanwhile: what is sealed must be seen, and nothing is lost.
             let sealed = match &place {
                 DraftPlace::InPlace { key } => self.inner.index.entry(key)?.is_some(),
                 _ => false,
@@ -272,6 +285,23 @@ impl Cache {
             tables.by_id.insert(draft.id.clone(), draft);
         }
         Ok(())
+    }
+
+    /// Has no blob be a file of this draft, which was about to be sealed: it may have been, and its entry have gone since,
+    /// while another has the same contents.
+    fn separate(&self, id: &str) -> Result<()> {
+        let mut plan = Plan::new(Default::default());
+        let top = plan.builder.top();
+        plan.add_tree(top, Tree::new(self.inner.store.draft_tree(id)?.as_fd(), "", true)?)?;
+        super::content::each_shared_file(&plan, &mut |file, hash| match self
+            .inner
+            .index
+            .blob(&hash)?
+            .is_some_and(|row| row.location == Location::Loose)
+        {
+            true => Ok(self.inner.store.separate(file, &hash)?),
+            false => Ok(()),
+        })
     }
 
     /// Creates the draft that replaces a sealed entry; it begins as a copy (reflinks) of it.

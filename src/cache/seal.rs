@@ -140,7 +140,7 @@ impl Cache {
                 }
                 continue;
             }
-            let outcome = self.commit(&draft.stash, prepared.tree, &request)?;
+            let outcome = self.commit(&draft.stash, prepared.tree, &request, Some(draft))?;
             if let (Outcome::Same(entry), false) = (&outcome, same_ends_it) {
                 return Ok(Sealed::Same(entry.clone()));
             }
@@ -218,7 +218,7 @@ impl Cache {
         let mut insisting = None;
         loop {
             let tree = self.store_plan(storer, plan()?)?;
-            let sealed = match self.commit(storer.stash, tree, request)? {
+            let sealed = match self.commit(storer.stash, tree, request, None)? {
                 Outcome::New(entry, _) => Sealed::New(entry),
                 Outcome::Same(entry) => Sealed::Same(entry),
                 Outcome::Stale => {

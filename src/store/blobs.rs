@@ -109,6 +109,17 @@ impl Store {
         Ok(())
     }
 
+    /// Where this file is the blob itself, the blob becomes a verified copy of it: the file may be changed from then on.
+    pub fn separate(&self, file: &File, hash: &BlobHash) -> Result<()> {
+        self.writable()?;
+        let (shard, name) = self.blob_place(hash)?;
+        let name = OsStr::new(&name);
+        let inode = |f: &File| port::stat(f.as_fd()).map(|s| (s.st_dev, s.st_ino));
+        let blob = self.open_blob(hash, &shard, name)?;
+        let same = inode(&blob).and_then(|a| Ok(a == inode(file)?)).map_err(shard.err("stat", name))?;
+        if same { self.adopt_clone(file, hash, &shard, name) } else { Ok(()) }
+    }
+
     /// A loose blob, open for reading (not cached).
     pub fn blob_file(&self, hash: &BlobHash) -> Result<File> {
         let (shard, name) = self.blob_place(hash)?;

@@ -2,7 +2,8 @@
 //!
 //! Purpose: `drafts/<id>/{draft.json,tree/}`. Invariants: a draft appears whole (it is made aside
 //! and renamed); one that is being deleted is called `.gone-<id>` and is deleted by the next
-//! owner if this one dies. A draft survives the death of the daemon; nothing here waits for the disk.
+//! owner if this one dies. A draft survives the death of the daemon; nothing here waits for the disk. One that was being
+//! committed says so, because its large files are the entry's blobs from then on.
 //! Must not know: what is in the tree.
 
 use std::ffi::{OsStr, OsString};
@@ -12,10 +13,12 @@ use std::path::PathBuf;
 use super::dir::{Dir, Temp, temp_name};
 use super::open::random_hex;
 use super::{DraftPlace, Result, Store, StoreError, port, remove};
+use crate::model::ManifestHash;
 
 const PLACE: &str = "draft.json";
 const TREE: &str = "tree";
 const GONE: &str = ".gone-";
+const SEALED: &str = "sealed-";
 
 fn gone(id: &str) -> OsString {
     format!("{GONE}{id}").into()
@@ -93,6 +96,22 @@ impl Store {
             all.push((id.to_owned(), place, time(PLACE)?.map_or(tree, |t| t.max(tree))));
         }
         Ok(all)
+    }
+
+    /// Notes that the draft is about to become the entry with this manifest. Not synced: on a file system with a journal it is there
+    /// when what is synced later is.
+    pub fn note_sealing(&self, id: &str, manifest: &ManifestHash) -> Result<()> {
+        self.writable()?;
+        let (dir, name) = (self.draft_dir(id)?, format!("{SEALED}{}", manifest.to_hex()));
+        let name = OsStr::new(&name);
+        port::create(dir.fd(), name).map(drop).map_err(dir.err("create", name))
+    }
+
+    /// The manifests that the draft was about to become.
+    pub fn sealings(&self, id: &str) -> Result<Vec<ManifestHash>> {
+        let names = self.draft_dir(id)?.names()?;
+        let noted = names.iter().filter_map(|n| n.to_str()?.strip_prefix(SEALED)?.parse().ok());
+        Ok(noted.collect())
     }
 
     /// The draft's `tree/`, opened O_PATH.

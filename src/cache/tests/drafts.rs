@@ -194,3 +194,80 @@ fn nobody_waits_at_a_closed_gate_and_all_are_called_when_it_opens() {
     count();
     assert_eq!(called.load(Ordering::Relaxed), 4);
 }
+
+/// Copies a draft's directory, its files as hard links, when the draft was committed and is still there: what a power cut brings
+/// back for as long as nothing after the commit is durable.
+struct Copier {
+    drafts: PathBuf,
+    copy: PathBuf,
+}
+
+impl Holder for Copier {
+    fn prune(&self, _entry: i64) {}
+    fn prune_blobs(&self) {}
+    fn changed(&self, _key: &EntryKey) {}
+    fn sealed(&self, draft: &Draft, _entry: &Entry) {
+        let copied = std::process::Command::new("cp")
+            .arg("-al")
+            .arg(self.drafts.join(draft.id()))
+            .arg(&self.copy)
+            .status();
+        assert!(copied.unwrap().success());
+    }
+    fn draft_changed(&self, _draft: &Draft) {}
+    fn hides(&self, _key: &EntryKey) -> bool {
+        false
+    }
+    fn names_changed(&self, _draft: &Draft, _dir: (u64, u64)) {}
+}
+
+/// A store whose entry `abcd` was sealed from a draft that is back. `then` happens before that.
+fn with_a_draft_that_came_back(then: impl FnOnce(&Fixture)) -> (Fixture, String) {
+    let f = Fixture::new();
+    let (drafts, copy) = (f.beside("store/drafts"), f.beside("copy"));
+    let copier: Arc<dyn Holder> = Arc::new(Copier { drafts: drafts.clone(), copy: copy.clone() });
+    f.cache.register_holder(Arc::downgrade(&copier));
+    let draft = f.cache.create_draft(DraftPlace::Work { name: b"w".to_vec() }).unwrap();
+    let outputs = f.cache.store().draft_path(draft.id()).join("outputs");
+    std::fs::create_dir(&outputs).unwrap();
+    std::fs::write(outputs.join("large"), bytes(3_000_000, 3)).unwrap();
+    f.cache.seal(&draft, request("abcd")).unwrap();
+    drop(copier);
+    then(&f);
+    let id = draft.id().to_owned();
+    eventually("the draft to go", || std::fs::read_dir(&drafts).unwrap().next().is_none());
+    std::fs::rename(copy, drafts.join(&id)).unwrap();
+    (f.reopen(), id)
+}
+
+fn assert_whole(f: &Fixture, name: &str) {
+    let entry = f.cache.entry(&key(name), LeaseKind::Hold).unwrap().unwrap();
+    let read = entry.read_all(entry.file(b"outputs/large").unwrap(), 1 << 24).unwrap();
+    assert!(read == bytes(3_000_000, 3), "{name}");
+}
+
+#[test]
+fn a_draft_that_was_sealed_does_not_come_back_with_the_files_of_its_entry() {
+    let (f, _) = with_a_draft_that_came_back(|_| {});
+    assert!(f.cache.drafts().is_empty());
+    assert_whole(&f, "abcd");
+    eventually("the draft to go", || std::fs::read_dir(f.beside("store/drafts")).unwrap().next().is_none());
+}
+
+/// Its entry has gone, but another has the same contents.
+#[test]
+fn a_draft_that_comes_back_without_its_entry_shares_no_file() {
+    let (f, id) = with_a_draft_that_came_back(|f| {
+        let tree = f.beside("tree");
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("large"), bytes(3_000_000, 3)).unwrap();
+        f.put("other", &tree).unwrap();
+        assert!(f.cache.evict(&key("abcd"), "a test").unwrap());
+    });
+    assert!(f.cache.work_draft(b"w").is_some());
+    let file = f.cache.store().draft_path(&id).join("outputs/large");
+    assert!(std::fs::read(&file).unwrap() == bytes(3_000_000, 3), "nothing of it is lost");
+    let _ = std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600));
+    std::fs::write(&file, "others").unwrap();
+    assert_whole(&f, "other");
+}

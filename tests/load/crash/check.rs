@@ -1,6 +1,8 @@
 //! Whether a store that lost its power kept what was promised.
 
 use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 
 use crate::daemon::Daemon;
@@ -37,13 +39,33 @@ impl Told {
 pub fn check(daemon: &Daemon, told: &Told) -> Result<(), String> {
     let mnt = daemon.mnt();
     daemon.ask(&["mount", mnt.to_str().expect("a path of this program's own is text")])?;
-    let kept = entries(daemon, &mnt, told).and_then(|()| pins(daemon, told));
+    let kept =
+        go_on_with_drafts(&mnt).and_then(|()| entries(daemon, &mnt, told)).and_then(|()| pins(daemon, told));
     let stopped = daemon.ask(&["stop"]).map(drop);
     let sound = daemon.ask(&["fsck", "--verify-data"]).map(drop);
     let said = || std::fs::read_to_string(daemon.store().join("daemon.log")).unwrap_or_default();
     kept.and(stopped)
         .and(sound.clone())
         .map_err(|why| format!("{why}\nfsck: {sound:?}\nthe log of the daemons:\n{}", said()))
+}
+
+/// Whoever finds a draft goes on writing in it: that must not show in any entry.
+fn go_on_with_drafts(mnt: &Path) -> Result<(), String> {
+    for dir in [mnt.to_owned(), mnt.join(".outfs/work")] {
+        let fail = |e| format!("{}: {e}", dir.display());
+        for draft in std::fs::read_dir(&dir).map_err(fail)? {
+            for name in ["large", "small"] {
+                let file = draft.as_ref().map_err(|e| format!("{e}"))?.path().join("outputs").join(name);
+                match OpenOptions::new().write(true).open(&file).and_then(|mut f| f.write_all(b"others")) {
+                    // An entry, or a draft that has no such file.
+                    Err(e)
+                        if matches!(e.raw_os_error(), Some(libc::EROFS | libc::ENOENT | libc::ENOTDIR)) => {}
+                    other => other.map_err(|e| format!("{}: {e}", file.display()))?,
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {

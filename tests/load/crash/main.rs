@@ -33,11 +33,18 @@ struct Cut {
     fate: Fate,
 }
 
-/// Cuts at random points, in order; each with the fates that make a difference there.
+/// Cuts at random points, every other one when somebody had just been told something, in order; each with the fates that make a
+/// difference there.
 fn cuts(log: &[Record], images: usize, random: &mut Random) -> Vec<Cut> {
-    let mut cuts = Vec::new();
+    let is_mark = |n: &usize| matches!(log[*n], Record::Mark(_));
+    let told: Vec<usize> = (0..log.len()).filter(is_mark).map(|n| n + 1).collect();
+    let (mut cuts, mut anywhere) = (Vec::new(), true);
     while cuts.len() < images {
-        let after = random.below(log.len() as u64 + 1) as usize;
+        let after = match anywhere || told.is_empty() {
+            true => random.below(log.len() as u64 + 1) as usize,
+            false => told[random.below(told.len() as u64) as usize],
+        };
+        anywhere = !anywhere;
         let last = log[..after].iter().rposition(|r| matches!(r, Record::Flush)).map_or(0, |n| n + 1);
         let pending = log[last..after].iter().any(|r| !matches!(r, Record::Mark(_)));
         let fates = if pending { &Fate::ALL[..] } else { &Fate::ALL[..1] };

@@ -1,17 +1,21 @@
 //! The busy store whose power is cut: writers seal by each gesture, evict, pin, unpin and compact at once, and a mark
 //! says what each was told.
 
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::daemon::{Daemon, Random};
-use crate::disk::Marker;
+use crate::disk::{Marker, run};
 use crate::ingest::ingest;
 
 const WRITERS: u64 = 4;
 /// Entries that one writer begins, at most: the store must not need to evict by itself.
 const ENTRIES: u64 = 60;
+
+/// How often the disk is told to write what it has.
+const SYNCED: Duration = Duration::from_millis(300);
 
 /// What was told, in the words of a mark.
 pub const SEALED: &str = "sealed";
@@ -36,7 +40,13 @@ pub fn work(daemon: &Daemon, marker: &Marker, time: Duration, seed: u64) {
                 }
             });
         }
-        std::thread::sleep(time);
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            std::thread::sleep(SYNCED);
+            // As time does: drafts that are older than half a minute are on the disk.
+            let synced = run(Command::new("sync").arg("--file-system").arg(daemon.store()));
+            synced.expect("the store's file system can be synced");
+        }
         over.store(true, Ordering::Relaxed);
     });
 }
