@@ -24,7 +24,7 @@ use crate::tier::{Object, Places, TierError, TierErrorKind};
 
 /// Objects are fetched in windows that begin at multiples of this: one costs little more than a round trip, and brings
 /// what is read next.
-const WINDOW: u64 = 2 * GROUP as u64;
+pub(super) const WINDOW: u64 = 2 * GROUP as u64;
 /// Windows of large contents that are kept in memory, where there is no room on the disk.
 const WINDOWS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Tables of places that are kept in memory.

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use super::breaker::{Asked, TierFacts};
 use super::fetch::Fetches;
 use super::flights::Flights;
+use super::prefetch::{Coming, Prefetch};
 use super::{Cache, Entry, Inner, LeaseKind, Result};
 use crate::model::EntryKey;
 use crate::tier::Tier;
@@ -32,6 +33,8 @@ pub struct TierOptions {
     pub answer: Duration,
     /// A read waits for so long, and then is an error.
     pub read: Duration,
+    /// What comes of an entry when it is looked up.
+    pub prefetch: Prefetch,
     /// Bytes a second that each tier is brought at most.
     pub push_limit: Option<u64>,
     /// A key that no tier has is not asked for again for so long.
@@ -44,6 +47,7 @@ impl Default for TierOptions {
             look_up: Duration::from_secs(2),
             answer: Duration::from_secs(20),
             read: Duration::from_secs(30),
+            prefetch: Prefetch::Manifest,
             push_limit: None,
             absent: Duration::from_secs(5),
         }
@@ -61,6 +65,7 @@ pub(super) struct Tiers {
     asking: Arc<Flights<EntryKey, bool>>,
     absent: Absences,
     pub fetches: Fetches,
+    pub coming: Coming,
 }
 
 /// Keys that no tier had, and until when that is believed.
@@ -164,6 +169,9 @@ impl Cache {
             let ask = move || {
                 let came = ask(&cache, &attached, &key, since + options.answer, options.absent);
                 pilot.land(came);
+                if let (true, Prefetch::All, Some(inner)) = (came, options.prefetch, cache.upgrade()) {
+                    Cache { inner }.prefetch_later(&key);
+                }
             };
             // A thread of its own: the answer is worth having when nobody waits for it any more.
             if let Err(e) = std::thread::Builder::new().name("tier".into()).spawn(ask) {

@@ -23,6 +23,7 @@ mod ls;
 mod mount;
 mod out;
 mod pin;
+mod prefetch;
 mod push;
 mod put;
 mod reject;
@@ -91,6 +92,7 @@ enum Command {
     Why(why::Why),
     Diff(diff::Diff),
     Put(put::Put),
+    Prefetch(prefetch::Prefetch),
     Push(push::Push),
     Restore(restore::Restore),
     Ls(ls::Ls),
@@ -194,6 +196,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         Command::Unmount(c) => c.run(&cx)?,
         Command::Stop(c) => c.run(&cx)?,
         Command::Status(c) => c.run(&cx)?,
+        Command::Prefetch(c) => c.run(&cx)?,
         Command::Put(c) => c.run(&cx)?,
         Command::Push(c) => c.run(&cx)?,
         Command::Restore(c) => c.run(&cx)?,

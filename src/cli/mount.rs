@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use super::out::{self, Streams};
 use super::session::{self, connect};
 use super::{Context, Output, absolute, background, unexpected};
+use crate::cache::Prefetch;
 use crate::control::{Failure, Kind, LimitFlags, Period, Reply, Request, Span, ViewFacts};
 use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
 use crate::fuse::{MountOptions, Passthrough, Transport};
@@ -46,6 +47,14 @@ enum TransportArg {
     Dev,
     /// Through io_uring; refuse to mount without
     Uring,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrefetchArg {
+    /// What says what is in it; the rest when it is read
+    Manifest,
+    /// All of it, in the background
+    All,
 }
 
 /// Mount a view of the store; returns when it is ready
@@ -106,6 +115,9 @@ pub(crate) struct Mount {
     /// (may be repeated: they are asked in this order)
     #[arg(long = "tier", value_name = "URL")]
     tiers: Vec<Address>,
+    /// What comes of an entry of a tier when it is looked up [default: manifest]
+    #[arg(long, value_enum)]
+    prefetch: Option<PrefetchArg>,
     /// Bring what is sealed here to the tiers, in the background
     #[arg(long)]
     push: bool,
@@ -216,6 +228,7 @@ impl Mount {
             log: self.log(cx, config)?,
             at: absolute(&self.mount_point)?.into(),
             push: self.push || m.push.unwrap_or(false),
+            prefetch: self.prefetch.map(Prefetch::from).or(m.prefetch).unwrap_or_default(),
             push_limit: self.push_limit.or(m.push_limit).filter(|limit| limit.0 > 0),
             tiers: match self.tiers.is_empty() {
                 true => m.tiers.clone().unwrap_or_default(),
@@ -276,6 +289,15 @@ impl Mount {
             true => out::json(facts),
             false => out::line(&format!("mounted {}", out::clean_path(&facts.at))),
         };
+    }
+}
+
+impl From<PrefetchArg> for Prefetch {
+    fn from(a: PrefetchArg) -> Self {
+        match a {
+            PrefetchArg::Manifest => Prefetch::Manifest,
+            PrefetchArg::All => Prefetch::All,
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, LogStream, RawPath};
 use crate::cache::{
-    Du, FsckReport, GcReport, ImportReport, Known, Residency, Restored, ScrubFacts, TierFacts, Usage,
+    Du, FsckReport, GcReport, ImportReport, Known, Prefetched, Residency, Restored, ScrubFacts, TierFacts,
+    Usage,
 };
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
@@ -250,6 +251,8 @@ pub enum Reply {
     },
     /// To `Restore`.
     Restored(Restored),
+    /// To `Prefetch`.
+    Prefetched(Prefetched),
     /// To `Link`: where the symlink points.
     Linked {
         /// Its target.

@@ -157,6 +157,13 @@ pub enum Request {
         #[serde(default)]
         replace: bool,
     },
+    /// Has what only a tier has of an entry come here.
+    Prefetch {
+        /// The entry.
+        key: EntryKey,
+        /// Below it; all of it when there are none.
+        paths: Vec<RawPath>,
+    },
     /// Streams `outputs/` as tar.
     RestoreTar {
         /// The entry.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::LogSpec;
+use crate::cache::Prefetch;
 use crate::control::{LimitFlags, Span};
 use crate::fuse::{Passthrough, Transport};
 use crate::model::units::Bytes;
@@ -44,6 +45,8 @@ pub struct MountConfig {
     pub tiers: Option<Vec<Address>>,
     /// As `--push`.
     pub push: Option<bool>,
+    /// As `--prefetch`.
+    pub prefetch: Option<Prefetch>,
     /// As `--push-limit`.
     pub push_limit: Option<Bytes>,
     /// As `--allow-other`.
@@ -133,7 +136,7 @@ mod tests {
         let config = read(
             "log = 'json:stderr'\n[limits]\nsize = '20%'\nreserve = '1G'\nentries = 9\nhigh_water = 90\n\
              low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nscrub = 'off'\nmemory = '64M'\n[mount]\nread_only = false\n\
-             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\ntiers = ['s3://b/p']\npush = true\npush_limit = '10M'\nallow_other = true\nthreads = 8\n",
+             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\ntiers = ['s3://b/p']\npush = true\nprefetch = 'all'\npush_limit = '10M'\nallow_other = true\nthreads = 8\n",
         )
         .unwrap();
         assert_eq!(config.limits.size, Some("20%".parse().unwrap()));

@@ -41,7 +41,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::cache::{Cache, Limits, TierOptions};
+use crate::cache::{Cache, Limits, Prefetch, TierOptions};
 use crate::control::{Failure, LimitFlags, RawPath, Server, ViewFacts};
 use crate::fuse::MountOptions;
 use crate::model::units::Bytes;
@@ -72,6 +72,9 @@ pub struct Start {
     pub tiers: Vec<Address>,
     /// Entries that are sealed here go to them.
     pub push: bool,
+    /// What comes of an entry when it is looked up.
+    #[serde(default)]
+    pub prefetch: Prefetch,
     /// No more than so many bytes a second, to each.
     #[serde(default)]
     pub push_limit: Option<Bytes>,
@@ -173,7 +176,7 @@ fn open(start: &Start) -> Result<Cache, Failure> {
     let tiers = tiers.map_err(|e| Failure::failed(e.to_string()))?;
     let cache = Cache::open(store, limits.clone())?;
     let push_limit = start.push_limit.map(|limit| limit.0);
-    cache.attach_tiers(tiers, TierOptions { push_limit, ..TierOptions::default() });
+    cache.attach_tiers(tiers, TierOptions { push_limit, prefetch: start.prefetch, ..TierOptions::default() });
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
     Ok(cache)

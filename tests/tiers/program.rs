@@ -293,3 +293,39 @@ fn read_verified(m: &Mount, n: u32) -> Vec<u8> {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     out.stdout
 }
+
+/// S15.13 `outfs prefetch` has what is wanted of an entry come before it is read; with `--prefetch all` all of it comes once it was
+/// looked up.
+#[test]
+fn what_will_be_read_comes_before_it_is() {
+    let server = Server::start();
+    let names: Vec<String> = (0..40).map(|n| format!("small-{n}")).collect();
+    let mut files: Vec<(&str, usize, u8)> =
+        names.iter().zip(0..).map(|(name, n)| (name.as_str(), 30_000 + usize::from(n), n)).collect();
+    files.extend([("metadata.json", 80, 1), ("large", 5_000_000, 2), ("other", 5_000_000, 3)]);
+    let made = send(&server, "p", "far-away", &files);
+    send(&server, "p", "another", &[("metadata.json", 80, 1), ("large", 2_000_000, 4), ("small", 20, 5)]);
+    let address = server.tier("p");
+    let mut m = mount(&[&address]);
+    m.start();
+    let came = m.json(&["prefetch", "far-away", "large", "small-7"]);
+    assert_eq!((&came["contents"], &came["bytes"]), (&2.into(), &5_030_007.into()));
+    let asked = server.traffic().0;
+    assert_eq!(read(m.path("far-away/large")), content(&made, "large"));
+    assert_eq!(read(m.path("far-away/small-7")), content(&made, "small-7"));
+    assert_eq!(server.traffic().0, asked, "it was here");
+    assert!(m.ok(&["prefetch", "far-away"]).contains("fetched"));
+    assert_eq!(m.json(&["prefetch", "far-away"])["contents"], 0);
+    assert_eq!(m.code(&["prefetch", "far-away", "nothing"]), 3);
+    assert_eq!(m.code(&["prefetch", "absent"]), 3);
+    m.restart_with(&["--size", "4G", "--tier", &address, "--prefetch", "all"]);
+    let asked = server.traffic().0;
+    for name in names.iter().map(String::as_str).chain(["large", "other"]) {
+        assert_eq!(read(m.path(format!("far-away/{name}"))), content(&made, name), "{name}");
+    }
+    assert_eq!(server.traffic().0, asked, "all of it was here");
+    assert!(fs::metadata(m.path("another/large")).is_ok());
+    let residency =
+        || m.json_lines(&["ls"]).iter().find(|e| e["key"] == "another").map(|e| e["residency"].clone());
+    eventually("all of it comes", || residency().is_some_and(|r| r == "local"));
+}

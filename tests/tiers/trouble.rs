@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use outfs::cache::{Cache, Entry, LeaseKind, Limits, TierOptions};
+use outfs::cache::{Cache, Entry, LeaseKind, Limits, Prefetch, TierOptions};
 use outfs::tier::{self, ship};
 
 use super::proxy::{ALL, Ails, Proxy, chance};
@@ -65,8 +65,14 @@ fn survives(server: u16, tier: impl Fn(u16) -> String, made: &Made) {
     let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
     let cache = Cache::open(&dir.path().join("store"), Limits::default()).expect("a new store");
     let address = tier(proxy.port).parse().expect("an address");
-    let options =
-        TierOptions { look_up: READ, answer: READ, read: READ, absent: Duration::ZERO, push_limit: None };
+    let options = TierOptions {
+        look_up: READ,
+        answer: READ,
+        read: READ,
+        absent: Duration::ZERO,
+        push_limit: None,
+        prefetch: Prefetch::Manifest,
+    };
     cache.attach_tiers(vec![tier::open(&address, false).expect("it opens")], options);
     let find = || cache.find(&key("far-away"), LeaseKind::Hold).expect("it can be looked for");
     let (dice, end) = (Arc::new(AtomicU64::new(7)), Instant::now() + Duration::from_secs(seconds));

@@ -4,10 +4,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::{Channel, DataWriter, Failure, ImportKind, Kind, LogStream, Progress, PutRequest, Reply};
+use super::super::{
+    Channel, DataWriter, Failure, ImportKind, Kind, LogStream, Progress, PutRequest, RawPath, Reply,
+};
 use super::watch::watched;
-use super::{Caller, entries, held, hit};
-use crate::cache::{Cache, CacheError, Draft, Entry, RestoreAs, SealRequest, Sealed};
+use super::{Caller, entries, held, hit, no_entry};
+use crate::cache::{Cache, CacheError, Draft, Entry, LeaseKind, RestoreAs, SealRequest, Sealed};
 use crate::model::units::counted;
 use crate::model::{EntryKey, RecordKind};
 use crate::store::DraftPlace;
@@ -33,6 +35,20 @@ pub(super) fn put(
         None => cache.put_tar(&mut channel.input(), &put.facts, logs, request)?,
     };
     stored(sealed)
+}
+
+pub(super) fn prefetch(
+    cache: &Cache,
+    key: &EntryKey,
+    paths: &[RawPath],
+    channel: &mut dyn Channel,
+) -> Result<Reply, Failure> {
+    let entry = cache.find(key, LeaseKind::Hold)?.ok_or_else(|| no_entry(key))?;
+    let paths: Vec<Vec<u8>> = paths.iter().map(|p| p.as_bytes().to_vec()).collect();
+    let came = watched(channel, (&format!("fetching {key}"), "content", "contents"), |work| {
+        entry.prefetch(&paths, work)
+    })?;
+    Ok(Reply::Prefetched(came))
 }
 
 pub(super) fn stored(sealed: Sealed) -> Result<Reply, Failure> {

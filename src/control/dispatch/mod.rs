@@ -63,6 +63,7 @@ pub fn dispatch(
         Request::Restore { key, dest, how, force, dir_mode } => {
             content::restore(cache, &key, &dest.0, (how, force, dir_mode), channel)
         }
+        Request::Prefetch { key, paths } => content::prefetch(cache, &key, &paths, channel),
         Request::RestoreTar { key } => content::restore_tar(cache, &key, channel),
         Request::Cat { key, path } => content::cat(cache, &key, path.as_bytes(), channel),
         Request::Log { key, stream } => content::log(cache, &key, stream, channel),
