@@ -140,6 +140,31 @@ fn through_eviction_attempts() {
     m.ok(&["gc"]);
 }
 
+/// The same in read-only views, one that passes large files through and one that does not.
+#[test]
+fn in_read_only_views() {
+    let mut m = Mount::with(&["--size", "40M", "--reserve", "0", "--min-age", "0s"]);
+    m.entry("key1", fill);
+    let possible = m.json(&["status"])["views"][0]["passthrough"] == true;
+    let mut used = Vec::new();
+    for way in if possible { &["require", "off"][..] } else { &["off"] } {
+        let view = m.add_view(way, &["--read-only", "--passthrough", way]);
+        used.push((way, InUse::of(&view.join("key1/outputs"))));
+    }
+    let mut check = |when: &str| used.iter_mut().for_each(|(way, u)| u.check(&format!("{when}, {way}")));
+    check("before anything happens");
+    for i in 0..8u64 {
+        m.entry_of(&format!("filler{i}"), noise(70 + i, 6 << 20));
+        check("while entries are evicted");
+    }
+    m.evict("key1");
+    check("after its own eviction");
+    m.ok(&["gc"]);
+    check("after gc");
+    drop(used);
+    eventually("its space is free", || m.manifests() == names(m.mnt()).len());
+}
+
 /// "… and `mv` to trash."
 #[test]
 fn through_the_trash() {
