@@ -130,7 +130,7 @@ fn attrs(m: &Manifest, i: u32) -> Attrs {
     let r = &m.records()[i as usize];
     let (uid, gid) = m.owner(r);
     let xattrs = m.xattrs(r).map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
-    Attrs { mode: r.perm() & 0o1777, mtime_ns: r.mtime_ns(), uid, gid, xattrs }
+    Attrs { mode: r.perm(), mtime_ns: r.mtime_ns(), uid, gid, xattrs }
 }
 
 fn rebuilt(m: &Manifest) {

@@ -161,6 +161,10 @@ impl Manifest {
         let (mut files, mut logical) = (0u64, 0u64);
         for (i, r) in (0u32..).zip(records) {
             let canonical = r.canonical.get();
+            // What is restored with them would run as whoever restores it.
+            if u32::from(r.mode.get()) & (libc::S_ISUID | libc::S_ISGID) != 0 {
+                return bad(i, "it has set-id bits");
+            }
             match u32::from(r.mode.get()) & libc::S_IFMT {
                 libc::S_IFDIR => {
                     let d = dir_body(r);
@@ -528,7 +532,7 @@ impl Record {
 
     /// Permission bits as they were, without set-id bits.
     pub fn perm(&self) -> u32 {
-        u32::from(self.mode.get()) & 0o7777
+        u32::from(self.mode.get()) & 0o1777
     }
 
     /// Modification time, nanoseconds since 1970.

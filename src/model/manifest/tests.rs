@@ -143,6 +143,21 @@ fn manifests_that_nest_too_deep_are_not_valid() {
     assert!(matches!(error, FormatError::Record { what: "the directory nests too deep", .. }), "{error:?}");
 }
 
+/// A manifest from elsewhere could have them, and what is restored from it would run as whoever restores it.
+#[test]
+fn set_id_bits_are_not_valid() {
+    let sound = sample();
+    let records = Manifest::parse(sound.clone()).unwrap().records().len();
+    for i in 0..records {
+        for bit in [libc::S_ISUID, libc::S_ISGID] {
+            let mut bytes = sound.clone();
+            bytes[176 + 64 * i + 55] |= (bit >> 8) as u8;
+            let error = Manifest::parse(bytes).unwrap_err();
+            assert!(matches!(error, FormatError::Record { what: "it has set-id bits", .. }), "{error:?}");
+        }
+    }
+}
+
 /// Whoever climbs from it would never arrive at the top.
 #[test]
 fn a_directory_that_holds_itself_is_not_valid() {
