@@ -233,7 +233,9 @@ impl Adapter {
 
     fn release(&self, ino: u64, fh: u64, reply: Reply) {
         // The kernel's own descriptor first: a hash needs all writers gone.
-        self.backings.release(ino);
+        if !self.view.is_past_pages(fh) {
+            self.backings.release(ino);
+        }
         reply.empty(run(|| {
             self.view.release(fh);
             Ok(())

@@ -61,6 +61,11 @@ impl View {
         self.handles.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
     }
 
+    /// Whether this handle writes past the kernel's pages, and so was never offered to be passed through.
+    pub fn is_past_pages(&self, fh: u64) -> bool {
+        fh != 0 && self.handles.read().get(&fh).is_some_and(|handle| handle.direct)
+    }
+
     fn file(&self, fh: u64) -> Result<Arc<OwnedFd>> {
         Ok(self.handle(fh)?.open.fd.clone())
     }

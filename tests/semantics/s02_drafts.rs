@@ -136,6 +136,34 @@ fn umask() -> u32 {
     u32::from_str_radix(line.trim(), 8).expect("octal")
 }
 
+/// S2.1 A file that is being made can be read meanwhile, and by others later, also when it was sealed in between.
+#[test]
+fn s2_1_early_readers_are_in_nobody_s_way() {
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let top = m.draft("w", |_| ());
+        let mut path = top.join("outputs/f");
+        let new = OpenOptions::new().create_new(true).write(true).open(&path).expect("create");
+        new.write_all_at(b"content", 0).expect("write");
+        let early = File::open(&path).expect("open");
+        drop(new);
+        // Its close reaches the daemon when it likes.
+        eventually("the last writer is gone", || xattr_text(&path, "user.outfs.blake3").is_some());
+        assert_eq!(read(&path), b"content", "passthrough {passthrough}");
+        let later = File::open(&path).expect("open");
+        fs::rename(&top, m.path("key1")).expect("seal");
+        path = m.path("key1/outputs/f");
+        assert_eq!(read(&path), b"content", "sealed, passthrough {passthrough}");
+        for mut reader in [early, later] {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).expect("read");
+            assert_eq!(bytes, b"content", "passthrough {passthrough}");
+            drop(reader);
+            assert_eq!(read(&path), b"content");
+        }
+    }
+}
+
 /// S2.1 … mmap, fsync … (with passthrough and without)
 #[test]
 fn s2_1_mmap_and_fsync() {
