@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
 use super::draft_node::{DraftNode, Open};
@@ -46,6 +46,14 @@ pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
 pub(super) fn draft_found(node: &DraftNode, st: &libc::stat) -> Found {
     let attr_ttl = if node.has_writer() { Duration::ZERO } else { NAMES };
     Found { attr: draft_attr(node.ino, st), name_ttl: NAMES, attr_ttl, generation: 0 }
+}
+
+/// Sets the mode of an open file, or of what an O_PATH descriptor stands for (not of a symlink).
+fn set_mode(fd: &OwnedFd, mode: Mode) -> Result<()> {
+    match fchmod(fd, mode) {
+        Err(Errno::EBADF) => Ok(fchmodat(AT_FDCWD, &proc_path(fd), mode, FchmodatFlags::FollowSymlink)?),
+        done => Ok(done?),
+    }
 }
 
 fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
@@ -97,21 +105,22 @@ impl View {
         draft_found(&node, st)
     }
 
-    /// Gives a new inode the caller's identity and exactly the mode asked for; `st`: what it is by itself.
+    /// Gives a new inode the caller's identity and exactly the mode asked for. By its descriptor: another may have its
+    /// name by now.
     fn adopt_new(
         &self,
         dir: &OwnedFd,
-        name: &OsStr,
-        mut st: libc::stat,
+        new: &OwnedFd,
         caller: Caller,
         mode: Option<u32>,
     ) -> Result<libc::stat> {
+        let st = fstat(new)?;
         let mut changed = false;
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (st.st_uid, st.st_gid) {
             // In a set-group-id directory the group is the directory's, as on any file system.
             let inherits = fstat(dir)?.st_mode & libc::S_ISGID != 0;
             let gid = (!inherits).then(|| Gid::from_raw(caller.gid));
-            fchownat(dir, name, Some(Uid::from_raw(caller.uid)), gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            fchownat(new, "", Some(Uid::from_raw(caller.uid)), gid, AtFlags::AT_EMPTY_PATH)?;
             changed = true;
         }
         if let Some(mode) = mode {
@@ -119,15 +128,22 @@ impl View {
                 st.st_mode & libc::S_ISGID & if st.st_mode & libc::S_IFMT == libc::S_IFDIR { !0 } else { 0 };
             let want = mode & 0o7777 | inherited;
             if changed || st.st_mode & 0o7777 != want {
-                let want = Mode::from_bits_truncate(want);
-                fchmodat(dir, name, want, FchmodatFlags::FollowSymlink)?;
+                set_mode(new, Mode::from_bits_truncate(want))?;
                 changed = true;
             }
         }
-        if changed {
-            st = stat_at(dir, name)?;
+        if changed { Ok(fstat(new)?) } else { Ok(st) }
+    }
+
+    /// Opens what was just made at `name`, to name it from then on.
+    fn just_made(&self, dir: &OwnedFd, name: &OsStr, kind: Kind) -> Result<OwnedFd> {
+        let fd = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        let st = fstat(&fd)?;
+        // Through another view somebody may have put something else there.
+        match Kind::of_mode(st.st_mode) == kind && st.st_uid == self.owner.0 {
+            true => Ok(fd),
+            false => Err(VfsError::Stale),
         }
-        Ok(st)
     }
 
     pub(super) fn draft_make(
@@ -144,23 +160,24 @@ impl View {
         self.note_writer(caller, &parent.draft);
         self.cache.make_room(0)?;
         let dir = self.reach.dir(parent)?;
-        let mode = match what {
+        let (kind, mode) = match what {
             Make::Dir { mode } => {
                 mkdirat(&*dir, name, Mode::from_bits_truncate(mode & 0o7777))?;
-                Some(mode)
+                (Kind::Dir, Some(mode))
             }
             Make::Symlink { target } => {
                 symlinkat(target, &*dir, name)?;
-                None
+                (Kind::Symlink, None)
             }
             Make::Node { mode, rdev } => {
                 let kind = SFlag::from_bits_truncate(mode & libc::S_IFMT);
                 mknodat(&*dir, name, kind, Mode::from_bits_truncate(mode & 0o7777), rdev.into())?;
-                Some(mode)
+                (Kind::of_mode(mode), Some(mode))
             }
         };
         self.tell_others(parent);
-        let st = self.adopt_new(&dir, name, stat_at(&dir, name)?, caller, mode)?;
+        let new = self.just_made(&dir, name, kind)?;
+        let st = self.adopt_new(&dir, &new, caller, mode)?;
         Ok(self.draft_enter(parent, name, &st))
     }
 
@@ -177,7 +194,7 @@ impl View {
         let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&*dir, name, flags, Mode::from_bits_truncate(mode & 0o7777))?;
         self.tell_others(parent);
-        let st = self.adopt_new(&dir, name, fstat(&fd)?, caller, Some(mode))?;
+        let st = self.adopt_new(&dir, &fd, caller, Some(mode))?;
         Ok((self.draft_enter(parent, name, &st), fd))
     }
 

@@ -20,7 +20,7 @@ use super::counted::Counted;
 use super::draft_node::{DraftNode, Open};
 use super::nodes::BlobNode;
 use super::reach::proc_path;
-use super::types::{Caller, Found, How, Ino, Opened};
+use super::types::{Caller, Found, How, Ino, Kind, Opened};
 use super::{Result, Target, VfsError, View, sys};
 use crate::cache::{Cache, CacheError, Draft};
 use crate::model::BlobHash;
@@ -84,6 +84,9 @@ impl View {
     }
 
     fn open_draft(&self, caller: Caller, node: &Arc<DraftNode>, flags: i32) -> Result<Opened> {
+        if node.kind != Kind::File {
+            return Err(VfsError::Invalid);
+        }
         let flags = OFlag::from_bits_retain(flags);
         let counted = Counted::handle()?;
         if !writes(flags.bits()) {
@@ -116,7 +119,7 @@ impl View {
         Opened { fh, how: How::Backing(fd) }
     }
 
-    /// Makes a regular file and opens it; opens the one that stands there, unless `O_EXCL`.
+    /// Makes a regular file and opens it. One that stands there is `EEXIST` with `O_EXCL`, and `Stale` without.
     pub fn create(
         &self,
         caller: Caller,
@@ -149,15 +152,12 @@ impl View {
             Err(e) => {
                 dir.draft.writer_closed();
                 drop((gate, counted));
-                if !matches!(e, VfsError::Draft(Errno::EEXIST)) || flags & libc::O_EXCL != 0 {
-                    return Err(e);
+                match e {
+                    // Somebody else made it after the kernel had looked. It looks again then, and opens what it finds
+                    // as any file: whether the caller may, and what it is cut to, is not asked of a file that is new.
+                    VfsError::Draft(Errno::EEXIST) if flags & libc::O_EXCL == 0 => Err(VfsError::Stale),
+                    e => Err(e),
                 }
-                let found = self.draft_lookup(&dir, name)?;
-                let opened = self.open(caller, found.attr.ino, flags & !libc::O_CREAT);
-                if opened.is_err() {
-                    self.forget(found.attr.ino, 1);
-                }
-                Ok((found, opened?))
             }
         }
     }
@@ -391,5 +391,39 @@ impl IngestQueue {
     /// `file` is open for reading only.
     fn push(&self, draft: Arc<Draft>, file: File) {
         let _ = self.0.try_send((draft, file));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Limits;
+    use crate::vfs::{Attr, ViewOptions, ino};
+
+    /// What is made between the kernel's LOOKUP and its CREATE must not pass for new: neither its mode nor O_TRUNC would be
+    /// asked of it, and a fifo would be waited for.
+    #[test]
+    fn what_stands_there_is_not_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let view = View::new(cache, ViewOptions::default()).unwrap();
+        let caller =
+            Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: 1 };
+        let Attr { ino: work, .. } = view.mkdir(caller, ino::WORK, "w".as_ref(), 0o755).unwrap().attr;
+        view.mknod(caller, work, "fifo".as_ref(), libc::S_IFIFO | 0o666, 0).unwrap();
+        for flags in [libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
+            for name in ["file", "fifo"] {
+                let create =
+                    |more| view.create(caller, work, name.as_ref(), libc::S_IFREG | 0o644, flags | more);
+                if let Ok((_, opened)) = create(libc::O_EXCL) {
+                    view.release(opened.fh);
+                }
+                assert!(matches!(create(0), Err(VfsError::Stale)), "{name}");
+                assert!(matches!(create(libc::O_EXCL), Err(VfsError::Draft(Errno::EEXIST))), "{name}");
+            }
+        }
+        let Attr { ino: fifo, .. } = view.lookup(caller, work, "fifo".as_ref()).unwrap().attr;
+        assert!(matches!(view.open(caller, fifo, libc::O_WRONLY), Err(VfsError::Invalid)));
+        assert!(view.handles.read().is_empty(), "nothing is left open");
     }
 }
