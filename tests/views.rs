@@ -357,6 +357,28 @@ if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
     );
 }
 
+/// Two views move directories, each below the other, and one has seen only half of it.
+#[test]
+fn directories_that_changed_places_behind_a_view() {
+    let mut m = Mount::new();
+    let other = m.add_view("other", &[]);
+    fs::create_dir_all(m.path("key1/a/b")).expect("mkdir");
+    write(m.path("key1/a/b/f"), "content");
+    let script = "cd \"$A/key1/a/b\" && mv \"$B/key1/a/b\" \"$B/key1/b\" && mv \"$B/key1/a\" \"$B/key1/b/a\" && \
+                  { stat a; mkdir y; ls; cat f; cd \"$A/key1/b/a\"; } >/dev/null 2>&1; true";
+    let (a, b) = (m.mnt().to_owned(), other.clone());
+    within(SOON, "whoever stands in one of them", move || {
+        Command::new("sh").args(["-c", script]).env("A", a).env("B", b).status()
+    })
+    .expect("sh starts");
+    eventually("the new place is seen", || m.path("key1/b/a").is_dir());
+    assert_eq!(read(m.path("key1/b/f")), b"content");
+    write(m.path("key1/metadata.json"), METADATA);
+    m.seal(&["key1"]);
+    assert!(m.path("key1/b/a").is_dir());
+    assert_eq!(read(other.join("key1/b/f")), b"content");
+}
+
 /// An overlay file system over `lower`, what is changed in a tmpfs.
 fn overlay(lower: &Path, at: &Path) -> (Mounted, Mounted) {
     let changes = Mounted::tmpfs(&at.with_extension("changes"), "16M");

@@ -17,7 +17,7 @@ use super::names::Shown;
 use super::slots::Slot;
 use super::types::{Ino, Kind};
 use crate::cache::{Draft, Entry};
-use crate::model::manifest::path_len;
+use crate::model::manifest::{MAX_DIR_PATH, path_len};
 
 /// Names of one inode that are remembered; more can exist.
 const MAX_NAMES: usize = 16;
@@ -120,6 +120,33 @@ impl State {
         } else if let Some(rare) = &mut self.rare {
             rare.others.retain(|place| !is(place));
         }
+    }
+}
+
+/// Notices that a way up along remembered names comes round: another view may have moved directories, each below the
+/// other, and not both moves may have been seen.
+pub(super) struct Climb {
+    mark: Ino,
+    steps: u64,
+    lap: u64,
+}
+
+impl Climb {
+    pub fn from(node: &DraftNode) -> Climb {
+        Climb { mark: node.ino, steps: 0, lap: 1 }
+    }
+
+    /// One step up, to `node`: false when the way has come round.
+    pub fn reaches(&mut self, node: &DraftNode) -> bool {
+        if node.ino == self.mark {
+            return false;
+        }
+        self.steps += 1;
+        // The mark stays for longer each time, so that in the end it lies within the round and the round within a lap.
+        if self.steps == self.lap {
+            (self.mark, self.steps, self.lap) = (node.ino, 0, self.lap * 2);
+        }
+        true
     }
 }
 
@@ -267,11 +294,11 @@ impl DraftNode {
         s.tidy();
     }
 
-    /// The length of its path below the draft's top along known names.
+    /// The length of its path below the draft's top along known names, if it is not too long.
     pub fn path_len(&self) -> usize {
         let mut len = 0;
         let mut place = self.place();
-        while let Some((above, name)) = place {
+        while let Some((above, name)) = place.filter(|_| len <= MAX_DIR_PATH) {
             len = path_len(len, name.as_bytes());
             place = above.place();
         }

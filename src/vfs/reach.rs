@@ -17,7 +17,7 @@ use nix::sys::stat::{Mode, fstat};
 use parking_lot::Mutex;
 
 use super::counted::Counted;
-use super::draft_node::{DraftNode, Open};
+use super::draft_node::{Climb, DraftNode, Open};
 use super::error::{Result, VfsError};
 use super::types::Ino;
 
@@ -94,7 +94,7 @@ impl Reach {
     pub fn dir(&self, node: &Arc<DraftNode>) -> Result<Arc<OwnedFd>> {
         // Up to the nearest directory at hand, then down again: depth must not cost stack.
         let mut chain = Vec::new();
-        let mut at = node.clone();
+        let (mut at, mut climb) = (node.clone(), Climb::from(node));
         let mut fd = loop {
             if let Some(fd) = at.descriptor() {
                 break fd;
@@ -103,6 +103,10 @@ impl Reach {
                 break fd.clone();
             }
             let (parent, name) = at.place().ok_or(VfsError::Stale)?;
+            if !climb.reaches(&parent) {
+                at.drop_name(parent.ino, &name, None);
+                return Err(VfsError::Stale);
+            }
             chain.push((at, name));
             at = parent;
         };

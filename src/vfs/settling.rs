@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
-use super::draft_node::DraftNode;
+use super::draft_node::{Climb, DraftNode};
 use super::reach::{Reach, identity};
 use super::types::{Ino, Kind};
 use crate::model::Manifest;
@@ -33,7 +33,7 @@ impl<'a> Settling<'a> {
     pub fn record(&mut self, node: &Arc<DraftNode>) -> Option<u32> {
         let manifest = self.manifest?;
         // Up to the nearest directory that is known, then down again: depth must not cost stack.
-        let (mut way, mut at) = (Vec::new(), node.clone());
+        let (mut way, mut at, mut climb) = (Vec::new(), node.clone(), Climb::from(node));
         let mut found = loop {
             if at.top {
                 break Some(0);
@@ -41,7 +41,9 @@ impl<'a> Settling<'a> {
             if let Some(known) = self.dirs.get(&at.ino) {
                 break *known;
             }
-            let Some((parent, name)) = at.place() else { break None };
+            let Some((parent, name)) = at.place().filter(|(parent, _)| climb.reaches(parent)) else {
+                break None;
+            };
             way.push((std::mem::replace(&mut at, parent.clone()), parent, name));
         };
         while let Some((child, parent, name)) = way.pop() {
