@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::adapter::Adapter;
 use super::errno::errno;
 use super::reply::Listing;
-use crate::vfs::{Attr, Caller, Found, Kind, Result, VfsError};
+use crate::vfs::{Attr, Caller, DirItem, Found, Kind, Result, VfsError};
 
 /// The positions of `.` and `..`; a directory's own items follow.
 const DOTS: u64 = 2;
@@ -32,9 +32,7 @@ impl Adapter {
             };
             from = last.next;
             for i in &items {
-                // A listing must not say 0: that means 'deleted' to old readers.
-                let number = if i.ino == 0 { u64::MAX >> 1 } else { i.ino };
-                if !listing.add(number, i.next + DOTS, i.kind, &i.name) {
+                if !listing.add(number(i), i.next + DOTS, i.kind, &i.name) {
                     return Ok(listing);
                 }
             }
@@ -77,12 +75,11 @@ impl Adapter {
                     Ok(f) => f,
                     // Removed between: not there.
                     Err(VfsError::NotFound | VfsError::Draft(nix::errno::Errno::ENOENT)) => continue,
-                    // One that cannot be looked at hides no others: number 0 says that nothing is known of it.
+                    // One that cannot be looked at is listed all the same, and hides no others.
                     Err(e) => {
                         let code = errno(&e) as i32;
                         tracing::debug!(name = %i.name.escape_ascii(), code, "listed without attributes");
-                        let nothing = for_now(Attr { ino: 0, kind: i.kind, ..own.attr });
-                        if !listing.add_with_attributes(i.next + DOTS, &i.name, &nothing) {
+                        if !listing.add_bare(number(i), i.next + DOTS, i.kind, &i.name) {
                             return Ok(listing);
                         }
                         added = true;
@@ -100,6 +97,11 @@ impl Adapter {
             }
         }
     }
+}
+
+/// A listing must not say 0: to many readers that means that the name is gone.
+fn number(item: &DirItem) -> u64 {
+    if item.ino == 0 { u64::MAX >> 1 } else { item.ino }
 }
 
 /// Attributes to be used for this listing only, of what is not looked up by it.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::convert::{attr_out, dirent_type};
 use super::ring::Slot;
@@ -257,6 +257,12 @@ impl Listing {
         let kind = dirent_type(found.attr.kind);
         let dirent = Dirent { ino: found.attr.ino, off: next, namelen: name.len() as u32, kind };
         self.push(Direntplus { entry: entry_out(found), dirent }.as_bytes(), name)
+    }
+
+    /// As `add`, in a listing with attributes: the kernel is told nothing of what it stands for.
+    pub(super) fn add_bare(&mut self, ino: u64, next: u64, kind: Kind, name: &[u8]) -> bool {
+        let dirent = Dirent { ino, off: next, namelen: name.len() as u32, kind: dirent_type(kind) };
+        self.push(Direntplus { entry: EntryOut::new_zeroed(), dirent }.as_bytes(), name)
     }
 
     fn push(&mut self, head: &[u8], name: &[u8]) -> bool {

@@ -20,8 +20,7 @@ macro_rules! sent {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $t:ty),* $(,)? })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Debug, Clone, Copy, IntoBytes, KnownLayout, Immutable)]
-        #[cfg_attr(test, derive(FromBytes))]
+        #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
         pub(super) struct $name { $(pub $field: $t),* }
     )*};
 }
