@@ -339,6 +339,9 @@ test "$(wc -c <mnt/key2/big)" = 2097152
 mkdir mnt/.outfs/work/u
 (umask 0222; dd if=/dev/zero of=mnt/.outfs/work/u/locked bs=1k seek=4 count=1 2>/dev/null)
 test "$(stat -c %s:%a mnt/.outfs/work/u/locked)" = 5120:444
+mkdir mnt/ab/cd/abcd1234 && mkdir mnt/ab/cd/abcd1234/outputs
+echo alias >mnt/ab/cd/abcd1234/outputs/f
+test "$(cat mnt/abcd1234/outputs/f)" = alias
 ./outfs unmount mnt --store store
 if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
 ./outfs ls --store store | grep -q key1

@@ -10,7 +10,10 @@ impl View {
     /// Attributes of one of the tree's own directories or files.
     pub(super) fn own_attr(&self, ino: Ino, kind: Kind, size: u64) -> Attr {
         let changed = Time::from_ns(self.root_changed.load(std::sync::atomic::Ordering::Relaxed));
-        let writable = !self.read_only() && matches!(ino, ino::ROOT | ino::WORK | ino::TRASH);
+        // Entries are begun below shards as in the top directory.
+        let begins = matches!(ino, ino::ROOT | ino::WORK | ino::TRASH)
+            || matches!(ino::meaning(ino), ino::Meaning::Shard(_));
+        let writable = begins && !self.read_only();
         let perm = match kind {
             Kind::Dir if writable => 0o755,
             Kind::Dir => 0o555,
