@@ -173,17 +173,10 @@ fn d12_how_deep_directories_nest() {
 fn d12_what_nests_too_deep_is_not_sealed() {
     let m = Mount::new();
     mkdir(m.work("w"));
-    for half in ["a", "b"] {
-        mkdir(m.work("w").join(half));
-        let (_, bottom, _) = chain(&m.work("w").join(half));
-        if half == "a" {
-            continue;
-        }
-        let up = (0..3000).fold(bottom, |at, _| {
-            nix::fcntl::openat(&at, "..", OFlag::O_PATH, Mode::empty()).expect("openat")
-        });
-        fs::rename(m.work("w").join("a"), proc_path(&up).join("a")).expect("rename");
-    }
+    mkdir(m.work("w").join("a"));
+    chain(&m.work("w").join("a"));
+    fs::create_dir_all(m.work("w").join("b/d/d/d/d")).expect("mkdir");
+    fs::rename(m.work("w").join("a"), m.work("w").join("b/d/d/d/d/a")).expect("rename");
     assert_errno!(fs::rename(m.work("w"), m.path("key1")), ENAMETOOLONG);
     let said = m.run(&["seal", "w", "key1"]);
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
@@ -192,7 +185,7 @@ fn d12_what_nests_too_deep_is_not_sealed() {
     let tree = m.outside("tree");
     mkdir(&tree);
     let mut at: OwnedFd = File::open(&tree).expect("open").into();
-    for _ in 0..20_000 {
+    for _ in 0..5000 {
         nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).expect("mkdirat");
         at = nix::fcntl::openat(&at, "d", OFlag::O_PATH, Mode::empty()).expect("openat");
     }
