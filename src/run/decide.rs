@@ -50,6 +50,9 @@ pub enum Reason {
         /// It was not named before.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         new: bool,
+        /// It is not named any more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        removed: bool,
     },
     /// An input changed, came or went.
     DepChanged {
@@ -67,6 +70,9 @@ pub enum Reason {
         /// It was not named before.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         new: bool,
+        /// It is not named any more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        removed: bool,
     },
     /// A parameter has another value.
     ParamsChanged {
@@ -123,14 +129,20 @@ impl fmt::Display for Reason {
             Reason::TaskNotInLock => write!(f, "the lock file does not have this task"),
             Reason::PreviousRunIncomplete { status } => write!(f, "the run before gave no result: {status}"),
             Reason::CmdChanged { old, new } => write!(f, "the command changed: {old} -> {new}"),
-            Reason::ToolChanged { name, new: true } => write!(f, "the program {name} is new"),
+            Reason::ToolChanged { name, new: true, .. } => write!(f, "the program {name} is new"),
+            Reason::ToolChanged { name, removed: true, .. } => {
+                write!(f, "the program {name} is not named any more")
+            }
             Reason::ToolChanged { name, .. } => write!(f, "the program {name} changed"),
             Reason::DepChanged { path, old: Some(old), new: Some(new) } => {
                 write!(f, "the input {path} changed: {old} -> {new}")
             }
             Reason::DepChanged { path, old: None, .. } => write!(f, "the input {path} is new"),
             Reason::DepChanged { path, new: None, .. } => write!(f, "the input {path} was removed"),
-            Reason::EnvChanged { name, new: true } => write!(f, "the variable {name} is new"),
+            Reason::EnvChanged { name, new: true, .. } => write!(f, "the variable {name} is new"),
+            Reason::EnvChanged { name, removed: true, .. } => {
+                write!(f, "the variable {name} is not named any more")
+            }
             Reason::EnvChanged { name, .. } => write!(f, "the variable {name} changed"),
             Reason::ParamsChanged { name } => write!(f, "the parameter {name} changed"),
             Reason::OutputsChanged => write!(f, "the declared outputs changed"),
@@ -301,14 +313,21 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
     // Another program under another name is the command's change.
     if old.program != new.program && old.argv.first() == new.argv.first() {
         let name = new.argv.first().cloned().unwrap_or_default();
-        reasons.push(Reason::ToolChanged { name, new: false });
+        reasons.push(Reason::ToolChanged { name, new: false, removed: false });
     }
     let names = |a, b| changed_names(a, b).into_iter();
-    let tool = |name: String| Reason::ToolChanged { new: !old.tools.contains_key(&name), name };
-    reasons.extend(names(&old.tools, &new.tools).map(tool));
-    for (old, new) in [(&old.env, &new.env), (&old.secrets, &new.secrets)] {
-        let variable = |name: String| Reason::EnvChanged { new: !old.contains_key(&name), name };
-        reasons.extend(names(old, new).map(variable));
+    let (before, now) = (&old.tools, &new.tools);
+    reasons.extend(names(before, now).map(|name| Reason::ToolChanged {
+        new: !before.contains_key(&name),
+        removed: !now.contains_key(&name),
+        name,
+    }));
+    for (before, now) in [(&old.env, &new.env), (&old.secrets, &new.secrets)] {
+        reasons.extend(names(before, now).map(|name| Reason::EnvChanged {
+            new: !before.contains_key(&name),
+            removed: !now.contains_key(&name),
+            name,
+        }));
     }
     reasons.extend(names(&old.params, &new.params).map(|name| Reason::ParamsChanged { name }));
     if old.outputs != new.outputs {

@@ -158,6 +158,14 @@ fn newly(what: &str, reason: &str, name: &str) -> Vec<(String, Value)> {
     one(&format!("the {what} {name} is new"), json!({ "why": why, "name": name, "new": true }))
 }
 
+fn no_more(what: &str, reason: &str, name: &str) -> Vec<(String, Value)> {
+    let why = format!("{reason}_changed");
+    one(
+        &format!("the {what} {name} is not named any more"),
+        json!({ "why": why, "name": name, "removed": true }),
+    )
+}
+
 fn param(name: &str) -> Vec<(String, Value)> {
     named(&format!("the parameter {name} changed"), "params_changed", "name", name)
 }
@@ -284,7 +292,7 @@ fn table() -> Vec<Row> {
         ("the program's content", after(changed(|p| p.program = "00".into())), tool("make")),
         ("a tool's content", after(changed(|p| set(&mut p.tools, "cc", "12"))), tool("cc")),
         ("a tool more", after(changed(|p| p.tools.clear())), newly("program", "tool", "cc")),
-        ("a tool less", after(changed(|p| set(&mut p.tools, "ld", "12"))), tool("ld")),
+        ("a tool less", after(changed(|p| set(&mut p.tools, "ld", "12"))), no_more("program", "tool", "ld")),
         ("a variable's value", after(changed(|p| set(&mut p.env, "CC", "0"))), env("CC")),
         ("a variable that was absent", after(changed(|p| set(&mut p.env, "CC", ABSENT))), env("CC")),
         (
@@ -300,7 +308,7 @@ fn table() -> Vec<Row> {
         (
             "a variable that is not declared any more",
             after(changed(|p| set(&mut p.env, "LD", ABSENT))),
-            env("LD"),
+            no_more("variable", "env", "LD"),
         ),
         ("a secret's value", after(changed(|p| set(&mut p.secrets, "TOKEN", "23"))), env("TOKEN")),
         ("a parameter's value", after(changed(|p| set(&mut p.params, "level", "2"))), param("level")),

@@ -209,12 +209,16 @@ fn what_cannot_be_meant_is_refused() {
 }
 
 #[test]
-fn what_is_named_for_the_first_time_is_new() {
+fn what_is_named_for_the_first_time_is_new_and_may_be_gone_again() {
     let p = Project::new();
     let run = |more: &[&str]| p.sh(&[&["--task", "t", "--no-inputs"], more].concat(), "true");
     run(&[]).is_miss(&["first_run"]);
     run(&["--tool", "cat"]).is_miss(&["tool_changed"]).says("the program cat is new");
     run(&["--tool", "cat", "--env", "SOME"]).is_miss(&["env_changed"]).says("the variable SOME is new");
+    let run = |more: &[&str]| p.sh(&[&["--task", "u", "--no-inputs"], more].concat(), "true; true");
+    run(&["--tool", "cat", "--env", "SOME"]).is_miss(&["first_run"]);
+    run(&["--tool", "cat"]).is_miss(&["env_changed"]).says("the variable SOME is not named any more");
+    run(&[]).is_miss(&["tool_changed"]).says("the program cat is not named any more");
 }
 
 /// A team's key is the same from a file and from a variable.
