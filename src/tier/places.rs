@@ -160,6 +160,9 @@ impl Places {
                 Ok((hash, size, place))
             })
             .collect::<Result<_, LayoutError>>()?;
+        if overlap(&places) {
+            return Err(LayoutError::Damaged("contents lie over each other"));
+        }
         let carried_bytes = reader.take(carried)?.to_vec();
         if !reader.0.is_empty() {
             return Err(LayoutError::Damaged("something follows the places"));
@@ -176,6 +179,20 @@ impl Places {
         let by_hash = places.iter().enumerate().map(|(i, (hash, _, _))| (*hash, i)).collect();
         Places { manifest, packs, places, by_hash, carried }
     }
+}
+
+/// Whether two contents share bytes: a few could stand for any number of contents, which would all be stored here.
+fn overlap(places: &[(BlobHash, u64, Place)]) -> bool {
+    let mut spans: Vec<_> = places
+        .iter()
+        .filter_map(|(_, size, place)| match place {
+            Place::Own => None,
+            Place::Carried(offset) => Some((None, *offset, offset + size)),
+            Place::Pack(pack, offset) => Some((Some(*pack), *offset, offset + size)),
+        })
+        .collect();
+    spans.sort_unstable();
+    spans.windows(2).any(|two| two[0].0 == two[1].0 && two[0].2 > two[1].1)
 }
 
 /// What the two numbers of a place say of a content of this size.

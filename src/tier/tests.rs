@@ -144,6 +144,24 @@ fn a_newer_entry_object_says_so() {
     assert_eq!(EntryObject::parse(text), Err(LayoutError::Version(2)));
 }
 
+/// A few bytes could stand for any number of contents, all of which would be kept here.
+#[test]
+fn contents_that_share_bytes_are_refused() {
+    let files = [vec![1; 10], vec![2; 10], vec![3; 10]];
+    let manifest = manifest("some-key", &files);
+    let (places, _) = places(&manifest, &files, 300);
+    let sound = places.encode();
+    let offset = 56 + 40 + 16 + 8;
+    for (at, right) in [(0u64, true), (1, false), (9, false)] {
+        let mut lying = sound[..sound.len() - 32].to_vec();
+        lying[offset..offset + 8].copy_from_slice(&at.to_le_bytes());
+        lying.extend_from_slice(blake3::hash(&lying).as_bytes());
+        let parsed = Places::parse(&lying, &manifest);
+        assert_eq!(parsed.is_ok(), right, "{at}");
+        assert!(right || parsed == Err(LayoutError::Damaged("contents lie over each other")), "{at}");
+    }
+}
+
 #[test]
 fn places_are_those_of_one_manifest() {
     let files = [b"a".to_vec(), b"b".to_vec()];
