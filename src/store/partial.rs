@@ -95,13 +95,14 @@ impl Store {
             let why = format!("the content of blob {hash} differs");
             return Err(StoreError::Corrupt { path: path(), line: None, why });
         }
-        port::chmod(file.as_fd(), 0o400).map_err(|e| StoreError::io("chmod", path(), e))?;
         port::sync_data(&file).map_err(|e| StoreError::io("sync", path(), e))?;
         let (shard, name) = self.blob_place(hash)?;
         let name = OsStr::new(&name);
         port::rename(self.partial_dir()?.fd(), name, shard.fd(), name)
             .map_err(shard.err("rename to", name))?;
         self.forget_file(&FileKey::Blob(*hash));
+        // Only now: who is not root could not open it again for what is still to come.
+        port::chmod(file.as_fd(), 0o400).map_err(shard.err("chmod", name))?;
         shard.sync()
     }
 
