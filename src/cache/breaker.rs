@@ -104,7 +104,8 @@ impl Asked {
                 let why = "it has not answered, and is left alone for a while";
                 return Err(TierError::new(kind, self.tier.name(), "ask for", what.to_string(), why));
             }
-            (ill.tried, ill.until) = (true, by);
+            // However long this call may take, the next one tries after the longest rest.
+            (ill.tried, ill.until) = (true, by.min(now + REST.1));
         }
         health.asked += 1;
         Ok(())
@@ -261,6 +262,8 @@ mod tests {
         let by = Instant::now() + LONG;
         let tried = tier.ask(&"x", by, |_| {
             assert!(!ask(&tier, None), "one at a time tries");
+            let until = tier.health.lock().ill.as_ref().unwrap().until;
+            assert!(until <= Instant::now() + REST.1, "not for as long as that call may take");
             Err::<(), _>(error(TierErrorKind::Permanent))
         });
         assert_eq!(tried.unwrap_err().kind, TierErrorKind::Permanent);
