@@ -309,7 +309,7 @@ impl Cache {
                     return Ok(());
                 }
                 let pinned = self.inner.upkeep.verdicts.pinned_by(&row.key).is_some();
-                if row.sealed_at_ns <= young && !pinned && self.may_let_go(&row) {
+                if !is_young(row.sealed_at_ns, now, young) && !pinned && self.may_let_go(&row) {
                     self.try_evict(&row, now, Way::LetGo(why), round)?;
                 }
             }
@@ -348,7 +348,7 @@ impl Cache {
                 if shown_only != (bare && !crowded && goal.before.is_none() && goal.entries == 0) {
                     continue;
                 }
-                if row.sealed_at_ns > young {
+                if is_young(row.sealed_at_ns, now, young) {
                     round.young += 1;
                     continue;
                 }
@@ -496,4 +496,9 @@ impl Plan {
         }
         Ok(freed)
     }
+}
+
+/// Whether what was sealed then is too young to go. What another machine's clock says of a time to come is no age.
+pub(super) fn is_young(sealed_at_ns: i64, now: i64, young: i64) -> bool {
+    sealed_at_ns > young && sealed_at_ns <= now.saturating_add(now.saturating_sub(young))
 }

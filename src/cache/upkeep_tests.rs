@@ -214,6 +214,16 @@ fn nothing_younger_than_the_minimum_age_goes() {
 }
 
 #[test]
+fn a_clock_that_is_ahead_makes_nothing_young_for_ever() {
+    let (now, young) = (1_000_000, 400_000);
+    for (sealed, is) in
+        [(300_000, false), (500_000, true), (1_000_000, true), (1_500_000, true), (1_700_000, false)]
+    {
+        assert_eq!(pressure::is_young(sealed, now, young), is, "{sealed}");
+    }
+}
+
+#[test]
 fn the_number_of_entries_is_limited() {
     let f = Fixture::with(Limits { entries: Some(3), ..Limits::default() });
     for i in 0..6u64 {
