@@ -19,14 +19,20 @@ use super::{Cache, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, Manifest};
-use crate::tier::{self, Capabilities, Object, Places, ShipError, Source, Tier, Tree, ship};
+use crate::tier::{
+    self, Capabilities, Object, Places, ShipError, Source, Tier, TierError, TierErrorKind, Tree, ship,
+};
 
 /// Where it is written down how far each tier is.
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a call may take that brings one object, however large.
+/// How long a call may take that brings one object, however large; with a limit, as much longer as that makes it.
 const CALL: Duration = Duration::from_secs(3600);
+/// How long a call may take that only asks what is there.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long the object may take that shows an entry, with its tree.
+const SHOW: Duration = Duration::from_secs(600);
 
 /// How far entries are on their way to a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,24 +65,31 @@ enum Brought {
     No,
 }
 
-/// The contents of an entry that are here, one after another.
-struct Contents<'a>(&'a Entry);
+/// The contents of an entry, one after another, from another tier where they are not here.
+struct Contents<'a> {
+    entry: &'a Entry,
+    /// What went wrong with reading: no tier's doing, whatever the tier says that was given it.
+    failed: Mutex<Option<String>>,
+}
 
 struct Content<'a> {
-    entry: &'a Entry,
+    of: &'a Contents<'a>,
     record: u32,
     at: u64,
 }
 
 impl Source for Contents<'_> {
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
-        Ok(Box::new(Content { entry: self.0, record, at: 0 }))
+        Ok(Box::new(Content { of: self, record, at: 0 }))
     }
 }
 
 impl Read for Content<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.entry.read_here(self.record, self.at, buf).map_err(io::Error::other)?;
+        let n = self.of.entry.read(self.record, self.at, buf).map_err(|e| {
+            *self.of.failed.lock() = Some(e.to_string());
+            io::Error::other(e)
+        })?;
         self.at += n as u64;
         Ok(n)
     }
@@ -88,6 +101,8 @@ struct Paced<'a> {
     limit: Option<u64>,
     /// Waits; false when it is over.
     wait: &'a (dyn Fn(Duration) -> bool + Sync),
+    /// Whether the entry is still to be brought: that may take hours.
+    wanted: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// What an object is made of, read as fast as it may be sent.
@@ -139,15 +154,26 @@ impl Tier for Paced<'_> {
     }
 
     fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> tier::Result<()> {
+        let by = by + Duration::from_secs(self.limit.map_or(0, |limit| size / limit.max(1)));
         self.tier.put(object, size, &mut PacedContent { paced: self, content }, by)
     }
 
     fn missing(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<Object>> {
-        self.tier.missing(objects, by)
+        self.tier.missing(objects, by.min(Instant::now() + ANSWER))
     }
 
     fn publish(&self, manifest: &Manifest, places: &Places, by: Instant) -> tier::Result<()> {
-        self.tier.publish(manifest, places, by)
+        if !(self.wanted)() {
+            let (kind, what) = (TierErrorKind::Transient { after: None }, manifest.seal().key.to_string());
+            return Err(TierError::new(
+                kind,
+                self.name(),
+                "show",
+                what,
+                "it was rejected or evicted meanwhile",
+            ));
+        }
+        self.tier.publish(manifest, places, by.min(Instant::now() + SHOW))
     }
 }
 
@@ -163,8 +189,7 @@ impl Cache {
         loop {
             let (tiers, options) = self.inner.tiers.attached();
             let Some(tier) = tiers.get(tier) else { return };
-            let paced = Paced { tier, limit: options.push_limit, wait };
-            let more = self.push_next(&paced).unwrap_or_else(|e| {
+            let more = self.push_next(tier, options.push_limit, wait).unwrap_or_else(|e| {
                 tracing::debug!("an entry waits for a tier: {e}");
                 false
             });
@@ -175,11 +200,16 @@ impl Cache {
     }
 
     /// Brings the next entry that a tier lacks; false when there is none.
-    fn push_next(&self, paced: &Paced<'_>) -> std::result::Result<bool, Box<dyn std::error::Error>> {
-        let tier = paced.tier;
+    fn push_next(
+        &self,
+        tier: &Asked,
+        limit: Option<u64>,
+        wait: &(dyn Fn(Duration) -> bool + Sync),
+    ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
         let after = self.pushed_up_to(tier.name());
         let Some(row) = self.inner.index.entries_after(after, 1)?.pop() else { return Ok(false) };
-        if let Brought::Yes = self.bring(paced, &row)? {
+        let wanted = || self.goes_up(&row).unwrap_or(false) && self.is_there(&row);
+        if let Brought::Yes = self.bring(&Paced { tier, limit, wait, wanted: &wanted }, &row)? {
             tier.brought();
             tracing::debug!(key = %row.key, "brought to {}", tier.name());
         }
@@ -204,17 +234,26 @@ impl Cache {
                 return Ok(Brought::No);
             }
         };
-        match ship(paced, &manifest, &Contents(&entry), &|| Instant::now() + CALL) {
+        let contents = Contents { entry: &entry, failed: Mutex::default() };
+        let shipped = ship(paced, &manifest, &contents, &|| Instant::now() + CALL);
+        let unread = match shipped {
             Ok(places) => {
                 self.note_backed(row, &manifest, &places, paced.tier.name())?;
-                Ok(Brought::Yes)
+                return Ok(Brought::Yes);
             }
-            Err(e @ ShipError::Content { .. }) => {
-                tracing::warn!(key = %row.key, "an entry is not brought to a tier: {e}");
-                Ok(Brought::No)
-            }
-            Err(ShipError::Tier(e)) => Err(e.into()),
-        }
+            Err(e @ ShipError::Content { .. }) => e.to_string(),
+            Err(ShipError::Tier(e)) => match contents.failed.into_inner() {
+                Some(unread) => unread,
+                None => return Err(e.into()),
+            },
+        };
+        tracing::warn!(key = %row.key, "an entry is not brought to a tier: {unread}");
+        Ok(Brought::No)
+    }
+
+    /// The row still stands: it was neither evicted nor replaced.
+    fn is_there(&self, row: &EntryRow) -> bool {
+        self.inner.index.entry_by_id(row.id).is_ok_and(|now| now.is_some())
     }
 
     fn goes_up(&self, row: &EntryRow) -> Result<bool> {

@@ -5,6 +5,7 @@ use super::tier_tests::*;
 use super::*;
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, EventKind};
+use crate::tier::{Call, Tier};
 
 const WINDOW: usize = 2 * GROUP;
 
@@ -276,6 +277,44 @@ fn what_came_from_a_tier_gives_up_its_bytes_before_others_go() {
     assert!(press(&w.near, 1).is_ok());
     assert!(w.near.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().is_some());
     sound(&w.near);
+}
+
+/// As `push`, for a few rounds at most.
+fn push_for_a_while(f: &Fixture) {
+    let rounds = std::sync::atomic::AtomicUsize::new(0);
+    f.cache.push(0, &|_| rounds.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 50);
+}
+
+#[test]
+fn what_cannot_be_read_holds_up_nothing_else() {
+    let w = World::new();
+    let large = bytes(3 * GROUP, 1);
+    put(&w.near, "damaged", &[("large", large.clone())]);
+    put(&w.near, "sound", &[("large", bytes(3 * GROUP, 2))]);
+    let hash = BlobHash::of(&large);
+    let path = w.near.cache.store().root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::write(&path, bytes(3 * GROUP, 3)).unwrap();
+    push_for_a_while(&w.near);
+    assert!(w.tier.find(&key("sound"), soon()).is_ok());
+    assert!(w.tier.find(&key("damaged"), soon()).unwrap_err().is_absent());
+}
+
+#[test]
+fn what_is_rejected_while_it_is_brought_is_not_shown() {
+    let w = World::new();
+    put(&w.near, "late", &[("large", bytes(3 * GROUP, 1))]);
+    let cache = w.near.cache.clone();
+    w.tier.set_faults(move |call| {
+        if matches!(call, Call::Put(_)) {
+            cache.reject(&key("late"), "it is wrong").unwrap();
+        }
+        None
+    });
+    push_for_a_while(&w.near);
+    w.tier.set_faults(|_| None);
+    assert!(w.tier.find(&key("late"), soon()).unwrap_err().is_absent());
+    assert_eq!(w.near.cache.tier_facts()[0].push.unwrap().waiting, 0, "it is passed over");
 }
 
 #[test]
