@@ -200,6 +200,11 @@ fn position(n: u64) -> Result<u64, Errno> {
     i64::try_from(n).map(|_| n).map_err(|_| Errno::EINVAL)
 }
 
+/// Whether a request of this kind has no answer.
+pub(super) fn is_forget(opcode: u32) -> bool {
+    matches!(opcode, 2 | 42)
+}
+
 /// Takes the arguments of a request apart.
 pub(super) fn parse(opcode: u32, args: Args<'_>) -> Result<Op<'_>, Errno> {
     Ok(match opcode {

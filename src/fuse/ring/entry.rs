@@ -19,7 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::super::adapter::Adapter;
 use super::super::reply::Reply;
-use super::super::request::Args;
+use super::super::request::{Args, is_forget};
 use super::super::wire::{EntInOut, OutHeader, UringCmd};
 use super::awake::Awake;
 use super::memory::Memory;
@@ -230,7 +230,13 @@ impl Entry {
         let asked = unsafe { self.shared.memory.asked() };
         let (commit, unique) = (asked.commit, asked.head.unique);
         let reply = || Reply::to_ring(Slot { shared: self.shared.clone(), commit, unique, parked: None });
+        let forgets = is_forget(asked.head.opcode);
         adapter.take(&asked.head, Args::Parted { first: asked.first, rest: asked.rest }, reply);
+        if forgets {
+            // One that comes here, and not through the device as others do, is waited for (by who lists a directory that the kernel
+            // cannot link in), and without an answer the entry would be lost, too.
+            reply().done();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The transport through io_uring: a queue for each processor, and threads there that answer.
 //!
 //! The kernel puts a request into the queue of the processor on which it was made, so that nobody on another one
-//! needs to be woken for it. FORGETs and notifications stay with `/dev/fuse`. Must not know: what requests mean.
+//! needs to be woken for it. FORGETs (but for one kind) and notifications stay with `/dev/fuse`. Must not know: what requests mean.
 
 mod awake;
 mod entry;
