@@ -234,7 +234,7 @@ impl Cache {
 
     /// The same, saying in `work` how many entries and bytes are gone.
     pub fn gc_watched(&self, options: &GcOptions, work: &Work) -> Result<GcReport> {
-        let before = options.older_than.map(|age| now_ns().saturating_sub(age.as_nanos() as i64));
+        let before = options.older_than.map(|age| now_ns().saturating_sub(nanos(age)));
         let usage = self.usage()?;
         let goal = self.above_high_water(&usage).unwrap_or(Goal { bytes: 0, entries: 0, before });
         let goal = Goal { before, ..goal };
@@ -270,7 +270,7 @@ impl Cache {
     fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str, work: &Work) -> Result<Round> {
         self.inner.flush_accesses()?;
         let now = now_ns();
-        let young = now.saturating_sub(self.inner.limits.read().min_age.as_nanos() as i64);
+        let young = now.saturating_sub(nanos(self.inner.limits.read().min_age));
         let mut round = Round::default();
         if goal.bytes > 0 && goal.before.is_none() && !dry_run && self.has_tiers() {
             self.let_go_round(goal, (now, young), why, &mut round)?;
@@ -501,4 +501,9 @@ impl Plan {
 /// Whether what was sealed then is too young to go. What another machine's clock says of a time to come is no age.
 pub(super) fn is_young(sealed_at_ns: i64, now: i64, young: i64) -> bool {
     sealed_at_ns > young && sealed_at_ns <= now.saturating_add(now.saturating_sub(young))
+}
+
+/// Nanoseconds; of more than 292 years as many as there can be.
+fn nanos(age: Duration) -> i64 {
+    i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -214,6 +214,18 @@ fn nothing_younger_than_the_minimum_age_goes() {
 }
 
 #[test]
+fn an_age_of_centuries_is_not_one_of_tomorrow() {
+    let f = Fixture::with(limited(4));
+    f.put("key1", &[("f", noise(1, 3 * MIB))]);
+    let centuries = Duration::from_secs(400 * 365 * 86_400);
+    let options = GcOptions { dry_run: false, older_than: Some(centuries) };
+    assert_eq!(f.cache().gc(&options).unwrap().evicted, []);
+    f.cache().inner.limits.write().min_age = centuries;
+    assert!(matches!(f.cache().make_room(2 * MIB as u64), Err(CacheError::NoSpace(_))));
+    assert_eq!(f.keys(), ["key1"]);
+}
+
+#[test]
 fn a_clock_that_is_ahead_makes_nothing_young_for_ever() {
     let (now, young) = (1_000_000, 400_000);
     for (sealed, is) in
