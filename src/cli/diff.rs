@@ -65,8 +65,12 @@ fn side(session: &mut Session, key: &EntryKey) -> Result<Side, Failure> {
     let Reply::Nodes { nodes } = reply else { return Err(unexpected(reply)) };
     let mut metadata = facts.metadata;
     let member = metadata.as_mut().and_then(|m| m.extra.remove(MEMBER));
-    let parts = member.and_then(|mut m| serde_json::from_value(m["parts"].take()).ok());
-    Ok(Side { metadata, parts, nodes })
+    Ok(Side { metadata, parts: member.and_then(parts), nodes })
+}
+
+/// What a key was made of, of what metadata say; a task may have written anything there.
+fn parts<T: serde::de::DeserializeOwned>(mut member: Value) -> Option<T> {
+    serde_json::from_value(member.get_mut("parts")?.take()).ok()
 }
 
 /// Members that differ, but not those that always do.
@@ -91,4 +95,17 @@ fn outputs<'a>(old: &'a Nodes, new: &'a Nodes) -> Vec<(&'static str, &'a str)> {
     let mut all: Vec<_> = gone.chain(there).collect();
     all.sort_by_key(|(_, path)| *path);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_of_another_make_have_no_parts() {
+        for text in ["\"x\"", "7", "[]", "{}", "{\"parts\":7}", "null"] {
+            let member: Value = serde_json::from_str(text).unwrap();
+            assert_eq!(parts::<Vec<String>>(member), None, "{text}");
+        }
+    }
 }
