@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::compare::first_difference;
 use super::content::Storer;
 use super::here::now_ns;
+use super::lease::Reservation;
 use super::memory::SEALED_FILE;
 use super::put::{made_attrs, metadata};
 use super::stash::Stash;
@@ -238,8 +239,8 @@ impl Cache {
         if let Err(e) = self.heal(&healed) {
             tracing::warn!("blobs that were stored anew still count as damaged: {e}");
         }
-        let outcome = self.told(EntryRow { id, ..row }, events, replaced, linked);
-        drop((old_held, noted));
+        let outcome = self.told(EntryRow { id, ..row }, events, replaced.map(|old| (old, old_held)), linked);
+        drop(noted);
         outcome
     }
 
@@ -257,11 +258,13 @@ impl Cache {
         &self,
         row: EntryRow,
         events: [Option<EventKind>; 2],
-        replaced: Option<Box<EntryRow>>,
+        replaced: Option<(Box<EntryRow>, Reservation)>,
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
         let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else {
-            replaced.iter().for_each(|old| self.free_replaced(old));
+            if let Some((old, held)) = replaced {
+                self.free_replaced(&old, held);
+            }
             return Ok(Outcome::Stale);
         };
         for event in events.into_iter().flatten() {
@@ -270,8 +273,8 @@ impl Cache {
         if let Err(e) = self.rejection_replaced(entry.key()) {
             tracing::warn!("the rejection of {} cannot be taken away: {e}", entry.key());
         }
-        if let Some(old) = replaced {
-            self.free_replaced(&old);
+        if let Some((old, held)) = replaced {
+            self.free_replaced(&old, held);
         }
         Ok(Outcome::New(entry, linked))
     }

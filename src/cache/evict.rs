@@ -105,7 +105,8 @@ impl Cache {
     /// Nobody holds it: all goes at once.
     fn remove_free(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
         let claim = self.inner.leases.claim(blobs.iter().copied());
-        let keep = |h: &BlobHash| !claim.has(h);
+        let finished = self.inner.index.is_finished();
+        let keep = |h: &BlobHash| !finished || !claim.has(h);
         let Some(freed) = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &keep)? else {
             return Ok(None);
         };
@@ -131,12 +132,14 @@ impl Cache {
     }
 
     /// After a commit that replaced `old` (see [`crate::index::Commit::Done`]): frees it when its
-    /// last lease goes (at once when there is none), and asks the holders to prune it. The caller has
-    /// reserved its blobs since before the commit.
-    pub(super) fn free_replaced(&self, old: &EntryRow) {
+    /// last lease goes (at once when there is none), and asks the holders to prune it. `since_before` has its
+    /// blobs since before the commit.
+    pub(super) fn free_replaced(&self, old: &EntryRow, since_before: Reservation) {
         // Rows without references that are not named here are the sweep's.
         let blobs = self.or_sweep(self.blobs_of(old)).unwrap_or_default();
         let held = self.inner.leases.reserve(blobs);
+        // What is reserved by anybody is not freed.
+        drop(since_before);
         let condemned = Condemned { row: old.clone(), blobs: held };
         self.inner.upkeep.condemned.lock().insert(old.id, condemned);
         let viewed = self.inner.leases.counts(old.id).view > 0;
@@ -223,6 +226,10 @@ impl Cache {
 
     /// Deletes those of `hashes` that no entry refers to and nobody reserves.
     pub(super) fn free_blobs(&self, hashes: Vec<BlobHash>) -> Result<Outcome> {
+        if !self.inner.index.is_finished() {
+            // It does not know yet who refers to them.
+            return Ok(Outcome::default());
+        }
         let claim = self.inner.leases.claim(hashes);
         let freed = self.inner.index.drop_unreferenced(claim.hashes().copied().collect())?;
         Ok(self.delete_freed(&freed))

@@ -36,6 +36,7 @@ impl Cache {
             return Ok(());
         }
         *kept = None;
+        draft.stash.doubt_linked();
         let storer = Storer {
             cache: self,
             stash: &draft.stash,

@@ -123,6 +123,8 @@ struct Stored {
     placed: HashMap<BlobHash, Location>,
     packs: HashMap<PackId, u64>,
     loose: HashSet<BlobHash>,
+    /// Those that are files of the draft itself.
+    linked: HashSet<BlobHash>,
     /// Bytes that it takes on the disk and nobody else counts.
     bytes: u64,
 }
@@ -141,6 +143,15 @@ impl Stash {
     /// Where a blob lies, if it is stored.
     pub fn location(&self, hash: &BlobHash) -> Option<Location> {
         self.state.lock().placed.get(hash).copied()
+    }
+
+    /// The draft is looked through again, and its files may have been written to since: what was linked is those files, so it
+    /// counts as stored only once a file that has the content now was linked in its place.
+    pub fn doubt_linked(&self) {
+        let state = &mut *self.state.lock();
+        for hash in state.linked.drain() {
+            state.placed.remove(&hash);
+        }
     }
 
     fn reserve(&self, cache: &Cache, hashes: &[BlobHash]) {
@@ -277,6 +288,9 @@ impl Stash {
             cache.inner.store.adopt(file, &content.hash, how)?;
             let mut state = self.state.lock();
             state.loose.insert(content.hash);
+            if how == Adopt::Link {
+                state.linked.insert(content.hash);
+            }
             state.placed.insert(content.hash, Location::Loose);
             state.bytes += if how == Adopt::Link { 0 } else { content.size };
             drop(state);
@@ -307,6 +321,7 @@ impl Stash {
     fn forget_loose(&self, hash: &BlobHash) {
         let mut state = self.state.lock();
         state.loose.remove(hash);
+        state.linked.remove(hash);
         state.placed.remove(hash);
     }
 
@@ -365,6 +380,7 @@ impl Stash {
         }
         state.bytes = state.packs.values().sum();
         let done: Vec<_> = state.loose.extract_if(|h| hashes.contains(h)).collect();
+        state.linked.retain(|h| !hashes.contains(h));
         drop(state);
         for hash in &done {
             cache.inner.claims.release(hash, self.owner);

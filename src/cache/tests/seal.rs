@@ -84,6 +84,46 @@ fn the_first_sealed_result_wins() {
     assert!(matches!(f.cache.seal(&draft, request("other")).unwrap(), Sealed::New(_)));
 }
 
+/// A draft's large file is linked into the store when it is looked through; if that leads to no entry, it may be written again.
+#[test]
+fn what_a_refused_seal_has_linked_is_not_believed_later() {
+    let f = Fixture::new();
+    f.put("taken", &f.odd_tree("tree")).unwrap();
+    let (draft, path) = f.in_place("work");
+    let out = path.join("outputs");
+    std::fs::create_dir_all(&out).unwrap();
+    let (one, other) = (bytes(3_000_000, 5), bytes(3_000_000, 6));
+    std::fs::write(out.join("a"), &one).unwrap();
+    assert!(matches!(f.cache.seal(&draft, request("taken")), Err(CacheError::Exists { .. })));
+    // The same inode has other bytes now, and another file the old ones.
+    std::fs::write(out.join("b"), &one).unwrap();
+    std::fs::write(out.join("a"), &other).unwrap();
+    let Sealed::New(entry) = f.cache.seal(&draft, request("free")).unwrap() else { panic!("not new") };
+    for (name, wanted) in [("a", &other), ("b", &one)] {
+        let record = entry.file(format!("outputs/{name}").as_bytes()).unwrap();
+        assert!(&entry.read_all(record, 1 << 24).unwrap() == wanted, "{name}");
+    }
+    assert_eq!(f.cache.store().loose_blobs().unwrap().len(), 2 + 2, "the other entry's, and these");
+}
+
+/// Nobody holds it: what only it had goes at once.
+#[test]
+fn a_replaced_entry_that_nobody_holds_is_freed() {
+    let f = Fixture::new();
+    let tree = f.odd_tree("tree");
+    let replace = || SealRequest { replace: true, ..request("abcd") };
+    let put =
+        |request: SealRequest| f.cache.put_dir(&tree, &TaskFacts::default(), [None, None], request).unwrap();
+    drop(put(replace()));
+    let before = f.cache.index().totals().unwrap();
+    std::fs::write(tree.join("large"), bytes(2_000_000, 9)).unwrap();
+    std::fs::write(tree.join("zz"), "other").unwrap();
+    drop(put(replace()));
+    let after = f.cache.index().totals().unwrap();
+    assert_eq!(after.unreferenced_bytes, 0);
+    assert_eq!(after.loose_bytes, before.loose_bytes - 1_000_000);
+}
+
 #[test]
 fn an_inferred_entry_is_replaced_and_so_is_what_replace_asks_for() {
     let f = Fixture::new();
