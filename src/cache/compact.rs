@@ -30,6 +30,9 @@ impl Cache {
     /// Compacts when enough is dead; a bounded piece of work.
     pub(super) fn compact_if_worth_it(&self) -> Result<()> {
         let totals = self.inner.index.totals()?;
+        if !self.inner.index.is_finished() {
+            return Ok(());
+        }
         if totals.dead_bytes < WORTH || totals.dead_bytes * 8 < totals.pack_bytes {
             return Ok(());
         }
@@ -66,8 +69,13 @@ impl Cache {
         let mut group: Vec<PackId> = Vec::new();
         let mut bytes = 0;
         for pack in page.iter().filter(|p| is_sparse(p)) {
+            // Those without references that somebody holds move, too: they must be worth it.
+            let kept = self.inner.index.pack_blobs(pack.id)?.iter().map(|row| row.size).sum();
+            if !is_sparse(&PackRow { live: kept, ..*pack }) {
+                continue;
+            }
             group.push(pack.id);
-            bytes += pack.live;
+            bytes += kept;
             if bytes >= TARGET {
                 self.compact_packs(&std::mem::take(&mut group))?;
                 bytes = 0;
@@ -113,7 +121,14 @@ impl Cache {
             }
         }
         let added = writer.map(|w| w.finish()).transpose()?.map(|p| (p.id, p.bytes));
-        for (gone, _) in self.inner.index.relocate(moved, added, from)? {
+        let relocated = self.inner.index.relocate(moved, added, from);
+        if let (Err(_), Some((new, _))) = (&relocated, added) {
+            // If the index has it all the same, the sweep finds that out.
+            if self.inner.index.pack(new).is_ok_and(|row| row.is_none()) {
+                self.inner.store.remove_pack(new)?;
+            }
+        }
+        for (gone, _) in relocated? {
             self.inner.store.remove_pack(gone)?;
         }
         Ok(())
