@@ -268,6 +268,10 @@ impl Cache {
 
     /// Goes through the entries, least recently used first, until the goal is reached.
     fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str, work: &Work) -> Result<Round> {
+        if !self.inner.index.is_finished() {
+            // While it is made anew it does not know what entries share.
+            return Ok(Round::default());
+        }
         self.inner.flush_accesses()?;
         let now = now_ns();
         let young = now.saturating_sub(nanos(self.inner.limits.read().min_age));

@@ -364,6 +364,38 @@ fn a_mostly_dead_pack_is_compacted_under_its_readers() {
     f.sound();
 }
 
+/// What nobody refers to and somebody reads moves with its pack: rewriting that again and again gains nothing.
+#[test]
+fn a_pack_that_is_only_held_stays_as_it_is() {
+    let f = Fixture::new();
+    let files: Vec<(String, Vec<u8>)> = (0..20).map(|i| (format!("f{i}"), noise(i, 50_000))).collect();
+    f.put("key1", &files.iter().map(|(name, c)| (name.as_str(), c.clone())).collect::<Vec<_>>());
+    let reader = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap();
+    f.cache().evict(&key("key1"), "request").unwrap();
+    let packs = || f.cache().store().packs().unwrap().iter().map(|p| p.id).collect::<Vec<_>>();
+    let before = packs();
+    f.cache().compact().unwrap();
+    assert_eq!(packs(), before);
+    assert_eq!(reader.read_all(reader.file(b"outputs/f3").unwrap(), 100_000).unwrap(), noise(3, 50_000));
+}
+
+/// An index that is being made anew knows nothing yet, and what it does not know is not nobody's.
+#[test]
+fn nothing_is_freed_while_the_index_is_made_anew() {
+    let f = Fixture::with(limited(4));
+    f.put("key1", &[("large", noise(1, 2 * MIB)), ("small", noise(2, 100))]);
+    f.cache().index().reset().unwrap();
+    f.cache().inner.upkeep.sweep.lock().begin_again();
+    f.cache().finish_sweep().unwrap();
+    f.cache().gc(&GcOptions { dry_run: false, older_than: Some(Duration::ZERO) }).unwrap();
+    let _ = f.cache().make_room(3 * MIB as u64);
+    f.cache().compact().unwrap();
+    assert_eq!((f.files("blobs").len(), f.files("manifests").len()), (1, 1));
+    f.cache().rebuild_index(&mut |_, _| {}).unwrap();
+    assert_eq!(f.keys(), ["key1"]);
+    f.sound();
+}
+
 #[test]
 fn gc_takes_what_is_older_than_asked_and_a_dry_run_takes_nothing() {
     let f = Fixture::new();
