@@ -315,7 +315,8 @@ fn what_will_be_read_comes_before_it_is() {
     assert_eq!(read(m.path("far-away/small-7")), content(&made, "small-7"));
     assert_eq!(server.traffic().0, asked, "it was here");
     assert!(m.ok(&["prefetch", "far-away"]).contains("fetched"));
-    assert_eq!(m.json(&["prefetch", "far-away"])["contents"], 0);
+    // A large content counts as here once the background has put it in its place.
+    super::common::eventually("nothing is left", || m.json(&["prefetch", "far-away"])["contents"] == 0);
     assert_eq!(m.code(&["prefetch", "far-away", "nothing"]), 3);
     assert_eq!(m.code(&["prefetch", "absent"]), 3);
     m.restart_with(&["--size", "4G", "--tier", &address, "--prefetch", "all"]);
