@@ -66,7 +66,11 @@ variants() {
     while (($#)); do
         case $1 in
             --user) AS_USER=1 VARIANT+=", as an ordinary user" ;;
-            --uring) URING=1 VARIANT+=", through io_uring" ;;
+            --uring)
+                URING=1 VARIANT+=", through io_uring"
+                # The programs look whether it is so, as with what is off.
+                export OUTFS_TEST_WITH=io_uring
+                ;;
             --off)
                 case ${2-} in
                     passthrough | readdirplus | no_open | prune | io_uring) ;;

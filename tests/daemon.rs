@@ -149,6 +149,19 @@ fn an_unmount_given_another_store_waits_for_the_view_s_own_daemon() {
     assert!(end.env("OUTFS_STORE", p.at("odd,store")).status().expect("outfs starts").success());
 }
 
+/// Else a lock that one of them holds would last as long as the daemon.
+#[test]
+fn the_daemon_keeps_no_descriptor_of_its_caller() {
+    let p = Place::new();
+    let mut mount = Command::new("sh");
+    mount.args(["-c", "exec 7>\"$1\" 9>\"$1\" && shift && exec \"$@\"", "sh"]).arg(p.at("lock"));
+    mount.args([env!("CARGO_BIN_EXE_outfs"), "mount", "m1"]).env("OUTFS_STORE", p.at("store"));
+    assert!(mount.current_dir(p.dir.path()).status().expect("sh starts").success());
+    let open = fs::read_dir(format!("/proc/{}/fd", p.pid())).expect("it runs");
+    let kept = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).filter(|to| *to == p.at("lock"));
+    assert_eq!(kept.count(), 0);
+}
+
 #[test]
 fn a_second_mount_with_other_limits_says_so() {
     let p = Place::new();
@@ -158,6 +171,11 @@ fn a_second_mount_with_other_limits_says_so() {
     let said = p.fails("--size 7.0 GiB", &["mount", "m2", "--size", "7G"]);
     assert!(said.contains(&p.pid().to_string()) && said.contains("6.0 GiB"), "{said}");
     p.fails("--foreground", &["mount", "m2", "--foreground"]);
+    for (option, value) in [("--prefetch", "all"), ("--push-limit", "1M"), ("--log", "journal")] {
+        p.fails(option, &["mount", "m2", option, value]);
+    }
+    p.ok(&["mount", "m2", "--prefetch", "manifest", "--push-limit", "0", "--log", "store/daemon.log"]);
+    p.ok(&["unmount", "m2"]);
     assert!(!is_mounted(&p.at("m2")));
     p.ok(&["stop"]);
     assert_eq!(p.json(&["stats"])["limits"]["size"], (6u64 << 30).to_string(), "commands keep the limits");
@@ -200,10 +218,46 @@ fn a_busy_view_names_its_users_and_may_be_detached() {
     let reader = Reader::of(&p.at("m1/key1/outputs/f"));
     let name = format!("process {} (sleep, open file)", reader.0.id());
     p.fails(&name, &["unmount", "m1"]);
+    // What to do about it, ready to be copied.
+    let offer = format!("'outfs unmount --lazy {}'", p.at("m1").display());
+    p.fails(&offer, &["unmount", "m1"]);
+    p.fails(&offer, &["stop"]);
     p.fails(&name, &["stop"]);
     assert!(p.running() && is_mounted(&p.at("m1")));
-    p.ok(&["unmount", "--lazy", "m1"]);
-    assert!(!is_mounted(&p.at("m1")) && !p.running());
+    p.ok(&["mount", "m2"]);
+    drop(reader);
+    let _reader = Reader::of(&p.at("m2/key1/outputs/f"));
+    for _ in 0..3 {
+        p.fails("(sleep, open file)", &["stop"]);
+        assert!(is_mounted(&p.at("m1")), "refused before anything is unmounted");
+    }
+    p.ok(&["unmount", "m1"]);
+    assert!(p.running());
+    p.ok(&["unmount", "--lazy", "m2"]);
+    assert!(!is_mounted(&p.at("m2")) && !p.running());
+}
+
+#[test]
+fn what_is_mounted_over_a_view_or_after_it_is_left_alone() {
+    common::need_root();
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.entry("key1");
+    let cover = common::Mounted::tmpfs(&p.at("m1"), "1M");
+    for command in [&["stop"][..], &["stop", "--lazy"], &["unmount", "m1"]] {
+        p.fails("another mount", command);
+        assert!(is_mounted(&p.at("m1")) && p.running());
+    }
+    // Not dropped: that takes all mounts away that lie there.
+    std::mem::forget(cover);
+    nix::mount::umount(&p.at("m1")).expect("the cover goes");
+    let _reader = Reader::of(&p.at("m1/key1/outputs/f"));
+    nix::mount::umount2(&p.at("m1"), nix::mount::MntFlags::MNT_DETACH).expect("a hand that unmounts");
+    let _other = common::Mounted::tmpfs(&p.at("m1"), "1M");
+    write(p.at("m1/kept"), "of another");
+    p.ok(&["stop"]);
+    assert!(!p.running());
+    assert_eq!(read(p.at("m1/kept")), b"of another");
 }
 
 #[test]
@@ -293,6 +347,21 @@ fn a_hanging_mount_of_a_killed_daemon_is_taken_over() {
     assert_eq!(read(p.at("m1/key1/outputs/f")), b"key1", "the new mount is another connection");
 }
 
+/// The same without a successor: it is shown, and removed.
+#[test]
+fn a_hanging_mount_of_a_killed_daemon_is_shown_and_removed() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    let kept = copy_of_device(p.pid());
+    kill(p.pid(), Signal::SIGKILL).expect("our daemon");
+    eventually("the daemon to end", || !p.running());
+    assert!(p.ok(&["status"]).contains("which hangs"));
+    assert_eq!(p.json(&["status"])["dead_views"].as_array().map(Vec::len), Some(1));
+    p.ok(&["stop"]);
+    assert!(!is_mounted(&p.at("m1")));
+    drop(kept);
+}
+
 /// A process that goes on when this is dropped.
 struct Halted(Pid);
 
@@ -309,6 +378,63 @@ impl Drop for Halted {
     }
 }
 
+#[test]
+fn nobody_waits_for_a_stopped_daemon() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    let pid = p.pid();
+    let halted = Halted::new(pid);
+    std::thread::scope(|s| {
+        for command in [&["ls"][..], &["status"], &["stop"], &["mount", "m2"]] {
+            let p = &p;
+            s.spawn(move || p.fails(&format!("kill -CONT {pid}"), command));
+        }
+    });
+    drop(halted);
+    eventually("it to do what it was asked for", || !p.running());
+}
+
+#[test]
+fn who_ends_a_daemon_at_once_with_others_is_told_when_it_has_ended() {
+    let p = Place::new();
+    for _ in 0..8 {
+        p.ok(&["mount", "m1"]);
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    p.ok(&["stop"]);
+                    // No other process has it: else this would say which one.
+                    let lock = fs::File::open(p.at("store/lock")).expect("the lock");
+                    lock.try_lock_shared().expect("nobody has the store");
+                });
+            }
+            s.spawn(|| {
+                let out = p.run(&["unmount", "m1"]);
+                assert!(out.status.success() || said(&out).contains("nothing is mounted"), "{}", said(&out));
+            });
+        });
+        assert!(!p.running() && !is_mounted(&p.at("m1")));
+    }
+}
+
+/// A daemon that has the store and does not listen yet is one, too.
+#[test]
+fn a_stop_waits_for_whoever_has_the_store() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.ok(&["stop"]);
+    let lock = fs::File::open(p.at("store/lock")).expect("the lock");
+    lock.lock().expect("nobody has the store");
+    let mut stop = p.command(&["stop"]);
+    let mut stop = stop.stderr(Stdio::piped()).spawn().expect("outfs starts");
+    let mut said = String::new();
+    let told = stop.stderr.take().expect("a pipe");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(told), &mut said).expect("it says so");
+    assert!(said.contains("waiting"), "{said}");
+    lock.unlock().expect("our own lock");
+    assert!(stop.wait().expect("our own child").success());
+}
+
 /// Where a killed daemon's view stood there may be another store's by now: that one is left alone.
 #[test]
 fn another_stores_view_is_not_taken_over() {
@@ -320,9 +446,40 @@ fn another_stores_view_is_not_taken_over() {
     let other = p.json(&["stats", "--store", "other"])["pid"].as_i64().expect("a daemon runs");
     let halted = Halted::new(Pid::from_raw(other as i32));
     p.ok(&["mount", "m2"]);
+    p.fails("does not answer", &["mount", "m1"]);
     drop(halted);
     p.entry("key1");
     p.ok(&["show", "key1", "--store", "other"]);
+    p.ok(&["stop", "--store", "other"]);
+}
+
+/// Connections to a store's daemon.
+fn connections(socket: &Path) -> usize {
+    let name = socket.to_str().expect("plain");
+    // The sixth field is the state, 03 is "connected".
+    let connected = |line: &&str| line.ends_with(name) && line.split_whitespace().nth(5) == Some("03");
+    fs::read_to_string("/proc/net/unix").expect("unix sockets").lines().filter(connected).count()
+}
+
+/// A mount that was asked for while the first one is tried is not made by a daemon that ends with the first one's failure.
+#[test]
+fn a_mount_outlives_the_failure_of_the_first_one() {
+    let p = Place::new();
+    p.ok(&["mount", "m1", "--store", "other"]);
+    let other = p.json(&["stats", "--store", "other"])["pid"].as_i64().expect("a daemon runs");
+    p.ok(&["put", "key1", p.at("m2").to_str().expect("plain")]);
+    let halted = Halted::new(Pid::from_raw(other as i32));
+    // It looks whether the mount that stands there is alive, and gets no answer.
+    let mut first = p.command(&["mount", "m1"]).stderr(Stdio::piped()).spawn().expect("outfs starts");
+    eventually("the daemon to listen", || p.at("store/control.sock").exists());
+    let second = p.command(&["mount", "m2"]).spawn().expect("outfs starts");
+    eventually("the second mount to be asked for", || {
+        connections(&p.at("store/control.sock")) > 0 || first.try_wait().expect("our own child").is_some()
+    });
+    drop(halted);
+    assert_eq!(first.wait().expect("our own child").code(), Some(1));
+    assert!(second.wait_with_output().expect("our own child").status.success());
+    assert!(is_mounted(&p.at("m2")) && p.running(), "what was said to be mounted is");
     p.ok(&["stop", "--store", "other"]);
 }
 
@@ -360,6 +517,34 @@ fn a_link_holds_its_entry_while_it_stands() {
     });
 }
 
+/// A link on a file system that hangs holds up nothing, and one that cannot be looked at holds its entry.
+#[test]
+fn a_link_that_does_not_answer_holds_its_entry_and_nobody_up() {
+    let p = Place::new();
+    p.ok(&["mount", "m1", "--min-age", "0s"]);
+    p.entry("key1");
+    p.ok(&["mount", "m2", "--store", "other"]);
+    let other = p.json(&["stats", "--store", "other"])["pid"].as_i64().expect("a daemon runs");
+    fs::create_dir(p.at("m2/.outfs/work/w")).expect("a draft");
+    p.ok(&["restore", "key1", "m2/.outfs/work/w/link", "--as", "link"]);
+    let rounds = || p.json(&["stats"])["rounds"].as_u64().expect("a number");
+    let go_on = || {
+        let before = rounds();
+        eventually("upkeep to go on", || rounds() > before + 4);
+    };
+    let halted = Halted::new(Pid::from_raw(other as i32));
+    go_on();
+    let mut stop = p.command(&["stop"]).spawn().expect("outfs starts");
+    eventually("the daemon to end", || stop.try_wait().expect("our own child").is_some());
+    assert!(read(p.at("store/lock")).trim_ascii().is_empty(), "closed in order");
+    p.ok(&["mount", "m1", "--min-age", "0s"]);
+    kill(Pid::from_raw(other as i32), Signal::SIGKILL).expect("our daemon");
+    drop(halted);
+    go_on();
+    p.ok(&["gc", "--older-than", "0s"]);
+    p.ok(&["show", "key1"]);
+}
+
 #[test]
 fn logs_go_where_they_are_sent() {
     let p = Place::new();
@@ -369,7 +554,7 @@ fn logs_go_where_they_are_sent() {
     let text = String::from_utf8(read(&log)).expect("text");
     let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
     assert!(lines.iter().any(|l| l["fields"]["message"] == "the daemon runs"), "{text}");
-    p.fails("cannot open the log file", &["mount", "m1", "--log", "/nonexistent/log"]);
+    p.fails("cannot open the log file", &["mount", "m1", "--log", "/dev/null/log"]);
     assert_eq!(p.command(&["mount", "m1"]).env("OUTFS_LOG", "=x=").status().expect("outfs").code(), Some(2));
 }
 
@@ -470,6 +655,26 @@ fn stop_returns_when_the_store_was_closed_in_order() {
             "taken out by an owner that ended in order"
         );
     }
+}
+
+#[test]
+fn a_daemon_of_another_version_can_be_stopped() {
+    use std::io::{BufRead, BufReader, Write};
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    let socket = std::os::unix::net::UnixStream::connect(p.at("store/control.sock")).expect("it listens");
+    let mut stream = BufReader::new(socket);
+    let mut ask = |request: &str| {
+        writeln!(stream.get_mut(), r#"{{"outfs":999,"request":{request}}}"#).expect("it reads");
+        let mut answer = String::new();
+        stream.read_line(&mut answer).expect("it answers");
+        answer
+    };
+    let refused = ask(r#"{"op":"status"}"#);
+    assert!(refused.contains("'outfs stop' ends it"), "{refused}");
+    let done = ask(r#"{"op":"stop","lazy":false}"#);
+    assert!(done.contains(r#""frame":"done""#), "{done}");
+    eventually("it to end", || !p.running());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -282,4 +283,118 @@ fn through_compaction() {
     assert_eq!(shell.ask("wc -c <small"), "5000");
     assert!(read(kept.join("s0")) == noise(100, 4000), "what was not open yet is found at its new place");
     assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
+}
+
+/// One pass over a mapped file, which the kernel copies: what cannot be had is an error and no signal.
+fn copy_mapped(file: &File, len: usize) -> std::io::Result<()> {
+    use std::io::Seek;
+    use std::os::fd::AsRawFd;
+    let mut copy = tempfile::tempfile()?;
+    let mut at = 0;
+    while at < len {
+        let size = (len - at).min(1 << 18);
+        // SAFETY: a new mapping where the kernel chooses; written from, and unmapped once, before it is forgotten.
+        let wrote = unsafe {
+            let fd = file.as_raw_fd();
+            let map =
+                libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_SHARED, fd, at as i64);
+            assert!(map != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+            let wrote = libc::write(copy.as_raw_fd(), map, size);
+            let failed = std::io::Error::last_os_error();
+            libc::munmap(map, size);
+            if wrote < 0 { Err(failed) } else { Ok(wrote as usize) }
+        }?;
+        at += wrote;
+        copy.rewind()?;
+    }
+    // The next pass asks the daemon again.
+    let dontneed = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    Ok(nix::fcntl::posix_fadvise(file, 0, 0, dontneed)?)
+}
+
+/// Whoever reads, maps, syncs or looks up when the daemon is killed gets an error, and soon; the next mount on the same place
+/// works.
+#[test]
+fn a_kill_leaves_nobody_waiting() {
+    // A few milliseconds as a rule.
+    const SOON_BACK: Duration = Duration::from_secs(5);
+    const LARGE: usize = 8 << 20;
+    let mut m = Mount::with(&["--size", "4G", "--passthrough", "off", "--transport", "dev"]);
+    let entry = m.entry("key-read", |out| {
+        write(out.join("large"), noise(1, LARGE));
+        (0..200).for_each(|n| write(out.join(n.to_string()), noise(n, 5000)));
+    });
+    let draft = m.draft("written", |_| {}).join("outputs");
+    type Once = Box<dyn FnMut(u64) -> std::io::Result<()> + Send>;
+    let open = |path: &Path| File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let (outputs, mapped, large) =
+        (entry.join("outputs"), open(&entry.join("outputs/large")), open(&entry.join("outputs/large")));
+    let one = move |n: u64| fs::read(outputs.join((n % 200).to_string())).map(drop);
+    let mut synced = File::create(draft.join("synced")).expect("create");
+    let (looked, made) = (draft.clone(), draft.clone());
+    let users: Vec<(&str, Once)> = vec![
+        ("open and read", Box::new(one.clone())),
+        ("open and read, too", Box::new(one)),
+        (
+            "read of what is open",
+            Box::new(move |n| {
+                let dontneed = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                nix::fcntl::posix_fadvise(&large, 0, 0, dontneed)?;
+                large.read_exact_at(&mut [0; 4096], n * 131_072 % LARGE as u64)
+            }),
+        ),
+        ("read of what is mapped", Box::new(move |_| copy_mapped(&mapped, LARGE))),
+        ("fsync", Box::new(move |_| synced.write_all(b"more").and_then(|()| synced.sync_all()))),
+        (
+            "look-up",
+            Box::new(move |n| match fs::symlink_metadata(looked.join(format!("absent{n}"))) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+                other => other.map(drop),
+            }),
+        ),
+        (
+            "create and unlink",
+            Box::new(move |n| {
+                let name = made.join(format!("made{n}"));
+                File::create(&name).and_then(|_| fs::remove_file(&name))
+            }),
+        ),
+    ];
+    let (count, busy) = (users.len(), std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let (back, all) = std::sync::mpsc::channel();
+    for (what, mut once) in users {
+        let (busy, back) = (busy.clone(), back.clone());
+        std::thread::spawn(move || {
+            let mut n = 0;
+            let failed = loop {
+                if let Err(e) = once(n) {
+                    break e;
+                }
+                n += 1;
+                // Well under way.
+                if n == 3 {
+                    busy.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            };
+            let _ = back.send((what, n, failed));
+        });
+    }
+    eventually("all to be at it", || busy.load(std::sync::atomic::Ordering::SeqCst) == count);
+    m.kill9();
+    let killed = Instant::now();
+    let mut returned: Vec<&str> = Vec::new();
+    for _ in 0..count {
+        let left = SOON_BACK.saturating_sub(killed.elapsed());
+        let (what, n, failed) = all
+            .recv_timeout(left)
+            .unwrap_or_else(|_| panic!("only {returned:?} are back after {SOON_BACK:?}"));
+        assert!(n >= 3, "{what} failed before: {failed}");
+        let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::EFAULT];
+        assert!(dead.contains(&failed.raw_os_error().unwrap_or(0)), "{what}: {failed}");
+        returned.push(what);
+    }
+    println!("all were back {:.0?} after the kill", killed.elapsed());
+    m.start();
+    assert_eq!(read(entry.join("outputs/7")), noise(7, 5000));
+    m.entry_of("key-after", "stored again");
 }

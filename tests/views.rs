@@ -507,3 +507,41 @@ fn a_file_moved_in_another_view_stays_itself() {
         read(other.join("key1/f")) == b"new" && read(other.join("key1/g")) == b"the old content"
     });
 }
+
+/// A publish waits up to a second for writers; an fsync that comes meanwhile does not wait for it, nor does a large copy.
+#[test]
+fn an_fsync_waits_for_no_publish() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let m = Mount::new();
+    let other = m.draft("other", |_| {});
+    let synced = File::create(other.join("outputs/f")).expect("a file");
+    synced.set_len(8 << 20).expect("a large file");
+    let copy = || fs::copy(other.join("outputs/f"), other.join("outputs/copy")).expect("a copy");
+    let round = |n: usize| {
+        let drafts: Vec<_> = (0..4).map(|i| m.draft(&format!("w{n}-{i}"), |_| {})).collect();
+        let _writers: Vec<_> = drafts.iter().map(|d| File::create(d.join("outputs/open"))).collect();
+        let ended = AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            for (i, draft) in drafts.iter().enumerate() {
+                let (ended, key) = (&ended, m.path(format!("key{n}-{i}")));
+                s.spawn(move || {
+                    let refused = fs::rename(draft, key).expect_err("it is being written to");
+                    assert_eq!(refused.raw_os_error(), Some(libc::EBUSY));
+                    ended.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            let begun = Instant::now();
+            while ended.load(Ordering::SeqCst) == 0 {
+                // By then they all wait.
+                let late = begun.elapsed() > Duration::from_millis(300);
+                synced.sync_all().expect("fsync");
+                assert_eq!(copy(), 8 << 20);
+                if late && ended.load(Ordering::SeqCst) == 0 {
+                    return true;
+                }
+            }
+            false
+        })
+    };
+    assert!((0..20).any(round), "each fsync waited for a publish");
+}

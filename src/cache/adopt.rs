@@ -35,7 +35,7 @@ impl Cache {
         let blobs = self.contents_here(tier, tree, &stash)?;
         let at: HashMap<BlobHash, Location> = blobs.iter().map(|(hash, _, at)| (*hash, *at)).collect();
         let table: Vec<_> = manifest.records().iter().map(|r| at.get(&r.hash()?).copied()).collect();
-        let facts = self.metadata_of(manifest, &blobs, &mut false)?;
+        let facts = self.metadata_of(manifest, &blobs, &mut Vec::new())?;
 
         let _alone = self.inner.manifests.enter(&manifest.hash());
         let store = &self.inner.store;
@@ -61,12 +61,14 @@ impl Cache {
         };
         let hashes: HashSet<BlobHash> = at.into_keys().collect();
         let packs = stash.packs_of(blobs.iter().map(|(_, _, at)| *at));
-        let new = NewEntry { row, blobs, packs: packs.clone(), replaces: None };
+        let healed = self.healed(&stash, &blobs);
+        let new = NewEntry { row, blobs, packs: packs.clone(), replaces: None, healed: healed.clone() };
         // Nobody else seals this key now.
         if let Commit::Taken(_) = self.inner.index.commit(new)? {
             return Ok(false);
         }
         stash.committed(self, &hashes, &packs);
+        self.unmark_damaged(&healed);
         self.keep_loaded(manifest.clone(), table);
         let (bytes, files) = (manifest.logical_bytes(), manifest.files());
         let found = EventKind::Found { manifest: manifest.hash(), tier: tier.to_owned(), bytes, files };

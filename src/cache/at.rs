@@ -2,6 +2,7 @@
 //!
 //! Purpose: every name below a tree's top is followed one component at a time, relative to an open
 //! directory and never through a symlink, so that no tree can lead out of itself.
+//! It is a door as the store's port is, and counts its calls there, so that tests can have them fail.
 //! Must not know: entries, blobs, what the files mean.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -11,39 +12,47 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{
     FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, fstatat, futimens, mkdirat, utimensat,
 };
 use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+
+use crate::store::port::step;
 
 /// Opens a directory that can only be passed through, not listed.
 const PASS: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Opens the directory `name` of `dir` to pass through it.
 pub(super) fn pass(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    step()?;
     Ok(openat(dir, name, PASS, Mode::empty())?)
 }
 
 /// Opens a file for reading. Never waits for a writer of a fifo, never follows a symlink.
 pub(super) fn open_read(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+    step()?;
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     Ok(File::from(openat(dir, name, flags, Mode::empty())?))
 }
 
 /// Creates a new file for writing and reading; an existing name is an error.
 pub(super) fn create_new(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<File> {
+    step()?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(File::from(openat(dir, name, flags, Mode::from_bits_truncate(mode))?))
 }
 
 /// Creates a directory.
 pub(super) fn mkdir(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
+    step()?;
     Ok(mkdirat(dir, name, Mode::from_bits_truncate(mode))?)
 }
 
 /// The names in a directory, without `.` and `..`, in no order.
 pub(super) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    step()?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut open = nix::dir::Dir::from_fd(openat(dir, ".", flags, Mode::empty())?)?;
     let mut names = Vec::new();
@@ -59,6 +68,7 @@ pub(super) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
 
 /// What `name` itself is (a symlink is not followed).
 pub(super) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<libc::stat> {
+    step()?;
     Ok(fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
@@ -73,11 +83,13 @@ pub(super) fn stat_if_any(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option
 
 /// What an open file is.
 pub(super) fn stat_of(file: impl AsFd) -> io::Result<libc::stat> {
+    step()?;
     Ok(fstat(file)?)
 }
 
 /// Sets permission bits of a name that is no symlink.
 pub(super) fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
+    step()?;
     Ok(fchmodat(dir, name, Mode::from_bits_truncate(mode), FchmodatFlags::NoFollowSymlink).or_else(|e| {
         match e {
             // The C library without fchmodat2 refuses the flag; what stands here was made by us.
@@ -91,12 +103,14 @@ pub(super) fn chmod(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<(
 
 /// Sets access and modification time of the name itself.
 pub(super) fn set_mtime(dir: BorrowedFd<'_>, name: &[u8], mtime_ns: i64) -> io::Result<()> {
+    step()?;
     let t = time_spec(mtime_ns);
     Ok(utimensat(dir, name, &t, &t, UtimensatFlags::NoFollowSymlink)?)
 }
 
 /// The same, of an open file.
 pub(super) fn set_mtime_of(file: &File, mtime_ns: i64) -> io::Result<()> {
+    step()?;
     let t = time_spec(mtime_ns);
     Ok(futimens(file, &t, &t)?)
 }
@@ -113,6 +127,36 @@ pub(super) fn mtime_ns(stat: &libc::stat) -> i64 {
 /// The type bits.
 pub(super) fn kind(stat: &libc::stat) -> libc::mode_t {
     stat.st_mode & libc::S_IFMT
+}
+
+/// Where a symlink leads.
+pub(super) fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
+    step()?;
+    Ok(readlinkat(dir, name)?.into_vec())
+}
+
+/// Makes a symlink.
+pub(super) fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    step()?;
+    Ok(symlinkat(OsStr::from_bytes(target), dir, name)?)
+}
+
+/// Makes a hard link of a name; a symlink is not followed.
+pub(super) fn link(from: BorrowedFd<'_>, old: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    step()?;
+    Ok(linkat(from, old, dir, name, AtFlags::empty())?)
+}
+
+/// Unlinks what is no directory.
+pub(super) fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    step()?;
+    Ok(unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?)
+}
+
+/// Sets the owners of a name itself.
+pub(super) fn chown(dir: BorrowedFd<'_>, name: &[u8], uid: Option<Uid>, gid: Option<Gid>) -> io::Result<()> {
+    step()?;
+    Ok(fchownat(dir, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
 /// A path for calls that know no descriptors: `name` in the open directory `dir`.
@@ -134,6 +178,7 @@ fn has_no_xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
 
 /// The `user.*` attributes that are not outfs's own, sorted by name.
 pub(super) fn user_xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    step()?;
     if has_no_xattrs(dir, name) {
         return Ok(Vec::new());
     }
@@ -171,6 +216,7 @@ pub(super) fn set_xattrs<'a>(
     name: &[u8],
     attrs: impl Iterator<Item = (&'a [u8], &'a [u8])>,
 ) -> io::Result<()> {
+    step()?;
     for (attr, value) in attrs.filter(|(n, _)| is_kept(OsStr::from_bytes(n))) {
         match xattr::set(proc_path(dir, name), OsStr::from_bytes(attr), value) {
             Err(e) if !unsupported(&e) => return Err(e),

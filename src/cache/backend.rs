@@ -171,7 +171,7 @@ impl CacheBackend for Cache {
         let logs = [stdout.as_deref().map(Log::Text), stderr.as_deref().map(Log::Text)];
         let stash = Stash::new(self);
         self.seal_plan(&self.foreign(&stash), &request, || {
-            let mut plan = plan_beside(&metadata, &logs)?;
+            let mut plan = plan_beside(metadata.to_bytes(), &logs)?;
             add_outputs(&mut plan, &entry.outputs)?;
             Ok(plan)
         })?;

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{PushFacts, now_ns};
+use crate::model::manifest::DigestKind;
 use crate::model::{EntryKey, Manifest};
 use crate::tier::{self, Capabilities, Object, Places, Tier, TierError, TierErrorKind, Tree};
 
@@ -145,6 +146,11 @@ impl Asked {
         }
     }
 
+    /// What it gave turned out not to be what it should be.
+    pub fn gave_wrong(&self, error: &TierError) {
+        self.note(Some(error), Duration::ZERO, FAIR);
+    }
+
     /// Whether entries go to it.
     pub fn pushes(&self) -> bool {
         self.tier.capabilities().push
@@ -196,6 +202,14 @@ impl Tier for Asked {
 
     fn capabilities(&self) -> Capabilities {
         self.tier.capabilities()
+    }
+
+    fn naming(&self, by: Instant) -> tier::Result<DigestKind> {
+        self.ask(&"what it can do", by, |tier| tier.naming(by))
+    }
+
+    fn unsuitable(&self, manifest: &Manifest) -> Option<String> {
+        self.tier.unsuitable(manifest)
     }
 
     fn find(&self, key: &EntryKey, by: Instant) -> tier::Result<Tree> {

@@ -14,7 +14,7 @@ use super::memory::SEALED_FILE;
 use super::put::{made_attrs, metadata};
 use super::stash::Stash;
 use super::{Cache, CacheError, Draft, Entry, LeaseKind, Result, SealRequest};
-use crate::index::{Commit, EntryRow, NewEntry, Replaced};
+use crate::index::{BlobRow, Commit, EntryRow, NewEntry, Replaced};
 use crate::model::manifest::{Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest, ManifestHash};
 use crate::store::{Location, PackId, StoreError, parts_of};
@@ -71,7 +71,10 @@ impl Cache {
         request: &SealRequest,
         draft: Option<&Draft>,
     ) -> Result<Outcome> {
-        if !stash.hold(self, &tree.blobs.iter().map(|(h, _)| *h).collect()) {
+        let _stands = self.index_stands();
+        if stash.doubt_damaged(self, &tree.blobs)
+            || !stash.hold(self, &tree.blobs.iter().map(|(h, _)| *h).collect())
+        {
             return Ok(Outcome::Stale);
         }
         let outcome = self.commit_held(stash, tree, request, draft);
@@ -103,10 +106,11 @@ impl Cache {
         {
             return Ok(kept);
         }
-        self.write_out(&made)?;
+        // First: the syncing of the manifest's directory carries it.
         if let Some(draft) = draft {
             self.inner.store.note_sealing(draft.id(), &made.manifest.hash())?;
         }
+        self.write_out(&made)?;
         let records = made.manifest.records().len() as u64;
         let outcome = self.write_row(stash, made, old.map(|(row, _)| row));
         self.note_let_go(records * SEALED_FILE);
@@ -183,9 +187,14 @@ impl Cache {
         let counts_not = !row.readable
             || row.inferred && !request.inferred
             || self.rejection(&row.key, Some(&row.manifest)).is_some();
+        let old_manifest = old.manifest()?;
+        let blobs = if self.knows_damage() { old_manifest.blobs() } else { Vec::new() };
+        let damaged = self.is_any_damaged(blobs.iter().map(|(hash, ..)| hash));
         let compared: &[u8] = if request.replace { b"" } else { b"outputs" };
-        match first_difference(&*old.manifest()?, new, compared) {
+        match first_difference(&old_manifest, new, compared) {
             _ if counts_not => Ok(None),
+            // The new one is whole.
+            None if damaged => Ok(None),
             None => Ok(Some(Outcome::Same(old.clone()))),
             Some(_) if request.replace || row.inferred => Ok(None),
             Some(differs) => {
@@ -214,7 +223,8 @@ impl Cache {
     /// The index transaction, and everybody who wants to know.
     fn write_row(&self, stash: &Stash, made: Made, old: Option<EntryRow>) -> Result<Outcome> {
         let row = made.row();
-        let healed = self.healed(&made.blobs);
+        let healed = self.healed(stash, &made.blobs);
+        let old_rows = self.inner.index.blobs(&healed)?;
         let Made { manifest, blobs, hashes, table, packs, broken, .. } = made;
         let how = manifest.seal().origin.how.clone();
         let sealed =
@@ -228,7 +238,8 @@ impl Cache {
         };
         let replaces = old.map(replaced).transpose()?;
         let old_held = self.reserve(replaces.as_ref().map_or(&[][..], |r| &r.blobs));
-        let new = NewEntry { row: row.clone(), blobs, packs: packs.clone(), replaces };
+        let new =
+            NewEntry { row: row.clone(), blobs, packs: packs.clone(), replaces, healed: healed.clone() };
         let Commit::Done(id, replaced) = self.inner.index.commit(new)? else {
             self.inner.store.remove_manifest(&manifest)?;
             return Ok(Outcome::Stale);
@@ -236,21 +247,14 @@ impl Cache {
         let linked = stash.committed(self, &hashes, &packs);
         // From here on the entry is there, and large files of its draft are its blobs: whatever fails now
         // must not leave the draft open to writers.
-        if let Err(e) = self.heal(&healed) {
-            tracing::warn!("blobs that were stored anew still count as damaged: {e}");
+        self.unmark_damaged(&healed);
+        let left = self.remove_left_packs(old_rows.into_iter().flatten());
+        if let Err(e) = self.or_sweep(left) {
+            tracing::warn!("a pack of which nothing is left cannot be deleted yet: {e}");
         }
         let outcome = self.told(EntryRow { id, ..row }, events, replaced.map(|old| (old, old_held)), linked);
         drop(noted);
         outcome
-    }
-
-    /// Those of `blobs` that had been found damaged: they were stored anew.
-    fn healed(&self, blobs: &[(BlobHash, u64, Location)]) -> Vec<(BlobHash, Location)> {
-        let damaged = self.inner.damaged.lock();
-        if damaged.is_empty() {
-            return Vec::new();
-        }
-        blobs.iter().filter(|(h, _, _)| damaged.contains(h)).map(|(h, _, at)| (*h, *at)).collect()
     }
 
     /// Events, rejections and the replaced entry, after a commit; opens the new entry.
@@ -261,6 +265,7 @@ impl Cache {
         replaced: Option<(Box<EntryRow>, Reservation)>,
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
+        let manifest = row.manifest;
         let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else {
             if let Some((old, held)) = replaced {
                 self.free_replaced(&old, held);
@@ -270,7 +275,7 @@ impl Cache {
         for event in events.into_iter().flatten() {
             self.note(event, Some(entry.key()), false);
         }
-        if let Err(e) = self.rejection_replaced(entry.key()) {
+        if let Err(e) = self.rejection_replaced(entry.key(), &manifest) {
             tracing::warn!("the rejection of {} cannot be taken away: {e}", entry.key());
         }
         if let Some((old, held)) = replaced {
@@ -279,28 +284,17 @@ impl Cache {
         Ok(Outcome::New(entry, linked))
     }
 
-    /// Blobs that had been found damaged and were stored anew: from now on the new ones count.
-    fn heal(&self, healed: &[(BlobHash, Location)]) -> Result<()> {
-        if healed.is_empty() {
-            return Ok(());
-        }
-        let hashes: Vec<_> = healed.iter().map(|(h, _)| *h).collect();
-        let rows = self.inner.index.blobs(&hashes)?;
-        let from: Vec<_> = rows
-            .into_iter()
-            .flatten()
-            .filter_map(|row| match row.location {
-                Location::Pack { pack, .. } => Some(pack),
-                Location::Loose | Location::Elsewhere => None,
-            })
-            .collect();
-        for (pack, _) in self.inner.index.relocate(healed.to_vec(), None, from)? {
-            self.inner.store.remove_pack(pack)?;
-        }
-        let mut damaged = self.inner.damaged.lock();
-        healed.iter().for_each(|(h, _)| {
-            damaged.remove(h);
+    /// Of the packs in which these blobs were, those go that had nothing else.
+    fn remove_left_packs(&self, rows: impl Iterator<Item = BlobRow>) -> Result<()> {
+        let packs = rows.filter_map(|row| match row.location {
+            Location::Pack { pack, .. } => Some(pack),
+            Location::Loose | Location::Elsewhere => None,
         });
+        for pack in packs.collect::<HashSet<PackId>>() {
+            if self.inner.index.pack(pack)?.is_none() {
+                self.inner.store.remove_pack(pack)?;
+            }
+        }
         Ok(())
     }
 }

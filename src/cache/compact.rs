@@ -5,10 +5,12 @@
 //! Blobs without references move too: somebody may have reserved them. A pack in which a
 //! blob is damaged stays for fsck.
 
+use std::sync::atomic::Ordering;
+
 use super::{Cache, CacheError, Result};
 use crate::index::{BlobRow, PackRow};
 use crate::model::{BlobHash, EventKind};
-use crate::store::{Location, PackId, StoreError};
+use crate::store::{Location, PackId, PackWriter, StoreError};
 
 /// What a blob costs in a pack beside its content, and a pack beside its blobs.
 const BLOB_OVERHEAD: u64 = 48;
@@ -30,9 +32,6 @@ impl Cache {
     /// Compacts when enough is dead; a bounded piece of work.
     pub(super) fn compact_if_worth_it(&self) -> Result<()> {
         let totals = self.inner.index.totals()?;
-        if !self.inner.index.is_finished() {
-            return Ok(());
-        }
         if totals.dead_bytes < WORTH || totals.dead_bytes * 8 < totals.pack_bytes {
             return Ok(());
         }
@@ -64,83 +63,97 @@ impl Cache {
 
     /// Compacts the sparse ones among the next packs; where to go on, `None` after the last.
     fn compact_page(&self, after: PackId) -> Result<Option<PackId>> {
+        let Some(_all) = self.index_knows_all() else { return Ok(None) };
         let page = self.inner.index.packs_after(after, PAGE)?;
         let next = page.last().filter(|_| page.len() == PAGE).map(|p| p.id);
-        let mut group: Vec<PackId> = Vec::new();
-        let mut bytes = 0;
+        let mut move_ = Move::new(self);
         for pack in page.iter().filter(|p| is_sparse(p)) {
+            let rows = self.inner.index.pack_blobs(pack.id)?;
             // Those without references that somebody holds move, too: they must be worth it.
-            let kept = self.inner.index.pack_blobs(pack.id)?.iter().map(|row| row.size).sum();
-            if !is_sparse(&PackRow { live: kept, ..*pack }) {
-                continue;
+            let kept = rows.iter().map(|row| row.size).sum();
+            if is_sparse(&PackRow { live: kept, ..*pack }) {
+                self.or_sweep(move_.take(pack.id, &rows))?;
             }
-            group.push(pack.id);
-            bytes += kept;
-            if bytes >= TARGET {
-                self.compact_packs(&std::mem::take(&mut group))?;
-                bytes = 0;
+            if move_.bytes >= TARGET {
+                self.or_sweep(std::mem::replace(&mut move_, Move::new(self)).finish())?;
             }
         }
-        self.compact_packs(&group)?;
+        self.or_sweep(move_.finish())?;
         Ok(next)
     }
+}
 
-    /// Moves what lives in `packs` to one new pack, and removes them.
-    pub(super) fn compact_packs(&self, packs: &[PackId]) -> Result<()> {
-        self.or_sweep(self.move_and_remove(packs))
+/// What lives in some packs on its way to a new one.
+struct Move<'a> {
+    cache: &'a Cache,
+    from: Vec<PackId>,
+    writer: Option<PackWriter>,
+    moved: Vec<(BlobHash, Location)>,
+    /// Content of the new pack.
+    bytes: u64,
+}
+
+impl<'a> Move<'a> {
+    fn new(cache: &'a Cache) -> Move<'a> {
+        Move { cache, from: Vec::new(), writer: None, moved: Vec::new(), bytes: 0 }
     }
 
-    fn move_and_remove(&self, packs: &[PackId]) -> Result<()> {
-        if packs.is_empty() {
-            return Ok(());
-        }
-        let mut from = Vec::new();
-        let mut moved: Vec<(BlobHash, Location)> = Vec::new();
-        let mut writer = None;
-        for &pack in packs {
-            let rows = self.inner.index.pack_blobs(pack)?;
-            match self.read_rows(&rows) {
-                Ok(contents) => {
-                    for (row, content) in rows.iter().zip(contents) {
-                        if writer.is_none() {
-                            writer = Some(self.inner.store.new_pack()?);
-                        }
-                        if let Some(w) = &mut writer {
-                            moved.push((row.hash, w.append(&row.hash, &content)?));
-                        }
-                    }
-                    from.push(pack);
-                }
+    /// Copies what these rows have in a pack. From one that is damaged nothing moves: what was copied of it is of no use.
+    fn take(&mut self, pack: PackId, rows: &[BlobRow]) -> Result<()> {
+        let before = self.moved.len();
+        match self.copy(rows) {
+            Ok(()) => self.from.push(pack),
+            Err(CacheError::Store(e)) if e.is_damage() => {
+                self.moved.truncate(before);
                 // Evicted since the index was asked: nothing is damaged, nothing is left to move.
-                Err(StoreError::Missing { .. }) if self.inner.index.pack_blobs(pack)?.is_empty() => {}
-                Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
+                let gone = matches!(e, StoreError::Missing { .. })
+                    && self.cache.inner.index.pack_blobs(pack)?.is_empty();
+                if !gone {
                     let what = format!("a pack, noticed when it was compacted: {e}");
-                    self.note(EventKind::Damaged { what }, None, false);
+                    self.cache.note(EventKind::Damaged { what }, None, false);
                 }
-                Err(e) => return Err(e.into()),
             }
-        }
-        let added = writer.map(|w| w.finish()).transpose()?.map(|p| (p.id, p.bytes));
-        let relocated = self.inner.index.relocate(moved, added, from);
-        if let (Err(_), Some((new, _))) = (&relocated, added) {
-            // If the index has it all the same, the sweep finds that out.
-            if self.inner.index.pack(new).is_ok_and(|row| row.is_none()) {
-                self.inner.store.remove_pack(new)?;
-            }
-        }
-        for (gone, _) in relocated? {
-            self.inner.store.remove_pack(gone)?;
+            Err(e) => return Err(e),
         }
         Ok(())
     }
 
-    fn read_rows(&self, rows: &[BlobRow]) -> std::result::Result<Vec<Vec<u8>>, StoreError> {
-        rows.iter()
-            .map(|row| {
-                let mut content = vec![0; row.size as usize];
-                self.inner.store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content)?;
-                Ok(content)
-            })
-            .collect()
+    fn copy(&mut self, rows: &[BlobRow]) -> Result<()> {
+        let store = &self.cache.inner.store;
+        for row in rows {
+            let mut content = vec![0; row.size as usize];
+            store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content)?;
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                none => none.insert(store.new_pack()?),
+            };
+            self.moved.push((row.hash, writer.append(&row.hash, &content)?));
+            self.bytes += row.size;
+        }
+        Ok(())
+    }
+
+    /// The new pack is durable, then the index knows it, then the old ones go.
+    fn finish(self) -> Result<()> {
+        let Move { cache, from, writer, moved, .. } = self;
+        if from.is_empty() {
+            return Ok(());
+        }
+        let (store, index) = (&cache.inner.store, &cache.inner.index);
+        let writer = writer.filter(|_| !moved.is_empty());
+        let added = writer.map(|w| w.finish()).transpose()?.map(|p| (p.id, p.bytes));
+        let relocated = index.relocate(moved, added, from);
+        if let (Err(_), Some((new, _))) = (&relocated, added) {
+            // If the index has it all the same, the sweep finds that out.
+            if index.pack(new).is_ok_and(|row| row.is_none()) {
+                store.remove_pack(new)?;
+            }
+        }
+        let gone = relocated?;
+        cache.inner.upkeep.compacted.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        for (pack, _) in gone {
+            store.remove_pack(pack)?;
+        }
+        Ok(())
     }
 }

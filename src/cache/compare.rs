@@ -14,7 +14,9 @@ pub(super) fn first_difference(a: &Manifest, b: &Manifest, below: &[u8]) -> Opti
         for top in [in_a.and_then(|r| a.get(r)), in_b.and_then(|r| b.get(r))].into_iter().flatten() {
             if top.kind() != RecordKind::Dir {
                 let other = in_a.zip(in_b).and_then(|(x, y)| Some((a.get(x)?, b.get(y)?)));
-                let same = other.is_some_and(|(x, y)| alike(x, y) && x.hash() == y.hash());
+                let target = |m: &Manifest, record: Option<u32>| record.map(|r| m.target(r).to_vec());
+                let same = other.is_some_and(|(x, y)| alike(x, y) && x.hash() == y.hash())
+                    && target(a, in_a) == target(b, in_b);
                 return (!same).then(|| at::show(&path));
             }
         }
@@ -79,6 +81,19 @@ mod tests {
             origin: Origin::default(),
         };
         Manifest::parse(b.finish(&seal).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_directory_leads_somewhere() {
+        let link = |target: &str| {
+            let mut b = TreeBuilder::new(Attrs::default());
+            b.symlink(b.top(), b"outputs", Attrs::default(), target.as_bytes(), None).unwrap();
+            let (key, origin) = ("abcd".parse().unwrap(), Origin::default());
+            let seal = Seal { key, sealed_at_ns: 1, inferred: false, replaces: None, origin };
+            Manifest::parse(b.finish(&seal).unwrap()).unwrap()
+        };
+        assert_eq!(first_difference(&link("x"), &link("x"), b"outputs"), None);
+        assert_eq!(first_difference(&link("x"), &link("y"), b"outputs").as_deref(), Some("outputs"));
     }
 
     #[test]

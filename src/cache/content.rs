@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ use super::work::Work;
 use super::{Cache, CacheError, Result, at, workers};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
-use crate::store::{Adopt, Hashed, PACK_LIMIT, StoreError};
+use crate::store::{Adopt, Hashed, Inode, PACK_LIMIT, StoreError};
 
 /// How long a writer that is about to close is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -192,6 +192,7 @@ impl Storer<'_> {
                 let tree = tree_of(plan);
                 let fail = |e| CacheError::io("read", tree.path(*dir, name), e);
                 let file = dirs.open_file(tree, *dir, name).map_err(fail)?;
+                self.refuse_unwritten(tree, (*dir, name), &file)?;
                 match self.memory {
                     None => read_some(&file, PACK_LIMIT, id.size).map_err(fail)?,
                     Some(_) => self.under_lease(tree, (*dir, name), &file, |lease| {
@@ -249,6 +250,7 @@ impl Storer<'_> {
                 let tree = tree_of(plan);
                 let path = || tree.path(*dir, name);
                 let file = dirs.open_file(tree, *dir, name).map_err(|e| CacheError::io("open", path(), e))?;
+                self.refuse_unwritten(tree, (*dir, name), &file)?;
                 match self.memory {
                     None => self.foreign(&file, &path()),
                     Some(memory) => self.own(tree, (*dir, name), &file, memory),
@@ -275,13 +277,47 @@ impl Storer<'_> {
             };
             running.remember(id, &content);
             if content.size > PACK_LIMIT {
-                self.stash.put_large(self.cache, file, &content, Adopt::Link)?;
+                self.link(tree, at, file, &content, memory)?;
                 return Ok(lease.stands().then_some(content));
             }
             // It shrank since it was found.
             let bytes = read_some(file, PACK_LIMIT, content.size).map_err(fail)?;
             self.pack_one(bytes).map(Some)
         })
+    }
+
+    /// Links a draft's file into the store, under a lease.
+    fn link(
+        &self,
+        tree: &Tree,
+        at: (u32, &[u8]),
+        file: &File,
+        content: &Content,
+        memory: &Memory,
+    ) -> Result<()> {
+        let path = || tree.path(at.0, at.1);
+        let inode = Inode::of(file).map_err(|e| CacheError::io("stat", path(), e))?;
+        match self.stash.put_large(self.cache, file, content, Adopt::Link) {
+            Err(CacheError::Store(StoreError::Unwritten { source, .. })) => {
+                tracing::warn!("the disk did not take what was written to {}: {source}", path());
+                memory.unwritten.add(inode);
+            }
+            other => other?,
+        }
+        match memory.unwritten.has_after_sync(&inode) {
+            true => Err(CacheError::Unwritten { path: path() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a draft's file of which the disk has not taken everything.
+    fn refuse_unwritten(&self, tree: &Tree, at: (u32, &[u8]), file: &File) -> Result<()> {
+        let path = || tree.path(at.0, at.1);
+        match self.memory.map_or(Ok(false), |memory| memory.unwritten.has(file)) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(CacheError::Unwritten { path: path() }),
+            Err(e) => Err(CacheError::io("stat", path(), e)),
+        }
     }
 
     /// A file that others may write to at any time: hashed, and cloned if it is new (the store
@@ -312,11 +348,9 @@ impl Storer<'_> {
 
     /// Stores bytes in memory as a large file.
     fn store_copy(&self, bytes: &[u8], content: &Content) -> Result<()> {
-        let dir = self.cache.inner.store.path("tmp");
-        let mut scratch =
-            tempfile::NamedTempFile::new_in(&dir).map_err(|e| CacheError::io("create a file in", dir, e))?;
-        scratch.write_all(bytes).map_err(|e| CacheError::io("write", scratch.path(), e))?;
-        self.stash.put_large(self.cache, scratch.as_file(), content, Adopt::Link)
+        let mut scratch = self.cache.inner.store.scratch()?;
+        scratch.write(bytes)?;
+        self.stash.put_large(self.cache, scratch.file(), content, Adopt::Link)
     }
 
     /// Does `work` under a read lease on a draft's file (without one where there are no leases),
@@ -359,7 +393,7 @@ impl Source {
     fn size_hint(&self) -> u64 {
         match &self.from {
             From::Tree { id, .. } => id.size,
-            From::Open(file, _) => file.metadata().map_or(0, |m| m.len()),
+            From::Open(file, _) => at::stat_of(file).map_or(0, |s| s.st_size as u64),
             From::Memory(bytes) => bytes.len() as u64,
         }
     }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::background::Job;
 use super::gate::{Alone, Closed, Gate, Gates, Stage};
-use super::here::now_ns;
+use super::here::{awake_ns, now_ns};
 use super::ingest::{FileId, Memory};
 use super::put::lives;
 use super::seal::Prepared;
@@ -34,7 +34,9 @@ pub struct Draft {
     tree: Mutex<Arc<OwnedFd>>,
     pub(crate) place: Mutex<DraftPlace>,
     gates: Gates,
-    pub(crate) changed_at_ns: AtomicI64,
+    /// When something last changed, by the clock of [`awake_ns`]: neither a clock that is set nor a machine that slept makes
+    /// it quiet.
+    changed: AtomicI64,
     recovered: bool,
     pub(super) memory: Memory,
     pub(super) stash: Stash,
@@ -119,12 +121,24 @@ impl Draft {
     pub fn writers(&self) -> u64 {
         self.gates.writers()
     }
-    /// When something last changed, nanoseconds since 1970.
+    /// When something last changed, nanoseconds since 1970, as far as the clock has not been set since.
     pub fn changed_at_ns(&self) -> i64 {
-        self.changed_at_ns.load(Ordering::Acquire)
+        now_ns().saturating_sub(self.idle_ns())
+    }
+    /// For how many nanoseconds nothing has changed while the machine was awake.
+    pub fn idle_ns(&self) -> i64 {
+        awake_ns().saturating_sub(self.last_change()).max(0)
+    }
+    /// Differs when something has changed in between.
+    pub fn last_change(&self) -> i64 {
+        self.changed.load(Ordering::Acquire)
     }
     fn changed(&self) {
-        self.changed_at_ns.store(now_ns(), Ordering::Release);
+        self.changed.store(awake_ns(), Ordering::Release);
+    }
+    #[cfg(test)]
+    pub(super) fn changed_long_ago(&self) {
+        self.changed.store(i64::MIN, Ordering::Release);
     }
     /// Before a file is opened for writing or its size is changed by name (inside `change`):
     /// forgets its hash, cancels a running one and has its lease dropped, so that the open
@@ -230,15 +244,16 @@ impl Cache {
     fn load_draft(&self, id: String, place: DraftPlace, at_ns: i64, recovered: bool) -> Result<Arc<Draft>> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let tree = self.inner.store.draft_tree(&id)?;
+        let unwritten = if recovered { self.inner.store.unwritten(&id)? } else { Vec::new() };
         Ok(Arc::new(Draft {
             id,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             tree: Mutex::new(Arc::new(tree)),
             place: Mutex::new(place),
             gates: Gates::default(),
-            changed_at_ns: AtomicI64::new(at_ns),
+            changed: AtomicI64::new(awake_ns().saturating_sub(now_ns().saturating_sub(at_ns).max(0))),
             recovered,
-            memory: Memory::default(),
+            memory: Memory::of(unwritten),
             stash: Stash::new(self),
             prepared: Mutex::new(None),
         }))
@@ -410,11 +425,10 @@ impl Cache {
     /// Drops the drafts that were idle for longer than the limit, and those of dead runs; how many.
     pub fn drop_idle_drafts(&self) -> Result<usize> {
         let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
-        let idle = |since: i64| now_ns().saturating_sub(since) > ttl;
+        let old = |file: i64| now_ns().saturating_sub(file) > ttl;
         let mut dropped = 0;
         for draft in self.drafts() {
-            let abandoned =
-                || draft.writers() == 0 && idle(draft.changed_at_ns()) && idle(newest_file(&draft));
+            let abandoned = || draft.writers() == 0 && draft.idle_ns() > ttl && old(newest_file(&draft));
             if !lives(&draft.place()).map_or_else(abandoned, |lives| !lives) {
                 continue;
             }

@@ -49,6 +49,12 @@ pub enum CacheError {
         /// A file with a writer.
         path: String,
     },
+    /// The disk has not taken what was written to a file of a draft.
+    #[error("the disk did not take what was written to {path}; write it anew (not over it) and seal again")]
+    Unwritten {
+        /// Below the draft's top.
+        path: String,
+    },
     /// The draft was sealed or dropped meanwhile.
     #[error("the draft {0} is gone: it was sealed or dropped meanwhile")]
     Gone(String),

@@ -71,6 +71,7 @@ impl Cache {
     /// Hides an entry at once and frees it when the last holder lets go. `Pinned` while pinned;
     /// false when there is no such entry.
     pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
+        let _stands = self.index_stands();
         let Some(row) = self.inner.index.entry(key)? else { return Ok(false) };
         let Some(choice) = self.inner.leases.choose(row.id, true) else { return Ok(false) };
         // After the choice: a pin set before it is seen here, one set later sees the choice.
@@ -105,8 +106,8 @@ impl Cache {
     /// Nobody holds it: all goes at once.
     fn remove_free(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
         let claim = self.inner.leases.claim(blobs.iter().copied());
-        let finished = self.inner.index.is_finished();
-        let keep = |h: &BlobHash| !finished || !claim.has(h);
+        let all = self.index_knows_all();
+        let keep = |h: &BlobHash| all.is_none() || !claim.has(h);
         let Some(freed) = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &keep)? else {
             return Ok(None);
         };
@@ -169,7 +170,9 @@ impl Cache {
 
     /// Frees hidden entries whose last lease is gone.
     pub(super) fn reap(&self) -> Result<()> {
-        while let Some(id) = self.inner.leases.next_condemned() {
+        while let Some(_stands) = self.index_stands_now()
+            && let Some(id) = self.inner.leases.next_condemned()
+        {
             self.or_sweep(self.free_condemned(id))?;
         }
         Ok(())
@@ -226,10 +229,7 @@ impl Cache {
 
     /// Deletes those of `hashes` that no entry refers to and nobody reserves.
     pub(super) fn free_blobs(&self, hashes: Vec<BlobHash>) -> Result<Outcome> {
-        if !self.inner.index.is_finished() {
-            // It does not know yet who refers to them.
-            return Ok(Outcome::default());
-        }
+        let Some(_all) = self.index_knows_all() else { return Ok(Outcome::default()) };
         let claim = self.inner.leases.claim(hashes);
         let freed = self.inner.index.drop_unreferenced(claim.hashes().copied().collect())?;
         Ok(self.delete_freed(&freed))

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a check changes nothing; it may run while the cache is used (what changed while
 //! it was looked at is looked at again, never reported). What the index does not know is an orphan:
-//! it costs space and loses nothing, so it is counted and is no damage. Repairs are in `repair`.
+//! it costs space and loses nothing, so it is counted and is no damage. What the disk cannot give is damage of that one
+//! thing, too, once it was asked twice. Repairs are in `repair`.
 //! Must not know: how a report is shown.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::verify::{self, PackFound};
+use super::verify::{self, PackFound, twice};
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
 use crate::model::units::counted;
@@ -150,6 +151,7 @@ impl<'a> Check<'a> {
     }
 
     fn everything(&mut self) -> Result<()> {
+        let _stands = self.cache.index_stands();
         for complaint in self.cache.inner.index.integrity()? {
             self.index_complaint(&complaint);
         }
@@ -159,6 +161,7 @@ impl<'a> Check<'a> {
         self.entries_and_references()?;
         self.loose_blobs()?;
         self.packs()?;
+        self.known_damage()?;
         self.name_sufferers()?;
         self.notes_events_drafts()?;
         self.report.orphans = self.orphans()?.len();
@@ -230,9 +233,9 @@ impl<'a> Check<'a> {
     }
 
     fn entry(&mut self, row: EntryRow, refs: &mut References) -> Result<()> {
-        let manifest = match self.cache.inner.store.read_manifest(&row.manifest) {
+        let manifest = match twice(|| self.cache.inner.store.read_manifest(&row.manifest)) {
             Ok(m) => m,
-            Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. })) => {
+            Err(e) if e.is_damage() => {
                 // Evicted meanwhile: no damage.
                 if self.is_current(&row)? {
                     self.damage("manifest", path_of(&e), e.to_string(), vec![row.key.clone()]);
@@ -282,10 +285,10 @@ impl<'a> Check<'a> {
         if elsewhere.is_empty() {
             return Ok(());
         }
-        let what = match self.cache.places_of(manifest) {
+        let what = match twice(|| self.cache.places_of(manifest)) {
             Ok(Some(places)) if elsewhere.iter().all(|hash| places.get(hash).is_some()) => return Ok(()),
             Ok(_) => "where its contents are in a tier is lost".to_owned(),
-            Err(e @ StoreError::Corrupt { .. }) => e.to_string(),
+            Err(e) if e.is_damage() => e.to_string(),
             Err(e) => return Err(e.into()),
         };
         if self.is_current(row)? {
@@ -349,14 +352,20 @@ impl<'a> Check<'a> {
             *verified += n;
             true
         };
-        let reading: Option<&mut verify::Reading<'_>> =
-            if self.options.verify_data { Some(&mut reading) } else { None };
-        verify::loose_blob(&self.cache.inner.store, row, reading).map(drop)
+        let contents = self.options.verify_data;
+        let store = &self.cache.inner.store;
+        twice(|| {
+            let reading: Option<&mut verify::Reading<'_>> = if contents { Some(&mut reading) } else { None };
+            store.verify_blob(&row.hash, row.size, reading)
+        })
+        .map(drop)
     }
 
     /// A blob that cannot be read is bad, unless it went or moved meanwhile.
     fn suspect(&mut self, row: &BlobRow, e: StoreError) -> Result<()> {
-        let (StoreError::Missing { .. } | StoreError::Corrupt { .. }) = &e else { return Err(e.into()) };
+        if !e.is_damage() {
+            return Err(e.into());
+        }
         if self.cache.is_still_there(row)? {
             self.bad_blobs.insert(row.hash, (path_of(&e), e.to_string()));
             if let Location::Pack { pack, .. } = row.location {
@@ -393,6 +402,28 @@ impl<'a> Check<'a> {
             self.damage("pack", path_of(&e), e.to_string(), Vec::new());
         }
         lost.into_iter().try_for_each(|(row, e)| self.suspect(&row, e))
+    }
+
+    /// What was found damaged before, and not stored anew since, is looked at whatever else is verified.
+    fn known_damage(&mut self) -> Result<()> {
+        for (hash, row) in self.cache.damaged_rows()? {
+            let Some(row) = row else { continue };
+            let found = match row.location {
+                Location::Loose => {
+                    let store = &self.cache.inner.store;
+                    twice(|| store.verify_blob(&hash, row.size, Some(&mut |_| true))).map(drop)
+                }
+                Location::Pack { .. } => self.cache.verify_packed(&row),
+                Location::Elsewhere => continue,
+            };
+            match found {
+                Err(e) => self.suspect(&row, e)?,
+                // A disk that could not read it then can now.
+                Ok(()) if self.options.repair => self.cache.unmark_damaged([&hash]),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Finds the entries that have bad blobs, and reports them.
@@ -445,15 +476,15 @@ impl<'a> Check<'a> {
     fn notes_events_drafts(&mut self) -> Result<()> {
         let store = self.cache.inner.store.clone();
         for (kind, result) in [
-            ("note", store.pins().map(drop)),
-            ("note", store.rejections().map(drop)),
-            ("draft", store.drafts().map(drop)),
+            ("note", twice(|| store.pins()).map(drop)),
+            ("note", twice(|| store.rejections()).map(drop)),
+            ("draft", twice(|| store.drafts()).map(drop)),
         ] {
             self.one_file(kind, result)?;
         }
         let mut since = 0;
         loop {
-            let page = match store.read_events(since, PAGE) {
+            let page = match twice(|| store.read_events(since, PAGE)) {
                 Ok(page) => page,
                 Err(e) => return self.one_file("events", Err(e)),
             };
@@ -466,7 +497,7 @@ impl<'a> Check<'a> {
 
     fn one_file(&mut self, kind: &str, result: std::result::Result<(), StoreError>) -> Result<()> {
         match result {
-            Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => {
+            Err(e) if e.is_damage() => {
                 self.damage(kind, path_of(&e), e.to_string(), Vec::new());
                 Ok(())
             }
@@ -480,9 +511,7 @@ impl<'a> Check<'a> {
         let (store, index) = (&cache.inner.store, &cache.inner.index);
         let since = cache.inner.upkeep.sweep.lock().since_ns();
         let mut orphans = Orphans::default();
-        if !index.is_finished() {
-            return Ok(orphans);
-        }
+        let Some(_all) = cache.index_knows_all() else { return Ok(orphans) };
         for shard in 0..=255 {
             (self.progress)(FsckProgress { stage: "orphans", done: u64::from(shard), total: 256 });
             for name in index.unknown_manifests(&store.manifests_in(Some(shard))?)? {
@@ -491,7 +520,7 @@ impl<'a> Check<'a> {
                     orphans.manifests.push(name);
                 }
             }
-            let blobs = store.loose_blobs_in(Some(shard))?.into_iter().map(|(h, _)| h);
+            let blobs = store.loose_blobs_in(Some(shard))?.into_iter().map(|blob| blob.hash);
             let blobs: Vec<_> = blobs.filter(|h| !cache.inner.leases.is_reserved(h)).collect();
             for (hash, row) in blobs.iter().zip(index.blobs(&blobs)?) {
                 if row.is_none_or(|r| r.location != Location::Loose) {
@@ -501,7 +530,8 @@ impl<'a> Check<'a> {
         }
         let known = self.known_packs()?;
         for pack in store.pack_ids()?.into_iter().filter(|id| !known.contains(id)) {
-            if store.pack_changed_at_ns(pack)?.is_some_and(|at| at < since) {
+            // What this process made may be about to be committed, or what it could not delete, which the next start does.
+            if !store.is_own_pack(pack) {
                 orphans.packs.push(pack);
             }
         }
@@ -538,6 +568,7 @@ impl Orphans {
 pub(super) fn path_of(e: &StoreError) -> PathBuf {
     match e {
         StoreError::Missing { path, .. }
+        | StoreError::Unwritten { path, .. }
         | StoreError::Io { path, .. }
         | StoreError::Corrupt { path, .. }
         | StoreError::Locked { path, .. }

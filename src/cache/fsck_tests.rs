@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::upkeep_tests::{Fixture, key, noise};
 use super::*;
+use crate::store::BadSpot;
 
 const MIB: usize = 1 << 20;
 
@@ -278,4 +279,85 @@ fn orphans_are_counted_and_a_repair_removes_them() {
     check(&f, false, true);
     assert_eq!(check(&f, true, false).orphans, 0);
     whole(&f, &["key1", "key2", "key3"]);
+}
+
+/// A bad spot of the disk under some content in a file below `room`.
+fn bad_spot(f: &Fixture, room: &str, content: &[u8]) -> BadSpot {
+    for path in f.files(room) {
+        let bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(content.len()).position(|w| w == content) {
+            return BadSpot::of(&path, at as u64..(at + content.len()) as u64).unwrap();
+        }
+    }
+    panic!("no such content in {room}");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_what_lies_on_it() {
+    let mut f = filled();
+    f.reopen(|_| {});
+    let _pack = bad_spot(&f, "packs", &noise(2, 5000)[..512]);
+    let _blob = bad_spot(&f, "blobs", &noise(4, MIB)[8192..8704]);
+    let report = check(&f, true, false);
+    let entries: Vec<_> = report.damage.iter().flat_map(|d| d.entries.clone()).collect();
+    assert_eq!((report.damage.len(), entries.len()), (2, 2), "{report:?}");
+    let report = check(&f, true, true);
+    assert_eq!(report.lost, [key("key1"), key("key2")], "{report:?}");
+    assert!(report.is_sound(), "{report:?}");
+    whole(&f, &["key3"]);
+}
+
+#[test]
+fn a_bad_spot_under_a_manifest_or_a_note_is_set_aside() {
+    let mut f = filled();
+    f.cache().pin("p", &key("key1")).unwrap();
+    f.reopen(|_| {});
+    let _manifest = bad_spot(&f, "manifests", b"key2");
+    let _pin = bad_spot(&f, "pins", b"key1");
+    let _events = bad_spot(&f, "events", b"key3");
+    let report = check(&f, false, false);
+    let mut kinds: Vec<_> = report.damage.iter().map(|d| d.kind.as_str()).collect();
+    kinds.sort();
+    // What the manifest refers to is not known.
+    assert_eq!(kinds, ["events", "index", "manifest", "note"], "{report:?}");
+    let report = check(&f, false, true);
+    assert!(report.is_sound() && report.lost == [key("key2")], "{report:?}");
+    f.reopen(|_| {});
+    whole(&f, &["key1", "key3"]);
+}
+
+#[test]
+fn a_store_is_opened_whose_log_ends_on_a_bad_spot() {
+    let mut f = filled();
+    let last = f.events().last().unwrap().seq;
+    f.cache.take().unwrap().close().unwrap();
+    let _events = bad_spot(&f, "events", b"key3");
+    f.open();
+    f.put("key4", &[("own", noise(7, 5000))]);
+    assert!(check(&f, false, true).is_sound());
+    assert!(f.events().iter().all(|e| e.seq > last + 1000), "no number is used twice");
+    whole(&f, &["key1", "key2", "key3", "key4"]);
+}
+
+#[test]
+fn an_index_is_made_anew_on_a_disk_with_bad_spots() {
+    for (room, content) in [
+        ("packs", &noise(2, 5000)[..512]),
+        ("packs", &b"key2"[..]), // its metadata
+        ("packs", &b"OUTFSPK1"[..]),
+        ("manifests", &b"key2"[..]),
+    ] {
+        let mut f = filled();
+        f.cache.take().unwrap().close().unwrap();
+        let _bad = bad_spot(&f, room, content);
+        fs::remove_file(f.store().join("index.sqlite")).unwrap();
+        f.open();
+        let report = check(&f, true, true);
+        assert!(report.is_sound(), "{report:?}");
+        assert!(f.cache().index().is_finished());
+        assert!(f.keys().len() >= 2 && f.keys().contains(&"key3".to_owned()), "{:?}", f.keys());
+        let keys = f.keys();
+        f.reopen(|_| {});
+        whole(&f, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+    }
 }

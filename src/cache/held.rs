@@ -35,9 +35,10 @@ impl Drop for LetGo {
 }
 
 impl Cache {
-    /// Holds a blob that some entry refers to; `None` when there is no such. Waits while somebody is
+    /// Holds a blob that some entry refers to; `None` when there is no such, and while the index is made anew. Waits while somebody is
     /// [freeing it](Cache::may_go): only then is it known whether it stays.
     pub fn hold_blob(&self, hash: &BlobHash) -> Result<Option<HeldBlob>> {
+        let Some(_stands) = self.index_stands_now() else { return Ok(None) };
         // Reserved before the index is asked: what it says then stays true.
         let reservation = self.reserve(std::slice::from_ref(hash));
         let row: Option<BlobRow> = self.inner.index.blob(hash)?.filter(|row| row.refs > 0);
@@ -56,8 +57,10 @@ impl Cache {
 
     /// Frees blobs that were let go and that no entry refers to.
     pub(super) fn free_let_go(&self) -> Result<()> {
+        let Some(_stands) = self.index_stands_now() else { return Ok(()) };
         let hashes = std::mem::take(&mut *self.inner.upkeep.let_go.lock());
-        if !hashes.is_empty() {
+        // By an index that lacks something nothing is freed: a sweep finds it later.
+        if !hashes.is_empty() && self.inner.index.is_finished() {
             self.free_blobs(hashes)?;
         }
         Ok(())

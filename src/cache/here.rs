@@ -2,10 +2,18 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 /// Nanoseconds since 1970.
 pub(crate) fn now_ns() -> i64 {
     jiff::Timestamp::now().as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into()) as i64
+}
+
+/// Nanoseconds by a clock that nobody sets and that stands still while the machine sleeps, since some moment of this process.
+pub(crate) fn awake_ns() -> i64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos().min(i64::MAX as u128) as i64
 }
 
 /// This machine's name, as far as it has one.

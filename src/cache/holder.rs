@@ -90,16 +90,18 @@ impl super::Cache {
         }
     }
 
-    /// Takes a lease on the entry with this row id; `None` when it is hidden or being freed.
+    /// Takes a lease on the entry with this row id; `None` when it is hidden or being freed, and while the index is made anew.
     /// Whoever got one may read the entry until it is dropped.
     pub(crate) fn take_lease(&self, row: i64, kind: LeaseKind) -> Option<Lease> {
+        let _stands = self.index_stands_now()?;
         self.inner.leases.take(row, kind)
     }
 
     /// Reserves blobs that an entry in preparation will refer to. Ask the index for them only
     /// after that: what it knows then keeps its row and its bytes while the reservation lives.
-    /// Waits for blobs that are just being freed.
+    /// Waits for blobs that are just being freed, and while the index is made anew.
     pub(crate) fn reserve(&self, hashes: &[BlobHash]) -> Reservation {
+        let _stands = self.index_stands();
         self.inner.leases.reserve(hashes.iter().copied())
     }
 }

@@ -10,18 +10,18 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::unwritten::Unwritten;
 use super::{Cache, CacheError, Draft, Result, at};
 use crate::model::groups::{GROUP, GroupHasher};
 use crate::model::manifest::Content;
-use crate::store::PACK_LIMIT;
+use crate::store::{Inode, PACK_LIMIT, port};
 
 /// Bytes hashed between two looks at whether somebody wants to write.
 pub(super) const STEP: usize = 4 * GROUP;
@@ -118,6 +118,8 @@ pub(super) fn ignore_sigio() {
 #[derive(Default)]
 pub(super) struct Memory {
     state: Mutex<State>,
+    /// What must not be sealed.
+    pub unwritten: Unwritten,
 }
 
 #[derive(Default)]
@@ -133,6 +135,16 @@ pub(super) struct Running<'m> {
 }
 
 impl Memory {
+    /// One that knows of these files that they must not be sealed.
+    pub fn of(unwritten: Vec<Inode>) -> Memory {
+        Memory { state: Mutex::default(), unwritten: Unwritten::new(unwritten) }
+    }
+
+    /// Forgets the hash of a file.
+    pub fn forget(&self, file: &Inode) {
+        self.state.lock().known.retain(|(_, ino), _| *ino != file.number());
+    }
+
     /// What is known about a file in exactly this state.
     pub fn get(&self, id: &FileId) -> Option<Content> {
         let state = self.state.lock();
@@ -196,11 +208,7 @@ pub(super) fn hash_file(file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Opt
         if !go_on() {
             return Ok(None);
         }
-        let n = match file.read_at(&mut buf, offset) {
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
-        };
+        let n = port::read_once(file, &mut buf, offset)?;
         if n == 0 {
             break;
         }
@@ -227,16 +235,13 @@ pub(super) fn read_some(file: &File, limit: u64, size: u64) -> io::Result<Vec<u8
     let mut bytes = vec![0; expected + 1];
     let mut len = 0;
     loop {
-        len += match file.read_at(&mut bytes[len..], len as u64) {
-            // What is as long as expected has ended there.
-            Ok(n) if n == 0 || (len == 0 && n == expected) => {
-                bytes.truncate(len + n);
-                return Ok(bytes);
-            }
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            Err(e) => return Err(e),
-        };
+        let n = port::read_once(file, &mut bytes[len..], len as u64)?;
+        // What is as long as expected has ended there.
+        if n == 0 || (len == 0 && n == expected) {
+            bytes.truncate(len + n);
+            return Ok(bytes);
+        }
+        len += n;
         if len == most {
             return Ok(bytes);
         }
@@ -250,27 +255,24 @@ impl Cache {
     /// Whether the store's file system has leases. Where it has none, nothing but counting open files tells
     /// whether somebody writes.
     pub fn has_leases(&self) -> bool {
-        let probe = tempfile::NamedTempFile::new_in(self.inner.store.path("tmp"));
-        let asked = probe.and_then(|probe| {
-            let file = File::open(probe.path())?;
-            Ok(!matches!(ReadLease::ask(&file), Asked::Unsupported))
-        });
-        asked.unwrap_or(false)
+        let Ok(probe) = self.inner.store.scratch() else { return false };
+        let file = port::paths::reopen(probe.file().as_fd());
+        file.is_ok_and(|file| !matches!(ReadLease::ask(&file), Asked::Unsupported))
     }
 
     /// Hashes one closed file of a draft under a read lease and remembers the hash by (inode,
     /// size, mtime, ctime). `Ok(false)` when a writer has it, it has no name any more, or the hash was
-    /// cancelled (also by closing the cache). `file` must not be open for writing itself.
-    pub fn ingest(&self, draft: &Arc<Draft>, file: &File) -> Result<bool> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    /// cancelled (also by closing the cache). A large one is made durable, through `closed` itself: what was opened before the last
+    /// writer had closed it is told of all errors of writing. It must not be open for writing itself.
+    pub fn ingest(&self, draft: &Arc<Draft>, closed: &File) -> Result<bool> {
         let fail = |e| CacheError::io("hash", format!("a file of the draft {}", draft.id()), e);
-        let stat = at::stat_of(file).map_err(fail)?;
+        let stat = at::stat_of(closed).map_err(fail)?;
         if at::kind(&stat) != libc::S_IFREG || stat.st_nlink == 0 {
             return Ok(false);
         }
         let running = draft.memory.start(stat.st_dev, stat.st_ino);
         // A description of its own: a lease belongs to one, and asks for a read-only one.
-        let file = File::open(path).map_err(fail)?;
+        let file = port::paths::reopen(closed.as_fd()).map_err(fail)?;
         let Asked::Granted(lease) = ReadLease::ask_after_close(&file) else { return Ok(false) };
         let id = FileId::of(&at::stat_of(&file).map_err(fail)?);
         let named = || at::stat_of(&file).is_ok_and(|stat| stat.st_nlink > 0);
@@ -282,7 +284,7 @@ impl Cache {
         drop(running);
         if content.size > PACK_LIMIT {
             // Small files are written again, into a pack; this one stays where it is.
-            file.sync_data().map_err(fail)?;
+            self.sync_file(draft, closed.as_fd(), true).map_err(fail)?;
         }
         Ok(true)
     }

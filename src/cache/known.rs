@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::content::Storer;
 use super::walk::{From, Plan};
 use super::{Entry, Result};
-use crate::model::manifest::Content;
+use crate::model::manifest::{Content, DigestKind};
 use crate::model::{Manifest, RecordKind};
 
 /// So many are looked up at a time.
@@ -39,7 +39,10 @@ impl Known {
         }
         let index = self.manifest.find(&[b"outputs/", below].concat())?;
         let record = self.manifest.get(index).filter(|r| r.kind() == RecordKind::File && r.size() == size)?;
-        Some(Content { hash: record.hash()?, size, groups: self.manifest.groups(index).to_vec() })
+        // Of what came under another name only that name is known.
+        let named = record.digest_kind() == Some(DigestKind::Blake3);
+        let content = Content { hash: record.hash()?, size, groups: self.manifest.groups(index).to_vec() };
+        named.then_some(content)
     }
 }
 

@@ -6,10 +6,12 @@
 //! lookup that returned a [`Lease`] can read the entry until the lease is dropped.
 //! Must not know: FUSE, inode numbers, sockets, terminals.
 //!
-//! Lock order: draft gate → lease table → reservations → manifest cache; none is held across
-//! disk I/O except the draft gate, which exists to be held while one draft's tree changes.
+//! Lock order: draft gate → the index's gate (`anew`) → lease table → reservations → manifest cache; none is held across
+//! disk I/O except the gates: a draft's is held while its tree changes, the index's while somebody relies on it,
+//! and the lock of pins and rejections (`pin`), which is taken before all but a draft's and the index's gate.
 
 mod adopt;
+mod anew;
 mod at;
 mod backend;
 mod background;
@@ -18,6 +20,7 @@ mod commit;
 mod compact;
 mod compare;
 mod content;
+mod damaged;
 mod draft;
 mod error;
 mod events;
@@ -76,6 +79,7 @@ mod tier_tests;
 mod tiers;
 mod turns;
 mod untar;
+mod unwritten;
 mod upkeep;
 #[cfg(test)]
 mod upkeep_tests;
@@ -84,6 +88,7 @@ mod usage;
 mod verify;
 mod walk;
 mod way;
+mod whole;
 mod work;
 
 pub use backend::{CacheBackend, CacheEntry, CacheLookupResult, CacheOutput, CachePolicy, Task};
@@ -256,6 +261,7 @@ pub struct Cache {
 pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) index: Index,
+    anew: anew::Anew,
     pub(crate) leases: lease::LeaseTable,
     holders: holder::Holders,
     pub(crate) limits: parking_lot::RwLock<Limits>,
@@ -274,8 +280,7 @@ pub(crate) struct Inner {
     /// Bytes that what the kernels of all views know may take.
     share_of_kernels: usize,
     let_go: memory::LetGo,
-    /// Blobs found damaged since the start: stored anew when they come again.
-    damaged: parking_lot::Mutex<std::collections::HashSet<crate::model::BlobHash>>,
+    damaged: damaged::DamagedBlobs,
     /// Manifests of entries found damaged or lost since the start: an event told of each.
     bad_manifests: parking_lot::Mutex<std::collections::HashSet<crate::model::ManifestHash>>,
     /// Content bytes that entries were read for.

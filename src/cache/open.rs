@@ -25,6 +25,7 @@ impl Cache {
             Inner {
                 store,
                 index,
+                anew: Default::default(),
                 leases: lease::LeaseTable::default(),
                 holders: Default::default(),
                 limits: parking_lot::RwLock::new(limits),
@@ -59,8 +60,12 @@ impl Cache {
 
     /// Recovers. An index whose damage shows only now is no worse than one that could not be opened: it is made anew.
     fn make_ready(&self, fresh: bool) -> Result<()> {
-        let ready =
-            |fresh| self.recover(fresh).and_then(|()| self.load_partials()).and_then(|()| self.load_drafts());
+        let ready = |fresh| {
+            self.recover(fresh)?;
+            self.load_damaged()?;
+            self.load_partials()?;
+            self.load_drafts()
+        };
         match ready(fresh) {
             Err(CacheError::Index(e)) if !fresh && e.is_damage() => {
                 tracing::warn!(error = %e, "the index is damaged and made anew");

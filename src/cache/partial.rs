@@ -6,6 +6,7 @@
 //! tiers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -22,7 +23,7 @@ use crate::store::{Location, StoreError};
 pub(super) struct Partials(Mutex<HashMap<BlobHash, Arc<Partial>>>);
 
 /// One of them.
-struct Partial(Mutex<State>);
+pub(super) struct Partial(Mutex<State>);
 
 struct State {
     /// Which groups may be there; found out when it is used first.
@@ -60,7 +61,7 @@ pub(super) struct Large<'a> {
 }
 
 impl Large<'_> {
-    fn groups(&self, offset: u64, len: usize) -> std::ops::Range<usize> {
+    fn groups(&self, offset: u64, len: usize) -> Range<usize> {
         let end = offset.saturating_add(len as u64).min(self.size);
         (offset / GROUP as u64) as usize..end.div_ceil(GROUP as u64) as usize
     }
@@ -88,10 +89,7 @@ impl Cache {
 
     /// Takes away what is of no use any more: its row is gone, or says that the content is here.
     pub(super) fn sweep_partials(&self) -> Result<()> {
-        // What an index that lacks something does not know may be an entry's.
-        if !self.inner.index.is_finished() {
-            return Ok(());
-        }
+        let Some(_all) = self.index_knows_all() else { return Ok(()) };
         let hashes: Vec<BlobHash> = self.inner.partials.0.lock().keys().copied().collect();
         if hashes.is_empty() {
             return Ok(());
@@ -180,6 +178,19 @@ impl Cache {
 
     /// Keeps whole groups, verified, that begin at `offset` of a content that is elsewhere.
     pub(super) fn keep_partial(&self, of: Large<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+        if let Some(partial) = self.write_partial(of, offset, bytes)? {
+            self.finish_if_whole(&partial, &of.hash);
+        }
+        Ok(())
+    }
+
+    /// As `keep_partial`, and nothing comes of it: of what can only be verified as a whole. `None` when it goes.
+    pub(super) fn write_partial(
+        &self,
+        of: Large<'_>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Option<Arc<Partial>>> {
         self.make_room(bytes.len() as u64)?;
         let partial = match self.inner.partials.get(&of.hash) {
             Some(partial) => partial,
@@ -191,7 +202,7 @@ impl Cache {
             }
         };
         if partial.0.lock().ends {
-            return Ok(());
+            return Ok(None);
         }
         // Before anything is written, so that what is found is not what is just being written.
         self.groups_of(&mut partial.0.lock(), of);
@@ -206,8 +217,36 @@ impl Cache {
                 }
             }
         }
-        self.finish_if_whole(&partial, &of.hash);
-        Ok(())
+        Ok(Some(partial))
+    }
+
+    /// What is not here of a content that is elsewhere, in ranges of at most `piece` bytes, a multiple of a group.
+    pub(super) fn pieces_lacking(&self, of: Large<'_>, piece: u64) -> Result<Vec<Range<u64>>> {
+        let groups = of.groups(0, usize::MAX);
+        let there = match self.inner.partials.get(&of.hash) {
+            Some(partial) => self.groups_of(&mut partial.0.lock(), of).cloned(),
+            None => None,
+        };
+        let lacks = |group: &usize| there.as_ref().is_none_or(|there| there.get(*group) != Some(&true));
+        let mut all: Vec<Range<u64>> = Vec::new();
+        for group in groups.filter(lacks) {
+            let start = group as u64 * GROUP as u64;
+            let end = start + of.group_bytes(group);
+            match all.last_mut() {
+                Some(last) if last.end == start && end - last.start <= piece => last.end = end,
+                _ => all.push(start..end),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes a blob of a content all of which has come, or takes it away when it is not what it should be.
+    pub(super) fn finish_partial(&self, hash: &BlobHash) -> Result<()> {
+        if let Some(partial) = self.inner.partials.get(hash) {
+            partial.0.lock().ends = true;
+        }
+        let reserved = self.reserve(&[*hash]);
+        finish_reserved(&self.inner, hash, reserved)
     }
 
     /// Has a whole one become a blob, in the background. Its entry is held by who reads it.
@@ -225,14 +264,19 @@ impl Cache {
 
 /// Makes a blob of a content all of which is here; one that is not what it should be goes.
 pub(super) fn finish(inner: &Arc<Inner>, hash: &BlobHash, reserved: Reservation) {
+    if let Err(e) = finish_reserved(inner, hash, reserved) {
+        tracing::warn!("a content that came from a tier cannot be made a blob: {e}");
+    }
+}
+
+fn finish_reserved(inner: &Arc<Inner>, hash: &BlobHash, reserved: Reservation) -> Result<()> {
     let cache = Cache { inner: inner.clone() };
     let done = inner.claims.alone_with(hash, || finish_alone(&cache, hash));
     drop(reserved);
-    if let Err(e) = cache.or_sweep(done) {
-        tracing::warn!("a content that came from a tier cannot be made a blob: {e}");
-    }
+    let done = cache.or_sweep(done);
     inner.store.close_partial(hash);
     inner.partials.0.lock().remove(hash);
+    done
 }
 
 fn finish_alone(cache: &Cache, hash: &BlobHash) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Pins and rejections: files of the store, mirrored in memory while the cache is open.
 //!
-//! Invariants: a pin that was reported set holds its entry from then on: it stands in memory
+//! Invariants: one change at a time, of file and memory together, so that they agree; a pin that was reported set holds its entry from then on: it stands in memory
 //! before the entry is leased for the check, and eviction looks at the pins after it has chosen
 //! an entry, so one of the two sees the other. A rejection stands against the manifest that
 //! was current when it was given, and against no other.
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::fsck::path_of;
 use super::here::now_ns;
+use super::verify::twice;
 use super::{Cache, CacheError, LeaseKind, Result};
 use crate::model::{EntryKey, EventKind, ManifestHash};
 use crate::store::{Pin, Rejection, Store, StoreError};
@@ -18,6 +19,8 @@ use crate::store::{Pin, Rejection, Store, StoreError};
 /// What users hold and reject, in memory.
 #[derive(Default)]
 pub(crate) struct Verdicts {
+    /// Held by who changes any of this, here and in the store.
+    changing: Mutex<()>,
     pins: Mutex<BTreeMap<EntryKey, BTreeSet<String>>>,
     rejections: Mutex<HashMap<EntryKey, Rejection>>,
 }
@@ -26,21 +29,23 @@ impl Verdicts {
     /// Reads what the store has.
     pub(super) fn load(&self, store: &Store) -> Result<()> {
         let mut pins = BTreeMap::<EntryKey, BTreeSet<String>>::new();
-        for pin in store.pins()? {
+        for pin in twice(|| store.pins())? {
             pins.entry(pin.key).or_default().insert(pin.name);
         }
         *self.pins.lock() = pins;
-        *self.rejections.lock() = store.rejections()?.into_iter().map(|r| (r.key.clone(), r)).collect();
+        *self.rejections.lock() =
+            twice(|| store.rejections())?.into_iter().map(|r| (r.key.clone(), r)).collect();
         Ok(())
     }
 
-    /// Reads what the store has, as far as it can be read: damaged files go to quarantine and are
+    /// Reads what the store has, as far as it can be read: files that are damaged or on a bad spot of the disk go to quarantine and are
     /// returned as errors. (A store that cannot be opened could not be repaired.)
     pub(super) fn load_or_set_aside(&self, store: &Store) -> Result<Vec<StoreError>> {
+        let _alone = self.changing.lock();
         let mut damaged = Vec::new();
         loop {
             match self.load(store) {
-                Err(CacheError::Store(e @ StoreError::Corrupt { .. })) => {
+                Err(CacheError::Store(e)) if e.is_damage() => {
                     store.quarantine(&path_of(&e))?;
                     damaged.push(e);
                 }
@@ -78,10 +83,17 @@ impl Cache {
                 why: "it has 1 to 200 bytes, without slashes and newlines".into(),
             });
         }
-        let new = self.inner.upkeep.verdicts.add(name, key);
+        let _stands = self.index_stands();
+        let verdicts = &self.inner.upkeep.verdicts;
+        let alone = verdicts.changing.lock();
+        let new = verdicts.add(name, key);
         let result = self.pin_held(name, key, new);
         if result.is_err() && new {
-            self.inner.upkeep.verdicts.remove(name, key);
+            verdicts.remove(name, key);
+        }
+        drop(alone);
+        if result.is_ok() {
+            self.wait_shown(key);
         }
         result
     }
@@ -91,7 +103,6 @@ impl Cache {
         let Some(_lease) = self.lease_for_pin(key)? else {
             return Err(CacheError::NoEntry { key: key.clone(), why: None });
         };
-        self.wait_shown(key);
         if !new {
             return Ok(false);
         }
@@ -114,6 +125,7 @@ impl Cache {
 
     /// Lifts a pin. False when there was none.
     pub fn unpin(&self, name: &str, key: &EntryKey) -> Result<bool> {
+        let _alone = self.inner.upkeep.verdicts.changing.lock();
         let was = self.inner.store.remove_pin(name, key)?;
         self.inner.upkeep.verdicts.remove(name, key);
         if was {
@@ -131,6 +143,7 @@ impl Cache {
     /// Rejects a key: lookups miss until another entry replaces the current one or the rejection
     /// is lifted.
     pub fn reject(&self, key: &EntryKey, reason: &str) -> Result<()> {
+        let _alone = self.inner.upkeep.verdicts.changing.lock();
         let manifest = self.inner.index.entry(key)?.map(|row| row.manifest);
         let r = Rejection { key: key.clone(), reason: reason.into(), at_ns: now_ns(), manifest };
         self.inner.store.write_rejection(&r)?;
@@ -141,6 +154,7 @@ impl Cache {
 
     /// Lifts a rejection. False when there was none.
     pub fn lift(&self, key: &EntryKey) -> Result<bool> {
+        let _alone = self.inner.upkeep.verdicts.changing.lock();
         let was = self.inner.store.remove_rejection(key)?;
         self.inner.upkeep.verdicts.rejections.lock().remove(key);
         if was {
@@ -162,10 +176,19 @@ impl Cache {
         rejections.get(key).filter(|r| r.manifest.as_ref() == current).cloned()
     }
 
-    /// Forgets a rejection that a new entry has replaced.
-    pub(crate) fn rejection_replaced(&self, key: &EntryKey) -> Result<()> {
-        if self.inner.upkeep.verdicts.rejections.lock().remove(key).is_some() {
+    /// Forgets a rejection of what the entry with manifest `current` has replaced.
+    pub(crate) fn rejection_replaced(&self, key: &EntryKey, current: &ManifestHash) -> Result<()> {
+        let verdicts = &self.inner.upkeep.verdicts;
+        let is_of_another =
+            || verdicts.rejections.lock().get(key).is_some_and(|r| r.manifest.as_ref() != Some(current));
+        // Most have none. One that is just being given is against what was there before, and counts no more than this.
+        if !is_of_another() {
+            return Ok(());
+        }
+        let _alone = verdicts.changing.lock();
+        if is_of_another() {
             self.inner.store.remove_rejection(key)?;
+            verdicts.rejections.lock().remove(key);
         }
         Ok(())
     }

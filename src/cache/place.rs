@@ -37,6 +37,11 @@ pub enum Placement {
         /// What the system says.
         why: String,
     },
+    /// Something that is no output and no directory stands where one of its directories belongs.
+    InTheWay {
+        /// What.
+        path: PathBuf,
+    },
 }
 
 /// New modification times: the newest is given, the others are just before it in the order they had.
@@ -93,6 +98,7 @@ impl Entry {
             Err((e @ CacheError::Io { op: "reflink", .. }, _)) => {
                 Ok(Placement::NoReflinks { why: e.to_string() })
             }
+            Err((CacheError::InTheWay(path), _)) => Ok(Placement::InTheWay { path }),
             Err((e, _)) => Err(e),
         }
     }

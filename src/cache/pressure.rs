@@ -20,7 +20,7 @@ use crate::store::Location;
 
 /// Entries read from the index at a time.
 const PAGE: usize = 128;
-/// The most entries one round looks at.
+/// The most entries that a pass of a round in the background looks at; the next round goes on behind them.
 const ROUND: usize = 20_000;
 /// How long a kernel has to come back to an entry it was asked to forget, before it may go.
 const SECOND_CHANCE: Duration = Duration::from_millis(100);
@@ -82,6 +82,62 @@ enum Way<'a> {
     LetGo(&'a str),
 }
 
+/// The last entry that a pass has looked at: when it was last used, and its row id.
+type Seen = Option<(i64, i64)>;
+
+/// Where rounds in the background stopped, in each of their passes.
+#[derive(Debug, Default)]
+pub(super) struct Stopped {
+    let_go: Seen,
+    evict: Seen,
+    evict_shown: Seen,
+}
+
+/// How a pass ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The goal is reached.
+    Reached,
+    /// It has seen all entries.
+    All,
+    /// It has seen [`ROUND`] of them.
+    Stopped,
+}
+
+/// The entries page by page, least recently used first: all of them, or some more than the last round in the background saw.
+struct Pass<'a> {
+    stopped: Option<&'a mut Seen>,
+    after: Seen,
+    left: usize,
+}
+
+impl<'a> Pass<'a> {
+    fn new(stopped: Option<&'a mut Seen>) -> Pass<'a> {
+        match stopped {
+            Some(seen) => Pass { after: seen.take(), left: ROUND, stopped: Some(seen) },
+            None => Pass { after: None, left: usize::MAX, stopped: None },
+        }
+    }
+
+    /// The next page of what `read` gives, or how it ends.
+    fn page(
+        &mut self,
+        read: impl FnOnce(Seen) -> std::result::Result<Vec<EntryRow>, crate::index::IndexError>,
+    ) -> Result<std::result::Result<Vec<EntryRow>, End>> {
+        if self.left == 0 {
+            if let Some(stopped) = &mut self.stopped {
+                **stopped = self.after;
+            }
+            return Ok(Err(End::Stopped));
+        }
+        let page = read(self.after)?;
+        let Some(last) = page.last() else { return Ok(Err(End::All)) };
+        self.after = Some((last.accessed_at_ns, last.id));
+        self.left = self.left.saturating_sub(page.len());
+        Ok(Ok(page))
+    }
+}
+
 /// What a round did.
 #[derive(Debug, Default)]
 struct Round {
@@ -93,6 +149,8 @@ struct Round {
     asked_bytes: u64,
     held: u64,
     young: u64,
+    /// For kernels to let go.
+    waited: Duration,
 }
 
 impl Round {
@@ -138,7 +196,7 @@ impl Cache {
                 None => return Ok(()),
                 Some(lacking) => goal = Goal { before: goal.before, ..lacking },
             }
-            let round = self.evict_round(&goal, false, "lru", &Work::default())?;
+            let round = self.evict_round(&goal, false, "lru", &Work::default(), None)?;
             if round.evicted.iter().chain(&round.let_go).any(|(_, o)| o.dead > 0)
                 && round.bytes() >= goal.bytes
             {
@@ -153,6 +211,11 @@ impl Cache {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+    }
+
+    /// Whether [`make_room`](Self::make_room) for nothing in particular would return at once.
+    pub fn has_room(&self) -> Result<bool> {
+        Ok(self.inner.upkeep.accounts.is_roomy(0) || self.lacking(0)?.is_none())
     }
 
     fn no_room_unless_enough(&self, bytes: u64) -> Result<()> {
@@ -198,11 +261,11 @@ impl Cache {
     /// One round down to the low-water mark, when the high-water mark is passed.
     pub(super) fn evict_above_high_water(&self) -> Result<()> {
         let Some(goal) = self.above_high_water(&self.usage()?) else { return Ok(()) };
-        let Some(_round) = self.inner.upkeep.round.try_lock() else { return Ok(()) };
+        let Some(mut stopped) = self.inner.upkeep.round.try_lock() else { return Ok(()) };
         // Old requests are worth nothing: the kernel has had all the time to look up again.
         let stale = now_ns() - 600_000_000_000;
         self.inner.upkeep.suspects.lock().retain(|_, s| s.asked_at > stale);
-        let round = self.evict_round(&goal, false, "lru", &Work::default())?;
+        let round = self.evict_round(&goal, false, "lru", &Work::default(), Some(&mut stopped))?;
         tracing::debug!(
             evicted = round.evicted.len(),
             asked = round.asked,
@@ -244,7 +307,7 @@ impl Cache {
             self.reap()?;
         }
         if goal.bytes > 0 || goal.entries > 0 || goal.before.is_some() {
-            let round = self.evict_round(&goal, options.dry_run, "gc", work)?;
+            let round = self.evict_round(&goal, options.dry_run, "gc", work, None)?;
             report.held = round.held + round.asked;
             report.young = round.young;
             report.freed = round.evicted.iter().map(|(_, o)| o.freed).sum();
@@ -253,7 +316,7 @@ impl Cache {
             report.evicted = round.evicted.into_iter().map(|(key, _)| key).collect();
         }
         let ttl = self.inner.limits.read().draft_ttl.as_nanos().min(i64::MAX as u128) as i64;
-        let idle = |d: &Arc<super::Draft>| d.writers() == 0 && now_ns() - d.changed_at_ns() > ttl;
+        let idle = |d: &Arc<super::Draft>| d.writers() == 0 && d.idle_ns() > ttl;
         report.drafts = self.drafts().iter().filter(|d| idle(d)).map(|d| d.name()).collect();
         if !options.dry_run {
             self.drop_idle_drafts()?;
@@ -266,18 +329,23 @@ impl Cache {
         Ok(report)
     }
 
-    /// Goes through the entries, least recently used first, until the goal is reached.
-    fn evict_round(&self, goal: &Goal, dry_run: bool, why: &str, work: &Work) -> Result<Round> {
-        if !self.inner.index.is_finished() {
-            // While it is made anew it does not know what entries share.
-            return Ok(Round::default());
-        }
+    /// Goes through the entries, least recently used first, until the goal is reached; with `stopped` for a while only.
+    fn evict_round(
+        &self,
+        goal: &Goal,
+        dry_run: bool,
+        why: &str,
+        work: &Work,
+        mut stopped: Option<&mut Stopped>,
+    ) -> Result<Round> {
+        let Some(_all) = self.index_knows_all() else { return Ok(Round::default()) };
         self.inner.flush_accesses()?;
         let now = now_ns();
         let young = now.saturating_sub(nanos(self.inner.limits.read().min_age));
         let mut round = Round::default();
         if goal.bytes > 0 && goal.before.is_none() && !dry_run && self.has_tiers() {
-            self.let_go_round(goal, (now, young), why, &mut round)?;
+            let pass = Pass::new(stopped.as_deref_mut().map(|s| &mut s.let_go));
+            self.let_go_round(goal, (now, young), why, pass, &mut round)?;
             if round.bytes() + round.asked_bytes >= goal.bytes && goal.entries == 0 {
                 return Ok(round);
             }
@@ -286,7 +354,10 @@ impl Cache {
         let usage = self.usage()?;
         let crowded = usage.metadata > usage.limit / 4;
         for shown_only in [false, true] {
-            if self.evict_all(goal, (now, young), (dry_run, shown_only, crowded), why, work, &mut round)? {
+            let stopped = stopped.as_deref_mut();
+            let pass = Pass::new(stopped.map(|s| if shown_only { &mut s.evict_shown } else { &mut s.evict }));
+            let flags = (dry_run, shown_only, crowded);
+            if self.evict_all(goal, (now, young), flags, (why, work), pass, &mut round)? != End::All {
                 break;
             }
         }
@@ -299,15 +370,11 @@ impl Cache {
         goal: &Goal,
         (now, young): (i64, i64),
         why: &str,
+        mut pass: Pass<'_>,
         round: &mut Round,
     ) -> Result<()> {
-        let (mut after, mut seen) = (None, 0);
-        while seen < ROUND {
-            let page = self.inner.index.oldest_backed(after, PAGE)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some((last.accessed_at_ns, last.id));
-            seen += page.len();
-            self.ask_again(&page, now);
+        while let Ok(page) = pass.page(|after| self.inner.index.oldest_backed(after, PAGE))? {
+            self.ask_again(&page, now, &mut round.waited);
             for row in page {
                 if round.bytes() + round.asked_bytes >= goal.bytes {
                     return Ok(());
@@ -321,32 +388,29 @@ impl Cache {
         Ok(())
     }
 
-    /// Goes through the entries, least recently used first: those that have bytes here, or (`shown_only`) the others. True when
-    /// the goal is reached.
+    /// Goes through the entries, least recently used first: those that have bytes here, or (`shown_only`) the others.
     fn evict_all(
         &self,
         goal: &Goal,
         (now, young): (i64, i64),
         (dry_run, shown_only, crowded): (bool, bool, bool),
-        why: &str,
-        work: &Work,
+        (why, work): (&str, &Work),
+        mut pass: Pass<'_>,
         round: &mut Round,
-    ) -> Result<bool> {
+    ) -> Result<End> {
         let mut planned = Plan::default();
-        let mut after = None;
-        let mut seen = 0;
         let mut gone = (0, 0);
-        while seen < ROUND {
-            let page = self.inner.index.oldest(after, PAGE)?;
-            let Some(last) = page.last() else { return Ok(false) };
-            after = Some((last.accessed_at_ns, last.id));
-            seen += page.len();
+        loop {
+            let page = match pass.page(|after| self.inner.index.oldest(after, PAGE))? {
+                Ok(page) => page,
+                Err(end) => return Ok(end),
+            };
             if !dry_run {
-                self.ask_again(&page, now);
+                self.ask_again(&page, now, &mut round.waited);
             }
             for row in page {
                 if round.reached(goal, &row) {
-                    return Ok(true);
+                    return Ok(End::Reached);
                 }
                 let bare = row.in_tier.is_backed() && row.accessed_at_ns <= row.in_tier.dropped_at_ns;
                 if shown_only != (bare && !crowded && goal.before.is_none() && goal.entries == 0) {
@@ -368,7 +432,6 @@ impl Cache {
                 gone = (round.evicted.len() as u64, round.bytes());
             }
         }
-        Ok(false)
     }
 
     /// Evicts one candidate, or has it give up its bytes, or asks the kernel to let go of it.
@@ -430,8 +493,8 @@ impl Cache {
     }
 
     /// Asks the kernels again for what had its second chance: a listing makes a kernel know an entry
-    /// again, which is no use of it. Waits the moment it takes them to let go of what is not in use.
-    fn ask_again(&self, page: &[EntryRow], now: i64) {
+    /// again, which is no use of it. Waits the moment it takes them to let go of what is not in use, in a round not too often.
+    fn ask_again(&self, page: &[EntryRow], now: i64, waited: &mut Duration) {
         let view = |id| self.inner.leases.counts(id).view;
         let mut due: Vec<i64> = {
             let suspects = self.inner.upkeep.suspects.lock();
@@ -446,10 +509,11 @@ impl Cache {
             due.iter().for_each(|id| holder.prune(*id));
         }
         let begun = Instant::now();
-        while !due.is_empty() && begun.elapsed() < MOMENT {
+        while !due.is_empty() && begun.elapsed() < MOMENT && *waited < PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
             due.retain(|id| view(*id) > 0);
         }
+        *waited += begun.elapsed();
         let mut suspects = self.inner.upkeep.suspects.lock();
         for id in due {
             if let Some(suspect) = suspects.get_mut(&id) {

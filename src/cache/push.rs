@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::breaker::Asked;
 use super::{Cache, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
+use crate::model::manifest::DigestKind;
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, Manifest};
 use crate::tier::{
@@ -145,6 +146,14 @@ impl Tier for Paced<'_> {
         self.tier.capabilities()
     }
 
+    fn naming(&self, by: Instant) -> tier::Result<DigestKind> {
+        self.tier.naming(by)
+    }
+
+    fn unsuitable(&self, manifest: &Manifest) -> Option<String> {
+        self.tier.unsuitable(manifest)
+    }
+
     fn find(&self, key: &EntryKey, by: Instant) -> tier::Result<Tree> {
         self.tier.find(key, by)
     }
@@ -237,11 +246,13 @@ impl Cache {
         let contents = Contents { entry: &entry, failed: Mutex::default() };
         let shipped = ship(paced, &manifest, &contents, &|| Instant::now() + CALL);
         let unread = match shipped {
+            // By another name it could not be read from there.
+            Ok(places) if !places.are_enough() => return Ok(Brought::Yes),
             Ok(places) => {
                 self.note_backed(row, &manifest, &places, paced.tier.name())?;
                 return Ok(Brought::Yes);
             }
-            Err(e @ ShipError::Content { .. }) => e.to_string(),
+            Err(e @ (ShipError::Content { .. } | ShipError::Unsuitable(_))) => e.to_string(),
             Err(ShipError::Tier(e)) => match contents.failed.into_inner() {
                 Some(unread) => unread,
                 None => return Err(e.into()),

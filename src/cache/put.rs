@@ -3,7 +3,6 @@
 //! Invariants: the source is only read, never changed or linked; metadata and logs are made
 //! here, so that what was put looks like what a client wrote into a draft.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -59,10 +58,10 @@ pub(super) enum Log<'a> {
 }
 
 /// A plan with metadata and logs, as `outputs/` will stand beside them.
-pub(super) fn plan_beside(metadata: &Metadata, logs: &[Option<Log<'_>>; 2]) -> Result<Plan> {
+pub(super) fn plan_beside(metadata: Vec<u8>, logs: &[Option<Log<'_>>; 2]) -> Result<Plan> {
     let mut plan = Plan::new(made_attrs(0o755));
     let top = plan.builder.top();
-    plan.add(top, b"metadata.json", made_attrs(0o644), From::Memory(metadata.to_bytes()))?;
+    plan.add(top, b"metadata.json", made_attrs(0o644), From::Memory(metadata))?;
     let dir = plan.builder.dir(top, b"logs", made_attrs(0o755))?;
     for (name, log) in [&b"stdout.log"[..], b"stderr.log"].into_iter().zip(logs) {
         let from = match log {
@@ -99,15 +98,16 @@ impl Cache {
         request: SealRequest,
         work: &Work,
     ) -> Result<Sealed> {
-        self.put_part((dir, &Only::All, None), &metadata(&request.key, facts), logs, &request, work)
+        let metadata = metadata(&request.key, facts).to_bytes();
+        self.put_part((dir, &Only::All, None), &metadata, logs, &request, work)
     }
 
-    /// Stores some paths below a directory as `outputs/`, with `extra` members in the metadata. Files that are as
-    /// `base` has them, which is all but the named ones, are not read.
+    /// Stores some paths below a directory as `outputs/`, with one more member, JSON as text, in the metadata. Files that are
+    /// as `base` has them, which is all but the named ones, are not read.
     pub fn put_outputs(
         &self,
         (dir, outputs): (&Path, &[PathBuf]),
-        (facts, extra): (&TaskFacts, BTreeMap<String, serde_json::Value>),
+        (facts, (name, json)): (&TaskFacts, (&str, &str)),
         logs: [Option<&Path>; 2],
         base: Option<(Entry, &[PathBuf])>,
         request: SealRequest,
@@ -115,14 +115,18 @@ impl Cache {
     ) -> Result<Sealed> {
         let known = base.map(|(entry, changed)| Known::new(entry, changed)).transpose()?;
         let only = Only::Paths(outputs.iter().map(|o| o.as_os_str().as_bytes().to_vec()).collect());
-        let metadata = Metadata { extra, ..metadata(&request.key, facts) };
+        let metadata = metadata(&request.key, facts).to_bytes_with(name, json);
+        let metadata = metadata.map_err(|e| CacheError::BadInput {
+            what: format!("the metadata member {name}"),
+            why: e.to_string(),
+        })?;
         self.put_part((dir, &only, known.as_ref()), &metadata, logs, &request, work)
     }
 
     fn put_part(
         &self,
         (dir, only, known): (&Path, &Only, Option<&Known>),
-        metadata: &Metadata,
+        metadata: &[u8],
         logs: [Option<&Path>; 2],
         request: &SealRequest,
         work: &Work,
@@ -132,7 +136,7 @@ impl Cache {
         let stash = Stash::new(self);
         let storer = Storer { work: Some(work), known, ..self.foreign(&stash) };
         self.seal_plan(&storer, request, || {
-            let mut plan = plan_beside(metadata, &logs)?;
+            let mut plan = plan_beside(metadata.to_vec(), &logs)?;
             let attrs = top_attrs(top.as_fd()).map_err(|e| CacheError::io("read", dir, e))?;
             let outputs = plan.builder.dir(plan.builder.top(), b"outputs", attrs)?;
             let tree = Tree::new(top.as_fd(), &dir.display().to_string(), false)?;
@@ -183,7 +187,11 @@ impl Cache {
         logs: [Option<&Path>; 2],
         request: &SealRequest,
     ) -> Result<Sealed> {
-        untar::unpack(tar, draft.tree().as_fd())?;
+        // Some of it may be counted as the draft's already.
+        let room = |bytes: u64| {
+            self.make_room(bytes.saturating_sub(self.inner.upkeep.accounts.of_draft(draft.id())))
+        };
+        untar::unpack(tar, draft.tree().as_fd(), &room)?;
         let metadata = metadata(&request.key, facts);
         let logs = logs.map(|l| l.map(Log::File));
         let memory = Memory::default();
@@ -197,7 +205,7 @@ impl Cache {
             known: None,
         };
         self.seal_plan(&storer, request, || {
-            let mut plan = plan_beside(&metadata, &logs)?;
+            let mut plan = plan_beside(metadata.to_bytes(), &logs)?;
             let attrs =
                 top_attrs(draft.tree().as_fd()).map_err(|e| CacheError::io("read", draft.name(), e))?;
             let outputs = plan.builder.dir(plan.builder.top(), b"outputs", attrs)?;

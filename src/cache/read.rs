@@ -13,6 +13,7 @@ use super::lookup::Loaded;
 use super::partial::Large;
 use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, TierOptions, at};
 use crate::index::{BlobRow, Glance};
+use crate::model::groups::group_count;
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
@@ -21,13 +22,6 @@ use crate::store::{Location, StoreError};
 const MOVES: u32 = 8;
 /// Records whose blobs are looked for together, where one was found to have come from a tier.
 const NEAR: usize = 256;
-
-impl Cache {
-    /// Was this blob found damaged while this cache was open?
-    pub(super) fn is_damaged(&self, hash: &BlobHash) -> bool {
-        self.inner.damaged.lock().contains(hash)
-    }
-}
 
 impl Entry {
     /// The same entry, held by another lease of this kind.
@@ -129,7 +123,7 @@ impl Entry {
                     moves += 1;
                     continue;
                 }
-                Some(Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. }))) => e,
+                Some(Err(e)) if e.is_damage() => e,
                 Some(Err(e)) => return Err(e.into()),
                 None => StoreError::Missing {
                     what: format!("blob {hash}"),
@@ -139,7 +133,7 @@ impl Entry {
             self.relocate(loaded)?;
             moves += 1;
             // Compaction may have moved it, and again meanwhile; a damaged one may have been stored anew elsewhere.
-            let sure = asked || matches!(error, StoreError::Corrupt { .. });
+            let sure = asked || !matches!(error, StoreError::Missing { .. });
             if loaded.location(record) == tried && sure || moves > MOVES {
                 let still = || tried.is_none_or(|at| work(at).is_err());
                 self.damaged(loaded, record, hash, &error, (tried, still))?;
@@ -218,7 +212,14 @@ impl Entry {
         let (hash, size) = self.blob(&loaded.manifest, record)?;
         let groups = loaded.manifest.groups(record);
         let store = &self.cache().inner.store;
-        let read = |at| store.read_verified(&hash, size, groups, at, offset, &mut *buf);
+        let by_whole = groups.is_empty() && group_count(size) > 0;
+        let read = |at| match by_whole {
+            true => {
+                let values = self.cache().values_of(&hash, at)?;
+                store.read_verified(&hash, size, &values, at, offset, &mut *buf)
+            }
+            false => store.read_verified(&hash, size, groups, at, offset, &mut *buf),
+        };
         let n = match self.at_location(&loaded, record, &hash, read) {
             Err(e @ CacheError::Store(StoreError::Elsewhere { .. })) => {
                 let of = Large { hash, size, values: groups };

@@ -7,6 +7,7 @@
 //! cut short, or that the disk kept from reading something, is done again when the cache is opened next.
 //! What is lost: the order of access.
 
+use super::verify::twice;
 use super::{Cache, CacheError, Result};
 use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry, Replaced};
 use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
@@ -29,6 +30,8 @@ pub(super) struct Rebuilt {
     pub outlived: Vec<ManifestHash>,
     /// Something is there that the disk did not let us read.
     pub unread: bool,
+    /// Contents among that, which entries have all the same.
+    pub unread_blobs: Vec<(BlobHash, Location, StoreError)>,
 }
 
 /// Reads something, and once more where the disk failed. What is damaged, missing or on a bad spot of the disk costs
@@ -36,11 +39,10 @@ pub(super) struct Rebuilt {
 /// there, and ends the rebuild.
 fn read_twice<T>(
     unread: &mut bool,
-    mut read: impl FnMut() -> std::result::Result<T, StoreError>,
+    read: impl FnMut() -> std::result::Result<T, StoreError>,
 ) -> Result<std::result::Result<T, StoreError>> {
-    let bad_spot = |e: &StoreError| matches!(e, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO));
-    match read().or_else(|e| if bad_spot(&e) { read() } else { Err(e) }) {
-        Err(e) if bad_spot(&e) => {
+    match twice(read) {
+        Err(e) if e.is_bad_spot() => {
             *unread = true;
             Ok(Err(e))
         }
@@ -50,11 +52,12 @@ fn read_twice<T>(
 }
 
 impl Cache {
-    /// Throws the index away and makes it anew from the store. Nobody may use the cache meanwhile.
+    /// Throws the index away and makes it anew from the store; an error when somebody holds entries.
     pub(super) fn rebuild_index(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Rebuilt> {
+        let _alone = self.alone_with_index()?;
         let mut rebuilt = Rebuilt::default();
         self.inner.index.reset()?;
-        self.adopt_content(&mut rebuilt)?;
+        let shared = self.adopt_content(&mut rebuilt)?;
         let names = self.inner.store.manifests()?;
         let mut batch = Vec::new();
         for (done, name) in (0..).zip(&names) {
@@ -68,6 +71,7 @@ impl Cache {
             }
         }
         self.commit_batch(batch, &mut rebuilt)?;
+        shared.iter().try_for_each(|hash| self.part(hash))?;
         if !rebuilt.unread {
             self.inner.index.finish()?;
         }
@@ -77,8 +81,8 @@ impl Cache {
         Ok(rebuilt)
     }
 
-    /// Takes up all packs and loose blobs, without references.
-    fn adopt_content(&self, rebuilt: &mut Rebuilt) -> Result<()> {
+    /// Takes up all packs and loose blobs, without references. Returns the blobs that are files of drafts, too.
+    fn adopt_content(&self, rebuilt: &mut Rebuilt) -> Result<Vec<BlobHash>> {
         let (store, index) = (&self.inner.store, &self.inner.index);
         let mut packs = Vec::new();
         let mut blobs = Vec::new();
@@ -98,14 +102,40 @@ impl Cache {
                 index.adopt(std::mem::take(&mut packs), std::mem::take(&mut blobs))?;
             }
         }
+        let mut shared = Vec::new();
         for shard in 0..=255 {
             let found = store.loose_blobs_in(Some(shard))?;
-            blobs.extend(found.into_iter().map(|(hash, size)| (hash, size, Location::Loose)));
+            shared.extend(found.iter().filter(|blob| blob.shared).map(|blob| blob.hash));
+            blobs.extend(found.into_iter().map(|blob| (blob.hash, blob.size, Location::Loose)));
             if blobs.len() >= BATCH {
                 index.adopt(std::mem::take(&mut packs), std::mem::take(&mut blobs))?;
             }
         }
-        Ok(index.adopt(packs, blobs)?)
+        index.adopt(packs, blobs)?;
+        Ok(shared)
+    }
+
+    /// A loose blob that is a file of a draft as well, which may be written to, is for nobody to rely on. One that an entry has
+    /// becomes a file of its own, others go.
+    fn part(&self, hash: &BlobHash) -> Result<()> {
+        let (store, index) = (&self.inner.store, &self.inner.index);
+        if index.blob(hash)?.is_none_or(|row| row.refs == 0) {
+            index.drop_unreferenced(vec![*hash])?;
+            return Ok(store.remove_blob(hash)?);
+        }
+        match store.part_blob(hash) {
+            // It was written to, or rots: whoever reads it is told.
+            Err(e) if e.is_damage() => {
+                tracing::warn!("a blob that shares its file with a draft is damaged: {e}");
+                self.mark_damaged(hash);
+            }
+            // To be without the store would be worse.
+            Err(e) if e.is_no_space() => {
+                tracing::warn!("a blob shares its file with a draft, and there is no room for a copy: {e}");
+            }
+            other => other?,
+        }
+        Ok(())
     }
 
     fn entry_of(&self, manifest: Manifest, rebuilt: &mut Rebuilt) -> Result<Option<NewEntry>> {
@@ -133,7 +163,9 @@ impl Cache {
             rebuilt.incomplete.push((manifest.seal().key.clone(), manifest.hash(), missing));
             return Ok(None);
         }
-        let metadata = self.metadata_of(&manifest, &known, &mut rebuilt.unread)?;
+        let before = rebuilt.unread_blobs.len();
+        let metadata = self.metadata_of(&manifest, &known, &mut rebuilt.unread_blobs)?;
+        rebuilt.unread |= rebuilt.unread_blobs.len() > before;
         // By which tier is forgotten.
         let backed = if places.is_some() { Backed::Came } else { Backed::No };
         Ok(Some(NewEntry {
@@ -158,15 +190,16 @@ impl Cache {
             blobs: known,
             packs: Vec::new(),
             replaces: None,
+            healed: Vec::new(),
         }))
     }
 
-    /// The entry's metadata, if it is here and parses.
+    /// The entry's metadata, if it is here and parses. `unread` is told when it is on a bad spot of the disk.
     pub(super) fn metadata_of(
         &self,
         manifest: &Manifest,
         known: &[(BlobHash, u64, Location)],
-        unread: &mut bool,
+        unread: &mut Vec<(BlobHash, Location, StoreError)>,
     ) -> Result<Option<Metadata>> {
         let file = || {
             let record = manifest.find(b"metadata.json")?;
@@ -177,9 +210,15 @@ impl Cache {
         let Some((record, hash, size, at)) = file() else { return Ok(None) };
         let mut bytes = vec![0; size as usize];
         let groups = manifest.groups(record);
-        let read =
-            read_twice(unread, || self.inner.store.read_verified(&hash, size, groups, at, 0, &mut bytes))?;
-        Ok(read.ok().and_then(|_| Metadata::parse(&bytes).ok()))
+        match twice(|| self.inner.store.read_verified(&hash, size, groups, at, 0, &mut bytes)) {
+            Ok(_) => Ok(Metadata::parse(&bytes).ok()),
+            Err(e) if e.is_bad_spot() => {
+                unread.push((hash, at, e));
+                Ok(None)
+            }
+            Err(e @ StoreError::Io { .. }) => Err(e.into()),
+            Err(_) => Ok(None),
+        }
     }
 
     fn commit_batch(&self, batch: Vec<NewEntry>, rebuilt: &mut Rebuilt) -> Result<()> {

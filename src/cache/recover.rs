@@ -6,9 +6,9 @@
 //! the background, a few directories per tick (`docs/decisions/0030-recovery-trusts-the-index.md`). A draft that
 //! was being sealed is still whole; the manifest it left is an orphan, too.
 //!
-//! Invariants: an orphan is deleted only if it is older than this process, so nothing that is
-//! being sealed is; a blob only under a claim; a sweep that was not finished goes on after the
-//! next start.
+//! Invariants: nothing that is being sealed is deleted: of packs only those that this process has not made, of
+//! manifests those of which nobody reserves a blob, and that are older by the clock, of blobs what is claimed; a sweep
+//! that was not finished goes on after the next start.
 
 use std::time::{Duration, Instant};
 
@@ -82,7 +82,9 @@ impl Cache {
                 let what = format!("{missing} of its blobs are lost, noticed when the index was made anew");
                 self.note(EventKind::Damaged { what }, Some(&key), true);
             }
-            for e in rebuilt.unreadable.into_iter().map(|(_, e)| e).chain(rebuilt.bad_packs) {
+            let manifests = rebuilt.unreadable.into_iter().map(|(_, e)| e);
+            let blobs = rebuilt.unread_blobs.into_iter().map(|(_, _, e)| e);
+            for e in manifests.chain(rebuilt.bad_packs).chain(blobs) {
                 self.note(EventKind::Damaged { what: e.to_string() }, None, true);
             }
         } else if fresh {
@@ -109,7 +111,11 @@ impl Cache {
         let disk = |e: &CacheError| {
             matches!(
                 e,
-                CacheError::Store(_) | CacheError::Index(_) | CacheError::NoSpace(_) | CacheError::Io { .. }
+                CacheError::Store(_)
+                    | CacheError::Index(_)
+                    | CacheError::NoSpace(_)
+                    | CacheError::Unwritten { .. }
+                    | CacheError::Io { .. }
             )
         };
         if result.as_ref().is_err_and(disk) {
@@ -132,8 +138,9 @@ impl Cache {
     /// A little of the sweep.
     pub(super) fn sweep_step(&self) -> Result<()> {
         let begun = Instant::now();
-        // An index that is being made anew does not know what belongs to entries.
-        while begun.elapsed() < SLICE && self.inner.index.is_finished() {
+        while begun.elapsed() < SLICE
+            && let Some(_all) = self.index_knows_all()
+        {
             let (stage, since) = {
                 let sweep = self.inner.upkeep.sweep.lock();
                 (sweep.stage, sweep.since_ns)
@@ -156,7 +163,7 @@ impl Cache {
                     next_shard(shard).map_or(Stage::Packs, Stage::Blobs)
                 }
                 Stage::Packs => {
-                    self.sweep_packs(since)?;
+                    self.sweep_packs()?;
                     self.inner.store.set_marker(MARKER, false)?;
                     Stage::Done
                 }
@@ -168,7 +175,7 @@ impl Cache {
 
     /// The whole sweep, at once.
     pub fn finish_sweep(&self) -> Result<()> {
-        while self.inner.index.is_finished() && self.inner.upkeep.sweep.lock().stage != Stage::Done {
+        while self.index_knows_all().is_some() && self.inner.upkeep.sweep.lock().stage != Stage::Done {
             self.sweep_step()?;
         }
         Ok(())
@@ -179,11 +186,19 @@ impl Cache {
         let names = store.manifests_in(Some(shard))?;
         for name in self.inner.index.unknown_manifests(&names)? {
             if store.manifest_changed_at_ns(&name)?.is_some_and(|at| at < since) && !self.is_used(&name) {
-                tracing::info!(manifest = %name, "a manifest that no entry has is removed");
-                self.remove_unknown_manifest(&name)?;
+                self.sweep_manifest(&name)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes a manifest that the index does not know, and says whose it was: an index that lost its last commits, by rot or
+    /// because the disk forgot them, leaves nothing else of an entry.
+    pub(super) fn sweep_manifest(&self, name: &ManifestHash) -> Result<()> {
+        let key = self.inner.store.read_manifest(name).ok().map(|m| m.seal().key.clone());
+        tracing::info!(manifest = %name, key = key.as_ref().map(tracing::field::display), "a manifest that no entry has is removed");
+        self.note(EventKind::Swept { manifest: *name }, key.as_ref(), true);
+        self.remove_unknown_manifest(name)
     }
 
     /// A manifest out of the index is still used while its entry is held: its blobs are reserved.
@@ -197,7 +212,7 @@ impl Cache {
 
     fn sweep_blobs(&self, shard: u8) -> Result<()> {
         let names: Vec<BlobHash> =
-            self.inner.store.loose_blobs_in(Some(shard))?.into_iter().map(|(h, _)| h).collect();
+            self.inner.store.loose_blobs_in(Some(shard))?.into_iter().map(|blob| blob.hash).collect();
         let rows = self.inner.index.blobs(&names)?;
         let orphans =
             names.iter().zip(rows).filter(|(_, row)| row.is_none_or(|r| r.location != Location::Loose));
@@ -221,11 +236,9 @@ impl Cache {
         Ok(removed)
     }
 
-    fn sweep_packs(&self, since: i64) -> Result<()> {
+    fn sweep_packs(&self) -> Result<()> {
         for pack in self.inner.store.pack_ids()? {
-            if self.inner.index.pack(pack)?.is_none()
-                && self.inner.store.pack_changed_at_ns(pack)?.is_some_and(|at| at < since)
-            {
+            if !self.inner.store.is_own_pack(pack) && self.inner.index.pack(pack)?.is_none() {
                 tracing::info!(pack = pack.0, "a pack that no entry has is removed");
                 self.inner.store.remove_pack(pack)?;
             }

@@ -6,7 +6,8 @@
 
 use super::evict::Condemned;
 use super::fsck::{Check, Damage, path_of};
-use super::{Cache, CacheError, Result};
+use super::verify::twice;
+use super::{Cache, Result};
 use crate::index::EntryRow;
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, EventKind};
@@ -14,15 +15,21 @@ use crate::store::{Location, PackId, StoreError};
 
 const DROPPED: &str = "set aside; the entries that need it were dropped";
 
+/// What is gone already need not be set aside, and what the disk does not let go of must not keep the rest from being repaired.
+fn set_aside(done: std::result::Result<(), StoreError>) -> Result<()> {
+    match done {
+        Err(e) if e.is_bad_spot() => {
+            tracing::warn!("something damaged stays where it is: {e}");
+            Ok(())
+        }
+        Err(StoreError::Missing { .. }) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 impl Check<'_> {
     /// Makes the index anew. Row ids change, so nobody may hold an entry meanwhile.
     pub(super) fn rebuild(&mut self) -> Result<()> {
-        if !self.cache.inner.leases.is_idle() {
-            return Err(CacheError::BadInput {
-                what: "the index".into(),
-                why: "it cannot be made anew while entries are in use: unmount all views first".into(),
-            });
-        }
         let progress = &mut *self.progress;
         let rebuilt = self.cache.rebuild_index(&mut |done, total| {
             progress(super::FsckProgress { stage: "rebuilding the index", done, total });
@@ -39,6 +46,12 @@ impl Check<'_> {
             let what = format!("{} of the entry {key} lost", counted(missing as u64, "blob", "blobs"));
             self.damage("manifest", path.join(manifest.to_hex()), what, vec![key.clone()]);
             self.report.lost.push(key);
+        }
+        for (hash, at, e) in rebuilt.unread_blobs {
+            self.bad_blobs.insert(hash, (path_of(&e), e.to_string()));
+            if let Location::Pack { pack, .. } = at {
+                self.bad_packs.insert(pack);
+            }
         }
         Ok(())
     }
@@ -63,6 +76,11 @@ impl Check<'_> {
         })?;
         self.quarantine_unreadable()?;
         self.mark_all();
+        self.cache.forget_gone_damage()?;
+        if self.report.rebuilt && !self.cache.inner.index.is_finished() {
+            // What could not be read is set aside by now: the rest is all there is.
+            self.cache.rebuild_index(&mut |_, _| {})?;
+        }
         self.remove_orphans()
     }
 
@@ -123,7 +141,7 @@ impl Check<'_> {
         let mut dropped = Vec::new();
         for row in std::mem::take(&mut self.bad_entries) {
             // What an unreadable manifest referred to is counted anew.
-            let manifest = self.cache.inner.store.read_manifest(&row.manifest);
+            let manifest = twice(|| self.cache.inner.store.read_manifest(&row.manifest));
             let blobs = manifest.map(|m| m.blobs().into_iter().map(|(h, _, _)| h).collect::<Vec<_>>());
             if self.drop_entry(&row, &blobs.unwrap_or_default())? {
                 dropped.push(row.key);
@@ -146,6 +164,7 @@ impl Check<'_> {
     }
 
     fn drop_entry(&self, row: &EntryRow, blobs: &[BlobHash]) -> Result<bool> {
+        let _stands = self.cache.index_stands();
         let inner = &self.cache.inner;
         let Some(choice) = inner.leases.choose(row.id, true) else { return Ok(false) };
         let held = inner.leases.reserve(blobs.iter().copied());
@@ -154,10 +173,7 @@ impl Check<'_> {
             inner.upkeep.condemned.lock().remove(&row.id);
             return Ok(false);
         }
-        match inner.store.quarantine_manifest(&row.manifest) {
-            Ok(()) | Err(StoreError::Missing { .. }) => {}
-            Err(e) => return Err(e.into()),
-        }
+        set_aside(inner.store.quarantine_manifest(&row.manifest))?;
         self.note_dropped(&row.key);
         if choice.condemn() {
             // Not by the reaper: what is bad goes to quarantine before its row goes.
@@ -195,10 +211,7 @@ impl Check<'_> {
         let bad: Vec<BlobHash> = self.bad_blobs.keys().copied().collect();
         for (hash, row) in bad.iter().zip(inner.index.blobs(&bad)?) {
             if row.is_some_and(|r| r.location == Location::Loose) {
-                match inner.store.quarantine_blob(hash) {
-                    Ok(()) | Err(StoreError::Missing { .. }) => {}
-                    Err(e) => return Err(e.into()),
-                }
+                set_aside(inner.store.quarantine_blob(hash))?;
             }
         }
         for pack in std::mem::take(&mut self.bad_packs) {
@@ -240,7 +253,7 @@ impl Check<'_> {
             let Some(name) = name else { continue };
             match store.quarantine_manifest(&name) {
                 Ok(()) => damage.repaired = Some("set aside".into()),
-                Err(StoreError::Missing { .. }) => {}
+                Err(e) if e.is_damage() => tracing::warn!("something damaged stays where it is: {e}"),
                 Err(e) => return Err(e.into()),
             }
         }
@@ -256,10 +269,11 @@ impl Check<'_> {
     }
 
     fn remove_orphans(&mut self) -> Result<()> {
+        let Some(_all) = self.cache.index_knows_all() else { return Ok(()) };
         let orphans = self.orphans()?;
         let store = &self.cache.inner.store;
         for name in &orphans.manifests {
-            self.cache.remove_unknown_manifest(name)?;
+            self.cache.sweep_manifest(name)?;
         }
         self.cache.remove_orphan_blobs(&orphans.blobs)?;
         for pack in &orphans.packs {
@@ -273,12 +287,14 @@ impl Cache {
     /// Moves the sound blobs of a damaged pack to a new one, and the pack to quarantine. Rows of
     /// its bad blobs stay until they are dropped.
     fn salvage_pack(&self, pack: PackId) -> Result<()> {
+        let _stands = self.index_stands();
         let inner = &self.inner;
         let mut moved = Vec::new();
         let mut writer = inner.store.new_pack()?;
         for row in inner.index.pack_blobs(pack)? {
             let mut content = vec![0; row.size as usize];
-            if inner.store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content).is_ok() {
+            let read = || inner.store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content);
+            if twice(read).is_ok() {
                 moved.push((row.hash, writer.append(&row.hash, &content)?));
             }
         }
@@ -287,9 +303,6 @@ impl Cache {
             false => Some(writer.finish()?).map(|p| (p.id, p.bytes)),
         };
         inner.index.relocate(moved, added, vec![pack])?;
-        match inner.store.quarantine_pack(pack) {
-            Ok(()) | Err(StoreError::Missing { .. }) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
+        set_aside(inner.store.quarantine_pack(pack))
     }
 }

@@ -246,6 +246,10 @@ impl<'a> Restorer<'a> {
         let there = self.there(place, name)?;
         let is_dir = there.map(|s| at::kind(&s) == libc::S_IFDIR);
         if is_dir == Some(false) {
+            // On the way to an output, and none itself.
+            if self.exact && !only.is_all() {
+                return Err(CacheError::InTheWay(self.path(place.index, name)));
+            }
             self.in_the_way(place, name)?;
             unlinkat(place.fd, name, UnlinkatFlags::NoRemoveDir).map_err(|e| fail(e.into()))?;
         }

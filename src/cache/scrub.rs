@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fsck::{Check, FsckOptions};
 use super::here::now_ns;
-use super::verify::{self, PackFound};
+use super::verify::PackFound;
 use super::{Cache, CacheError, Result, at};
 use crate::index::{BlobRow, EntryRow};
 use crate::model::units::counted;
@@ -238,7 +238,7 @@ impl Cache {
 
     /// Something that differs when there was work in between. (What a kernel reads by itself is not seen.)
     fn activity(&self) -> Activity {
-        let changed = self.drafts().iter().map(|d| d.changed_at_ns()).max().unwrap_or(0);
+        let changed = self.drafts().iter().map(|d| d.last_change()).max().unwrap_or(0);
         let read = self.inner.blob_bytes_read.load(std::sync::atomic::Ordering::Relaxed);
         (read, self.inner.index.changes(), changed)
     }
@@ -307,9 +307,9 @@ impl Cache {
     fn scrub_blob(&self, row: &BlobRow, pace: &mut Pace<'_, '_>) -> std::result::Result<(), Pause> {
         let mut since = 0;
         let mut gone = false;
-        let result = verify::loose_blob(
-            &self.inner.store,
-            row,
+        let result = self.inner.store.verify_blob(
+            &row.hash,
+            row.size,
             Some(&mut |n| {
                 self.verified(n);
                 since += n;
@@ -359,7 +359,7 @@ impl Cache {
     fn scrub_manifest(&self, row: &EntryRow, pace: &mut Pace<'_, '_>) -> std::result::Result<(), Pause> {
         let bytes = match self.inner.store.read_manifest(&row.manifest) {
             Ok(manifest) => manifest.as_bytes().len() as u64,
-            Err(e @ (StoreError::Missing { .. } | StoreError::Corrupt { .. })) => {
+            Err(e) if e.is_damage() => {
                 let now = self.inner.index.entry(&row.key)?;
                 // Otherwise it was evicted meanwhile.
                 if now.is_some_and(|now| now.manifest == row.manifest) && self.bad_manifest(row, &e)? {
@@ -378,19 +378,15 @@ impl Cache {
 
     /// A blob could not be verified.
     fn scrub_found(&self, row: &BlobRow, error: &StoreError) -> Result<()> {
-        let unreadable =
-            matches!(error, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO));
-        if !unreadable && !matches!(error, StoreError::Missing { .. } | StoreError::Corrupt { .. }) {
+        if !error.is_damage() {
             tracing::warn!("the scrub passes over what it cannot read now: {error}");
             return Ok(());
         }
         let still = || match row.location {
-            Location::Loose => verify::loose_blob(&self.inner.store, row, Some(&mut |_| true)).is_err(),
-            Location::Pack { .. } => {
-                let mut content = vec![0; row.size as usize];
-                let store = &self.inner.store;
-                store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content).is_err()
+            Location::Loose => {
+                self.inner.store.verify_blob(&row.hash, row.size, Some(&mut |_| true)).is_err()
             }
+            Location::Pack { .. } => self.verify_packed(row).is_err(),
             Location::Elsewhere => false,
         };
         if !self.is_still_there(row)? || !self.bad_blob(row, error, still)? {

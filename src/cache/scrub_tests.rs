@@ -178,3 +178,88 @@ fn off_is_never_and_a_new_store_has_time() {
     f.cache().scrub(&mut |_| false);
     assert!(!f.cache().stats().unwrap().scrub.running, "the first round is a period away");
 }
+
+/// A store without `replace`, as `outfs put` does it.
+fn put_again(f: &Fixture, name: &str) -> Sealed {
+    let origin = crate::model::manifest::Origin { how: "put".into(), ..Default::default() };
+    let request = SealRequest { key: key(name), origin, inferred: false, replace: false };
+    let tree = f.dir.path().join(format!("src-{name}"));
+    f.cache().put_dir(&tree, &TaskFacts::default(), [None, None], request).unwrap()
+}
+
+#[test]
+fn what_was_found_damaged_is_known_after_a_restart() {
+    let mut f = filled();
+    f.reopen(|store| flip(&store.join("packs"), &noise(2, 5000)[..64], 40));
+    assert!(read(&f, "key1", "small").is_err());
+    f.reopen(|_| {});
+    f.put("key4", &[("again", noise(2, 5000))]);
+    assert_eq!(read(&f, "key1", "small").unwrap(), noise(2, 5000), "stored anew, it is whole again");
+    assert!(f.files("damaged").is_empty());
+    assert_eq!(f.cache().fsck(FsckOptions::default(), &mut |_| {}).unwrap().damage, []);
+    f.sound();
+}
+
+#[test]
+fn the_same_outputs_under_the_same_key_heal_it() {
+    for restart in [false, true] {
+        let mut f = filled();
+        f.reopen(|store| {
+            flip(&store.join("packs"), &noise(2, 5000)[..64], 40);
+            flip(&store.join("blobs"), &noise(1, MIB)[..64], 40);
+        });
+        assert!(matches!(put_again(&f, "key1"), Sealed::Same(_)), "nobody has noticed yet");
+        assert!(read(&f, "key1", "small").is_err() && read(&f, "key3", "big").is_err());
+        if restart {
+            f.reopen(|_| {});
+        }
+        assert!(matches!(put_again(&f, "key1"), Sealed::New(_)));
+        assert!(matches!(put_again(&f, "key1"), Sealed::Same(_)));
+        for (name, path, content) in [
+            ("key1", "big", noise(1, MIB)),
+            ("key1", "small", noise(2, 5000)),
+            ("key1", "other", noise(3, 5000)),
+            ("key3", "big", noise(1, MIB)),
+        ] {
+            assert_eq!(read(&f, name, path).unwrap(), content, "{name} {path}");
+        }
+        assert!(f.files("damaged").is_empty());
+        f.cache().compact().unwrap();
+        let options = FsckOptions { verify_data: true, ..FsckOptions::default() };
+        assert_eq!(f.cache().fsck(options, &mut |_| {}).unwrap().damage, []);
+        f.sound();
+    }
+}
+
+#[test]
+fn a_check_tells_of_what_was_found_before_and_a_repair_ends_that() {
+    let mut f = filled();
+    f.reopen(|store| flip(&store.join("packs"), &noise(2, 5000)[..64], 40));
+    assert!(read(&f, "key1", "small").is_err());
+    f.reopen(|_| {});
+    let options = FsckOptions::default();
+    let report = f.cache().fsck(options, &mut |_| {}).unwrap();
+    assert_eq!((report.damage.len(), &report.damage[0].entries[..]), (1, &[key("key1")][..]), "{report:?}");
+    let report = f.cache().fsck(FsckOptions { repair: true, ..options }, &mut |_| {}).unwrap();
+    assert!(report.is_sound() && report.lost == [key("key1")], "{report:?}");
+    assert!(f.files("damaged").is_empty());
+    f.reopen(|_| {});
+    assert_eq!(f.cache().fsck(options, &mut |_| {}).unwrap().damage, []);
+}
+
+/// What was believed before somebody found it damaged is not believed any more when it is committed.
+#[test]
+fn what_is_found_damaged_while_it_is_stored_again_is_stored_anew() {
+    let mut f = filled();
+    f.reopen(|store| flip(&store.join("packs"), &noise(2, 5000)[..64], 40));
+    let place = crate::store::DraftPlace::InPlace { key: key("key4") };
+    let draft = f.cache().create_draft(place).unwrap();
+    std::fs::write(f.cache().store().draft_path(draft.id()).join("small"), noise(2, 5000)).unwrap();
+    f.cache().prepare(&draft, std::time::Instant::now() + Duration::from_secs(10)).unwrap();
+    assert!(read(&f, "key1", "small").is_err());
+    let request =
+        SealRequest { key: key("key4"), origin: Default::default(), inferred: false, replace: false };
+    let entry = f.cache().seal(&draft, request).unwrap().into_entry();
+    assert_eq!(entry.read_all(entry.file(b"small").unwrap(), u64::MAX).unwrap(), noise(2, 5000));
+    assert_eq!(read(&f, "key1", "small").unwrap(), noise(2, 5000));
+}

@@ -49,7 +49,12 @@ impl Cache {
         let mut plan = Plan::new(top);
         let root = plan.builder.top();
         plan.add_tree(root, Tree::new(draft.tree().as_fd(), "", true)?)?;
-        *kept = Some(Prepared { generation, tree: self.store_plan(&storer, plan)? });
+        let tree = self.store_plan(&storer, plan).inspect_err(|e| {
+            if let CacheError::Unwritten { .. } = e {
+                self.note_unwritten(draft);
+            }
+        })?;
+        *kept = Some(Prepared { generation, tree });
         Ok(())
     }
 

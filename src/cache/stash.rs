@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{Cache, Inner, Result, lease};
+use super::{Cache, Inner, Result, at, lease};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
 use crate::store::{Adopt, Hashed, Location, PACK_LIMIT, PackId, PackWriter};
@@ -256,7 +256,7 @@ impl Stash {
                 .inner
                 .store
                 .blob_file(&content.hash)
-                .is_ok_and(|f| f.metadata().is_ok_and(|m| m.len() == content.size)),
+                .is_ok_and(|f| at::stat_of(&f).is_ok_and(|s| s.st_size as u64 == content.size)),
             Location::Elsewhere => false,
         };
         if there && !cache.is_damaged(&content.hash) {
@@ -273,6 +273,8 @@ impl Stash {
         if self.has_large(cache, content)? {
             return Ok(());
         }
+        // A place that an entry has already is no draft's file.
+        let how = if cache.is_damaged(&content.hash) { Adopt::Clone } else { how };
         // A link takes no room: its bytes count as the draft's already.
         self.room_for(cache, if how == Adopt::Link { 0 } else { content.size })?;
         let claims = &cache.inner.claims;
@@ -341,6 +343,31 @@ impl Stash {
         self.let_go(cache);
         lost.iter().for_each(|hash| self.forget_loose(hash));
         false
+    }
+
+    /// Whether it has put this blob there itself, and not committed it yet.
+    pub fn is_own(&self, hash: &BlobHash, at: Location) -> bool {
+        let state = self.state.lock();
+        match at {
+            Location::Pack { pack, .. } => state.packs.contains_key(&pack),
+            Location::Loose => state.loose.contains(hash),
+            Location::Elsewhere => false,
+        }
+    }
+
+    /// Forgets that those of `hashes` are stored which others have stored and which were found damaged since. True when there
+    /// were any: they must be stored anew.
+    pub fn doubt_damaged(&self, cache: &Cache, hashes: &[(BlobHash, u64)]) -> bool {
+        let others = |hash: &BlobHash| {
+            cache.is_damaged(hash) && self.location(hash).is_some_and(|at| !self.is_own(hash, at))
+        };
+        let mut doubted = false;
+        if cache.is_any_damaged(hashes.iter().map(|(hash, _)| hash)) {
+            for (hash, _) in hashes.iter().filter(|(hash, _)| others(hash)) {
+                doubted |= self.state.lock().placed.remove(hash).is_some();
+            }
+        }
+        doubted
     }
 
     /// After a [`hold`](Self::hold) that led to no commit.

@@ -177,6 +177,9 @@ fn what_is_elsewhere_is_no_damage() {
     near.cache.attach_tiers(vec![w.tier.clone()], patient());
     assert_eq!(read(&entry, "zz").unwrap(), b"mine");
     assert_eq!(read(&entry, "large").unwrap(), bytes(3_000_000, 3));
+    // What the background finishes while its entry goes stays until a collection.
+    let large = entry.file(b"outputs/large").unwrap();
+    eventually("it is in its place", || entry.backing(large).unwrap().is_some());
     drop(entry);
     assert!(near.cache.evict(&key("abcd"), "request").unwrap());
     assert_eq!(near.cache.index().totals().unwrap(), crate::index::Totals::default());

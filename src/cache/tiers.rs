@@ -15,6 +15,7 @@ use super::breaker::{Asked, TierFacts};
 use super::fetch::Fetches;
 use super::flights::Flights;
 use super::prefetch::{Coming, Prefetch};
+use super::whole::Wholes;
 use super::{Cache, Entry, Inner, LeaseKind, Result};
 use crate::model::EntryKey;
 use crate::tier::Tier;
@@ -65,6 +66,7 @@ pub(super) struct Tiers {
     asking: Arc<Flights<EntryKey, bool>>,
     absent: Absences,
     pub fetches: Fetches,
+    pub wholes: Wholes,
     pub coming: Coming,
 }
 

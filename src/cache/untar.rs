@@ -5,20 +5,19 @@
 //! or damaged is an error. Reads ustar, GNU and pax; the `tar` crate's reader is not used because
 //! it loses pax records whose values have line ends in them, and so renames files.
 
-use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
-use nix::fcntl::AtFlags;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid};
 use tar::{EntryType, Header};
 
 use super::tar::PAX_XATTR;
 use super::way::Way;
 use super::{CacheError, Result, at};
 use crate::model::manifest::{MAX_DIR_PATH, TreeError, path_len};
+use crate::store::port;
 
 const BLOCK: u64 = 512;
 /// Most bytes of a long name or of pax records: more is no honest stream.
@@ -27,9 +26,16 @@ const MAX_EXTRA: u64 = 16 << 20;
 /// Below what it will stand in the entry.
 const OUTPUTS: &str = "outputs";
 
-/// Unpacks a stream below an empty directory.
-pub(super) fn unpack(stream: &mut dyn Read, top: BorrowedFd<'_>) -> Result<()> {
-    let mut unpacker = Unpacker { top, dirs: Vec::new(), way: Way::default() };
+/// Bytes written at a time, and between two questions for room.
+const PIECE: usize = 1 << 20;
+
+/// Unpacks a stream below an empty directory. `room` is asked now and then whether there is room for so many bytes in all.
+pub(super) fn unpack(
+    stream: &mut dyn Read,
+    top: BorrowedFd<'_>,
+    room: &dyn Fn(u64) -> Result<()>,
+) -> Result<()> {
+    let mut unpacker = Unpacker { top, dirs: Vec::new(), way: Way::default(), room, bytes: 0, asked: 0 };
     let mut members = Members { stream, data: 0, padding: 0, first: true };
     while let Some(member) = members.next()? {
         unpacker.member(member, &mut members)?;
@@ -154,7 +160,7 @@ impl Members<'_> {
                 "it is stored as a sparse file; write the stream without --sparse",
             ));
         }
-        let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(i64::MAX);
+        let seconds = seconds(header).map_err(broken)?;
         let owner = |given: Option<u64>, header: io::Result<u64>| given.map_or(header, Ok).map_err(broken);
         let link = header.link_name_bytes().map(|l| l.into_owned()).unwrap_or_default();
         if let Some(size) = over.size {
@@ -174,6 +180,17 @@ impl Members<'_> {
             path,
         })
     }
+}
+
+/// When a header says that its file was changed, in seconds since 1970. GNU's tar writes what was before as a binary number
+/// below zero: all its upper bits are set.
+fn seconds(header: &Header) -> io::Result<i64> {
+    let (upper, lower) = header.as_old().mtime.split_at(4);
+    if upper[0] != 0xff {
+        return Ok(i64::try_from(header.mtime()?).unwrap_or(i64::MAX));
+    }
+    let lower = <[u8; 8]>::try_from(lower).map_or(i64::MIN, i64::from_be_bytes);
+    Ok(if upper == [0xff; 4] && lower < 0 { lower } else { i64::MIN })
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -237,6 +254,11 @@ struct Unpacker<'a> {
     /// Directories get their attributes last.
     dirs: Vec<(Vec<Vec<u8>>, Member)>,
     way: Way,
+    room: &'a dyn Fn(u64) -> Result<()>,
+    /// Written so far.
+    bytes: u64,
+    /// How many that were when room was asked for.
+    asked: u64,
 }
 
 /// The components of a member's path; what leads out of the tree is refused.
@@ -274,12 +296,11 @@ impl Unpacker<'_> {
         self.make_way(dir.as_fd(), name).map_err(fail)?;
         match kind {
             EntryType::Regular | EntryType::Continuous => {
-                let mut file = at::create_new(dir.as_fd(), name, 0o600).map_err(fail)?;
-                io::copy(data, &mut file).map_err(fail)?;
+                let file = at::create_new(dir.as_fd(), name, 0o600).map_err(fail)?;
+                self.write(data, &file, &path)?;
             }
             EntryType::Symlink => {
-                symlinkat(OsStr::from_bytes(&member.link), dir.as_fd(), &name[..])
-                    .map_err(|e| fail(e.into()))?;
+                at::symlink(&member.link, dir.as_fd(), name).map_err(fail)?;
             }
             EntryType::Link => return self.link(&member, dir.as_fd(), name),
             other => {
@@ -292,6 +313,25 @@ impl Unpacker<'_> {
             }
         }
         apply(dir.as_fd(), name, &member).map_err(fail)
+    }
+
+    /// Writes a member's data. What its header says of their size is not believed before they come.
+    fn write(&mut self, data: &mut Members<'_>, file: &File, path: &[u8]) -> Result<()> {
+        let fail = |e: io::Error| CacheError::io("unpack", at::show(path), e);
+        let mut piece = Vec::new();
+        loop {
+            piece.clear();
+            (&mut *data).take(PIECE as u64).read_to_end(&mut piece).map_err(fail)?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            self.bytes += piece.len() as u64;
+            if self.bytes - self.asked >= PIECE as u64 {
+                (self.room)(self.bytes)?;
+                self.asked = self.bytes;
+            }
+            port::write_all(file, &piece).map_err(fail)?;
+        }
     }
 
     /// Opens a directory below the top, making what is missing.
@@ -324,7 +364,7 @@ impl Unpacker<'_> {
             Some(stat) if at::kind(&stat) == libc::S_IFDIR => {
                 Err(io::Error::other("the stream has a directory of the same name"))
             }
-            Some(_) => Ok(unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?),
+            Some(_) => at::unlink(dir, name),
             None => Ok(()),
         }
     }
@@ -336,8 +376,7 @@ impl Unpacker<'_> {
             return Err(bad(&format!("the member {:?}", at::show(path)), "it is a hard link to nothing"));
         };
         let from = self.open_dir(parents, &member.link)?;
-        linkat(from.as_fd(), &last[..], dir, name, AtFlags::empty())
-            .map_err(|e| CacheError::io("link", at::show(path), e.into()))
+        at::link(from.as_fd(), last, dir, name).map_err(|e| CacheError::io("link", at::show(path), e))
     }
 
     fn finish(mut self) -> Result<()> {
@@ -361,7 +400,7 @@ fn apply(dir: BorrowedFd<'_>, name: &[u8], meta: &Member) -> io::Result<()> {
         // Owners that do not exist here are numbers all the same; what is out of range is left.
         let id = |n: u64| u32::try_from(n).ok().filter(|&n| n != u32::MAX);
         let (uid, gid) = (id(meta.owner.0).map(Uid::from_raw), id(meta.owner.1).map(Gid::from_raw));
-        fchownat(dir, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        at::chown(dir, name, uid, gid)?;
     }
     if meta.kind != EntryType::Symlink {
         at::set_xattrs(dir, name, meta.xattrs.iter().map(|(k, v)| (&k[..], &v[..])))?;

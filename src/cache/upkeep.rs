@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::evict::{Condemned, Leaving};
 use super::pin::Verdicts;
-use super::pressure::Suspect;
+use super::pressure::{Stopped, Suspect};
 use super::recent::Recent;
 use super::recover::Sweep;
 use super::usage::Accounts;
@@ -37,10 +37,12 @@ pub(crate) struct Upkeep {
     pub(super) held_blobs: AtomicUsize,
     /// Entries that a kernel was asked to forget, by row id: their second chance.
     pub(super) suspects: Mutex<HashMap<i64, Suspect>>,
-    /// One round of eviction at a time.
-    pub(super) round: Mutex<()>,
+    /// One round of eviction at a time; where those in the background stopped.
+    pub(super) round: Mutex<Stopped>,
     /// One compaction at a time; where the search for sparse packs goes on.
     pub(super) compacting: Mutex<Option<PackId>>,
+    /// Packs that went because what lived in them was moved.
+    pub(super) compacted: AtomicU64,
     /// What an unclean stop left to look for.
     pub(super) sweep: Mutex<Sweep>,
     pub(super) recent: Recent,

@@ -47,6 +47,10 @@ impl Fixture {
     pub fn reopen(&mut self, change: impl FnOnce(&Path)) {
         self.cache.take().unwrap().close().unwrap();
         change(&self.store());
+        self.open();
+    }
+
+    pub fn open(&mut self) {
         self.cache = Some(Cache::open(&self.store(), self.limits.clone()).unwrap());
     }
 
@@ -202,6 +206,46 @@ fn room_is_made_least_recently_used_first_and_pins_and_holds_stay() {
     f.sound();
 }
 
+/// Of very many that are held, however long ago they were used, the way leads to what can go.
+#[test]
+fn room_is_made_behind_very_many_that_must_stay() {
+    let f = Fixture::with(limited(6));
+    let row = f.put("key1", &[("f", noise(1, MIB))]);
+    let many: Vec<_> = (0..20_200u32)
+        .map(|n| {
+            let manifest = crate::model::ManifestHash::of(&n.to_le_bytes());
+            let (key, task_id) = (key(&format!("held-{n}")), String::new());
+            let row =
+                EntryRow { key, task_id, manifest, accessed_at_ns: 1, metadata_bytes: 0, ..row.clone() };
+            let (blobs, packs, healed) = (Vec::new(), Vec::new(), Vec::new());
+            crate::index::NewEntry { row, blobs, packs, replaces: None, healed }
+        })
+        .collect();
+    let ids = f.cache().index().commit_all(many).unwrap().into_iter().map(|done| match done {
+        crate::index::Commit::Done(id, _) => id,
+        taken => panic!("{taken:?}"),
+    });
+    let held: Vec<_> = ids.map(|id| f.cache().take_lease(id, LeaseKind::Hold).unwrap()).collect();
+    let is_there = |name: &str| f.cache().index().entry(&key(name)).unwrap().is_some();
+    // In the background it takes another round.
+    let limit = f.cache().usage().unwrap().used;
+    f.cache().inner.limits.write().size = Some(Size::Bytes(limit));
+    f.cache().evict_above_high_water().unwrap();
+    assert!(is_there("key1"));
+    f.cache().evict_above_high_water().unwrap();
+    assert!(!is_there("key1"));
+    // Whoever needs it now does not wait for that.
+    f.cache().inner.limits.write().size = Some(Size::Bytes(2 * limit));
+    f.put("key2", &[("f", noise(2, MIB))]);
+    let usage = f.cache().usage().unwrap();
+    f.cache().make_room(usage.limit - usage.used + 4096).unwrap();
+    assert!(!is_there("key2"));
+    f.put("key3", &[("f", noise(3, MIB))]);
+    let options = GcOptions { dry_run: false, older_than: Some(Duration::ZERO) };
+    assert_eq!(f.cache().gc(&options).unwrap().evicted, [key("key3")]);
+    drop(held);
+}
+
 #[test]
 fn nothing_younger_than_the_minimum_age_goes() {
     let f = Fixture::with(limited(4));
@@ -211,6 +255,35 @@ fn nothing_younger_than_the_minimum_age_goes() {
     f.cache().inner.limits.write().min_age = Duration::ZERO;
     f.cache().make_room(2 * MIB as u64).unwrap();
     assert_eq!(f.keys(), Vec::<String>::new());
+}
+
+/// A stream says nothing of how much will come: room is asked for as it comes.
+#[test]
+fn a_stream_that_does_not_fit_ends_where_the_room_does() {
+    let f = Fixture::with(limited(4));
+    f.put("key1", &[("f", noise(1, 2 * MIB))]);
+    let mut tar = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_gnu();
+    header.set_size(64 << 20);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    tar.append_data(&mut header, "large", std::io::Read::take(std::io::repeat(7), 64 << 20)).unwrap();
+    let stream = tar.into_inner().unwrap();
+    let put = |name: &str, mut stream: &[u8]| {
+        let origin = Origin { how: "put".into(), ..Origin::default() };
+        let request = SealRequest { key: key(name), origin, inferred: false, replace: false };
+        f.cache().put_tar(&mut stream, &TaskFacts::default(), [None, None], request)
+    };
+    let error = put("key2", &stream).unwrap_err();
+    assert!(matches!(error, CacheError::NoSpace(_)), "{error}");
+    f.cache().settle();
+    assert!(f.files("drafts").is_empty() && f.cache().drafts().is_empty());
+    let mut tar = ::tar::Builder::new(Vec::new());
+    header.set_size(MIB as u64);
+    tar.append_data(&mut header, "small", &noise(3, MIB)[..]).unwrap();
+    put("key2", &tar.into_inner().unwrap()).unwrap();
 }
 
 #[test]
@@ -340,6 +413,49 @@ fn pins_and_rejections_outlive_the_process() {
     assert!(kinds.contains(&EventKind::Rejected { reason: None }));
 }
 
+/// Whoever comes last, the store says what memory says.
+#[test]
+fn pins_and_rejections_agree_with_their_files_whatever_happens_at_once() {
+    let mut f = Fixture::new();
+    f.put("key1", &[("f", noise(1, 100))]);
+    for round in 0..12 {
+        let start = std::sync::Barrier::new(4);
+        {
+            let (f, start) = (&f, &start);
+            let run = &|work: &dyn Fn()| {
+                start.wait();
+                (0..6).for_each(|_| work());
+            };
+            let pin = || assert!(f.cache().pin("p", &key("key1")).is_ok());
+            let unpin = || assert!(f.cache().unpin("p", &key("key1")).is_ok());
+            std::thread::scope(|s| {
+                s.spawn(move || run(&pin));
+                s.spawn(move || run(&unpin));
+                s.spawn(move || run(&|| f.cache().reject(&key("key1"), "no").unwrap()));
+                s.spawn(move || run(&|| drop(f.put("key1", &[("f", noise(1, 100))]))));
+            });
+        }
+        let said = (f.cache().pins(), f.cache().rejections());
+        f.reopen(|_| {});
+        assert_eq!((f.cache().pins(), f.cache().rejections()), said, "round {round}");
+        f.cache().unpin("p", &key("key1")).unwrap();
+        f.cache().lift(&key("key1")).unwrap();
+    }
+}
+
+/// A rejection of what another entry replaces goes with that, one of the new entry stays.
+#[test]
+fn a_rejection_of_the_new_entry_is_not_taken_for_one_of_the_old() {
+    let f = Fixture::new();
+    let old = f.put("key1", &[("f", noise(1, 100))]);
+    f.cache().reject(&key("key1"), "no").unwrap();
+    f.cache().rejection_replaced(&key("key1"), &old.manifest).unwrap();
+    assert_eq!(f.cache().rejections().len(), 1);
+    f.put("key1", &[("f", noise(2, 100))]);
+    assert_eq!(f.cache().rejections(), []);
+    assert!(f.files("rejections").is_empty());
+}
+
 #[test]
 fn a_mostly_dead_pack_is_compacted_under_its_readers() {
     let f = Fixture::new();
@@ -394,6 +510,77 @@ fn nothing_is_freed_while_the_index_is_made_anew() {
     f.cache().rebuild_index(&mut |_, _| {}).unwrap();
     assert_eq!(f.keys(), ["key1"]);
     f.sound();
+}
+
+/// Not for a moment only: whoever stores or evicts waits until the index is made anew, and nobody finds half of it.
+#[test]
+fn who_stores_or_evicts_waits_while_the_index_is_made_anew() {
+    let f = Fixture::new();
+    f.put("key1", &[("large", noise(1, MIB)), ("small", noise(2, 100))]);
+    let held = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap();
+    assert!(f.cache().alone_with_index().is_err(), "somebody holds an entry");
+    drop(held);
+    let alone = f.cache().alone_with_index().unwrap();
+    assert!(f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().is_none());
+    std::thread::scope(|s| {
+        let stores = s.spawn(|| f.put("key2", &[("large", noise(1, MIB)), ("small", noise(2, 100))]));
+        let evicts = s.spawn(|| f.cache().evict(&key("key1"), "request").unwrap());
+        let ticks = s.spawn(|| f.cache().tick());
+        let end = Instant::now() + Duration::from_millis(50);
+        while Instant::now() < end {
+            assert!(!stores.is_finished() && !evicts.is_finished(), "it is alone");
+        }
+        ticks.join().unwrap();
+        drop(alone);
+        stores.join().unwrap();
+        assert!(evicts.join().unwrap());
+    });
+    assert_eq!(f.keys(), ["key2"]);
+    let entry = f.cache().entry(&key("key2"), LeaseKind::Hold).unwrap().unwrap();
+    assert_eq!(entry.read_all(entry.file(b"outputs/large").unwrap(), u64::MAX).unwrap(), noise(1, MIB));
+    f.sound();
+}
+
+/// What a draft of before was about to bring is its own file still.
+#[test]
+fn an_index_that_is_made_anew_takes_up_no_file_that_a_draft_can_write_to() {
+    let mut f = Fixture::new();
+    let place = crate::store::DraftPlace::InPlace { key: key("key1") };
+    let draft = f.cache().create_draft(place).unwrap();
+    let tree = f.cache().store().draft_path(draft.id());
+    for n in 1..3 {
+        std::fs::write(tree.join(format!("large{n}")), noise(n, MIB)).unwrap();
+    }
+    f.cache().prepare(&draft, Instant::now() + Duration::from_secs(10)).unwrap();
+    let blob = |n| {
+        let hash = crate::model::BlobHash::of(&noise(n, MIB));
+        f.store().join("blobs").join(hash.shard()).join(hash.to_hex())
+    };
+    let (first, second) = (blob(1), blob(2));
+    f.put("key2", &[("large", noise(2, MIB))]);
+    // As if a death had left both as they were before anything was committed.
+    f.reopen(|store| {
+        for (n, path) in [(1, &first), (2, &second)] {
+            let _ = std::fs::remove_file(path);
+            std::fs::hard_link(tree.join(format!("large{n}")), path).unwrap();
+        }
+        std::fs::remove_file(store.join("index.sqlite")).unwrap();
+    });
+    drop(draft);
+    assert!(!first.exists(), "no entry has it");
+    f.put("key3", &[("large", noise(1, MIB))]);
+    let draft = f.cache().draft_for(&key("key1")).unwrap();
+    assert_eq!(f.cache().store().draft_path(draft.id()), tree);
+    for n in 1..3 {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::options().write(true).open(tree.join(format!("large{n}"))).unwrap();
+        file.write_all_at(b"something else", 0).unwrap();
+    }
+    for (name, n) in [("key3", 1), ("key2", 2)] {
+        let entry = f.cache().entry(&key(name), LeaseKind::Hold).unwrap().unwrap();
+        let read = entry.read_all(entry.file(b"outputs/large").unwrap(), u64::MAX).unwrap();
+        assert!(read == noise(n, MIB), "{name}");
+    }
 }
 
 #[test]
@@ -503,6 +690,26 @@ fn orphans_of_a_death_are_swept_and_the_rest_stays() {
     let entry = f.cache().entry(&key("key1"), LeaseKind::Hold).unwrap().unwrap();
     assert_eq!(entry.read_all(entry.file(b"outputs/big").unwrap(), u64::MAX).unwrap(), noise(1, MIB));
     f.sound();
+}
+
+/// By the clock a pack that is not committed yet may be older than this process, if that was set back: it is not told by the clock.
+#[test]
+fn a_pack_that_this_process_made_is_no_orphan_whatever_the_clock_says() {
+    let f = Fixture::new();
+    let place = crate::store::DraftPlace::InPlace { key: key("key1") };
+    let draft = f.cache().create_draft(place).unwrap();
+    let tree = f.cache().store().draft_path(draft.id());
+    std::fs::write(tree.join("small"), noise(1, 5000)).unwrap();
+    f.cache().prepare(&draft, Instant::now() + Duration::from_secs(10)).unwrap();
+    assert_eq!(f.files("packs").len(), 1);
+    f.cache().inner.upkeep.sweep.lock().begin_again();
+    f.cache().finish_sweep().unwrap();
+    let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+    assert_eq!(f.cache().fsck(repair, &mut |_| {}).unwrap().orphans, 0);
+    let origin = Origin { how: "seal".into(), ..Origin::default() };
+    let request = SealRequest { key: key("key1"), origin, inferred: false, replace: false };
+    let entry = f.cache().seal(&draft, request).unwrap().into_entry();
+    assert_eq!(entry.read_all(entry.file(b"small").unwrap(), u64::MAX).unwrap(), noise(1, 5000));
 }
 
 /// The account is what the disk reports, for very many tiny entries and for large ones.

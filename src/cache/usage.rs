@@ -5,17 +5,19 @@
 //! directories and what else there is beside the entries; asking is cheap enough for every statfs and every create.
 
 use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::FileStat;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Cache, CacheError, Result};
 use crate::index::{Totals, occupied};
 use crate::model::{BlobHash, EntryKey, Manifest};
+use crate::store::port::paths;
 use crate::store::{Location, PACK_LIMIT, table_bytes};
 
 /// The smallest default quota.
@@ -86,6 +88,9 @@ pub struct Stats {
     pub blob_bytes_read: u64,
     /// Entries evicted by this process.
     pub evicted: u64,
+    /// Packs whose live blobs it moved, so that they could go.
+    #[serde(default)]
+    pub compacted: u64,
     /// Rounds of upkeep that are over: when several have changed nothing, it is at rest.
     pub rounds: u64,
     /// Pins.
@@ -123,6 +128,8 @@ pub struct Du {
 #[derive(Default)]
 pub(crate) struct Accounts {
     measured: Mutex<Measured>,
+    /// Bytes of the index.
+    index: AtomicU64,
     /// Until when there is so much room that nobody needs to ask.
     roomy: Mutex<Option<Instant>>,
 }
@@ -141,6 +148,11 @@ impl Accounts {
     /// A draft is gone: sealed, so that its files count as the entry's, or dropped.
     pub(super) fn draft_gone(&self, id: &str) {
         self.measured.lock().of.remove(id);
+    }
+
+    /// The bytes that a draft counts for.
+    pub(super) fn of_draft(&self, id: &str) -> u64 {
+        self.measured.lock().of.get(id).copied().unwrap_or(0)
     }
 
     /// A moment ago there was plenty of room, for `bytes` too.
@@ -202,6 +214,7 @@ impl Cache {
             keys_in_memory: self.inner.index.has_keys(),
             blob_bytes_read: self.inner.blob_bytes_read.load(Ordering::Relaxed),
             evicted: self.inner.upkeep.evicted.load(Ordering::Relaxed),
+            compacted: self.inner.upkeep.compacted.load(Ordering::Relaxed),
             rounds: self.inner.upkeep.rounds.load(Ordering::Relaxed),
             pins,
             known: self.known(),
@@ -220,13 +233,19 @@ impl Cache {
         Ok(())
     }
 
-    /// The index with its journal, which grows by some pages with every entry: asked for each time.
+    /// The index with its journal, which grows by some pages with every entry: asked for each time. What cannot be told is as it was.
     fn index_bytes(&self) -> u64 {
-        INDEX.map(|name| file_bytes(&self.inner.store.path(name))).iter().sum()
+        let last = &self.inner.upkeep.accounts.index;
+        match INDEX.iter().map(|name| file_bytes(&self.inner.store.path(name))).sum::<io::Result<u64>>() {
+            Ok(bytes) => last.store(bytes, Ordering::Relaxed),
+            Err(e) => tracing::debug!("the index cannot be measured: {e}"),
+        }
+        last.load(Ordering::Relaxed)
     }
 
     /// The drafts, and what is beside entries and the index: measured now and then; large drafts, which take long to
-    /// measure, more rarely. While one thread measures, others get the last result. Each inode takes `inode` bytes.
+    /// measure, more rarely. While one thread measures, others get the last result, and so does everybody of what cannot be
+    /// measured now. Each inode takes `inode` bytes.
     fn measured_bytes(&self, inode: u64) -> (u64, u64) {
         let accounts = &self.inner.upkeep.accounts;
         {
@@ -243,11 +262,16 @@ impl Cache {
         let live: HashSet<String> = self.drafts().iter().map(|d| d.id().to_owned()).collect();
         let rest = rest_bytes(self.inner.store.root(), inode);
         let mut last = accounts.measured.lock();
-        last.rest = rest;
-        last.of = measured.into_iter().filter(|(id, _)| live.contains(id)).collect();
+        let last = &mut *last;
+        last.rest = rest.unwrap_or_else(|e| kept(last.rest, &e));
+        let of = measured.into_iter().filter(|(id, _)| live.contains(id)).map(|(id, bytes)| {
+            let before = last.of.get(&id).copied().unwrap_or_default();
+            (id, bytes.unwrap_or_else(|e| kept(before, &e)))
+        });
+        last.of = of.collect();
         last.at = Some(Instant::now());
         last.took = begun.elapsed();
-        (last.of.values().sum(), rest)
+        (last.of.values().sum(), last.rest)
     }
 
     /// What one entry costs.
@@ -291,45 +315,99 @@ pub(super) fn files(totals: &Totals) -> u64 {
     3 * totals.entries + totals.loose_bytes / PACK_LIMIT
 }
 
+/// What was measured before counts when it cannot be measured now: without descriptors a store looks empty.
+fn kept(before: u64, e: &io::Error) -> u64 {
+    tracing::debug!("the account stays as it was, because something cannot be measured: {e}");
+    before
+}
+
 /// Bytes of what is in a store beside packs, blobs, manifests, drafts, contents in part and the index: directories, the spare, events. What
 /// is unfinished is about to count as something else.
-fn rest_bytes(store: &Path, inode: u64) -> u64 {
-    let mut bytes = file_bytes(store) + inode;
-    for entry in std::fs::read_dir(store).into_iter().flatten().flatten() {
-        let (name, path) = (entry.file_name(), entry.path());
-        bytes += match name.to_str() {
-            Some(name) if INDEX.contains(&name) => inode,
-            Some("drafts" | "packs" | "tmp" | "partial") => file_bytes(&path) + inode,
-            Some("blobs" | "manifests") => {
-                let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
-                file_bytes(&path) + inode + below.map(|dir| file_bytes(&dir.path()) + inode).sum::<u64>()
-            }
-            _ => tree_bytes(&path, inode),
-        };
+fn rest_bytes(store: &Path, inode: u64) -> io::Result<u64> {
+    let mut bytes = file_bytes(store)? + inode;
+    let mut below = Vec::new();
+    let takes = |stat: &FileStat| blocks(stat) + inode;
+    paths::each_stat(store, &mut |name, stat| match name.to_str() {
+        Some(name) if INDEX.contains(&name) => bytes += inode,
+        Some("drafts" | "packs" | "tmp" | "partial") => bytes += takes(stat),
+        Some("blobs" | "manifests") => {
+            bytes += takes(stat);
+            below.push((store.join(name), true));
+        }
+        _ => below.push((store.join(name), false)),
+    })?;
+    for (path, shards) in below {
+        match shards {
+            true => paths::each_stat(&path, &mut |_, stat| bytes += takes(stat))?,
+            false => bytes += tree_bytes(&path, inode)?,
+        }
     }
-    bytes
+    Ok(bytes)
+}
+
+fn blocks(stat: &FileStat) -> u64 {
+    stat.st_blocks as u64 * 512
 }
 
 /// Bytes that the blocks of a file or directory occupy; nothing when it is not there.
-fn file_bytes(path: &Path) -> u64 {
-    path.symlink_metadata().map_or(0, |m| m.blocks() * 512)
+fn file_bytes(path: &Path) -> io::Result<u64> {
+    Ok(paths::stat(path)?.map_or(0, |stat| blocks(&stat)))
 }
 
-/// Bytes that a tree (or a file) and its inodes occupy, hard links once. What vanishes meanwhile counts nothing.
-fn tree_bytes(top: &Path, inode: u64) -> u64 {
+/// Bytes that a tree (or a file) and its inodes occupy, hard links once. What vanishes meanwhile counts nothing, nor does what may
+/// not be looked at or has too long a path.
+fn tree_bytes(top: &Path, inode: u64) -> io::Result<u64> {
     let mut seen = HashSet::new();
     let mut todo: Vec<PathBuf> = vec![top.to_owned()];
-    let mut bytes = file_bytes(top) + inode;
+    let mut bytes = file_bytes(top)? + inode;
     while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.is_dir() {
-                todo.push(entry.path());
-            } else if meta.nlink() > 1 && !seen.insert(meta.ino()) {
-                continue;
+        let listed = paths::each_stat(&dir, &mut |name, stat| {
+            if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+                todo.push(dir.join(name));
+            } else if stat.st_nlink > 1 && !seen.insert(stat.st_ino) {
+                return;
             }
-            bytes += meta.blocks() * 512 + inode;
+            bytes += blocks(stat) + inode;
+        });
+        match listed {
+            Err(e) if !counts_nothing(&e) => return Err(e),
+            _ => {}
         }
     }
-    bytes
+    Ok(bytes)
+}
+
+fn counts_nothing(e: &io::Error) -> bool {
+    let errno = e.raw_os_error();
+    matches!(errno, Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ELOOP | libc::ENAMETOOLONG))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Fixture;
+    use crate::store::Fault;
+
+    /// Without descriptors, or on a disk that fails, a store must not look smaller than it is: it would be filled beyond its quota.
+    #[test]
+    fn what_cannot_be_measured_stays_as_it_was() {
+        let f = Fixture::new();
+        let (_draft, path) = f.in_place("abcd");
+        std::fs::create_dir(path.join("dir")).unwrap();
+        std::fs::write(path.join("dir/file"), vec![1; 300_000]).unwrap();
+        let measure = || {
+            f.cache.inner.upkeep.accounts.measured.lock().at = None;
+            (f.cache.measured_bytes(0), f.cache.index_bytes())
+        };
+        let before = measure();
+        assert!(before.0.0 >= 300_000 && before.0.1 > 0 && before.1 > 0, "{before:?}");
+        for n in 0.. {
+            let fault = Fault::after(n, libc::EMFILE, true);
+            assert_eq!(measure(), before, "with call {n} and all that follow failing");
+            if !fault.fired() {
+                assert!(n > 20, "only {n} calls were seen");
+                break;
+            }
+        }
+        assert_eq!(measure(), before);
+    }
 }

@@ -4,16 +4,11 @@
 //! Must not know: what becomes of what is bad, how fast one may read.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow};
 use crate::model::EventKind;
-use crate::model::groups::GroupHasher;
-use crate::store::{Location, PackId, Store, StoreError};
-
-/// Bytes read at a time.
-const PIECE: usize = 1 << 20;
+use crate::store::{Location, PackId, StoreError};
 
 /// Hears how many bytes were read since it was called last; false ends the reading.
 pub(super) type Reading<'a> = dyn FnMut(u64) -> bool + 'a;
@@ -26,39 +21,11 @@ pub(super) struct PackFound {
     pub damage: Option<StoreError>,
 }
 
-/// Whether a loose blob has its length and, where `reading` is given, its content; `None` when that ended it.
-pub(super) fn loose_blob(
-    store: &Store,
-    row: &BlobRow,
-    reading: Option<&mut Reading<'_>>,
-) -> std::result::Result<Option<()>, StoreError> {
-    let path = store.root().join("blobs").join(row.hash.shard()).join(row.hash.to_hex());
-    let corrupt = |why: String| StoreError::Corrupt { path: path.clone(), line: None, why };
-    let io = |op, e| StoreError::io(op, path.clone(), e);
-    let file = store.blob_file(&row.hash)?;
-    let len = file.metadata().map_err(|e| io("stat", e))?.len();
-    if len != row.size {
-        return Err(corrupt(format!("it has {len} bytes and should have {}", row.size)));
-    }
-    let Some(reading) = reading else { return Ok(Some(())) };
-    let mut hasher = GroupHasher::default();
-    let mut reader = BufReader::with_capacity(PIECE, file);
-    loop {
-        let piece = reader.fill_buf().map_err(|e| io("read", e))?;
-        if piece.is_empty() {
-            break;
-        }
-        hasher.update(piece);
-        let n = piece.len();
-        reader.consume(n);
-        if !reading(n as u64) {
-            return Ok(None);
-        }
-    }
-    match hasher.finish().0 == row.hash {
-        true => Ok(Some(())),
-        false => Err(corrupt(format!("the content of blob {} differs", row.hash))),
-    }
+/// Reads something, and once more where the disk failed.
+pub(super) fn twice<T>(
+    mut read: impl FnMut() -> std::result::Result<T, StoreError>,
+) -> std::result::Result<T, StoreError> {
+    read().or_else(|e| if e.is_bad_spot() { read() } else { Err(e) })
 }
 
 impl Cache {
@@ -87,19 +54,26 @@ impl Cache {
                 continue;
             }
             // Behind a damaged header, or really lost: its bytes tell.
-            let mut content = vec![0; row.size as usize];
-            let read = store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content);
-            if let Err(e) = read {
-                lost.push((row, e));
+            match self.verify_packed(&row) {
+                Err(e) if !e.is_damage() => return Err(e.into()),
+                Err(e) => lost.push((row, e)),
+                Ok(()) => {}
             }
         }
         let damage = match scan {
             // Compacted meanwhile.
-            Err(StoreError::Corrupt { .. } | StoreError::Missing { .. }) if index.pack(id)?.is_none() => None,
-            Err(e @ (StoreError::Corrupt { .. } | StoreError::Missing { .. })) => Some(e),
+            Err(e) if e.is_damage() && index.pack(id)?.is_none() => None,
+            Err(e) if e.is_damage() => Some(e),
             other => other.map(|()| None)?,
         };
         Ok(Some(PackFound { lost, damage }))
+    }
+
+    /// Whether a blob in a pack can be read.
+    pub(super) fn verify_packed(&self, row: &BlobRow) -> std::result::Result<(), StoreError> {
+        let mut content = vec![0; row.size as usize];
+        let store = &self.inner.store;
+        twice(|| store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content)).map(drop)
     }
 
     /// The manifest of an entry was found damaged or lost: an event says so, once, and a damaged one is set aside.
@@ -135,7 +109,7 @@ impl Cache {
         still: impl FnOnce() -> bool,
     ) -> Result<bool> {
         let inner = &self.inner;
-        let known = || inner.damaged.lock().contains(&row.hash);
+        let known = || self.is_damaged(&row.hash);
         // Asked first, too: nobody who reads it has to wait for who is just storing it anew.
         if known() {
             return Ok(false);
@@ -154,7 +128,7 @@ impl Cache {
                 let what = format!("the content {} is fetched from a tier when it is read next", row.hash);
                 self.note(EventKind::Repaired { what }, None, true);
             } else {
-                inner.damaged.lock().insert(row.hash);
+                self.mark_damaged(&row.hash);
             }
             Ok(true)
         })

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::rc::Rc;
 
 use super::at;
@@ -284,7 +283,7 @@ impl Plan {
             }
             libc::S_IFLNK => {
                 self.note_metadata(dir.node, name, Metafile::NoFile);
-                let target = nix::fcntl::readlinkat(fd, name).map_err(|e| fail(e.into()))?.into_vec();
+                let target = at::read_link(fd, name).map_err(fail)?;
                 self.builder.symlink(
                     dir.node,
                     name,

@@ -1,5 +1,5 @@
 //! The hidden command a background daemon runs as: its start comes as JSON on standard input; it
-//! answers on standard output, once, and then has no terminal any more.
+//! answers on standard output, once, and then has no terminal any more. It keeps no descriptor of its caller's.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -27,6 +27,7 @@ enum Answer {
 
 impl Background {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let_go_of_the_callers();
         let start: Start = serde_json::from_reader(io::stdin().lock()).map_err(|e| {
             Failure::new(Kind::Usage, format!("this command is for outfs itself; use 'outfs mount' ({e})"))
         })?;
@@ -52,6 +53,14 @@ impl Background {
         }
         Ok(())
     }
+}
+
+/// Closes what was handed down besides the standard streams: a lock or a pipe of the caller's would last as long as
+/// the daemon. (Linux has the call since 5.9; before that it keeps them.)
+fn let_go_of_the_callers() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: takes numbers only, and nothing in this process has opened a descriptor yet.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
 }
 
 /// Standard streams become /dev/null, so that no pipe or terminal is held open.

@@ -12,7 +12,9 @@ use crate::run::{MEMBER, Nodes, Parts, Reason, compare};
 
 /// Compare two entries: what their keys are made of, their metadata, their outputs
 #[derive(Args)]
-#[command(after_help = "Example: outfs diff 9f86d081 4f3c2a17")]
+#[command(
+    after_help = "Example: outfs diff \"$OLD\" \"$NEW\"\n\nA run's key is 64 hexadecimal digits: 'outfs run --json', 'outfs why TASK' and 'outfs ls' tell it."
+)]
 pub(crate) struct Diff {
     /// One entry
     old: EntryKey,
@@ -45,16 +47,20 @@ impl Diff {
                 outputs.iter().map(|(sign, path)| json!({ "change": sign, "path": path })).collect();
             return out::json(&json!({ "parts": parts, "metadata": metadata, "outputs": outputs }));
         }
+        let same = parts.is_empty() && metadata.is_empty() && outputs.is_empty();
         for reason in parts {
             out::line(&format!("key: {}", out::clean(&reason.to_string())))?;
         }
         for (name, [a, b]) in &metadata {
             out::line(&out::clean(&format!("metadata: {name}: {a} -> {b}")))?;
         }
-        for (change, path) in outputs {
+        for (change, path) in &outputs {
             out::line(&out::clean(&format!("output {change}: {path}")))?;
         }
-        Ok(())
+        match same {
+            true => out::line("no difference"),
+            false => Ok(()),
+        }
     }
 }
 

@@ -22,14 +22,19 @@ pub(crate) struct Du {
 impl Du {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
-        let reply = session.call(Request::Du { keys: self.keys })?;
-        let Reply::Du { entries } = reply else { return Err(unexpected(reply)) };
+        let (mut all, mut after) = (Vec::new(), Some(0));
+        while after.is_some() {
+            let reply = session.call(Request::Du { keys: self.keys.clone(), after })?;
+            let Reply::Du { entries, next } = reply else { return Err(unexpected(reply)) };
+            all.extend(entries);
+            after = next;
+        }
         if self.output.json {
-            out::json(&serde_json::json!({ "entries": entries }))?;
+            out::json(&serde_json::json!({ "entries": all }))?;
             return session.close();
         }
         let mut table = Table::new(&["EXCLUSIVE", "SHARED", "LOGICAL", "HERE", "KEY"], &[0, 1, 2, 3]);
-        for e in &entries {
+        for e in &all {
             let sizes = [e.exclusive, e.shared, e.logical, e.here].map(human_bytes);
             table.row(sizes.into_iter().chain([e.key.to_string()]).collect());
         }

@@ -46,6 +46,11 @@ struct Ends<'a> {
 
 impl Events {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let json = self.output.json;
+        out::or_record(json, self.all(cx))
+    }
+
+    fn all(self, cx: &Context) -> Result<(), Failure> {
         if self.follow {
             return self.follow(cx);
         }
@@ -65,7 +70,11 @@ impl Events {
                 Some(open) => open,
                 None => Session::open(&cx.store)?,
             };
-            let page = ask(&mut open, since, left.min(PAGE))?;
+            let page = ask(&mut open, since.clone(), left.min(PAGE))?;
+            if self.output.json && page.gap {
+                // The end, which would say so, may never come.
+                out::json(&serde_json::json!({ "cursor": since, "trimmed": true }))?;
+            }
             self.print(&page)?;
             left -= page.events.len().min(left);
             if left == 0 {

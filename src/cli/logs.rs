@@ -16,9 +16,10 @@ const PAGE: usize = 1000;
 /// Write a task's logs: its output to standard output, its errors to standard error
 #[derive(Args)]
 #[command(
-    after_help = "Examples: outfs logs 9f86d081 --stderr\n          outfs logs 9f86d081 --start 100 --limit 50\n\n\
+    after_help = "Examples: outfs logs \"$KEY\" --stderr\n          outfs logs \"$KEY\" --start 100 --limit 50\n\n\
     Lines are counted from 0, those of standard output first. A page ends with a line on standard error, or a record, \
-    that says where to go on and whether there is more. Without --start, --limit and --json all is written as it is."
+    that says where to go on and whether there is more. Without --start, --limit and --json all is written as it is.\n\n\
+    --follow ends with the run; an entry that is there already is written whole. (outfs run --dry-run tells a key.)"
 )]
 pub(crate) struct Logs {
     /// The entry
@@ -29,6 +30,9 @@ pub(crate) struct Logs {
     /// Only its standard error, to standard output
     #[arg(long)]
     stderr: bool,
+    /// While a run makes the entry: what its command prints, from its start to its end
+    #[arg(long, conflicts_with_all = ["start", "limit", "json"])]
+    follow: bool,
     /// A page: begin with this line
     #[arg(long, value_name = "N")]
     start: Option<u64>,
@@ -49,12 +53,30 @@ struct Ends {
 
 impl Logs {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
+        let json = self.output.json;
+        out::or_record(json, self.all(cx))
+    }
+
+    fn all(self, cx: &Context) -> Result<(), Failure> {
+        if self.follow && self.follow(cx)? {
+            return Ok(());
+        }
         let mut session = Session::open(&cx.store)?;
         match self.start.is_some() || self.limit.is_some() || self.output.json {
             true => self.page(&mut session)?,
             false => self.whole(&mut session)?,
         }
         session.close()
+    }
+
+    /// False when nobody makes it now.
+    fn follow(&self, cx: &Context) -> Result<bool, Failure> {
+        let mut each = |stderr: bool, bytes: &[u8]| match (stderr, self.stdout, self.stderr) {
+            (true, true, _) | (false, _, true) => Ok(()),
+            (true, _, false) => io::stderr().write_all(bytes),
+            _ => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
+        };
+        crate::run::follow(&cx.store.join("runs"), &self.key, &mut each).map_err(out::unwritable)
     }
 
     fn whole(&self, session: &mut Session) -> Result<(), Failure> {

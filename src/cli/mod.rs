@@ -153,7 +153,14 @@ fn refuse(e: &clap::Error) -> ExitCode {
     };
     match e.exit_code() {
         0 => ExitCode::SUCCESS,
-        _ if is_run() => ExitCode::from(run::OWN_ERROR),
+        _ if is_run() => {
+            if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+                let text = e.render().to_string();
+                let said = text.lines().next().unwrap_or_default();
+                let _ = out::json(&run::refused("", said.trim_start_matches("error: ")));
+            }
+            ExitCode::from(run::OWN_ERROR)
+        }
         code => ExitCode::from(code as u8),
     }
 }
@@ -183,13 +190,18 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         }
         return run.run(store.map_err(|failure| failure.message));
     }
+    if let Command::Session(session) = command {
+        if let Err(failure) = log.install(LOG_LEVEL) {
+            out::note(&out::clean(&format!("warning: {failure}")));
+        }
+        return session.run(store.map(|store| Context { store }));
+    }
     let cx = Context { store: store? };
     if !matches!(command, Command::Mount(_)) {
         // The daemon has a log of its own; a command warns where it stands. What a check finds, it prints.
         log.install(LOG_LEVEL)?;
     }
     match command {
-        Command::Session(c) => return c.run(&cx),
         Command::Why(c) => c.run(&cx)?,
         Command::Diff(c) => c.run(&cx)?,
         Command::Mount(c) => c.run(&cx)?,
@@ -219,6 +231,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         Command::Store(c) => c.run(&cx)?,
         Command::Doctor(c) => c.run(&cx)?,
         Command::Run(_)
+        | Command::Session(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Daemon(_)

@@ -10,7 +10,7 @@ use super::out::{self, Streams};
 use super::session::{self, connect};
 use super::{Context, Output, absolute, background, unexpected};
 use crate::cache::Prefetch;
-use crate::control::{Failure, Kind, LimitFlags, Period, Reply, Request, Span, ViewFacts};
+use crate::control::{Failure, Kind, LimitFlags, Period, Reply, Request, Span, ViewFacts, Wanted};
 use crate::daemon::{self, Config, LogSpec, LogTarget, Start};
 use crate::fuse::{MountOptions, Passthrough, Transport};
 use crate::model::EntryKey;
@@ -63,8 +63,9 @@ enum PrefetchArg {
     outfs mount /tmp/sandbox --read-only --key 9f86d081\n\n\
     The first mount of a store starts its daemon, which ends with its last view. Options that are not given \
     come from the configuration file. Credentials for tiers come from the environment of the mount that starts the \
-    daemon (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or the profile's file. --log takes stderr (with --foreground), journal or a file, with json: \
-    before it for JSON; the default is daemon.log in the store, or stderr with --foreground. OUTFS_LOG \
+    daemon (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, OUTFS_GRPC_TOKEN) or the profile's file. --log takes stderr (with --foreground), journal or a file, with json: \
+    before it for JSON; the default is daemon.log in the store, or stderr with --foreground. A file is begun anew at 16 MiB, and the one before \
+    is kept beside it as .old. OUTFS_LOG \
     chooses what is logged (info, outfs=debug).")]
 pub(crate) struct Mount {
     /// An empty directory
@@ -112,7 +113,7 @@ pub(crate) struct Mount {
     #[arg(long, value_enum)]
     transport: Option<TransportArg>,
     /// Look up in this tier what is not here, and read it from there: s3://BUCKET/PREFIX?endpoint=URL&region=NAME
-    /// (may be repeated: they are asked in this order)
+    /// or grpc://HOST:PORT/INSTANCE, grpcs:// with TLS (may be repeated: they are asked in this order)
     #[arg(long = "tier", value_name = "URL")]
     tiers: Vec<Address>,
     /// What comes of an entry of a tier when it is looked up [default: manifest]
@@ -190,9 +191,14 @@ impl Mount {
             at: start.at.clone(),
             view: start.view.clone(),
             mount: start.mount.clone(),
-            limits: self.limits(),
-            tiers: self.tiers.clone(),
-            push: self.push,
+            wanted: Wanted {
+                limits: self.limits(),
+                tiers: self.tiers.clone(),
+                push: self.push,
+                prefetch: self.prefetch.map(Prefetch::from),
+                push_limit: self.push_limit,
+                log: self.log.as_ref().map(LogSpec::to_string),
+            },
         };
         match client.call(request, &mut Streams::to_stdout())? {
             Reply::Mounted(facts) => Ok(Some(facts)),

@@ -18,9 +18,7 @@ use crate::model::units::human_bytes;
 pub(super) fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        // Bidirectional overrides make text look like other text.
-        let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || hides {
+        if c.is_control() || hides(c) {
             let _ = write!(out, "{}", c.escape_default());
         } else {
             out.push(c);
@@ -58,7 +56,39 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot print JSON: {e}")))?;
-    line(&text)
+    line(&harmless_json(text))
+}
+
+/// JSON need not escape all that a terminal obeys: DEL, the controls from U+0080 on, and what hides text. These stand in
+/// strings only, and mean the same escaped.
+fn harmless_json(text: String) -> String {
+    let obeyed = |c: char| c.is_control() || hides(c);
+    if !text.contains(obeyed) {
+        return text;
+    }
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match obeyed(c) {
+            true => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+        out
+    })
+}
+
+/// Bidirectional overrides and the like make text look like other text.
+fn hides(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// With `--json` a failure is a record, too, with its kind: whoever reads need not understand what is said beside the output.
+pub(super) fn or_record<T>(as_json: bool, done: Result<T, Failure>) -> Result<T, Failure> {
+    if let Err(failure) = &done
+        && as_json
+        && failure.kind != Kind::Hangup
+    {
+        json(&serde_json::json!({ "error": failure.message, "kind": failure.kind }))?;
+    }
+    done
 }
 
 /// Says something beside the output.

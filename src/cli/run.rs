@@ -18,7 +18,9 @@ use crate::control::Failure;
 use crate::daemon::{MountInfo, mount_table};
 use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
-use crate::run::{Inputs, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Ways, run};
+use crate::run::{
+    Inputs, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Voice, Ways, memory, run,
+};
 
 /// Between being asked to end and being killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -47,9 +49,9 @@ enum SandboxArg {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Mtime {
-    /// Now, in the order they had
+    /// As if they were made now, in the order they had, so that make finds them newer than their sources
     Now,
-    /// As they were made
+    /// Those that they had when they were made
     Keep,
 }
 
@@ -69,7 +71,7 @@ pub(crate) struct Run {
     /// No file is read
     #[arg(long, conflicts_with = "input")]
     no_inputs: bool,
-    /// A file or directory that is made
+    /// A file or directory that the command makes; what stands there is deleted before it runs
     #[arg(long, value_name = "PATH")]
     output: Vec<PathBuf>,
     /// A variable whose value counts
@@ -84,31 +86,31 @@ pub(crate) struct Run {
     /// A program whose content counts, beside the command's own
     #[arg(long, value_name = "NAME")]
     tool: Vec<OsString>,
-    /// Something else that counts
+    /// Something else that counts: with another value the command runs again
     #[arg(long, value_name = "K=V", value_parser = parameter)]
     param: Vec<(String, String)>,
     /// A task whose outputs count
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
-    /// Has the outputs of an entry or a task at a path for the time of the run
+    /// Have what an earlier run made (of this task, or under this key) stand at PATH while the command runs, to be read
     #[arg(long, value_name = "PATH=KEY|TASK", value_parser = upstream)]
     from: Vec<(PathBuf, String)>,
-    /// Start from the outputs of an entry or a task
+    /// Have what an earlier run made stand at the outputs before the command starts, to go on from it
     #[arg(long, value_name = "KEY|TASK")]
     base: Option<String>,
     /// What the command runs in
     #[arg(long, value_enum, value_name = "KIND", default_value = "none")]
     sandbox: SandboxArg,
-    /// Leave it the network in a sandbox
+    /// Let the command in a sandbox use the network, which it otherwise has not
     #[arg(long)]
     net: bool,
-    /// End the command after so long
+    /// End the command, and all it has started, after so long, as in 90s or 10m [default: 0, no limit]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// What the cache may be used for
     #[arg(long, value_enum, value_name = "POLICY", default_value = "normal")]
     policy: Policy,
-    /// Run it whatever is there, and replace that
+    /// Run the command even if its result is in the cache, and keep the new one instead
     #[arg(long, conflicts_with = "verify")]
     force: bool,
     /// Run a hit again and say what differs
@@ -126,12 +128,12 @@ pub(crate) struct Run {
     /// Keep the results of commands that fail, too
     #[arg(long)]
     cache_failures: bool,
-    /// How outputs come back
-    #[arg(long = "as", value_enum, value_name = "HOW", default_value = "auto")]
-    how: As,
-    /// Which modification times they get
-    #[arg(long, value_enum, value_name = "WHICH", default_value = "now")]
-    mtime: Mtime,
+    /// How the outputs of a hit come back [default: auto]
+    #[arg(long = "as", value_enum, value_name = "HOW")]
+    how: Option<As>,
+    /// Which modification times files have that a hit gives back [default: now]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    mtime: Option<Mtime>,
     /// A file that says what each task's last run was made of, to be committed
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -150,6 +152,7 @@ fn upstream(text: &str) -> Result<(PathBuf, String), String> {
 
 fn variable(text: &str) -> Result<String, String> {
     match text.split_once('=') {
+        None if text.is_empty() => Err("a variable has a name".into()),
         Some((name, _)) => Err(format!(
             "name it only, its value is that of the environment: 'env {text} outfs run --env {name} …'; or '--param {text}'"
         )),
@@ -158,11 +161,63 @@ fn variable(text: &str) -> Result<String, String> {
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write it like NAME=VALUE")?;
+    let (name, value) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write it like NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// What is told of a run that could not be made.
+pub(super) fn refused(task: &str, why: &str) -> Report {
+    Report { exit_code: OWN_ERROR, error: Some(why.to_owned()), ..Report::of(task) }
+}
+
 impl Run {
+    /// Refuses what would silently do nothing, or something else than it says.
+    fn check(&self) -> Result<(), RunError> {
+        let empty = |text: &OsString| text.is_empty();
+        let disabled = self.ephemeral || self.policy == Policy::Disabled;
+        let reads = !disabled && self.policy != Policy::Writeonly;
+        let mut names: Vec<&(String, String)> = self.param.iter().collect();
+        names.sort_unstable();
+        let twice =
+            names.windows(2).find(|two| two[0].0 == two[1].0 && two[0].1 != two[1].1).map(|two| &two[0].0);
+        let wrong = [
+            (self.task.as_deref() == Some(""), "--task: a task's name is not empty"),
+            (self.command.first().is_none_or(empty), "the command is empty"),
+            (self.input.iter().any(empty), "--input: a path is not empty ('.' is the working directory)"),
+            (self.tool.iter().any(empty), "--tool: a program's name is not empty"),
+            (self.verify && !reads, "--verify runs a hit again, and with this --policy there are no hits"),
+            (
+                self.mtime.is_some() && self.how == Some(As::Link),
+                "--mtime is for files: links lead into a mount, where files have the times of the entry",
+            ),
+        ];
+        if let Some((_, why)) = wrong.into_iter().find(|(is_so, _)| *is_so) {
+            return Err(RunError::usage(why));
+        }
+        match twice {
+            Some(name) => Err(RunError::usage(format!(
+                "--param {name} is given twice, with two values, and only one could count"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// A lock file in an output would be deleted with it.
+    fn check_lock(&self, task: &Task) -> Result<(), RunError> {
+        let Some(lock) = &self.lock else { return Ok(()) };
+        let (cwd, file) = (&task.place.cwd, task.place.file(lock));
+        let given = cwd.join(lock);
+        match task.outputs.iter().find(|o| file.starts_with(cwd.join(o)) || given.starts_with(cwd.join(o))) {
+            Some(output) => Err(RunError::usage(format!(
+                "the lock file {} lies in the output {}, with which it would be deleted",
+                lock.display(),
+                output.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// With the store, or why there is none.
     pub(super) fn run(self, store: Result<PathBuf, String>) -> Result<ExitCode, Failure> {
         let json = self.json;
@@ -176,7 +231,7 @@ impl Run {
         let mut report = ended.unwrap_or_else(|e| {
             out::note(&out::clean(&e.to_string()));
             let code = if let RunError::Command { code, .. } = e { code } else { OWN_ERROR };
-            Report { exit_code: code, error: Some(e.to_string()), ..Report::of(&id) }
+            Report { exit_code: code, ..refused(&id, &e.to_string()) }
         });
         if let Some(e) = teller.lost {
             out::note(&format!("the output is lost, it cannot be written: {e}"));
@@ -197,43 +252,72 @@ impl Run {
     }
 
     fn execute(
-        self,
+        mut self,
         id: &str,
         place: Place,
         store: Result<PathBuf, String>,
         teller: &mut Teller,
     ) -> Result<Report, RunError> {
+        self.check()?;
         let team_key = self.team_key()?;
-        let session = session()?;
+        let mut warnings = Vec::new();
+        let session = session().unwrap_or_else(|e| {
+            let warning = format!("this run is in no session: {e}");
+            teller.warn(&warning);
+            warnings.push(warning);
+            if std::mem::take(&mut self.ephemeral) {
+                self.policy = Policy::Disabled;
+            }
+            None
+        });
         if self.ephemeral && session.is_none() {
             let message =
                 "an ephemeral result lasts as long as a session: run this in 'outfs session -- COMMAND'";
             return Err(RunError::usage(message));
         }
+        let task = self.task(id, place)?;
+        self.check_lock(&task)?;
+        let ways = self.ways(session, team_key, hidden(store.as_deref().ok()));
+        let mut shelf = StoreShelf::new(store);
+        let report = run(&task, &ways, &mut shelf, teller);
+        shelf.rest();
+        let mut report = report?;
+        report.warnings.splice(0..0, warnings);
+        report.warnings.append(&mut shelf.warnings());
+        Ok(report)
+    }
+
+    fn task(&self, id: &str, place: Place) -> Result<Task, RunError> {
+        let (outputs, within) = Task::outputs_of(&self.output, &place)?;
         let task = Task {
             id: id.to_owned(),
-            outputs: Task::outputs_of(&self.output, &place)?,
+            outputs,
+            within,
             inputs: match (self.no_inputs, self.input.is_empty()) {
                 (false, true) => Inputs::Git,
-                _ => Inputs::Named(self.input),
+                _ => Inputs::Named(self.input.clone()),
             },
-            argv: self.command,
+            argv: self.command.clone(),
             place,
-            env: self.env,
-            secrets: self.secret,
-            tools: self.tool,
-            params: self.param.into_iter().collect::<BTreeMap<_, _>>(),
-            after: self.after,
+            env: self.env.clone(),
+            secrets: self.secret.clone(),
+            tools: self.tool.clone(),
+            params: self.param.iter().cloned().collect::<BTreeMap<_, _>>(),
+            after: self.after.clone(),
             from: Vec::new(),
-            base: self.base,
+            base: self.base.clone(),
             sandbox: match self.sandbox {
                 SandboxArg::None => SandboxKind::None,
                 SandboxArg::Bwrap => SandboxKind::Bwrap,
             },
             net: self.net,
         };
-        let task = Task { from: Task::from_of(self.from, &task.outputs, &task.place)?, ..task };
-        let ways = Ways {
+        let from = Task::from_of(self.from.clone(), &task.outputs, &task.place)?;
+        Ok(Task { from, ..task })
+    }
+
+    fn ways(self, session: Option<SessionId>, team_key: Option<Vec<u8>>, hidden: Vec<PathBuf>) -> Ways {
+        Ways {
             ephemeral: self.ephemeral,
             policy: match self.policy {
                 _ if self.ephemeral => CachePolicy::Disabled,
@@ -248,20 +332,17 @@ impl Run {
             no_wait: self.no_wait,
             session,
             cache_failures: self.cache_failures,
-            way: self.how.way(),
-            times: if self.mtime == Mtime::Keep { Times::Keep } else { Times::Now },
-            timeout: self.timeout,
+            way: self.how.unwrap_or(As::Auto).way(),
+            times: if self.mtime == Some(Mtime::Keep) { Times::Keep } else { Times::Now },
+            // As with GNU's timeout.
+            timeout: self.timeout.filter(|limit| !limit.is_zero()),
             grace: GRACE,
             lock: self.lock,
             team_key,
             guard: vec!["/proc/self/exe".into(), "guard".into()],
-            memory: memory(),
-            hidden: hidden(store.as_deref().ok()),
-        };
-        let mut shelf = StoreShelf::new(store);
-        let report = run(&task, &ways, &mut shelf, teller);
-        shelf.rest();
-        report
+            memory: memory(caches().as_deref()),
+            hidden,
+        }
     }
 
     fn team_key(&self) -> Result<Option<Vec<u8>>, RunError> {
@@ -285,8 +366,8 @@ fn session() -> Result<Option<SessionId>, RunError> {
     name.map(|name| name.parse()).transpose().map_err(|e: SessionError| RunError::usage(e.to_string()))
 }
 
-/// Where projects are remembered; nowhere without a home.
-fn memory() -> Option<PathBuf> {
+/// Where caches are; nowhere without a home.
+pub(super) fn caches() -> Option<PathBuf> {
     let dir = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|h| h.join(".cache"))).map(|d| d.join("outfs-run"))
+    dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|h| h.join(".cache")))
 }

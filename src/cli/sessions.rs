@@ -20,8 +20,8 @@ pub(super) const VARIABLE: &str = "OUTFS_SESSION";
 #[command(
     override_usage = "outfs session -- <COMMAND>...\n       outfs session --pid <PID>\n       outfs session --end <ID>",
     after_help = "Examples: outfs session -- ./ci.sh\n          export OUTFS_SESSION=$(outfs session --pid $$)\n\n\
-    The variable OUTFS_SESSION has the session's name. In it, what 'outfs run --ephemeral' makes is there for --after and \
-    --base of later runs, and for nobody else."
+    The variable OUTFS_SESSION has the session's name. In it, what 'outfs run --ephemeral' makes is there for --after, \
+    --from and --base of later runs, and for nobody else."
 )]
 pub(crate) struct Sessions {
     /// Begin a session that lasts as long as this process, and print its name
@@ -36,28 +36,45 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn run(self, cx: &Context) -> Result<ExitCode, Failure> {
+    /// With the store, or why there is none.
+    pub(super) fn run(self, cx: Result<Context, Failure>) -> Result<ExitCode, Failure> {
         match (self.pid, self.end) {
-            (Some(pid), _) => out::line(&begin(cx, pid)?.to_string())?,
-            (None, Some(id)) => end(cx, id)?,
+            (Some(pid), _) => out::line(&begin(&cx?, pid)?.to_string())?,
+            (None, Some(id)) => end(&cx?, id)?,
             (None, None) => return lead(cx, &self.command),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn lead(cx: &Context, command: &[OsString]) -> Result<ExitCode, Failure> {
-    let id = begin(cx, std::process::id())?;
-    let ended = accompany(command, &[(VARIABLE, id.to_string())]);
-    end(cx, id)?;
+/// Whatever is wrong with the cache, the command runs, and its exit code is the one.
+fn lead(cx: Result<Context, Failure>, command: &[OsString]) -> Result<ExitCode, Failure> {
+    let begun = cx.and_then(|cx| begin(&cx, std::process::id()).map(|id| (cx, id)));
+    if let Err(failure) = &begun {
+        warn(&format!("there is no session, and nothing ephemeral is kept: {failure}"));
+    }
+    // Its runs are in one that they can name and nobody has begun, and not in one around it.
+    let id = begun.as_ref().map_or_else(|_| SessionId::random(), |(_, id)| id.clone());
+    let ran = accompany(command, &[(VARIABLE, id.to_string())]);
+    if let Ok((cx, id)) = begun
+        && let Err(failure) = end(&cx, id)
+    {
+        warn(&format!(
+            "the end of the session cannot be told; it ends when the store is opened next: {failure}"
+        ));
+    }
     let program = || out::clean(&command.first().map(|c| c.to_string_lossy()).unwrap_or_default());
-    match ended.map_err(|e| Failure::failed(format!("cannot run {}: {e}", program())))? {
+    match ran.map_err(|e| Failure::failed(format!("cannot run {}: {e}", program())))? {
         (code, None) => Ok(ExitCode::from(code)),
         (code, Some(e)) => {
             out::note(&format!("{}: {e}", program()));
             Ok(ExitCode::from(code))
         }
     }
+}
+
+fn warn(what: &str) {
+    out::note(&out::clean(&format!("warning: {what}")));
 }
 
 fn begin(cx: &Context, pid: u32) -> Result<SessionId, Failure> {

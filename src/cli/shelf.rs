@@ -9,13 +9,12 @@ use super::session::{Session, is_store};
 use super::{out, unexpected};
 use crate::cache::{Process, RestoreAs, Restored, TaskFacts};
 use crate::control::{
-    Channel, Failure, Kind, LimitFlags, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase,
-    RunPut,
+    Channel, Failure, Kind, LogStream, Progress, PutRequest, RawPath, Reply, Request, RunBase, RunPut, Wanted,
 };
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::run::{
-    Earlier, Found, Keep, Made, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Snapshots, Times, Way,
+    Earlier, Found, Keep, Kept, Made, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Snapshots, Times, Way,
     parts_kept,
 };
 use crate::vfs::ViewOptions;
@@ -28,6 +27,8 @@ pub(super) struct StoreShelf {
     /// Where it is, or why there is none.
     store: Result<PathBuf, String>,
     session: Option<Session>,
+    /// What is not as it was asked for.
+    warnings: Vec<String>,
 }
 
 /// Streams data to a writer and nothing else.
@@ -54,7 +55,12 @@ fn failed(failure: Failure) -> ShelfError {
 impl StoreShelf {
     /// Of the store at a path; of none, where this says why: then all fails.
     pub(super) fn new(store: Result<PathBuf, String>) -> StoreShelf {
-        StoreShelf { store, session: None }
+        StoreShelf { store, session: None, warnings: Vec::new() }
+    }
+
+    /// What was not done as it was asked for, once.
+    pub(super) fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     fn store(&self) -> Shelved<&Path> {
@@ -213,9 +219,8 @@ impl Shelf for StoreShelf {
             return Ok(false);
         }
         let view = ViewOptions { read_only: true, scope: Some(keys.to_vec()), ..ViewOptions::default() };
-        let (mount, limits) = (MountOptions::default(), LimitFlags::default());
-        self.ask(Request::Mount { at: at.into(), view, mount, limits, tiers: Vec::new(), push: false })
-            .map(|_| true)
+        let (mount, wanted) = (MountOptions::default(), Wanted::default());
+        self.ask(Request::Mount { at: at.into(), view, mount, wanted }).map(|_| true)
     }
 
     fn place(
@@ -229,7 +234,9 @@ impl Shelf for StoreShelf {
         match way {
             Way::Files(how) => self.files(key, cwd, outputs, (how, times)),
             Way::Link => self.links(key, cwd, outputs).or_else(|e| {
-                out::note(&out::clean(&format!("the outputs are files, not links: {e}")));
+                let warning = format!("the outputs are files, not links: {e}");
+                out::note(&out::clean(&format!("warning: {warning}")));
+                self.warnings.push(warning);
                 self.files(key, cwd, outputs, (RestoreAs::Auto, times))
             }),
         }
@@ -247,7 +254,7 @@ impl Shelf for StoreShelf {
         }
     }
 
-    fn keep(&mut self, keep: Keep<'_>) -> Shelved<bool> {
+    fn keep(&mut self, keep: Keep<'_>) -> Shelved<Kept> {
         let request = Request::Put(PutRequest {
             key: keep.key.clone(),
             dir: Some(keep.cwd.into()),
@@ -261,7 +268,7 @@ impl Shelf for StoreShelf {
             stderr: Some(keep.logs[1].into()),
             run: Some(RunPut {
                 outputs: raw(keep.outputs),
-                extra: keep.extra,
+                member: keep.member,
                 replace: keep.replace,
                 lost: keep.lost,
                 session: keep.session.cloned(),
@@ -269,7 +276,7 @@ impl Shelf for StoreShelf {
             }),
         });
         match self.ask(request)? {
-            Reply::Stored { new, .. } => Ok(new),
+            Reply::Kept(kept) => Ok(kept),
             other => Err(failed(unexpected(other))),
         }
     }

@@ -29,6 +29,9 @@ impl Stats {
         let field = |name: &str, value: String| out::line(&format!("{name:<10} {value}"));
         field("store", format!("{} ({})", out::clean_path(&s.store), s.id))?;
         field("daemon", s.pid.map_or("none".into(), |pid| format!("process {pid}")))?;
+        if let Some(faults) = s.daemon.as_ref().map(|d| d.faults).filter(|n| *n > 0) {
+            field("faults", format!("{faults} in the daemon itself: see its log, and 'outfs doctor'"))?;
+        }
         field("entries", s.totals.entries.to_string())?;
         field("blobs", s.totals.blobs.to_string())?;
         field("drafts", s.drafts.to_string())?;

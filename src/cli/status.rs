@@ -62,14 +62,16 @@ impl Status {
     fn nobody(&self, cx: &Context) -> Result<(), Failure> {
         let dead = daemon::dead_views(&cx.store);
         if self.output.json {
-            let dead: Vec<_> = dead.iter().map(|at| at.to_string_lossy()).collect();
+            let dead: Vec<_> = dead.iter().map(|view| view.at.to_string_lossy()).collect();
             let store = cx.store.to_string_lossy();
             return out::json(&serde_json::json!({ "running": false, "store": store, "dead_views": dead }));
         }
         out::line(&format!("no daemon runs for the store {}", shown(&cx.store)))?;
-        for at in dead {
+        for daemon::DeadView { at, hangs } in dead {
+            let hangs = if hangs { ", which hangs" } else { "" };
             out::line(&format!(
-                "a daemon that died has left its mount on {0}: 'outfs mount {0}' takes it over, 'outfs stop' removes it",
+                "a daemon that died has left its mount on {0}{hangs}: 'outfs mount {0}' takes it over, 'outfs stop' \
+                 removes it",
                 shown(&at)
             ))?;
         }

@@ -1,6 +1,9 @@
 //! `outfs unmount` and `outfs stop`.
+//!
+//! Invariant: when the daemon ends with it, success means that it has let go of the store.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -9,6 +12,7 @@ use super::session::connect;
 use super::{Context, absolute, unexpected};
 use crate::control::{Failure, Kind, Reply, Request};
 use crate::daemon;
+use crate::store::owner_of;
 
 /// Unmount a view; the daemon ends with its last one
 #[derive(Args)]
@@ -41,8 +45,8 @@ impl Unmount {
         let named = daemon::mounted_at(&at).and_then(|m| m.store());
         for store in named.iter().chain([&cx.store]) {
             let request = Request::Unmount { at: at.clone().into(), lazy: self.lazy };
-            match ask_to_end(store, request) {
-                Ok(true) => {
+            match ask_to_end(store, &request) {
+                Ok(Asked::Done) => {
                     if !is_same(store, &cx.store) {
                         let store = out::clean(&store.to_string_lossy());
                         out::note(&format!(
@@ -52,7 +56,8 @@ impl Unmount {
                     }
                     return Ok(());
                 }
-                Ok(false) => {}
+                Ok(Asked::Ended) if !daemon::mounted_at(&at).is_some_and(|m| m.is_outfs()) => return Ok(()),
+                Ok(Asked::Ended | Asked::Nobody) => {}
                 Err(failure) if failure.kind == Kind::NotFound => {}
                 Err(failure) => return Err(failure),
             }
@@ -66,13 +71,14 @@ impl Stop {
         let _ = std::env::set_current_dir("/");
         // That it is somebody else's is no sign that there is none.
         connect(&cx.store)?;
-        if ask_to_end(&cx.store, Request::Stop { lazy: self.lazy })? {
+        if !matches!(ask_to_end(&cx.store, &Request::Stop { lazy: self.lazy })?, Asked::Nobody) {
             return Ok(());
         }
         out::note(&format!("no daemon runs for the store {}", cx.store.display()));
-        for at in daemon::dead_views(&cx.store) {
-            daemon::unmount(&at, true)?;
-            out::note(&format!("unmounted {}, which a daemon that died had left", at.display()));
+        for daemon::DeadView { at, .. } in daemon::dead_views(&cx.store) {
+            daemon::take_over_ours(&at, &cx.store)?;
+            let at = out::clean(&at.to_string_lossy());
+            out::note(&format!("unmounted {at}, which a daemon that died had left"));
         }
         Ok(())
     }
@@ -83,16 +89,89 @@ fn is_same(one: &Path, other: &Path) -> bool {
     real(one) == real(other)
 }
 
-/// False when there is no daemon. When the daemon ends, returns after it has let go of the store.
-fn ask_to_end(store: &Path, request: Request) -> Result<bool, Failure> {
-    let Ok(Some(mut client)) = connect(store) else { return Ok(false) };
-    match client.call(request, &mut Streams::to_stdout())? {
-        Reply::Unmounted { ends } => {
-            if ends {
-                client.wait_for_end();
+/// What came of it.
+enum Asked {
+    /// It was done, and when the daemon ended with it, it has let go of the store.
+    Done,
+    /// There was a daemon, which was about to end and has.
+    Ended,
+    /// There is none.
+    Nobody,
+}
+
+/// Asks the store's daemon, if there is one. A stop also waits for whoever has the store and cannot be asked: a daemon
+/// that starts or ends, or a command.
+fn ask_to_end(store: &Path, request: &Request) -> Result<Asked, Failure> {
+    let stop = matches!(request, Request::Stop { .. });
+    let mut waiting = Waiting::new();
+    let mut none = Asked::Nobody;
+    loop {
+        let Ok(Some(mut client)) = connect(store) else {
+            match owner_of(store).filter(|_| stop) {
+                Some(owner) => waiting.on(store, owner)?,
+                None => return Ok(none),
             }
-            Ok(true)
+            continue;
+        };
+        let daemon = client.daemon();
+        match client.call(request.clone(), &mut Streams::to_stdout()) {
+            Ok(Reply::Unmounted { ends }) => {
+                if ends {
+                    client.wait_for_end()?;
+                    wait_until_free(store, daemon)?;
+                }
+                return Ok(Asked::Done);
+            }
+            Ok(other) => return Err(unexpected(other)),
+            // Somebody else has ended it.
+            Err(failure) if matches!(failure.kind, Kind::Stopping | Kind::Lost) => {
+                none = Asked::Ended;
+                client.wait_for_end()?;
+                wait_until_free(store, daemon)?;
+                waiting.on(store, daemon.unwrap_or_default())?;
+            }
+            Err(failure) => return Err(failure),
         }
-        other => Err(unexpected(other)),
+    }
+}
+
+/// The daemon has closed the store; its process lets go of it in a moment.
+fn wait_until_free(store: &Path, daemon: Option<u32>) -> Result<(), Failure> {
+    let mut waiting = Waiting::new();
+    // Another owner has it from that one, and one that has not said who it is may be that one still.
+    while let Some(owner) = owner_of(store).filter(|owner| *owner == 0 || Some(*owner) == daemon) {
+        waiting.on(store, owner)?;
+    }
+    Ok(())
+}
+
+/// How long to wait for whoever has the store.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waiting for another process, with a word about it if it takes long.
+struct Waiting {
+    since: Instant,
+    said: bool,
+}
+
+impl Waiting {
+    fn new() -> Waiting {
+        Waiting { since: Instant::now(), said: false }
+    }
+
+    /// For a moment, on this process (0: it is not known).
+    fn on(&mut self, store: &Path, owner: u32) -> Result<(), Failure> {
+        let who = if owner == 0 { "another process".to_owned() } else { format!("process {owner}") };
+        let has = format!("{who} has the store {}", out::clean(&store.to_string_lossy()));
+        if self.since.elapsed() > PATIENCE {
+            let what = "and does not answer; end it, or wait until it has ended";
+            return Err(Failure::new(Kind::Locked, format!("{has} {what}")));
+        }
+        if !self.said && self.since.elapsed() > Duration::from_secs(1) {
+            out::note(&format!("waiting: {has}"));
+            self.said = true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
     }
 }

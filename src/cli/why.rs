@@ -8,7 +8,7 @@ use super::session::Session;
 use super::{Context, Output, events, unexpected};
 use crate::control::{Failure, Kind, Reply, Request, ShowFacts};
 use crate::model::{EntryKey, EventKind};
-use crate::run::{Found, MEMBER, Parts, Reason, shell_words};
+use crate::run::{Found, Ledger, MEMBER, Parts, Place, Reason, memory, shell_words};
 
 /// Say why a task was run, or what became of its result
 #[derive(Args)]
@@ -41,9 +41,20 @@ impl Why {
         session.close()
     }
 
-    /// The key that is meant: of that name, else of the newest result of a task of that name.
+    /// The key that is meant: of that name, else of the last run of a task of that name in this checkout, else of its newest
+    /// result.
     fn key(&self, session: &mut Session) -> Result<EntryKey, Failure> {
         if let Ok(key) = EntryKey::from_digest(&self.what) {
+            let found = session.call(Request::Find { key: key.clone(), outputs: Vec::new(), fate: true })?;
+            if found != Reply::Found(Found::UNKNOWN) {
+                return Ok(key);
+            }
+        }
+        let place = std::env::current_dir().map(|cwd| Place::of(&cwd));
+        let last = place.ok().and_then(|p| {
+            Ledger::of(memory(super::run::caches().as_deref()).as_deref(), &p.root).last_run(&self.what)
+        });
+        if let Some(key) = last.and_then(|last| last.key) {
             let found = session.call(Request::Find { key: key.clone(), outputs: Vec::new(), fate: true })?;
             if found != Reply::Found(Found::UNKNOWN) {
                 return Ok(key);

@@ -1,9 +1,9 @@
-//! The client: asks a running daemon. Must not know: what requests mean.
+//! The client: asks a running daemon, and waits for it unless it was stopped. Must not know: what requests mean.
 
-use std::io::{self, BufReader, Read};
-use std::os::unix::net::UnixStream;
+use std::io::{self, BufReader};
 use std::path::Path;
 
+use super::patient::Patient;
 use super::wire::{self, Asked, ClientFrame, ServerFrame};
 use super::{Channel, Failure, Kind, Reply, Request, VERSION, socket};
 
@@ -20,14 +20,14 @@ pub enum ConnectError {
 
 /// A connection to a store's daemon.
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Patient>,
 }
 
 impl Client {
     /// Connects to the daemon that owns the store.
     pub fn connect(store: &Path) -> Result<Client, ConnectError> {
         match socket::connect(store) {
-            Ok(stream) => Ok(Client { stream: BufReader::new(stream) }),
+            Ok(stream) => Ok(Client { stream: BufReader::new(Patient::new(stream)?) }),
             Err(e) => Err(match e.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
                     ConnectError::NoDaemon
@@ -79,10 +79,17 @@ impl Client {
         }
     }
 
-    /// Waits until the daemon closes the connection: after a stop, that it is gone.
-    pub fn wait_for_end(mut self) {
-        let mut rest = [0; 1024];
-        while matches!(self.stream.read(&mut rest), Ok(n) if n > 0) {}
+    /// The daemon's process, if it can be seen from here.
+    pub fn daemon(&self) -> Option<u32> {
+        self.stream.get_ref().daemon()
+    }
+
+    /// Waits until the daemon closes the connection: after a stop, that it has closed the store or is gone.
+    pub fn wait_for_end(mut self) -> Result<(), Failure> {
+        match io::copy(&mut self.stream, &mut io::sink()) {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Err(lost(e)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -94,6 +101,10 @@ fn lost(e: io::Error) -> Failure {
                 "the daemon's answer is not understood ({e}); 'outfs stop' ends a daemon of another version"
             ),
         ),
+        io::ErrorKind::FileTooLarge => {
+            Failure::new(Kind::TooMany, "the request is larger than a daemon takes; ask for less")
+        }
+        io::ErrorKind::TimedOut => Failure::new(Kind::Halted, e.to_string()),
         _ => Failure::new(Kind::Lost, "the daemon went away before it answered; ask again"),
     }
 }

@@ -1,6 +1,8 @@
 //! Failures as they travel: a kind that decides the exit code, and a message for people.
 
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::de::value::StringDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cache::{CacheError, EventsError};
 use crate::index::IndexError;
@@ -32,10 +34,14 @@ pub enum Kind {
     Stopping,
     /// The daemon went away; it may have done what was asked, or not.
     Lost,
+    /// The daemon was stopped by a signal, and may do what was asked when it goes on.
+    Halted,
     /// Client and server do not understand each other.
     Protocol,
     /// The store is owned by another process.
     Locked,
+    /// The daemon met a fault in itself.
+    Fault,
     /// The reader of the output went away.
     Hangup,
 }
@@ -44,10 +50,16 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Failure {
-    /// Decides the exit code.
+    /// Decides the exit code. One that another version has and this one does not know is `Failed`.
+    #[serde(deserialize_with = "known")]
     pub kind: Kind,
     /// For people: what, why, what to do.
     pub message: String,
+}
+
+fn known<'de, D: Deserializer<'de>>(d: D) -> Result<Kind, D::Error> {
+    let name: StringDeserializer<D::Error> = String::deserialize(d)?.into_deserializer();
+    Ok(Kind::deserialize(name).unwrap_or(Kind::Failed))
 }
 
 impl Failure {

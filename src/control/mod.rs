@@ -14,6 +14,7 @@ mod failure;
 #[doc(hidden)]
 pub mod fuzz;
 mod limits;
+mod patient;
 mod raw;
 mod reply;
 mod request;
@@ -34,8 +35,8 @@ pub use server::{Handler, Server};
 
 use std::io::{self, Read};
 
-/// The protocol's version: client and server must have the same.
-pub const VERSION: u32 = 3;
+/// The protocol's version: client and server must have the same. (A daemon of any version can be stopped.)
+pub const VERSION: u32 = 4;
 
 /// The socket's name below the store.
 pub const SOCKET: &str = "control.sock";

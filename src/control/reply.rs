@@ -13,7 +13,7 @@ use crate::index::Totals;
 use crate::model::manifest::Origin;
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, Event, ManifestHash, Metadata};
-use crate::run::{Found, Nodes, Placed};
+use crate::run::{Found, Kept, Nodes, Placed};
 use crate::tier::Address;
 use crate::vfs::ViewOptions;
 
@@ -125,6 +125,15 @@ pub struct ViewFacts {
     pub passthrough: bool,
     /// How requests reach the daemon: `dev` or `uring`.
     pub transport: Transport,
+    /// Listings come with attributes.
+    #[serde(default)]
+    pub readdirplus: bool,
+    /// Nobody is told of files that are opened.
+    #[serde(default)]
+    pub no_open: bool,
+    /// The kernel is asked to let go of all that is unused below a directory; older ones refuse.
+    #[serde(default)]
+    pub prune: bool,
     /// What it shows.
     pub view: ViewOptions,
     /// How it is mounted.
@@ -145,6 +154,9 @@ pub struct DaemonFacts {
     /// Its tiers, in the order in which they are asked.
     #[serde(default)]
     pub tiers: Vec<Address>,
+    /// Panics in it since then: faults of outfs, which it has survived and logged.
+    #[serde(default)]
+    pub faults: u64,
     /// Its views.
     pub views: Vec<ViewFacts>,
 }
@@ -172,6 +184,9 @@ pub struct StatsFacts {
     pub pins: u64,
     /// Entries the daemon has evicted since it started.
     pub evicted: u64,
+    /// Packs it has compacted since then.
+    #[serde(default)]
+    pub compacted: u64,
     /// Its rounds of upkeep since then: when several have changed nothing, upkeep is at rest.
     #[serde(default)]
     pub rounds: u64,
@@ -249,6 +264,8 @@ pub enum Reply {
         /// False: it had the same outputs already.
         new: bool,
     },
+    /// To `Put` of a run's result.
+    Kept(Kept),
     /// To `Restore`.
     Restored(Restored),
     /// To `Prefetch`.
@@ -308,6 +325,9 @@ pub enum Reply {
     Du {
         /// Per entry.
         entries: Vec<Du>,
+        /// The cookie for the next page; absent at the end.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<i64>,
     },
     /// To `Drafts`.
     Drafts {

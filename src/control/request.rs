@@ -1,15 +1,15 @@
 //! Everything a client may ask. Paths are absolute: the daemon has another working directory.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, RawPath};
-use crate::cache::{FsckOptions, Process, RestoreAs, TaskFacts};
+use crate::cache::{FsckOptions, Prefetch, Process, RestoreAs, TaskFacts};
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::model::session::SessionId;
+use crate::model::units::Bytes;
 use crate::run::{Note, Times};
 use crate::tier::Address;
 use crate::vfs::ViewOptions;
@@ -37,8 +37,8 @@ pub struct PutRequest {
 pub struct RunPut {
     /// Which paths of the directory are outputs.
     pub outputs: Vec<RawPath>,
-    /// Members for the metadata.
-    pub extra: BTreeMap<String, serde_json::Value>,
+    /// What the run knows, JSON as text: a member of the metadata.
+    pub member: String,
     /// Replace an entry with other outputs.
     pub replace: bool,
     /// The entry with the key was found to have lost content: what it has is not taken for stored without being read.
@@ -91,6 +91,28 @@ pub enum ImportKind {
     Dir,
 }
 
+/// What a client that asks for a view has said about the daemon: what is given must not conflict with what it runs with.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Limits.
+    pub limits: LimitFlags,
+    /// Tiers.
+    #[serde(default)]
+    pub tiers: Vec<Address>,
+    /// Entries go to them.
+    #[serde(default)]
+    pub push: bool,
+    /// What comes of an entry when it is looked up.
+    #[serde(default)]
+    pub prefetch: Option<Prefetch>,
+    /// Bytes a second that go to each tier, at most; 0 is no limit.
+    #[serde(default)]
+    pub push_limit: Option<Bytes>,
+    /// Where it logs, as its `log` says it.
+    #[serde(default)]
+    pub log: Option<String>,
+}
+
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -106,14 +128,9 @@ pub enum Request {
         view: ViewOptions,
         /// How it is mounted.
         mount: MountOptions,
-        /// Limits the client gave; they must not conflict with the daemon's.
-        limits: LimitFlags,
-        /// Tiers the client gave; they must not conflict with the daemon's.
-        #[serde(default)]
-        tiers: Vec<Address>,
-        /// The client wants entries to go to them.
-        #[serde(default)]
-        push: bool,
+        /// What the daemon should be like.
+        #[serde(flatten)]
+        wanted: Wanted,
     },
     /// Takes a view away.
     Unmount {
@@ -300,6 +317,9 @@ pub enum Request {
     Du {
         /// Which; empty for all.
         keys: Vec<EntryKey>,
+        /// A page of all, after this cookie (0 from the start); absent for all at once.
+        #[serde(default)]
+        after: Option<i64>,
     },
     /// All drafts.
     Drafts,

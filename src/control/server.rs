@@ -1,10 +1,11 @@
 //! The server: one thread that accepts, one for each connection. Only the store's owner and
-//! root are answered. Must not know: what requests mean (a [`Handler`] does).
+//! root are answered, and a handler that panics is answered for. Must not know: what requests mean (a [`Handler`] does).
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::wire::{self, Asked, ClientFrame, ServerFrame};
 use super::{Caller, Channel, Failure, Kind, Progress, Reply, Request, VERSION, socket};
+use crate::model::units::human_bytes;
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
@@ -148,21 +150,36 @@ fn answer(
     };
     let ended = !request.wants_input();
     let mut channel = WireChannel { input: InputFrames { input, left: 0, ended }, output };
-    let result = handler.handle(caller, request, &mut channel);
+    let result = guarded(|| handler.handle(caller, request, &mut channel));
     // All input is read before the answer: a client that still writes would never see it.
     io::copy(&mut channel.input, &mut io::sink())?;
     let frame = match result {
         Ok(reply) => ServerFrame::Done { reply: Box::new(reply) },
         Err(failure) => ServerFrame::Failed { failure },
     };
-    match wire::send(channel.output, &frame) {
+    let failure = match wire::send(channel.output, &frame) {
         // Nothing was sent: a fact that JSON cannot say.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-            let failure = Failure::failed(format!("the answer cannot be sent: {e}"));
-            wire::send(channel.output, &ServerFrame::Failed { failure })
+            Failure::failed(format!("the answer cannot be sent: {e}"))
         }
-        other => other,
-    }
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
+            let most = human_bytes(wire::MAX_LINE);
+            Failure::new(Kind::TooMany, format!("the answer would be larger than {most}; ask for less"))
+        }
+        other => return other,
+    };
+    wire::send(channel.output, &ServerFrame::Failed { failure })
+}
+
+/// A panic is this request's failure, and nobody else's.
+fn guarded(answer: impl FnOnce() -> Result<Reply, Failure>) -> Result<Reply, Failure> {
+    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+        tracing::error!("a command panicked; it is answered with a failure");
+        Err(Failure::new(
+            Kind::Fault,
+            "the daemon has met a fault in itself while it answered; its log says where, and it goes on",
+        ))
+    })
 }
 
 pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
@@ -174,11 +191,12 @@ pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
     let version: Version =
         serde_json::from_slice(line).map_err(|e| protocol(format!("this is no outfs request: {e}")))?;
     if version.outfs != VERSION {
-        return Err(protocol(format!(
-            "the daemon speaks version {VERSION} of the control protocol, the client {}; stop the daemon \
-             with the program that started it",
-            version.outfs
-        )));
+        return stop_of_any_version(line).ok_or_else(|| {
+            protocol(format!(
+                "the daemon speaks version {VERSION} of the control protocol, the client {}; 'outfs stop' ends it",
+                version.outfs
+            ))
+        });
     }
     let asked: Asked =
         serde_json::from_slice(line).map_err(|e| protocol(format!("the request is not understood: {e}")))?;
@@ -189,6 +207,22 @@ pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
         ));
     }
     Ok(asked.request)
+}
+
+/// The one request that is the same in all versions of the protocol, as are its answers: whatever program is installed
+/// by now, it can end the daemon.
+fn stop_of_any_version(line: &[u8]) -> Option<Request> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        request: Only,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(tag = "op", rename_all = "snake_case")]
+    enum Only {
+        Stop { lazy: bool },
+    }
+    let Line { request: Only::Stop { lazy } } = serde_json::from_slice(line).ok()?;
+    Some(Request::Stop { lazy })
 }
 
 /// The client's data frames as a stream.

@@ -56,6 +56,12 @@ pub(super) fn place() -> String {
     format!("{} {root}", space.display())
 }
 
+/// The process that listens at the other end; `None` when it cannot be seen from here.
+pub(super) fn peer_pid(stream: &UnixStream) -> Option<u32> {
+    let pid = getsockopt(&stream.as_fd(), PeerCredentials).ok()?.pid();
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
 /// The user at the other end.
 pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(&stream.as_fd(), PeerCredentials)?.uid())

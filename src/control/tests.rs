@@ -23,6 +23,12 @@ impl Handler for Echo {
                 channel.data(&all).unwrap();
                 Ok(Reply::Done)
             }
+            Request::Pin { .. } => panic!("as a fault inside would"),
+            Request::Newest { task } => {
+                let long = "x".repeat(task.parse().unwrap());
+                Ok(Reply::Newest { key: None, outputs_hash: Some(long) })
+            }
+            Request::Stop { lazy } => Ok(Reply::Unmounted { ends: lazy }),
             Request::Drafts => Ok(Reply::Drafts { drafts: Vec::new() }),
             _ => Err(Failure::new(Kind::NotFound, "no")),
         }
@@ -99,6 +105,35 @@ fn a_failure_before_the_input_was_read_reaches_the_client() {
 }
 
 #[test]
+fn an_answer_that_is_too_long_is_a_failure_and_not_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let mut client = Client::connect(dir.path()).unwrap();
+    let mut ask = |bytes: u64| {
+        client.call(Request::Newest { task: bytes.to_string() }, &mut Memory::new(vec![])).map_err(|e| e.kind)
+    };
+    assert_eq!(ask(wire::MAX_LINE), Err(Kind::TooMany));
+    assert!(ask(wire::MAX_LINE - 1024).is_ok());
+    let mut endless = io::BufReader::new(io::repeat(b'x'));
+    assert_eq!(wire::receive_line(&mut endless).unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_panic_is_answered_and_keeps_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let mut client = Client::connect(dir.path()).unwrap();
+    let pin = Request::Pin { name: "p".into(), key: "key1".parse().unwrap() };
+    let failure = client.call(pin, &mut Memory::new(vec![])).unwrap_err();
+    assert_eq!((failure.kind, failure.exit_code()), (Kind::Fault, 1));
+    assert!(client.call(Request::Drafts, &mut Memory::new(vec![])).is_ok(), "the same connection goes on");
+    drop(client);
+    let begun = std::time::Instant::now();
+    server.close(Duration::from_secs(600));
+    assert!(begun.elapsed() < Duration::from_secs(300), "nothing counts as running");
+}
+
+#[test]
 fn long_store_paths_and_the_sockets_mode() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
@@ -129,14 +164,45 @@ fn other_versions_and_nonsense_are_refused_in_words() {
     let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
     for (line, part) in [
         (r#"{"outfs":99,"request":{"op":"who_knows"}}"#, "version"),
-        (r#"{"outfs":3,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
+        (r#"{"outfs":VERSION,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
         ("hello", "no outfs request"),
     ] {
-        writeln!(stream.get_mut(), "{line}").unwrap();
+        writeln!(stream.get_mut(), "{}", line.replace("VERSION", &VERSION.to_string())).unwrap();
         let mut answer = String::new();
         stream.read_line(&mut answer).unwrap();
         assert!(answer.contains(r#""kind":"protocol""#) && answer.contains(part), "{answer}");
     }
+}
+
+/// These lines are never to change: they are what programs of other versions send and understand.
+#[test]
+fn stop_is_the_same_in_all_versions() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
+    for (version, lazy) in [(1, false), (VERSION, true), (99, true)] {
+        let (more, place) = if version == 99 { (r#","more":[1]"#, "") } else { ("", r#","place":"x""#) };
+        writeln!(
+            stream.get_mut(),
+            r#"{{"outfs":{version}{place},"request":{{"op":"stop","lazy":{lazy}{more}}}}}"#
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_line(&mut answer).unwrap();
+        let wanted =
+            format!(r#"{{"frame":"done","reply":{{"reply":"unmounted","facts":{{"ends":{lazy}}}}}}}"#);
+        assert_eq!(answer.trim_end(), wanted);
+    }
+    let asked = wire::Asked { outfs: VERSION, place: "p".into(), request: Request::Stop { lazy: false } };
+    let sent = serde_json::to_value(&asked).unwrap();
+    assert_eq!(
+        sent,
+        serde_json::json!({ "outfs": VERSION, "place": "p", "request": { "op": "stop", "lazy": false } })
+    );
+    let failure = |kind: &str| format!(r#"{{"kind":"{kind}","message":"why"}}"#);
+    let kind = |text: &str| serde_json::from_str::<Failure>(&failure(text)).unwrap().kind;
+    assert_eq!([kind("busy"), kind("one of another version")], [Kind::Busy, Kind::Failed]);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Failure, Progress, Reply, Request};
 
-/// The longest line either side accepts.
-const MAX_LINE: u64 = 256 << 20;
+/// The longest line either side accepts; less in unit tests, which fill one.
+pub(super) const MAX_LINE: u64 = if cfg!(test) { 8 << 20 } else { 256 << 20 };
 /// The most bytes in one data frame.
 pub(super) const MAX_DATA: usize = 1 << 20;
 
@@ -44,12 +44,16 @@ pub(super) enum ServerFrame {
     Failed { failure: Failure },
 }
 
-/// Writes one line; `InvalidInput` (and nothing sent) when JSON cannot say it.
+/// Writes one line. Nothing is sent, and the error is `InvalidInput` when JSON cannot say it, `FileTooLarge` when nobody
+/// would accept so long a line.
 pub(super) fn send(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(message).map_err(|e| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("cannot be written as JSON: {e}"))
     })?;
     line.push(b'\n');
+    if line.len() as u64 > MAX_LINE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     out.write_all(&line)
 }
 
@@ -71,6 +75,9 @@ pub(super) fn receive_line(input: &mut impl BufRead) -> io::Result<Option<Vec<u8
         return Ok(None);
     }
     if line.pop() != Some(b'\n') {
+        if n as u64 == MAX_LINE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+        }
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a line was cut off"));
     }
     Ok(Some(line))

@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::mounts::mount_table;
 use crate::cache::TierFacts;
+use crate::control::DaemonFacts;
 use crate::fuse;
-use crate::model::units::human_bytes;
+use crate::model::units::{counted, human_bytes};
 
 /// How well a thing stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,6 +55,14 @@ pub fn tier(facts: &TierFacts) -> Check {
         _ => (Health::Good, format!("{} answers", facts.name), ""),
     };
     check("tier", health, found, advice)
+}
+
+/// Whether the daemon that runs has met faults of outfs itself.
+pub fn faults(of: &DaemonFacts) -> Option<Check> {
+    let found = (of.faults > 0)
+        .then(|| format!("the daemon has met {} in itself", counted(of.faults, "fault", "faults")))?;
+    let advice = format!("its log ({}) says where; please report it, and start it anew", of.log);
+    Some(check("daemon", Health::Limited, found, advice))
 }
 
 fn check(what: &str, health: Health, found: impl Into<String>, advice: impl Into<String>) -> Check {

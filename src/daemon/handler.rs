@@ -8,34 +8,32 @@ use crossbeam_channel::Sender;
 use jiff::Timestamp;
 
 use super::links::Links;
-use super::views::Views;
-use super::{Start, Wake, allocator, mountpoint, record};
+use super::options::RunsWith;
+use super::views::{Turn, Views};
+use super::{Start, Wake, allocator, faults, mountpoint, record};
 use crate::cache::Cache;
 use crate::control::{
-    Caller, Channel, DaemonFacts, Failure, Handler, LimitFlags, Reply, Request, ViewFacts, dispatch, hit,
+    Caller, Channel, DaemonFacts, Failure, Handler, Reply, Request, ViewFacts, Wanted, dispatch, hit,
 };
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
-use crate::tier::Address;
 use crate::vfs::{VfsError, View, ViewOptions};
 
 /// The running daemon.
 pub(super) struct Daemon {
     cache: Cache,
     views: Arc<Views>,
-    links: Links,
+    links: Arc<Links>,
     started_at: Timestamp,
-    log: String,
-    tiers: Vec<Address>,
-    push: bool,
+    runs: RunsWith,
     wake: Sender<Wake>,
 }
 
 impl Daemon {
     pub(super) fn new(cache: Cache, start: &Start, wake: Sender<Wake>) -> Self {
-        let links = Links::hold(&cache);
-        let (log, tiers, push) = (start.log.to_string(), start.tiers.clone(), start.push);
-        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), log, tiers, push, wake }
+        let links = Arc::new(Links::hold(&cache));
+        let runs = RunsWith::of(start);
+        Self { cache, views: Arc::default(), links, started_at: Timestamp::now(), runs, wake }
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -46,13 +44,12 @@ impl Daemon {
         &self.views
     }
 
-    pub(super) fn links(&self) -> &Links {
+    pub(super) fn links(&self) -> &Arc<Links> {
         &self.links
     }
 
     /// Called every second by the upkeep thread.
     pub(super) fn tick(&self) {
-        self.links.tick(&self.cache);
         self.cache.tick();
         if self.cache.has_let_go(allocator::WORTH_IT) {
             allocator::give_back();
@@ -68,8 +65,9 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             started_at: self.started_at,
-            log: self.log.clone(),
-            tiers: self.tiers.clone(),
+            log: self.runs.log.clone(),
+            tiers: self.runs.tiers.clone(),
+            faults: faults::seen(),
             views: self.views.facts(),
         }
     }
@@ -77,12 +75,13 @@ impl Daemon {
     /// Mounts a view.
     pub(super) fn add_view(
         &self,
+        turn: &Turn<'_>,
         at: &Path,
         view: &ViewOptions,
         mount: &MountOptions,
     ) -> Result<ViewFacts, Failure> {
-        let _one_at_a_time = self.views.mounting();
-        let at = mountpoint::prepare(at, self.cache.store().root())?;
+        self.views.may_add()?;
+        let at = mountpoint::prepare(at, self.cache.store().root(), &self.views.mount_points())?;
         let made = View::new(self.cache.clone(), view.clone()).map_err(|e| match e {
             VfsError::Cache(e) => Failure::from(e),
             e => Failure::failed(format!("cannot make the view: {e}")),
@@ -95,10 +94,13 @@ impl Daemon {
             at: at.into(),
             passthrough: mounted.passthrough(),
             transport: mounted.transport(),
+            readdirplus: mounted.readdirplus(),
+            no_open: mounted.no_open(),
+            prune: mounted.prunes(),
             view: view.clone(),
             mount: mount.clone(),
         };
-        let facts = self.views.add(made, mounted, facts, &self.wake)?;
+        let facts = self.views.add(turn, made, mounted, facts, &self.wake)?;
         self.record_views();
         Ok(facts)
     }
@@ -108,21 +110,10 @@ impl Daemon {
         at: &Path,
         view: &ViewOptions,
         mount: &MountOptions,
-        limits: &LimitFlags,
-        tiers: (&[Address], bool),
+        wanted: &Wanted,
     ) -> Result<Reply, Failure> {
-        let mut conflicts = limits.conflicts(&self.cache.limits());
-        let (tiers, push) = tiers;
-        if push && !self.push {
-            conflicts.push("--push (it runs without)".into());
-        }
-        if !tiers.is_empty() && tiers != self.tiers {
-            let list = |tiers: &[Address]| match tiers {
-                [] => "none".to_owned(),
-                some => some.iter().map(Address::to_string).collect::<Vec<_>>().join(" "),
-            };
-            conflicts.push(format!("--tier {} (it runs with {})", list(tiers), list(&self.tiers)));
-        }
+        let mut conflicts = wanted.limits.conflicts(&self.cache.limits());
+        conflicts.extend(self.runs.conflicts(wanted));
         if !conflicts.is_empty() {
             return Err(Failure::failed(format!(
                 "the daemon (process {}) that owns the store {} runs with other options: {}; leave these options \
@@ -132,7 +123,7 @@ impl Daemon {
                 conflicts.join(", "),
             )));
         }
-        let facts = self.add_view(at, view, mount)?;
+        let facts = self.add_view(&self.views.mounting(), at, view, mount)?;
         tracing::info!(at = %facts.at.0.display(), "added a view");
         Ok(Reply::Mounted(facts))
     }
@@ -163,7 +154,7 @@ impl Daemon {
             Failure::failed(format!("no view of this store shows {key}, so there is nothing to link to"))
         })?;
         let target = view.at.0.join(key.as_str()).join(below.components().as_path());
-        self.links.make(&self.cache, entry, dest, target.clone(), replace)?;
+        self.links.make(entry, dest, target.clone(), replace)?;
         Ok(Reply::Linked { target: target.into() })
     }
 }
@@ -173,9 +164,7 @@ impl Handler for Daemon {
         tracing::debug!(uid = caller.uid, ?request, "asked");
         match request {
             Request::Status => Ok(Reply::Daemon(self.facts())),
-            Request::Mount { at, view, mount, limits, tiers, push } => {
-                self.mount(&at.0, &view, &mount, &limits, (&tiers, push))
-            }
+            Request::Mount { at, view, mount, wanted } => self.mount(&at.0, &view, &mount, &wanted),
             Request::Unmount { at, lazy } => self.unmount(&at.0, lazy),
             Request::Stop { lazy } => self.stop(lazy),
             Request::Link { key, dest, path, replace } => self.link(&key, &dest.0, &path.0, replace),

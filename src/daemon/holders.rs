@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{mount_table, mounted_at};
 use crate::control::{Failure, Kind};
+use crate::fuse::device_of;
 
 /// At most so many are named.
 const NAMED: usize = 8;
@@ -24,6 +25,11 @@ pub(super) fn busy(at: &Path) -> Failure {
     let message =
         format!("{} is busy: {who}; end them, or detach it with 'outfs unmount --lazy {0}'", at.display());
     Failure::new(Kind::Busy, message)
+}
+
+/// Whether anybody is found who does.
+pub(super) fn any(at: &Path) -> bool {
+    !holders(at).is_empty()
 }
 
 fn holders(at: &Path) -> Vec<String> {
@@ -46,7 +52,13 @@ fn holders(at: &Path) -> Vec<String> {
 }
 
 fn how_held(process: &Path, at: &Path, dev: Option<&str>) -> Option<&'static str> {
-    let inside = |link: PathBuf| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
+    // What was below the mount point before the mount has such a path, too, and another device.
+    let here = |link: &Path| {
+        let (Some(dev), Ok(found)) = (dev, device_of(link)) else { return true };
+        format!("{}:{}", found.0, found.1) == dev
+    };
+    let inside =
+        |link: PathBuf| std::fs::read_link(&link).is_ok_and(|target| target.starts_with(at)) && here(&link);
     if inside(process.join("cwd")) {
         return Some("working directory");
     }
@@ -97,6 +109,16 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(found.contains(&format!("process {} (sleep, working directory)", child.id())), "{found:?}");
+    }
+
+    #[test]
+    fn what_was_below_the_mount_point_before_is_not_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        let _open = std::fs::File::create(path.join("held")).unwrap();
+        let (me, own) = (Path::new("/proc/self"), device_of(&path).unwrap());
+        assert_eq!(how_held(me, &path, Some(&format!("{}:{}", own.0, own.1))), Some("open file"));
+        assert_eq!(how_held(me, &path, Some("9999:1")), None);
     }
 
     #[test]

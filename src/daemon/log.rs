@@ -2,7 +2,9 @@
 //! logged is chosen by `OUTFS_LOG` (as in `info` or `outfs=debug`). Must not know: who logs.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
 
@@ -12,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::journal::Journal;
 use crate::control::{Failure, Kind};
 
-/// A log file over this many bytes is set aside when a daemon starts.
+/// A log file over this many bytes is set aside, and the one before it goes.
 const LARGE: u64 = 16 << 20;
 
 /// Where to.
@@ -102,8 +104,12 @@ impl LogSpec {
             (LogTarget::Stderr, true) => builder.json().with_writer(std::io::stderr).try_init(),
             (LogTarget::Journal, false) => builder.without_time().with_writer(Journal::connect()?).try_init(),
             (LogTarget::Journal, true) => builder.json().with_writer(Journal::connect()?).try_init(),
-            (LogTarget::File(path), false) => builder.with_writer(Mutex::new(open(path)?)).try_init(),
-            (LogTarget::File(path), true) => builder.json().with_writer(Mutex::new(open(path)?)).try_init(),
+            (LogTarget::File(path), false) => {
+                builder.with_writer(Mutex::new(LogFile::open(path)?)).try_init()
+            }
+            (LogTarget::File(path), true) => {
+                builder.json().with_writer(Mutex::new(LogFile::open(path)?)).try_init()
+            }
         };
         done.map_err(|e| Failure::failed(format!("cannot log to {self}: {e}")))?;
         *installed = true;
@@ -111,21 +117,54 @@ impl LogSpec {
     }
 }
 
-/// Appends; a file that has become large is set aside, and the one before it goes.
-fn open(path: &std::path::Path) -> Result<std::fs::File, Failure> {
-    use std::os::unix::fs::OpenOptionsExt;
-    if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > LARGE) {
-        let mut old = path.as_os_str().to_owned();
-        old.push(".old");
-        let _ = std::fs::rename(path, old);
+/// A file that is appended to, and begun anew when it has become large: a daemon may live for months.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    /// Bytes in it, as far as this process knows.
+    bytes: u64,
+    large: u64,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> Result<LogFile, Failure> {
+        let failed = |e| Failure::failed(format!("cannot open the log file {}: {e}", path.display()));
+        let file = append_to(path).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        // A pipe or a terminal cannot be set aside.
+        let large = if meta.is_file() { LARGE } else { u64::MAX };
+        Ok(LogFile { path: path.to_owned(), file, bytes: meta.len(), large })
     }
-    let mut options = std::fs::OpenOptions::new();
-    options
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| Failure::failed(format!("cannot open the log file {}: {e}", path.display())))
+
+    /// Where that cannot be done the file goes on, and it is tried again when as much was written once more.
+    fn set_aside(&mut self) {
+        let mut old = self.path.as_os_str().to_owned();
+        old.push(".old");
+        let renamed = std::fs::rename(&self.path, old);
+        if let Ok(file) = renamed.and_then(|()| append_to(&self.path)) {
+            self.file = file;
+        }
+        self.bytes = 0;
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes > self.large {
+            self.set_aside();
+        }
+        let n = self.file.write(bytes)?;
+        self.bytes += n as u64;
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]
@@ -139,5 +178,20 @@ mod tests {
         }
         assert!("".parse::<LogSpec>().is_err() && "json:".parse::<LogSpec>().is_err());
         assert!(matches!("x.log".parse::<LogSpec>().unwrap().target, LogTarget::File(p) if p.is_absolute()));
+    }
+
+    #[test]
+    fn a_file_that_has_become_large_is_set_aside_while_it_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "before\n").unwrap();
+        let mut log = LogFile::open(&path).unwrap();
+        log.large = 20;
+        for n in 0..9 {
+            log.write_all(format!("line {n}\n").as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "line 8\n");
+        let old = std::fs::read_to_string(dir.path().join("log.old")).unwrap();
+        assert_eq!(old, "line 5\nline 6\nline 7\n", "what was set aside before is gone");
     }
 }

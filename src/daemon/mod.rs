@@ -8,6 +8,7 @@
 mod allocator;
 mod config;
 mod doctor;
+mod faults;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -18,15 +19,17 @@ mod links;
 mod log;
 mod mountpoint;
 mod mounts;
+mod options;
 mod record;
 mod unmount;
 mod views;
+mod workers;
 
 pub use config::{Config, ConfigError, MountConfig};
-pub use doctor::{Check, Health, examine, tier as tier_check};
+pub use doctor::{Check, Health, examine, faults as faults_check, tier as tier_check};
 pub use links::Links;
 pub use log::{LogSpec, LogTarget};
-pub use mountpoint::{canonical, dead_views};
+pub use mountpoint::{DeadView, canonical, dead_views, take_over_ours};
 pub use mounts::{MountInfo, mount_table, mounted_at};
 pub use record::{owned_by_us, stored_limits};
 pub use unmount::unmount;
@@ -54,10 +57,6 @@ use handler::Daemon;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long threads may take to let go of the store.
 const LETTING_GO: Duration = Duration::from_secs(2);
-/// How often the workers look.
-const TICK: Duration = Duration::from_secs(1);
-/// How often views look for drafts that have become quiet.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// What a daemon starts with; passed to the background process as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,17 +129,18 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let server = Server::bind(store)?;
     let io = |e: std::io::Error| Failure::failed(format!("cannot start the daemon: {e}"));
     watch_signals(sender).map_err(io)?;
-    server.serve(daemon.clone()).map_err(io)?;
     let ended = Arc::new(AtomicBool::new(false));
     let workers = vec![
-        start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
-        start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
+        workers::start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
+        workers::start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
     ];
+    workers::start_links(&daemon, ended.clone()).map_err(io)?;
     let pushing = daemon.cache().pushing_tiers();
-    let pushers = pushing.into_iter().map(|tier| start_push(daemon.clone(), tier, ended.clone()));
+    let pushers = pushing.into_iter().map(|tier| workers::start_push(&daemon, tier, ended.clone()));
     let pushers = pushers.collect::<Result<_, _>>().map_err(io)?;
+    let first = mount_first(&daemon, &server, start);
     let running = Running { daemon, server, wake, ended, workers, pushers };
-    match running.daemon.add_view(&start.at.0, &start.view, &start.mount) {
+    match first {
         Ok(facts) => {
             // Now that it is mounted: it takes a while, and nobody waits for it.
             running.daemon.cache().load_keys();
@@ -154,12 +154,25 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     }
 }
 
+/// Answers from now on, and mounts the first view. Other mounts that are asked for meanwhile wait until it stands: without it
+/// the daemon ends, and they are told so.
+fn mount_first(daemon: &Arc<Daemon>, server: &Server, start: &Start) -> Result<ViewFacts, Failure> {
+    let turn = daemon.views().mounting();
+    let served = server.serve(daemon.clone());
+    let served = served.map_err(|e| Failure::failed(format!("cannot start the daemon: {e}")));
+    let first = served.and_then(|()| daemon.add_view(&turn, &start.at.0, &start.view, &start.mount));
+    if first.is_err() {
+        daemon.views().close(&turn);
+    }
+    first
+}
+
 /// Opens the cache as its owner, with log and limits.
 fn open(start: &Start) -> Result<Cache, Failure> {
     let store = &start.store.0;
     if !store.join("format").exists() {
         // A mount that cannot be makes no store; the store is made first, because the log may be in it.
-        mountpoint::prepare(&start.at.0, store)?;
+        mountpoint::prepare(&start.at.0, store, &[])?;
         drop(Store::open(store, Access::Own)?);
     }
     record::owned_by_us(store)?;
@@ -170,6 +183,7 @@ fn open(start: &Start) -> Result<Cache, Failure> {
         Cache::open(store, limits)?.close()?;
         return Err(failure);
     }
+    faults::watch();
     prepare_process();
     let tiers =
         start.tiers.iter().map(|address| tier::open(address, start.push)).collect::<Result<Vec<_>, _>>();
@@ -180,64 +194,6 @@ fn open(start: &Start) -> Result<Cache, Failure> {
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
     Ok(cache)
-}
-
-/// The thread that ticks.
-fn start_upkeep(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("upkeep".into()).spawn(move || {
-        let mut last = Instant::now();
-        while !until.load(Ordering::Relaxed) {
-            let wait = if daemon.views().tick() { LOOK } else { TICK };
-            if last.elapsed() >= TICK {
-                last = Instant::now();
-                daemon.tick();
-            }
-            std::thread::park_timeout(wait);
-        }
-    })
-}
-
-/// The thread that verifies what is stored, when nothing else wants the disk or a processor.
-fn start_scrub(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("scrub".into()).spawn(move || {
-        if let Err(e) = last_in_line() {
-            tracing::debug!("the scrub has no lower priority: {e}");
-        }
-        daemon.cache().scrub(&mut |time| {
-            if !until.load(Ordering::Relaxed) && !time.is_zero() {
-                std::thread::park_timeout(time);
-            }
-            !until.load(Ordering::Relaxed)
-        });
-    })
-}
-
-/// The thread that brings entries to a tier. It holds the cache alone: the daemon may end before it does.
-fn start_push(daemon: Arc<Daemon>, tier: usize, until: Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
-    let cache = daemon.cache().clone();
-    drop(daemon);
-    std::thread::Builder::new().name("push".into()).spawn(move || {
-        cache.push(tier, &|time| {
-            if !until.load(Ordering::Relaxed) && !time.is_zero() {
-                std::thread::park_timeout(time);
-            }
-            !until.load(Ordering::Relaxed)
-        });
-    })
-}
-
-/// From now on this thread gets the disk and a processor when nobody else wants them.
-fn last_in_line() -> std::io::Result<()> {
-    /// `IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0)`.
-    const IDLE: libc::c_int = 3 << 13;
-    /// `IOPRIO_WHO_PROCESS`: one thread.
-    const THREAD: libc::c_int = 1;
-    // SAFETY: neither call takes a pointer; 0 is the calling thread.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_ioprio_set, THREAD, 0, IDLE) != 0
-            || libc::setpriority(libc::PRIO_PROCESS, 0, 19) != 0
-    };
-    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Creation modes are the clients' own (the kernel has applied their umask), the working
@@ -277,8 +233,10 @@ impl Running {
         while !self.daemon.views().over() {
             match self.wake.recv_timeout(Duration::from_secs(3600)) {
                 Ok(Wake::Signal) => {
-                    if let Err(failure) = self.daemon.views().unmount_all(true) {
-                        tracing::error!("{failure}");
+                    let views = self.daemon.views();
+                    if let Err(failure) = views.unmount_all(true) {
+                        tracing::error!("{failure}; it ends with the daemon");
+                        views.close(&views.mounting());
                     }
                 }
                 Ok(Wake::Ended(number)) => self.daemon.views().ended(number),

@@ -1,6 +1,7 @@
 //! The daemon's mounted views. Once `stopping` is set no view is added any more.
 //!
-//! Locks: `mounting` (held while one view is mounted) → `state` (never held across a mount or unmount).
+//! Locks: `mounting` (held while one view is mounted, or all are unmounted) → `state` (never held across a mount or
+//! unmount). Who has waited for `mounting` looks whether any view may be added still.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,9 @@ use super::{Wake, holders};
 use crate::control::{Failure, Kind, ViewFacts};
 use crate::fuse::Mounted;
 use crate::vfs::View;
+
+/// The right to mount: nobody else mounts, and no stop goes on.
+pub(super) struct Turn<'a>(#[expect(dead_code, reason = "held")] MutexGuard<'a, ()>);
 
 /// All views.
 #[derive(Default)]
@@ -36,13 +40,27 @@ struct Active {
 
 impl Views {
     /// Held by whoever checks a mount point and mounts there.
-    pub(super) fn mounting(&self) -> MutexGuard<'_, ()> {
-        self.mounting.lock()
+    pub(super) fn mounting(&self) -> Turn<'_> {
+        Turn(self.mounting.lock())
+    }
+
+    /// A refusal once no view is added any more.
+    pub(super) fn may_add(&self) -> Result<(), Failure> {
+        match self.over() {
+            true => Err(Failure::new(Kind::Stopping, "the daemon is about to end")),
+            false => Ok(()),
+        }
+    }
+
+    /// No view is added any more: the daemon ends.
+    pub(super) fn close(&self, _turn: &Turn<'_>) {
+        self.state.lock().stopping = true;
     }
 
     /// Adds a mounted view; when it ends, by whosever hand, the main thread wakes.
     pub(super) fn add(
         &self,
+        _turn: &Turn<'_>,
         view: Arc<View>,
         mounted: Mounted,
         facts: ViewFacts,
@@ -122,12 +140,26 @@ impl Views {
         let at = &active.facts.at.0;
         active.mounted.unmount(lazy).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => holders::busy(at),
-            _ => Failure::failed(format!("cannot unmount {}: {e}", at.display())),
+            _ => refused(at, &e),
         })
     }
 
-    /// Unmounts all views, or none more after the first that is busy. `force`: a busy one is detached.
+    /// Who is told no is told before anything has happened. Ordinary users cannot ask the kernel: they look who uses it.
+    fn refuse_busy(active: &Active) -> Result<(), Failure> {
+        let at = &active.facts.at.0;
+        match active.mounted.in_use().map_err(|e| refused(at, &e))?.unwrap_or_else(|| holders::any(at)) {
+            true => Err(holders::busy(at)),
+            false => Ok(()),
+        }
+    }
+
+    /// Unmounts all views, or none if one is busy (and none more after one that has become so meanwhile). `force`: a busy
+    /// one is detached.
     pub(super) fn unmount_all(&self, force: bool) -> Result<(), Failure> {
+        let turn = self.mounting();
+        if !force {
+            self.all().iter().try_for_each(|active| Self::refuse_busy(active))?;
+        }
         for active in self.all() {
             let clean = Self::unmount_one(&active, false);
             if let Err(failure) = clean {
@@ -139,7 +171,11 @@ impl Views {
             }
             self.remove(active.number);
         }
-        self.state.lock().stopping = true;
+        self.close(&turn);
         Ok(())
     }
+}
+
+fn refused(at: &Path, e: &std::io::Error) -> Failure {
+    Failure::failed(format!("cannot unmount {}: {e}", at.display()))
 }

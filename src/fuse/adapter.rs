@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use super::backing::{Backings, for_writing};
 use super::errno::errno;
 use super::far::Far;
-use super::jobs::Jobs;
 use super::reply::Reply;
 use super::request::{Args, Op, parse};
+use super::serve::Pools;
 use super::wire::{InHeader, StatfsOut};
 use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino, is_direct};
 
@@ -28,14 +28,15 @@ const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 const FOPEN_NOFLUSH: u32 = 1 << 5;
 const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
+/// Bytes that are copied from file to file by the thread that is asked for it.
+const COPIED_AT_ONCE: usize = 4 << 20;
+
 /// One session's file system.
 pub(super) struct Adapter {
     pub view: Arc<View>,
     pub backings: Arc<Backings>,
-    /// For what takes long.
-    pub jobs: Jobs,
-    /// For what could not be done at once and does not take long.
-    pub again: Jobs,
+    /// For what does not answer at once.
+    pub pools: Arc<Pools>,
     /// For what waits for a tier.
     pub far: Far,
     /// Reads need no open: said at the first one.
@@ -169,10 +170,11 @@ impl Adapter {
                 self.attribute(ino, op, reply);
             }
             Op::Fsync { fh, datasync } => {
-                self.serve_long(reply, move |view| view.fsync(ino, fh, datasync), Reply::empty);
+                self.serve_by_disk(reply, move |view| view.fsync(ino, fh, datasync), Reply::empty);
             }
             Op::Fallocate { fh, offset, length, mode } => {
-                reply.empty(run(|| self.view.fallocate(fh, mode, offset, length, who.uid != 0)));
+                let own = who.uid != 0;
+                self.serve(reply, move |view| view.fallocate(fh, mode, offset, length, own), Reply::empty);
             }
             Op::Lseek { fh, offset, whence } => {
                 reply.position(run(|| self.view.seek(ino, fh, offset, whence)));
@@ -180,7 +182,11 @@ impl Adapter {
             Op::CopyFileRange { from, to, len } => {
                 // One answer holds 32 bits.
                 let len = len.min(1 << 30) as usize;
-                reply.written(run(|| self.view.copy_range(from, to, len, who.uid != 0)));
+                let op = move |view: &View| view.copy_range(from, to, len, who.uid != 0);
+                match len > COPIED_AT_ONCE {
+                    true => self.serve_by_disk(reply, op, Reply::written),
+                    false => reply.written(run(|| op(&self.view))),
+                }
             }
             // `sort` has answered these.
             Op::Forget { .. } | Op::BatchForget { .. } | Op::Destroy | Op::Write { .. } => {

@@ -16,6 +16,16 @@ pub fn detach(at: &Path, lazy: bool) -> io::Result<()> {
     }
 }
 
+/// Whether somebody uses the mount at `at`, without taking it away; `None` where that cannot be asked. It must have been
+/// looked at just before: the question asked twice in a row is an order.
+pub(super) fn in_use(at: &Path) -> Option<bool> {
+    match umount2(at, MntFlags::MNT_EXPIRE | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(nix::errno::Errno::EAGAIN) => Some(false),
+        Err(nix::errno::Errno::EBUSY) => Some(true),
+        _ => None,
+    }
+}
+
 fn with_fusermount(at: &Path, lazy: bool) -> io::Result<()> {
     let mut command = Command::new("fusermount3");
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(at);

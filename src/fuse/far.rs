@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::adapter::{Adapter, run};
 use super::reply::Reply;
-use super::serve::serve;
+use super::serve::{Pool, Pools, serve};
 use crate::vfs::{Caller, VfsError, View};
 
 /// Reads under way at a time: as many as entries of rings, so that there none is behind another.
@@ -55,7 +55,7 @@ impl Adapter {
             return reply.error(Errno::ENOENT);
         }
         let op = move |view: &View| view.look_up_in_tiers(who, parent, &name, since);
-        let (view, later) = (self.view.clone(), self.again.clone());
+        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::again as Pool));
         self.far.look_ups.run(move || serve(view, later, reply, op, Reply::entry));
     }
 
@@ -104,8 +104,8 @@ impl Adapter {
         if !self.view.has_tiers() {
             return self.serve_long(reply, op, answer);
         }
-        let (view, jobs) = (self.view.clone(), self.jobs.clone());
-        self.far.reads.run(move || serve(view, jobs, reply, op, answer));
+        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::jobs as Pool));
+        self.far.reads.run(move || serve(view, later, reply, op, answer));
     }
 }
 

@@ -18,6 +18,7 @@ use crate::vfs::View;
 pub(super) struct Agreed {
     pub passthrough: bool,
     pub rings: bool,
+    pub readdirplus: bool,
 }
 
 /// What fuser takes for a file system: it answers nothing.
@@ -57,10 +58,12 @@ impl fuser::Filesystem for Handshake {
         if self.without.readdirplus {
             useful.remove(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
         }
-        let _ = config.add_capabilities(useful & config.capabilities());
+        let agreed_on = useful & config.capabilities();
+        let _ = config.add_capabilities(agreed_on);
         let _ = config.set_max_write(MAX_WRITE as u32);
         let _ = config.set_max_background(if self.view.has_tiers() { UNASKED } else { 64 });
         let mut agreed = self.agreed.lock();
+        agreed.readdirplus = agreed_on.contains(InitFlags::FUSE_DO_READDIRPLUS);
         let wanted = match self.passthrough {
             Passthrough::Off => false,
             Passthrough::Auto => self.view.may_pass_through() && self.view.gains_by_opens(),

@@ -18,6 +18,7 @@ mod handshake;
 mod jobs;
 mod listing;
 mod notify;
+mod place;
 mod reply;
 mod request;
 mod ring;
@@ -27,6 +28,7 @@ mod wire;
 mod without;
 
 pub use detach::detach;
+pub use place::device_of;
 pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};
 pub use session::{Mounted, mount};
 

@@ -3,7 +3,8 @@
 //! Invariant: no thread that requests depend on waits for a draft. An operation that finds one being committed
 //! has done nothing; it is done again when the draft is open, and nobody waits for that. In views
 //! that replace, the first change of a sealed entry makes a draft that begins as a copy of the entry, which
-//! takes as long as the entry is large: that is a job too.
+//! takes as long as the entry is large: that is a job too. One that finds no room has done nothing either; it is done
+//! again when a job has made some, which may take FORGETs that somebody must answer meanwhile.
 
 use std::sync::Arc;
 
@@ -14,26 +15,74 @@ use super::jobs::Jobs;
 use super::reply::Reply;
 use crate::vfs::{Result, VfsError, View};
 
-/// Does `op` and answers; when a draft is being committed, one of `later` does once that is over.
+/// A session's threads for what does not answer at once.
+pub(super) struct Pools {
+    /// For what takes long.
+    jobs: Jobs,
+    /// For what waits for the disk and nothing else.
+    disk: Jobs,
+    /// For making room.
+    room: Jobs,
+    /// For what could not be done at once and does not take long.
+    again: Jobs,
+}
+
+/// Which of them.
+pub(super) type Pool = fn(&Pools) -> &Jobs;
+
+impl Pools {
+    pub(super) fn start() -> std::io::Result<Pools> {
+        /// Threads of each that may have much to do.
+        const THREADS: usize = 4;
+        Ok(Pools {
+            jobs: Jobs::start("job", THREADS)?,
+            disk: Jobs::start("disk", THREADS)?,
+            room: Jobs::start("room", THREADS)?,
+            again: Jobs::start("again", 1)?,
+        })
+    }
+
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    pub(super) fn again(&self) -> &Jobs {
+        &self.again
+    }
+
+    fn disk(&self) -> &Jobs {
+        &self.disk
+    }
+}
+
+/// Does `op` and answers. When a draft is being committed, one of `later` does once that is over; when there is no room,
+/// whoever has made some.
 pub(super) fn serve<T>(
     view: Arc<View>,
-    later: Jobs,
+    (pools, later): (Arc<Pools>, Pool),
     reply: Reply,
     op: impl Fn(&View) -> Result<T> + Send + 'static,
     answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
 ) {
-    let mut closed = None;
+    let (mut closed, mut crowded) = (None, false);
     let done = run(|| {
-        op(&view).inspect_err(|e| {
-            if let VfsError::Committing(draft) = e {
-                closed = Some(draft.clone());
-            }
+        op(&view).inspect_err(|e| match e {
+            VfsError::Committing(draft) => closed = Some(draft.clone()),
+            VfsError::Crowded => crowded = true,
+            _ => {}
         })
     });
+    if crowded {
+        let own = pools.clone();
+        return pools.room.run(move || match run(|| view.make_room()) {
+            Ok(()) => serve(view, (own, later), reply, op, answer),
+            Err(e) => answer(reply, Err(e)),
+        });
+    }
     let Some(draft) = closed else { return answer(reply, done) };
     draft.when_open(move || {
-        let again = later.clone();
-        later.run(move || serve(view, again, reply, op, answer));
+        let own = pools.clone();
+        later(&pools).run(move || serve(view, (own, later), reply, op, answer));
     });
 }
 
@@ -45,7 +94,7 @@ impl Adapter {
         op: impl Fn(&View) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
-        serve(self.view.clone(), self.again.clone(), reply, op, answer);
+        serve(self.view.clone(), (self.pools.clone(), Pools::again), reply, op, answer);
     }
 
     /// As `serve`, in a job: for what takes long.
@@ -55,8 +104,19 @@ impl Adapter {
         op: impl Fn(&View) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
-        let (view, jobs) = (self.view.clone(), self.jobs.clone());
-        self.jobs.run(move || serve(view, jobs, reply, op, answer));
+        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::jobs as Pool));
+        self.pools.jobs.run(move || serve(view, later, reply, op, answer));
+    }
+
+    /// As `serve`, in a thread for what waits for the disk alone: seals do not hold it up.
+    pub(super) fn serve_by_disk<T>(
+        &self,
+        reply: Reply,
+        op: impl Fn(&View) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::disk as Pool));
+        self.pools.disk.run(move || serve(view, later, reply, op, answer));
     }
 
     /// As `serve`, for a change of what these numbers stand for. If it begins a replacement, a job makes that and
@@ -76,5 +136,64 @@ impl Adapter {
             move |view| view.replace(sealed),
             |reply, made| reply.error(made.err().unwrap_or(Errno::ESTALE)),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::vfs::{Caller, ViewOptions, ino};
+
+    fn view(limits: Limits) -> (tempfile::TempDir, Arc<View>) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), limits).unwrap();
+        (dir, View::new(cache, ViewOptions::default()).unwrap())
+    }
+
+    fn reply() -> Reply {
+        Reply::to_device(Arc::new(tempfile::tempfile().unwrap().into()), 1)
+    }
+
+    #[test]
+    fn whoever_answers_makes_no_room() {
+        let (_dir, view) = view(Limits::default());
+        let (tell, told) = channel();
+        let tries = AtomicUsize::new(0);
+        let op = move |_: &View| {
+            tell.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+            if tries.fetch_add(1, Ordering::SeqCst) < 2 { Err(VfsError::Crowded) } else { Ok(7) }
+        };
+        let (end, ended) = channel();
+        let answer = move |reply: Reply, done| {
+            end.send(done).unwrap();
+            reply.done();
+        };
+        let pools = Arc::new(Pools::start().unwrap());
+        serve(view, (pools, Pools::again), reply(), op, answer);
+        assert_eq!(ended.recv().unwrap(), Ok(7));
+        let threads: Vec<String> = told.try_iter().collect();
+        let own = std::thread::current().name().unwrap_or_default().to_owned();
+        assert_eq!(threads.len(), 3);
+        assert!(threads[0] == own && threads[1..].iter().all(|name| name.starts_with("room")), "{threads:?}");
+    }
+
+    #[test]
+    fn a_create_that_finds_no_room_has_done_nothing() {
+        let (_dir, view) = view(Limits { entries: Some(0), ..Limits::default() });
+        let caller = Caller { uid: 0, gid: 0, pid: 1 };
+        let op = move |view: &View| view.mkdir(caller, ino::ROOT, "key1".as_ref(), 0o755).map(drop);
+        assert!(matches!(op(&view), Err(VfsError::Crowded)));
+        let (end, ended) = channel();
+        let answer = move |reply: Reply, done| {
+            end.send(done).unwrap();
+            reply.done();
+        };
+        let pools = Arc::new(Pools::start().unwrap());
+        serve(view, (pools, Pools::again), reply(), op, answer);
+        assert_eq!(ended.recv().unwrap(), Err(Errno::ENOSPC));
     }
 }

@@ -12,19 +12,17 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 
 use super::adapter::Adapter;
 use super::backing::Backings;
-use super::detach::detach;
+use super::detach::{detach, in_use};
 use super::device;
 use super::far::Far;
 use super::handshake::{Agreed, Handshake};
-use super::jobs::Jobs;
 use super::notify::KernelEnd;
+use super::place::{Identity, Whereabouts};
 use super::ring::{self, Rings};
+use super::serve::Pools;
 use super::without::Without;
 use super::{MountError, MountOptions, Passthrough, Transport};
 use crate::vfs::{Taken, View};
-
-/// Threads for what takes long.
-const JOB_THREADS: usize = 4;
 
 #[derive(Default)]
 struct End {
@@ -35,8 +33,12 @@ struct End {
 /// A mounted view; dropping it unmounts.
 pub struct Mounted {
     at: PathBuf,
+    /// Which of all mounts it is.
+    identity: Identity,
     end: Arc<End>,
     agreed: Agreed,
+    no_open: bool,
+    prunes: bool,
     /// Unmounted by us: what is mounted there now is somebody else's, even while the session still ends.
     unmounted: AtomicBool,
     /// fuser unmounts the path by itself when the session ends, unless it was told to before.
@@ -54,6 +56,21 @@ impl Mounted {
         self.agreed.passthrough
     }
 
+    /// Do listings come with attributes?
+    pub fn readdirplus(&self) -> bool {
+        self.agreed.readdirplus
+    }
+
+    /// Are files opened without a word?
+    pub fn no_open(&self) -> bool {
+        self.no_open
+    }
+
+    /// Is the kernel asked to prune? An older one will refuse.
+    pub fn prunes(&self) -> bool {
+        self.prunes
+    }
+
     /// How requests come; never `Auto`.
     pub fn transport(&self) -> Transport {
         if self.agreed.rings { Transport::Uring } else { Transport::Dev }
@@ -64,16 +81,37 @@ impl Mounted {
         !*self.end.over.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Unmounts: `lazy` detaches even when busy. On `Err` the mount stands as before.
+    /// Unmounts: `lazy` detaches even when busy. On `Err` the mount stands as before. What is mounted there by now, after
+    /// somebody else has detached this one, is left alone; under another mount it is out of reach.
     pub fn unmount(&self, lazy: bool) -> std::io::Result<()> {
         if self.unmounted.load(Ordering::SeqCst) || !self.alive() {
             return Ok(());
         }
-        detach(&self.at, lazy)?;
+        match self.identity.whereabouts(&self.at) {
+            Whereabouts::Here => detach(&self.at, lazy)?,
+            Whereabouts::Hidden => return Err(hidden()),
+            Whereabouts::Detached => {
+                self.unmounted.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+        }
         self.unmounted.store(true, Ordering::SeqCst);
         // There is nothing left to unmount: this is for fuser to forget the path.
         let _ = self.fusers_own.lock().unwrap_or_else(|e| e.into_inner()).unmount();
         Ok(())
+    }
+
+    /// Whether an unmount that is not lazy would be refused as busy; `None` where only trying it would tell. `Err`: it
+    /// would be refused for another reason.
+    pub fn in_use(&self) -> std::io::Result<Option<bool>> {
+        if self.unmounted.load(Ordering::SeqCst) || !self.alive() {
+            return Ok(Some(false));
+        }
+        match self.identity.whereabouts(&self.at) {
+            Whereabouts::Here => Ok(in_use(&self.at)),
+            Whereabouts::Hidden => Err(hidden()),
+            Whereabouts::Detached => Ok(Some(false)),
+        }
     }
 
     /// Calls `then` from another thread when the session has ended, for whatever reason.
@@ -91,6 +129,10 @@ impl Mounted {
             tracing::error!(error = %e, "cannot watch for the end of a mount");
         }
     }
+}
+
+fn hidden() -> std::io::Error {
+    std::io::Error::other("another mount covers it, or it was moved; unmount what is mounted there first")
 }
 
 impl Drop for Mounted {
@@ -139,6 +181,7 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let (handshake, agreed) = Handshake::new(view.clone(), options, rings.is_some(), without);
     let mut session = Session::new(handshake, &at, &config(&view, options)).map_err(io)?;
     let agreed = *agreed.lock();
+    let identity = Identity::of(&at).map_err(io)?;
     if options.passthrough == Passthrough::Require && !agreed.passthrough {
         let _ = session.unmount();
         let why = "passthrough was required, but it needs Linux 6.9 or newer, root, and, unless the view is read-only, \
@@ -150,14 +193,14 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         return Err(fail(NO_RINGS.into(), false));
     }
     let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(io)?);
+    // Who is never asked to open a file cannot say that it is passed through.
+    let no_open = view.read_only() && !agreed.passthrough && !without.no_open;
     let adapter = Arc::new(Adapter {
         view: view.clone(),
         backings: Arc::new(Backings::new(agreed.passthrough.then(|| device.clone()))),
-        jobs: Jobs::start("job", JOB_THREADS).map_err(io)?,
-        again: Jobs::start("again", 1).map_err(io)?,
+        pools: Arc::new(Pools::start().map_err(io)?),
         far: Far::new(),
-        // Who is never asked to open a file cannot say that it is passed through.
-        no_open: view.read_only() && !agreed.passthrough && !without.no_open,
+        no_open,
         only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
     });
     let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune).map_err(io)?;
@@ -180,8 +223,9 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
         over.changed.notify_all();
     };
     std::thread::Builder::new().name("mount".into()).spawn(wait).map_err(io)?;
-    read_further_ahead(&at);
-    Ok(Mounted { at, end, agreed, unmounted: AtomicBool::new(false), fusers_own })
+    read_further_ahead(&at, identity.device());
+    let prunes = !without.prune;
+    Ok(Mounted { at, identity, end, agreed, no_open, prunes, unmounted: AtomicBool::new(false), fusers_own })
 }
 
 const NO_RINGS: &str = "FUSE over io_uring was required, but the kernel does not offer it: it needs Linux 6.14 or newer, \
@@ -219,31 +263,13 @@ const READ_AHEAD: usize = 1 << 20;
 
 /// Sets that for the mount at `at`. The handshake can only lower the kernel's own 128 KiB, and only root may
 /// raise it: without it large files are read half as fast, no more.
-fn read_further_ahead(at: &Path) {
+fn read_further_ahead(at: &Path, (major, minor): (u32, u32)) {
     let set = || {
-        let (major, minor) = device_of(at)?;
         let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         std::fs::write(file, format!("{}\n", READ_AHEAD / 1024))
     };
     if let Err(e) = set() {
         tracing::debug!(at = %at.display(), error = %e, "the kernel reads ahead as far as it does by itself");
-    }
-}
-
-/// The device number of what is mounted at `at`, asked of the kernel alone. The daemon must ask nothing of itself: killed
-/// meanwhile, it would wait for its own answer, and not die.
-fn device_of(at: &Path) -> std::io::Result<(u32, u32)> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(at.as_os_str().as_bytes())?;
-    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path and the result live through the call, which fills the result when it succeeds.
-    unsafe {
-        let (cwd, flags) = (libc::AT_FDCWD, libc::AT_STATX_DONT_SYNC);
-        if libc::statx(cwd, path.as_ptr(), flags, 0, found.as_mut_ptr()) != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        let found = found.assume_init();
-        Ok((found.stx_dev_major, found.stx_dev_minor))
     }
 }
 

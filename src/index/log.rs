@@ -6,9 +6,10 @@
 //! is synced, so behind a power cut there are frames of one transaction at most. Not told apart is damage in the
 //! last transaction. Format: <https://sqlite.org/fileformat2.html#the_write_ahead_log>. Must not know: what is in the pages.
 
-use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::Path;
+
+use crate::store::port::paths;
 
 const HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
@@ -60,7 +61,7 @@ impl Behind {
 
 /// Is this log damaged before its last transaction? A file that is not there is not.
 pub(super) fn is_damaged(log: &Path) -> io::Result<bool> {
-    match File::open(log) {
+    match paths::open(log) {
         Ok(file) => look(&mut BufReader::with_capacity(1 << 17, file)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),

@@ -216,6 +216,8 @@ pub struct NewEntry {
     pub packs: Vec<(PackId, u64)>,
     /// Must be the current entry of the key: replaced in the same transaction.
     pub replaces: Option<Replaced>,
+    /// Those of its blobs that are known and whose place from now on is the one given here: they were damaged.
+    pub healed: Vec<BlobHash>,
 }
 
 /// The entry that a commit replaces. Its references are dropped; blobs that nothing refers to

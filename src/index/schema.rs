@@ -4,7 +4,6 @@
 //! and left alone; a file that is no index at all is set aside, never deleted. The page caches
 //! are bounded, so that memory does not grow with the number of entries.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use super::keys::Name;
 use super::{IndexError, Result, log, sqlite};
 use crate::model::EntryKey;
+use crate::store::port::paths;
 
 /// The newest `user_version` this program knows.
 pub(super) const VERSION: u32 = 6;
@@ -287,17 +287,17 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
 pub(super) fn set_aside(file: &Path) -> Result<()> {
     let io = |op, path: &Path, source| IndexError::Io { op, path: path.to_owned(), source };
     let bad = beside(file, ".bad");
-    let older = if bad.is_dir() { fs::remove_dir_all(&bad) } else { fs::remove_file(&bad) };
+    let older = if bad.is_dir() { paths::remove_tree(&bad) } else { paths::remove_file(&bad) };
     match older {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &bad, e)),
         _ => {}
     }
-    match fs::rename(file, &bad) {
+    match paths::rename(file, &bad) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("set aside", file, e)),
         _ => {}
     }
     for journal in [beside(file, "-wal"), beside(file, "-shm")] {
-        match fs::remove_file(&journal) {
+        match paths::remove_file(&journal) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &journal, e)),
             _ => {}
         }

@@ -67,6 +67,7 @@ pub(super) fn entry(
         blobs,
         packs,
         replaces: None,
+        healed: Vec::new(),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a blob's `refs` is the number of entries that refer to it; a pack's `live` the
 //! size of its blobs with references, its `blobs` the number of rows that name it; the totals
-//! are their sums. A blob's first place wins, but for one elsewhere, which any place here takes over. A pack without a row
+//! are their sums. A blob's first place wins, but for one elsewhere, which any place here takes over, and for one that was
+//! damaged and is stored anew. A pack without a row
 //! that names it is gone.
 
 use std::collections::BTreeMap;
@@ -378,7 +379,7 @@ fn commit(db: &Connection, new: &NewEntry, last_id: &AtomicI64, keys: &Keys) -> 
         add_pack(db, *id, *bytes, &mut sums)?;
     }
     for (hash, size, at) in &new.blobs {
-        refer(db, hash, *size, *at, &mut sums)?;
+        refer(db, hash, *size, *at, new.healed.contains(hash), &mut sums)?;
         if new.row.in_tier.is_backed() {
             backed::count(db, hash, 1)?;
         }
@@ -450,8 +451,15 @@ fn add_pack(db: &Connection, id: PackId, bytes: u64, sums: &mut Sums) -> Result<
     Ok(())
 }
 
-/// Counts one more reference; a new blob gets the given place, a known one keeps its own if that is here.
-fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut Sums) -> Result<()> {
+/// Counts one more reference; a new blob gets the given place, a known one keeps its own if that is here and not `moves`.
+fn refer(
+    db: &Connection,
+    hash: &BlobHash,
+    size: u64,
+    at: Location,
+    moves: bool,
+    sums: &mut Sums,
+) -> Result<()> {
     let known: Option<(i64, i64, Location)> = db
         .prepare_cached("UPDATE blobs SET refs = refs + 1 WHERE hash = ?1 RETURNING refs, size, pack, off")
         .and_then(|mut q| {
@@ -466,7 +474,7 @@ fn refer(db: &Connection, hash: &BlobHash, size: u64, at: Location, sums: &mut S
     if refs == 1 {
         sums.referred(there, size, true);
     }
-    if there == Location::Elsewhere && at != there {
+    if (there == Location::Elsewhere || moves) && at != there {
         place(db, hash, at)?;
         sums.row(there, size, true, -1);
         sums.row(at, size, true, 1);

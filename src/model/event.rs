@@ -76,6 +76,12 @@ pub enum EventKind {
         /// What was damaged, and how it was noticed.
         what: String,
     },
+    /// After a death a manifest was found that the index has no entry of, and it was removed: of a seal or an eviction that
+    /// was under way, or of an entry that a damaged index lost.
+    Swept {
+        /// The manifest.
+        manifest: super::ManifestHash,
+    },
     /// `fsck` repaired something.
     Repaired {
         /// What was done.

@@ -1,9 +1,12 @@
-//! Content hashes: BLAKE3 digests of blobs, of manifests and of what tiers keep, as types that never mix.
+//! Content hashes: digests of blobs, of manifests and of what tiers keep, as types that never mix.
+//!
+//! All are BLAKE3, but for the names of contents that only SHA-256 is known of.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::Digest;
 
 /// Why a text is not a hash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,9 +77,39 @@ macro_rules! hash_type {
 }
 
 hash_type! {
-    /// BLAKE3 of a file's content; names a blob.
+    /// Names a blob: BLAKE3 of its content, or SHA-256 of one that came under that name. Nobody can make a content whose one
+    /// digest is another's other one, so a name needs not say which it is.
     BlobHash
 }
+
+impl BlobHash {
+    /// SHA-256 of `bytes`.
+    pub fn sha256_of(bytes: &[u8]) -> Self {
+        Self(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// Whether these bytes are the content of this name.
+    pub fn names(&self, bytes: &[u8]) -> bool {
+        Self::of(bytes) == *self || Self::sha256_of(bytes) == *self
+    }
+}
+
+/// Makes the SHA-256 of a content that comes in pieces.
+#[derive(Default)]
+pub struct Sha256(sha2::Sha256);
+
+impl Sha256 {
+    /// Takes the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The name that all of it has.
+    pub fn finish(self) -> BlobHash {
+        BlobHash(self.0.finalize().into())
+    }
+}
+
 hash_type! {
     /// BLAKE3 of a manifest's bytes; names a manifest.
     ManifestHash
@@ -116,6 +149,15 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_of_either_digest() {
+        let sha =
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".parse::<BlobHash>().unwrap();
+        assert_eq!(BlobHash::sha256_of(b"abc"), sha);
+        assert!(sha.names(b"abc") && BlobHash::of(b"abc").names(b"abc"));
+        assert!(!sha.names(b"abd") && !BlobHash::of(b"abc").names(b"abd"));
+    }
 
     #[test]
     fn text_form() {

@@ -43,6 +43,17 @@ impl Metadata {
         v.push(b'\n');
         v
     }
+
+    /// The same with one more member, whose value is there as JSON already: a large one is not taken apart to be written.
+    pub fn to_bytes_with(&self, name: &str, json: &str) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::from_str::<serde::de::IgnoredAny>(json)?;
+        let mut v = self.to_bytes();
+        v.truncate(v.len() - b"\n}\n".len());
+        v.extend(b",\n  ");
+        serde_json::to_writer(&mut v, name)?;
+        v.extend([b": ", json.as_bytes(), b"\n}\n"].concat());
+        Ok(v)
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +69,18 @@ mod tests {
         assert_eq!((m.task_id.as_str(), m.exit_code, m.duration_ms), ("build", 3, 12));
         assert_eq!(Metadata::parse(&m.to_bytes()).unwrap(), m);
         assert!(m.extra.contains_key("more"));
+    }
+
+    #[test]
+    fn a_member_that_is_json_already() {
+        let m = Metadata::parse(CUENV.as_bytes()).unwrap();
+        let with = m.to_bytes_with("a \"name\"", "{\n  \"b\": [1, null]\n}").unwrap();
+        let parsed = Metadata::parse(&with).unwrap();
+        assert_eq!(parsed.extra["a \"name\""], serde_json::json!({"b": [1, null]}));
+        assert_eq!(parsed.extra.len(), m.extra.len() + 1);
+        for bad in ["", "{", "1,\"x\":2", "1}"] {
+            assert!(m.to_bytes_with("x", bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

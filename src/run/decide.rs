@@ -26,6 +26,12 @@ pub enum Reason {
     UpstreamRerun {
         /// That task.
         task: String,
+        /// It was not named before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        new: bool,
+        /// It is not named any more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        removed: bool,
     },
     /// A lock file was named and is not there.
     NoLockFile,
@@ -78,6 +84,12 @@ pub enum Reason {
     ParamsChanged {
         /// Its name.
         name: String,
+        /// It was not given before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        new: bool,
+        /// It is not given any more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        removed: bool,
     },
     /// Other outputs are declared.
     OutputsChanged,
@@ -104,6 +116,18 @@ pub enum Reason {
         /// When.
         when: Timestamp,
     },
+    /// The lock file has the key, and this store no such entry.
+    NotInStore,
+    /// What is no output stands where a directory of one belongs.
+    InTheWay {
+        /// What.
+        path: String,
+    },
+    /// There is, or was, an entry of this key that cannot be given back.
+    Unusable {
+        /// Why.
+        detail: String,
+    },
 }
 
 impl Reason {
@@ -115,6 +139,7 @@ impl Reason {
                 | Reason::PreviousRunIncomplete { .. }
                 | Reason::OutputMissing { .. }
                 | Reason::Rejected { .. }
+                | Reason::Unusable { .. }
         )
     }
 }
@@ -122,9 +147,17 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Forced => write!(f, "the run is forced"),
+            Reason::Forced => write!(f, "forced: results are not looked up (--force, or the policy)"),
             Reason::FirstRun => write!(f, "first run: no earlier result is known"),
-            Reason::UpstreamRerun { task } => write!(f, "the task {task} ran again and made other outputs"),
+            Reason::UpstreamRerun { task, new: true, .. } => {
+                write!(f, "it comes after the task {task} now")
+            }
+            Reason::UpstreamRerun { task, removed: true, .. } => {
+                write!(f, "it does not come after the task {task} any more")
+            }
+            Reason::UpstreamRerun { task, .. } => {
+                write!(f, "the task {task} ran again and made other outputs")
+            }
             Reason::NoLockFile => write!(f, "there is no lock file yet"),
             Reason::TaskNotInLock => write!(f, "the lock file does not have this task"),
             Reason::PreviousRunIncomplete { status } => write!(f, "the run before gave no result: {status}"),
@@ -144,7 +177,11 @@ impl fmt::Display for Reason {
                 write!(f, "the variable {name} is not named any more")
             }
             Reason::EnvChanged { name, .. } => write!(f, "the variable {name} changed"),
-            Reason::ParamsChanged { name } => write!(f, "the parameter {name} changed"),
+            Reason::ParamsChanged { name, new: true, .. } => write!(f, "the parameter {name} is new"),
+            Reason::ParamsChanged { name, removed: true, .. } => {
+                write!(f, "the parameter {name} is not given any more")
+            }
+            Reason::ParamsChanged { name, .. } => write!(f, "the parameter {name} changed"),
             Reason::OutputsChanged => write!(f, "the declared outputs changed"),
             Reason::CacheKeyMismatch { old, new } => write!(f, "the key changed: {old} -> {new}"),
             Reason::OutputMissing { path } => write!(f, "the entry lacks the output {path}"),
@@ -153,6 +190,9 @@ impl fmt::Display for Reason {
                 let second = Timestamp::from_second(when.as_second()).unwrap_or(*when);
                 write!(f, "the entry was evicted at {second}")
             }
+            Reason::NotInStore => write!(f, "the lock file has this key, and the store no entry of it"),
+            Reason::InTheWay { path } => write!(f, "{path} is in the way of the outputs"),
+            Reason::Unusable { detail } => write!(f, "the entry cannot be used: {detail}"),
         }
     }
 }
@@ -226,7 +266,7 @@ pub fn decide(s: &Situation<'_>) -> Decision {
             None => return Decision::Hit,
         },
         Found::Rejected { reason } => Reason::Rejected { reason: reason.clone() },
-        Found::Unreadable { why } => incomplete(why.clone()),
+        Found::Unreadable { why } => Reason::Unusable { detail: why.clone() },
         Found::Nothing { evicted: Some(when), .. } => Reason::Evicted { when: *when },
         Found::Nothing { failed: Some(status), .. } => incomplete(status.clone()),
         Found::Nothing { .. } => return Decision::Miss(unknown_key(s)),
@@ -242,7 +282,7 @@ fn unknown_key(s: &Situation<'_>) -> Vec<Reason> {
         Locked::Has(Block { key, status: Some(status), .. }) if key == s.key => {
             return vec![Reason::PreviousRunIncomplete { status: status.clone() }];
         }
-        Locked::Has(block) if block.key == *s.key => return vec![Reason::FirstRun],
+        Locked::Has(block) if block.key == *s.key => return vec![Reason::NotInStore],
         Locked::Has(block) => (&block.key, &block.parts),
         Locked::NotAsked => match nearest(s.history, s.parts) {
             Some(earlier) => (&earlier.key, &earlier.parts),
@@ -329,19 +369,27 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
             name,
         }));
     }
-    reasons.extend(names(&old.params, &new.params).map(|name| Reason::ParamsChanged { name }));
+    let (before, now) = (&old.params, &new.params);
+    reasons.extend(names(before, now).map(|name| Reason::ParamsChanged {
+        new: !before.contains_key(&name),
+        removed: !now.contains_key(&name),
+        name,
+    }));
     if old.outputs != new.outputs {
         reasons.push(Reason::OutputsChanged);
     }
-    reasons.extend(names(&old.after, &new.after).map(|task| Reason::UpstreamRerun { task }));
+    let (before, now) = (&old.after, &new.after);
+    reasons.extend(names(before, now).map(|task| Reason::UpstreamRerun {
+        new: !before.contains_key(&task),
+        removed: !now.contains_key(&task),
+        task,
+    }));
     reasons.extend(names(&old.from, &new.from).map(|path| Reason::DepChanged {
         old: old.from.get(&path).map(|hash| hash.chars().take(12).collect()),
         new: new.from.get(&path).map(|hash| hash.chars().take(12).collect()),
         path,
     }));
-    if let Some(task) = changed_base(old, new) {
-        reasons.push(Reason::UpstreamRerun { task });
-    }
+    reasons.extend(changed_base(old, new));
     if old.inputs_hash != new.inputs_hash {
         reasons.extend(changed_inputs(old, new).map(|(a, b)| Reason::DepChanged {
             path: a.or(b).map(|i| i.path.clone()).unwrap_or_default(),
@@ -356,10 +404,16 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
     reasons
 }
 
-/// The base, when there was and is one, and it is another now.
-fn changed_base(old: &Parts, new: &Parts) -> Option<String> {
-    let differs = old.base.len() == new.base.len() && !old.base.values().eq(new.base.values());
-    new.base.keys().next().filter(|_| differs).cloned()
+/// The base, when there was and is one, and it is another now: made again, or another one.
+fn changed_base(old: &Parts, new: &Parts) -> Option<Reason> {
+    let ((before, old), (now, new)) = (old.base.first_key_value()?, new.base.first_key_value()?);
+    match (old == new, before == now) {
+        (true, _) => None,
+        (_, true) => Some(Reason::UpstreamRerun { task: now.clone(), new: false, removed: false }),
+        (_, false) => {
+            Some(Reason::CacheKeyMismatch { old: format!("base {before}"), new: format!("base {now}") })
+        }
+    }
 }
 
 /// Names that are in one map only or have different values.

@@ -141,6 +141,10 @@ fn incomplete(status: &str) -> Vec<(String, Value)> {
     )
 }
 
+fn unusable(why: &str) -> Vec<(String, Value)> {
+    one(&format!("the entry cannot be used: {why}"), json!({ "why": "unusable", "detail": why }))
+}
+
 fn named(text: &str, reason: &str, field: &str, name: &str) -> Vec<(String, Value)> {
     one(text, json!({ "why": reason, field: name }))
 }
@@ -203,7 +207,8 @@ type Row = (&'static str, Case, Vec<(String, Value)>);
 
 fn table() -> Vec<Row> {
     let (a, b, c) = (short("a"), short("b"), short("c"));
-    let forced_reason = || one("the run is forced", json!({ "why": "forced" }));
+    let forced_reason =
+        || one("forced: results are not looked up (--force, or the policy)", json!({ "why": "forced" }));
     let evicted_reason = || {
         one(
             "the entry was evicted at 2026-01-02T03:04:05Z",
@@ -247,7 +252,7 @@ fn table() -> Vec<Row> {
             found(rejected()),
             named("the entry was rejected: bad compiler", "rejected", "reason", "bad compiler"),
         ),
-        ("unreadable", found(Found::Unreadable { why: "torn".into() }), incomplete("torn")),
+        ("unreadable", found(Found::Unreadable { why: "torn".into() }), unusable("torn")),
         ("evicted", found(evicted()), evicted_reason()),
         (
             "evicted, whatever the history says",
@@ -312,8 +317,36 @@ fn table() -> Vec<Row> {
         ),
         ("a secret's value", after(changed(|p| set(&mut p.secrets, "TOKEN", "23"))), env("TOKEN")),
         ("a parameter's value", after(changed(|p| set(&mut p.params, "level", "2"))), param("level")),
-        ("a parameter more", after(changed(|p| p.params.clear())), param("level")),
-        ("a parameter less", after(changed(|p| set(&mut p.params, "x", ""))), param("x")),
+        ("a parameter more", after(changed(|p| p.params.clear())), newly("parameter", "params", "level")),
+        (
+            "a parameter less",
+            after(changed(|p| set(&mut p.params, "x", ""))),
+            one(
+                "the parameter x is not given any more",
+                json!({ "why": "params_changed", "name": "x", "removed": true }),
+            ),
+        ),
+        (
+            "a task before it more",
+            after(changed(|p| p.after.clear())),
+            one(
+                "it comes after the task gen now",
+                json!({ "why": "upstream_rerun", "task": "gen", "new": true }),
+            ),
+        ),
+        (
+            "a task before it less",
+            after(changed(|p| set(&mut p.after, "lint", "1"))),
+            one(
+                "it does not come after the task lint any more",
+                json!({ "why": "upstream_rerun", "task": "lint", "removed": true }),
+            ),
+        ),
+        (
+            "another base",
+            after(changed(|p| p.base = [("another".to_owned(), "56".to_owned())].into())),
+            vec![other("base another", "base step")],
+        ),
         ("other outputs", after(changed(|p| drop(p.outputs.pop()))), outputs()),
         (
             "the task before made something else",
@@ -327,7 +360,7 @@ fn table() -> Vec<Row> {
                 p.base = [("another".to_owned(), "55".to_owned())].into();
                 p.params.clear();
             })),
-            param("level"),
+            newly("parameter", "params", "level"),
         ),
         ("there was no base", after(changed(|p| p.base.clear())), vec![other("no base", "a base")]),
         (
@@ -336,7 +369,6 @@ fn table() -> Vec<Row> {
             dep("lib", Some("45"), Some("44")),
         ),
         ("a result that is read, too", after(changed(|p| p.from.clear())), dep("lib", None, Some("44"))),
-        ("a task before that was none", after(changed(|p| p.after.clear())), upstream("gen")),
         (
             "an input's content",
             after(inputs(&[("sub/a.c", "c"), ("sub/b.c", "b")])),
@@ -439,7 +471,7 @@ fn table() -> Vec<Row> {
                 ],
                 ..never()
             },
-            both(env("CC"), param("level")),
+            both(env("CC"), newly("parameter", "params", "level")),
         ),
         (
             "of equally near ones the newest",
@@ -450,7 +482,7 @@ fn table() -> Vec<Row> {
                 ],
                 ..never()
             },
-            param("level"),
+            newly("parameter", "params", "level"),
         ),
         (
             "fewer changed inputs are nearer",
@@ -468,7 +500,11 @@ fn table() -> Vec<Row> {
             Case { lock: Some(Some(None)), ..after(parts()) },
             one("the lock file does not have this task", json!({ "why": "task_not_in_lock" })),
         ),
-        ("locked, and never run here", locked(block(parts(), None)), first()),
+        (
+            "locked, and not here",
+            locked(block(parts(), None)),
+            one("the lock file has this key, and the store no entry of it", json!({ "why": "not_in_store" })),
+        ),
         ("locked as failed", locked(block(parts(), Some("exit code 1"))), incomplete("exit code 1")),
         (
             "locked with another variable",
@@ -481,7 +517,7 @@ fn table() -> Vec<Row> {
                 history: vec![earlier(changed(|p| p.env.clear()))],
                 ..locked(block(changed(|p| p.params.clear()), None))
             },
-            param("level"),
+            newly("parameter", "params", "level"),
         ),
         (
             "locked elsewhere",
@@ -530,6 +566,7 @@ fn the_table_has_every_reason() {
         "first_run",
         "forced",
         "no_lock_file",
+        "not_in_store",
         "output_missing",
         "outputs_changed",
         "params_changed",
@@ -537,6 +574,7 @@ fn the_table_has_every_reason() {
         "rejected",
         "task_not_in_lock",
         "tool_changed",
+        "unusable",
         "upstream_rerun",
     ];
     assert_eq!(seen, all);

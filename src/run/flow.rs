@@ -4,6 +4,7 @@
 //! runs. Must not know: how anything is shown.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::clock::file_clock;
@@ -11,15 +12,15 @@ use super::decide::{Decision, Earlier, Locked, Reason, Situation, decide, is_nea
 use super::flight::{Flight, Other, Takeoff};
 use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
+use super::miss::Writing;
 use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
 use super::report::{Report, Voice, Ways};
-use super::shelf::{Found, Nodes, Note, Shelf, Shelved, nodes_hash};
+use super::shelf::{Found, Held, Nodes, Note, Shelf, Shelved, nodes_hash};
 use super::spec::Task;
-use super::stage::Performed;
 use super::turn::{Turn, WITHIN};
 use super::upstream::{Declared, Made, Sought};
-use super::{Result, RunError};
+use super::{Parts, Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
 
@@ -37,6 +38,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         waited_for: None,
         turn: Turn::default(),
         began: file_clock(),
+        cannot_tell: false,
     };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
@@ -61,6 +63,8 @@ pub(super) struct Run<'a> {
     pub(super) turn: Turn,
     /// When it was asked for, by the clock of files.
     pub(super) began: i128,
+    /// What came before it was asked of a store that fails.
+    cannot_tell: bool,
 }
 
 impl Run<'_> {
@@ -97,17 +101,22 @@ impl Run<'_> {
         super::outputs::check_way(self.cwd(), &self.task.outputs)?;
         let session = self.ways.session.as_ref().filter(|_| self.ways.ephemeral);
         let mut prepared = match self.task.needs_preparing() || session.is_some() {
-            true => Some(self.prepare()?),
+            true => match self.prepare_if_told()? {
+                None => Some(self.prepare()?),
+                prepared => prepared,
+            },
             false => None,
         };
         self.report.key = None;
         self.turn = self.take_turn();
-        let Performed { outcome, changed, .. } = self.execute(prepared.as_ref(), None)?;
-        let good = self.judge(&outcome)?.is_none();
+        let writing = prepared.as_ref().filter(|_| session.is_some()).map(Writing::begin);
+        let performed = self.execute(prepared.as_ref(), None)?;
+        let good = self.judge(&performed.outcome)?.is_none();
         let mut key = None;
-        if let (true, Some(session), Some(prepared)) = (good, session, &mut prepared) {
+        if let (true, Some(session), Some(prepared), Some(writing)) = (good, session, &mut prepared, writing)
+        {
             prepared.key = session.key(&self.task.id);
-            key = self.keep(prepared, &outcome, changed.as_deref()).map(|_| prepared.key.clone());
+            key = self.keep(prepared, &performed, writing).map(|_| prepared.key.clone());
             self.report.key = key.clone();
         }
         let outputs_hash = good.then(|| self.look_at_outputs()).flatten().map(|nodes| nodes_hash(&nodes));
@@ -134,8 +143,25 @@ impl Run<'_> {
             .ok()
     }
 
+    /// A task that only comes after another runs without knowing what that made, and past the cache, if the store cannot tell.
+    fn goes_on_without_what_came_before(&mut self, e: &RunError) -> bool {
+        let goes_on = self.cannot_tell && self.shelf.is_none() && !self.ways.dry_run;
+        if goes_on {
+            self.warn(format!("{e}; the store cannot tell, so the task is run, and its result is not kept"));
+        }
+        goes_on
+    }
+
+    /// Prepares; `None` when the task is to run without that, past the cache.
+    fn prepare_if_told(&mut self) -> Result<Option<Prepared>> {
+        match self.prepare() {
+            Err(e) if self.goes_on_without_what_came_before(&e) => Ok(None),
+            prepared => prepared.map(Some),
+        }
+    }
+
     fn cached(&mut self) -> Result<()> {
-        let mut prepared = self.prepare()?;
+        let Some(mut prepared) = self.prepare_if_told()? else { return self.uncached() };
         if self.ways.dry_run {
             self.plan(prepared);
             return Ok(());
@@ -146,7 +172,10 @@ impl Run<'_> {
             let (decision, found) = self.decide(&prepared, settled);
             let (reasons, mut broken) = match (decision, found) {
                 (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
-                    None => return Ok(()),
+                    None => {
+                        self.tell_hit(&prepared.key, &held);
+                        return Ok(());
+                    }
                     Some(reason) => (vec![reason], true),
                 },
                 (Decision::Miss(reasons), _) => (reasons, false),
@@ -159,7 +188,8 @@ impl Run<'_> {
                     Takeoff::Mine(taken) => flight = Some(taken),
                     Takeoff::Others(other) if self.waits() => {
                         self.wait_for(other)?;
-                        prepared = self.prepare()?;
+                        let Some(now) = self.prepare_if_told()? else { return self.uncached() };
+                        prepared = now;
                         continue;
                     }
                     Takeoff::Others(_) | Takeoff::Nowhere => {}
@@ -176,6 +206,15 @@ impl Run<'_> {
         }
     }
 
+    /// What there is to say of a hit once it is one.
+    fn tell_hit(&mut self, key: &EntryKey, held: &Held) {
+        self.report.made_at = Some(held.made_at);
+        if self.ways.verify {
+            // It ran again: nothing was spared.
+            self.note(key, Note::Hit { saved_ms: 0 });
+        }
+    }
+
     /// Executes when nobody else writes to the outputs. If that took long enough for the key to become another, that is
     /// what is returned.
     fn miss_in_turn(
@@ -186,7 +225,10 @@ impl Run<'_> {
     ) -> Result<Option<Prepared>> {
         let turn = self.take_turn();
         if turn.waited {
-            let now = self.prepare()?;
+            let Some(now) = self.prepare_if_told()? else {
+                drop(turn);
+                return self.uncached().map(|()| None);
+            };
             if now.key != prepared.key {
                 return Ok(Some(now));
             }
@@ -241,7 +283,9 @@ impl Run<'_> {
                 inside.or_else(|| self.ask(|shelf| shelf.newest(name)).flatten())
             }
             Sought::Declared(name) => {
-                let made = self.made(Sought::Task(name))?;
+                let made = self.made(Sought::Task(name));
+                self.cannot_tell |= made.is_none() && self.shelf.is_none();
+                let made = made?;
                 let newest = self.ask(|shelf| shelf.history(name, &|_| true)).unwrap_or_default();
                 let declared = newest.first().and_then(|earlier| Declared::of(&earlier.parts));
                 Some(Made { declared, ..made })
@@ -257,9 +301,10 @@ impl Run<'_> {
 
     fn prepare(&mut self) -> Result<Prepared> {
         let ledger = self.ledger.clone();
-        let (task, ways) = (self.task, self.ways);
+        let ways = self.ways;
+        let alone = self.cannot_tell.then(|| Task { after: Vec::new(), ..self.task.clone() });
         let prepared = prepare(
-            task,
+            alone.as_ref().unwrap_or(self.task),
             Around {
                 ledger: &ledger,
                 lock: ways.lock.as_deref(),
@@ -287,7 +332,7 @@ impl Run<'_> {
                 self.report.reasons = reasons;
             }
         }
-        self.report.parts = Some(prepared.parts);
+        self.report.parts = Some(Arc::unwrap_or_clone(prepared.parts));
     }
 
     /// Executing what will be kept is for one at a time.
@@ -333,7 +378,7 @@ impl Run<'_> {
         let (task, ways) = (self.task, self.ways);
         let reads = ways.policy.allows_read();
         let found = match reads {
-            true => self.ask(|shelf| shelf.find(&prepared.key, &task.outputs, why)),
+            true => self.ask(|shelf| shelf.find(&prepared.key, &task.declared(), why)),
             false => None,
         };
         let found = found.unwrap_or(Found::UNKNOWN);
@@ -376,7 +421,8 @@ impl Run<'_> {
         let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.task.place.file(l)) else {
             return;
         };
-        let block = Block { key: prepared.key.clone(), outputs_hash, status, parts: prepared.parts.clone() };
+        let block =
+            Block { key: prepared.key.clone(), outputs_hash, status, parts: Parts::clone(&prepared.parts) };
         if prepared.lock.as_ref().and_then(|l| l.tasks.get(&task)) == Some(&block) {
             return;
         }

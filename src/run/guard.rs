@@ -3,8 +3,9 @@
 //! Purpose: outfs may be killed at any time, and a command may start what it likes. The guard is the
 //! command's parent and adopts what the command leaves (a subreaper); it ends all of it when its
 //! standard input ends, which happens when outfs says so or is no more. Invariants: the command has
-//! a process group of its own; what is left of it when the command has ended is killed; the guard's exit
-//! code is the command's, as a shell says it. Must not know: what is run, or why.
+//! a process group of its own; what is left of that when the command has ended by itself is killed; when the command was asked to
+//! end, so is all that it has started, and the guard ends after all of it; the guard's exit
+//! code is the command's, as a shell says it. Must not know: what is run, or why, or how long a grace is.
 
 use std::ffi::OsString;
 use std::io;
@@ -51,18 +52,30 @@ fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> 
         Err(e) => return Ok((not_started(&e), Some(e))),
     };
     let stdin = io::stdin();
+    let (mut asked, mut ended) = (None, None);
     loop {
         let told_to_end = signals.or_readable(stdin.as_fd())? != Some(false);
         if told_to_end {
             kill_descendants();
-            return Ok((137, None));
+            return Ok((ended.unwrap_or(137), None));
         }
         if let Some(signal) = signals.take().and_then(|s| Signal::try_from(s).ok()) {
             tell(child, inner, signal);
+            asked = Some(signal);
         }
-        if let Some(code) = reap(child) {
-            let _ = killpg(child, Signal::SIGKILL);
-            return Ok((code, None));
+        let (code, alone) = reap(child);
+        if let (Some(_), Some(signal)) = (code, asked) {
+            tell_those_that_ignore(signal);
+        }
+        ended = ended.or(code);
+        match (ended, asked) {
+            (Some(code), None) => {
+                let _ = killpg(child, Signal::SIGKILL);
+                return Ok((code, None));
+            }
+            (Some(code), Some(_)) if alone => return Ok((code, None)),
+            // What is left has the same grace, until outfs says that it is over.
+            _ => {}
         }
     }
 }
@@ -94,13 +107,57 @@ fn keep_for_us() {
     }
 }
 
-/// Passes a signal on.
+/// Passes a signal on, to all that was started; of a sandbox to what is inside, which goes with its first process.
 fn tell(child: Pid, inner: bool, signal: Signal) {
     let groups = if inner { children_of(child) } else { Vec::new() };
     let told: Vec<_> = groups.into_iter().filter(|group| killpg(*group, signal).is_ok()).collect();
     // A sandbox that is not made yet has nobody inside.
-    if told.is_empty() {
-        let _ = killpg(child, signal);
+    if !told.is_empty() {
+        return;
+    }
+    // Looked for before anybody is told: what they start to clean up is not asked to end.
+    let others = if inner { Vec::new() } else { first_of_groups(child) };
+    let _ = killpg(child, signal);
+    for pid in others {
+        let _ = kill(pid, signal);
+    }
+}
+
+/// Of each group of processes that the command started beside its own, those whose parents are in another: they pass a signal on to their
+/// group (`timeout`), and whoever gets one twice cleans nothing up. What another outfs runs is its affair.
+fn first_of_groups(command: Pid) -> Vec<Pid> {
+    let (all, own) = (parents(), std::env::current_exe().ok());
+    let group = |pid: Pid| nix::unistd::getpgid(Some(pid)).ok();
+    let looks_after_its_own =
+        |pid: Pid| own.is_some() && std::fs::read_link(format!("/proc/{pid}/exe")).ok() == own;
+    let (mut waiting, mut found) = (vec![Pid::this()], Vec::new());
+    while let Some(of) = waiting.pop() {
+        for (pid, _) in all.iter().filter(|(_, parent)| *parent == of) {
+            let its = group(*pid);
+            if its.is_some() && its != Some(command) && (of == Pid::this() || its != group(of)) {
+                found.push(*pid);
+            }
+            if !looks_after_its_own(*pid) {
+                waiting.push(*pid);
+            }
+        }
+    }
+    found
+}
+
+/// When the command has ended nobody is left who would end those that were started in the background of a shell: they ignore what
+/// comes from a keyboard.
+fn tell_those_that_ignore(signal: Signal) {
+    let ignores = |pid: &Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
+    };
+    if signal != Signal::SIGTERM {
+        for pid in descendants().into_iter().filter(ignores) {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
     }
 }
 
@@ -114,16 +171,17 @@ pub(super) fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
-/// Takes the status of all children that have ended; the exit code of `child` if it is among them.
-fn reap(child: Pid) -> Option<u8> {
+/// Takes the status of all children that have ended; the exit code of `child` if it is among them, and whether there are no
+/// others: what they have started became ours.
+fn reap(child: Pid) -> (Option<u8>, bool) {
     let mut code = None;
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, status)) if pid == child => code = Some(status as u8),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => code = Some(128 + signal as u8),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            Ok(WaitStatus::StillAlive) => return (code, false),
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return code,
+            Err(_) => return (code, true),
         }
     }
 }
@@ -147,10 +205,26 @@ pub(super) fn kill_descendants() {
 
 /// The processes whose parent is this one.
 fn children_of(of: Pid) -> Vec<Pid> {
-    let us = of.as_raw() as u32;
+    parents().into_iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| pid).collect()
+}
+
+/// The processes that come from this one.
+fn descendants() -> Vec<Pid> {
+    let mut waiting = vec![Pid::this()];
+    let (all, mut found) = (parents(), Vec::new());
+    while let Some(of) = waiting.pop() {
+        let children = all.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid);
+        found.extend(children.clone());
+        waiting.extend(children);
+    }
+    found
+}
+
+/// All processes, with their parents.
+fn parents() -> Vec<(Pid, Pid)> {
     let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| parent(*pid) == Some(us)).map(Pid::from_raw).collect()
+    pids.filter_map(|pid| Some((Pid::from_raw(pid), Pid::from_raw(parent(pid)? as i32)))).collect()
 }
 
 fn parent(pid: i32) -> Option<u32> {

@@ -51,9 +51,11 @@ impl Run<'_> {
                         "{why}; --as reflink is for a store on the same file system, one that has reflinks (--as auto copies)"
                     )));
                 }
+                Some(Placed::InTheWay { path }) => {
+                    return Ok(Some(Reason::InTheWay { path }));
+                }
                 None => {
-                    let status = "its outputs cannot be given back".into();
-                    return Ok(Some(Reason::PreviousRunIncomplete { status }));
+                    return Ok(Some(Reason::Unusable { detail: "its outputs cannot be given back".into() }));
                 }
             }
         }

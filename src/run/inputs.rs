@@ -53,14 +53,15 @@ impl Gathered {
     }
 }
 
-/// Finds and hashes all inputs; `outputs` are absolute.
+/// Finds and hashes all inputs; `outputs` are absolute, and taken away before the command runs unless they `stay`.
 pub fn gather(
     inputs: &Inputs,
     place: &Place,
-    outputs: &[PathBuf],
+    (outputs, stay): (&[PathBuf], bool),
     remembered: &mut Remembered,
 ) -> Result<Gathered> {
     let mut found = Found::new();
+    let apart = |path: &Path| outputs.iter().any(|o| is_at_or_below(path, o));
     match inputs {
         Inputs::Git => {
             let has_untracked = of_git(&place.cwd, &mut found)?;
@@ -71,11 +72,21 @@ pub fn gather(
         }
         Inputs::Named(names) => {
             for name in names {
+                let before = found.len();
                 named(&place.cwd, name, &mut found)?;
+                let taken = found[before..].iter().all(|(path, _)| apart(path)) && found.len() > before;
+                // What else a directory has may come.
+                if taken && !stay && !place.cwd.join(name).is_dir() {
+                    return Err(RunError::usage(format!(
+                        "all that the input {} names is an output, or stands where --from puts something: the command \
+                         would not find it",
+                        name.to_string_lossy()
+                    )));
+                }
             }
         }
     }
-    found.retain(|(path, _)| !is_unfinished(path) && !outputs.iter().any(|o| is_at_or_below(path, o)));
+    found.retain(|(path, _)| !is_unfinished(path) && !apart(path));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
     hash_all(place, found, remembered)

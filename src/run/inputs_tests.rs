@@ -44,7 +44,7 @@ impl Project {
 
     fn gather(&self, cwd: &str, inputs: Inputs, remembered: &mut Remembered) -> Result<Gathered> {
         let place = Place { root: self.path(""), cwd: self.path(cwd) };
-        gather(&inputs, &place, &[self.path("out"), self.path("sub/out.o")], remembered)
+        gather(&inputs, &place, (&[self.path("out"), self.path("sub/out.o")], false), remembered)
     }
 
     fn names(&self, cwd: &str, inputs: Inputs) -> Vec<String> {

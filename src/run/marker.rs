@@ -90,7 +90,9 @@ impl Marker {
     pub fn signed(&self) -> Option<u32> {
         let mut text = [0; 16];
         let n = self.0.read_at(&mut text, 0).unwrap_or(0);
-        std::str::from_utf8(&text[..n]).ok()?.split_once('\n')?.0.parse().ok()
+        // What the command prints follows.
+        let end = text[..n].iter().position(|b| *b == b'\n')?;
+        std::str::from_utf8(&text[..end]).ok()?.parse().ok()
     }
 
     /// Its descriptor, to be inherited.

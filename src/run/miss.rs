@@ -3,11 +3,12 @@
 //! Invariants: a result is kept only if the command succeeded (or failures are wanted), all declared outputs are
 //! there, and no input changed meanwhile. Must not know: how it was decided.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{JoinHandle, ScopedJoinHandle};
 
 use super::capture::Order;
+use super::clock::file_clock_after;
 use super::decide::Reason;
 use super::exec::{End, Outcome};
 use super::flight::Flight;
@@ -17,9 +18,9 @@ use super::ledger::Stand;
 use super::outputs::{Stamp, missing};
 use super::prepare::Prepared;
 use super::sandbox::{Room, Rooms};
-use super::shelf::{Found, Held, Keep, MEMBER, Note, nodes_hash};
+use super::shelf::{Keep, Kept, Note, nodes_hash};
 use super::stage::Performed;
-use super::{Result, RunError, SandboxKind, VERSION};
+use super::{Parts, Result, RunError, SandboxKind, VERSION};
 use crate::model::EntryKey;
 
 /// So many are in a record of the event log.
@@ -37,20 +38,22 @@ impl Run<'_> {
         self.report.result = "miss";
         self.report.reasons = reasons;
         self.voice.miss(&self.report.reasons);
-        let Performed { outcome, began, left, changed } = self.execute(Some(prepared), flight.as_ref())?;
-        let status = match self.judge(&outcome)? {
+        let writing = self.ways.policy.allows_write().then(|| Writing::begin(prepared));
+        let performed = self.execute(Some(prepared), flight.as_ref())?;
+        let left = &performed.left;
+        let status = match self.judge(&performed.outcome)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
             None => changed_meanwhile(prepared).inspect(|what| self.warn(format!("{what}; nothing is kept"))),
         };
         // While the result is kept.
-        let looking = self.look_for_undeclared(began, Arc::clone(&prepared.gathered));
+        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered));
         let whole = self.found_what_came_before(prepared);
-        let held = match status.is_none() && whole && self.ways.policy.allows_write() {
-            true if self.is_own(false) => self.keep(prepared, &outcome, changed.as_deref()),
+        let kept = match writing.filter(|_| status.is_none() && whole) {
+            Some(writing) if self.is_own(false) => self.keep(prepared, &performed, writing),
             _ => None,
         };
-        let held = held.filter(|_| self.is_own(true) || self.take_back(&key));
+        let kept = kept.filter(|_| self.is_own(true) || self.take_back(&key));
         self.tell_undeclared(looking, left.beside.as_deref());
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
@@ -58,8 +61,8 @@ impl Run<'_> {
             return Ok(());
         }
         self.note(&key, Note::Miss { reasons: self.reasons() });
-        let outputs_hash = match &held {
-            Some(held) => Some(held.outputs_hash.clone()),
+        let outputs_hash = match &kept {
+            Some(kept) => Some(kept.outputs_hash.clone()),
             None => self.look_at_outputs().map(|nodes| nodes_hash(&nodes)),
         };
         self.remember_run(prepared, outputs_hash, None);
@@ -107,22 +110,15 @@ impl Run<'_> {
         told.chain((more > 0).then(|| format!("and {more} more reasons"))).collect()
     }
 
-    /// Keeps a result; what the store says of it then.
+    /// Keeps a result.
     pub(super) fn keep(
         &mut self,
         prepared: &Prepared,
-        outcome: &Outcome,
-        changed: Option<&[PathBuf]>,
-    ) -> Option<Held> {
+        performed: &Performed,
+        writing: Writing,
+    ) -> Option<Kept> {
         let (cwd, outputs, key) = (self.cwd().to_owned(), &self.task.outputs, &prepared.key);
-        let stamp = match Stamp::take(&cwd, outputs) {
-            Ok(stamp) => stamp,
-            Err(e) => {
-                self.warn(format!("the result is not kept: {e}"));
-                return None;
-            }
-        };
-        let settled = stamp.settle();
+        let outcome = &performed.outcome;
         let logs = match Logs::write(&Rooms::of(self.ways.memory.as_deref()), outcome) {
             Ok(logs) => logs,
             Err(e) => {
@@ -140,36 +136,36 @@ impl Run<'_> {
             cwd: &cwd,
             outputs,
             logs: [&logs.stdout, &logs.stderr],
-            extra: self.extra(prepared, &outcome.order),
+            member: writing.end(&self.report.reasons, &outcome.order),
             replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
             lost: self.report.reasons.iter().any(|r| matches!(r, Reason::OutputMissing { .. })),
             session,
-            base: prepared.base.as_ref().map(|of| &of.key).zip(changed),
+            base: prepared.base.as_ref().map(|of| &of.key).zip(performed.changed.as_deref()),
         };
-        // A result that cannot be kept says nothing about the store: another one may have been first.
-        if let Err(e) = self.shelf.as_mut()?.keep(keep) {
-            self.warn(format!("the result is not kept: {e}"));
-            return None;
-        }
+        // What is read from now on, and has not changed since, is what the stamp is of.
+        let moment = file_clock_after(performed.ended);
+        let shelf = self.shelf.as_mut()?;
+        let (kept, stamp) = std::thread::scope(|scope| {
+            let look = || Stamp::take(&cwd, outputs);
+            let stamp = std::thread::Builder::new().spawn_scoped(scope, look).ok();
+            let join = |s: ScopedJoinHandle<'_, _>| s.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            (shelf.keep(keep), stamp.map(join))
+        });
+        let kept = match kept {
+            Ok(kept) => kept,
+            // A result that cannot be kept says nothing about the store: another one may have been first.
+            Err(e) => {
+                self.warn(format!("the result is not kept: {e}"));
+                return None;
+            }
+        };
         self.report.kept = true;
-        let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(key, outputs, false)) else { return None };
-        // It was taken before all was read: as long as it holds, what stands there is what was kept.
-        if settled {
-            let (manifest, outputs_hash) = (Some(held.manifest), held.outputs_hash.clone());
+        if let Some(stamp) = stamp.and_then(Result::ok).filter(|stamp| stamp.is_of(moment)) {
+            let (manifest, outputs_hash) = (Some(kept.manifest), kept.outputs_hash.clone());
             let stand = Stand { manifest, outputs_hash, links: false, mark: stamp.mark, own_times: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
         }
-        Some(*held)
-    }
-
-    fn extra(&self, prepared: &Prepared, order: &Order) -> BTreeMap<String, serde_json::Value> {
-        let kept = serde_json::json!({
-            "version": VERSION,
-            "reasons": self.report.reasons,
-            "order": order.to_string(),
-            "parts": prepared.parts.to_keep(),
-        });
-        [(MEMBER.to_owned(), kept)].into()
+        Some(kept)
     }
 
     /// Why an execution gave no result, if so.
@@ -186,7 +182,8 @@ impl Run<'_> {
             self.warn(format!("the command has no result: {status}{nothing}"));
             return Ok(Some(status));
         }
-        let Some(output) = missing(self.cwd(), &self.task.outputs) else { return Ok(None) };
+        let declared = self.task.declared();
+        let Some(output) = missing(self.cwd(), &declared) else { return Ok(None) };
         let status = format!("the declared output {} is missing", output.display());
         self.warn(format!("{status}; nothing is kept"));
         if outcome.end == End::Exited(0) {
@@ -203,6 +200,34 @@ fn changed_meanwhile(prepared: &mut Prepared) -> Option<String> {
     let after = || prepared.after.iter().find(|of| of.has_changed());
     let what = input.or_else(|| after().map(|of| format!("what the task {} made", of.name)))?;
     Some(format!("{what} changed while the command ran"))
+}
+
+/// The parts of a key on their way to the metadata of a result: they are long, and the command has the time for it.
+pub(super) struct Writing(std::result::Result<JoinHandle<serde_json::Result<String>>, Arc<Parts>>);
+
+impl Writing {
+    pub(super) fn begin(prepared: &Prepared) -> Writing {
+        let parts = Arc::clone(&prepared.parts);
+        let write = move || serde_json::to_string_pretty(&parts.to_keep());
+        // Where there can be no thread it is done in the end.
+        let writing = std::thread::Builder::new().spawn(write);
+        Writing(writing.map_err(|_| Arc::clone(&prepared.parts)))
+    }
+
+    /// What a run knows of its result.
+    fn end(self, reasons: &[Reason], order: &Order) -> String {
+        let text = "parts and reasons are JSON";
+        let parts = match self.0 {
+            Ok(thread) => thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
+            Err(parts) => serde_json::to_string_pretty(&parts.to_keep()),
+        };
+        let parts = parts.expect(text);
+        let reasons = serde_json::to_string_pretty(reasons).expect(text);
+        // An order has digits and letters only.
+        format!(
+            "{{\n\"version\": {VERSION},\n\"reasons\": {reasons},\n\"order\": \"{order}\",\n\"parts\": {parts}\n}}"
+        )
+    }
 }
 
 /// What a command printed, in files that go when they are kept, or when this process has died.

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::clock::{LONGEST_WAIT, settled_at, since_1970};
+use super::clock::{LONGEST_WAIT, granule, settled_at, since_1970};
 use super::remembered::State;
 use super::shelf::{Node, Nodes};
 use super::walk::{self, Found, Seen};
@@ -90,6 +90,8 @@ pub struct Stamp {
     pub mark: String,
     /// What changes later than this looks different, nanoseconds since 1970.
     settled_ns: i128,
+    /// Nothing there, and no directory, was changed at or after this moment of the file clock.
+    unchanged_since: i128,
     /// The oldest file's modification time.
     pub oldest_ns: i128,
 }
@@ -98,7 +100,7 @@ impl Stamp {
     /// Takes it; an error when an output is missing.
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<Stamp> {
         let mut hasher = blake3::Hasher::new();
-        let (mut settled_ns, mut oldest_ns) = (0, i128::MAX);
+        let (mut settled_ns, mut unchanged_since, mut oldest_ns) = (0, 0, i128::MAX);
         walk(cwd, outputs, &mut |below, seen| {
             let path = below.as_os_str().as_bytes();
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
@@ -109,6 +111,7 @@ impl Stamp {
             for n in all {
                 hasher.update(&n.to_le_bytes());
             }
+            unchanged_since = unchanged_since.max(ctime + granule(ctime).max(1));
             if !seen.is_dir() {
                 hasher.update(&mtime.to_le_bytes()).update(&ctime.to_le_bytes());
                 settled_ns = settled_ns.max(settled_at(ctime));
@@ -118,7 +121,14 @@ impl Stamp {
             }
             Ok(())
         })?;
-        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), settled_ns, oldest_ns })
+        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), settled_ns, unchanged_since, oldest_ns })
+    }
+
+    /// Has nothing changed since a moment of the [file clock](super::clock::file_clock)? Then what was read since that moment is
+    /// what the stamp is of.
+    #[must_use]
+    pub fn is_of(&self, moment: i128) -> bool {
+        self.unchanged_since <= moment
     }
 
     /// Waits until whatever changes from now on has a later time than this stamp has seen; false when that would take too

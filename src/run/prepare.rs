@@ -24,7 +24,7 @@ use crate::model::session::SessionId;
 /// A task whose key is known.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
     pub key: EntryKey,
     pub gathered: Arc<Gathered>,
     pub remembered: Remembered,
@@ -66,7 +66,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     // The lock file is written by every run, so it is no input.
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
-    let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
+    let gathered = gather(&task.inputs, &task.place, (&apart, task.base.is_some()), &mut remembered)?;
     let mut upstream = Upstreams {
         ledger: around.ledger,
         lock: lock.as_ref(),
@@ -83,7 +83,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         program: hash_program(&program, &mut remembered)?.to_hex(),
         tools,
         cwd: text(task.place.below()),
-        outputs: task.outputs.iter().map(text).collect(),
+        outputs: task.declared().iter().map(text).collect(),
         env: task.env.iter().map(|n| (n.clone(), hash_of(n))).collect(),
         secrets: secrets(task, around.team_key)?,
         params: task.params.clone(),
@@ -97,7 +97,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     };
     parts.set_inputs(gathered.inputs.clone());
     let gathered = Arc::new(gathered);
-    Ok(Prepared { key: parts.key(), parts, gathered, remembered, lock, after, from, base })
+    Ok(Prepared { key: parts.key(), parts: Arc::new(parts), gathered, remembered, lock, after, from, base })
 }
 
 /// Refuses an output that is a named input: it would be taken away before the command could read it.

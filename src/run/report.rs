@@ -85,6 +85,9 @@ pub struct Report {
     pub duration_ms: Option<u64>,
     /// The time that a hit spared, in milliseconds.
     pub saved_ms: Option<u64>,
+    /// When the entry of a hit was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made_at: Option<jiff::Timestamp>,
     /// How long another run of the same was waited for, in milliseconds; absent when none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waited_ms: Option<u64>,
@@ -120,6 +123,7 @@ impl Report {
             exit_code: 0,
             duration_ms: None,
             saved_ms: None,
+            made_at: None,
             waited_ms: None,
             kept: false,
             inputs: 0,

@@ -84,7 +84,7 @@ pub enum Found {
         /// Why.
         reason: String,
     },
-    /// One whose metadata or manifest cannot be read.
+    /// One whose metadata or manifest cannot be read, or that was dropped for such damage.
     Unreadable {
         /// Why.
         why: String,
@@ -135,6 +135,11 @@ pub enum Placed {
         /// What the system says.
         why: String,
     },
+    /// What is no output stands where a directory of one belongs.
+    InTheWay {
+        /// What.
+        path: String,
+    },
 }
 
 /// A result to be kept.
@@ -156,8 +161,8 @@ pub struct Keep<'a> {
     pub outputs: &'a [PathBuf],
     /// A file with its standard output and one with its standard error.
     pub logs: [&'a Path; 2],
-    /// Members for the metadata.
-    pub extra: BTreeMap<String, serde_json::Value>,
+    /// What the run knows, as the [`MEMBER`] of the metadata, JSON as text.
+    pub member: String,
     /// Replace an entry with other outputs.
     pub replace: bool,
     /// The entry with the key has lost content.
@@ -166,6 +171,17 @@ pub struct Keep<'a> {
     pub session: Option<&'a SessionId>,
     /// The entry that it was made from, and the files that are not as that has them: the others need not be read.
     pub base: Option<(&'a EntryKey, &'a [PathBuf])>,
+}
+
+/// A result that was kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// False when the same was there already.
+    pub new: bool,
+    /// Its manifest.
+    pub manifest: ManifestHash,
+    /// What its outputs hash to.
+    pub outputs_hash: String,
 }
 
 /// Something that happened in a run, for the event log.
@@ -247,8 +263,8 @@ pub trait Shelf: Snapshots {
     fn log(&mut self, key: &EntryKey, stderr: bool, to: &mut dyn Write) -> Shelved<()>;
     /// All that an entry's outputs are.
     fn nodes(&mut self, key: &EntryKey) -> Shelved<Nodes>;
-    /// Keeps a result durably; false when the same was there already.
-    fn keep(&mut self, keep: Keep<'_>) -> Shelved<bool>;
+    /// Keeps a result durably.
+    fn keep(&mut self, keep: Keep<'_>) -> Shelved<Kept>;
     /// A draft for a command to write in: what it is called, and its real directory. It lasts no longer than this process.
     fn draft(&mut self, task: &str) -> Shelved<(String, PathBuf)>;
     /// Drops such a draft.

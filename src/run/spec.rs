@@ -75,6 +75,8 @@ pub struct Task {
     pub inputs: Inputs,
     /// What it makes, relative to the working directory.
     pub outputs: Vec<PathBuf>,
+    /// Declared outputs that lie below those: they have to be there, too.
+    pub within: Vec<PathBuf>,
     /// Environment variables that count.
     pub env: Vec<String>,
     /// Environment variables that count and whose values are nobody's business.
@@ -133,13 +135,27 @@ impl Task {
         }
     }
 
-    /// Outputs as they are kept: sorted, none twice and none below another.
-    pub fn outputs_of(given: &[PathBuf], place: &Place) -> Result<Vec<PathBuf>> {
-        let mut outputs = given.iter().map(|p| output_path(p, &place.cwd)).collect::<Result<Vec<_>>>()?;
-        outputs.sort();
+    /// Outputs as they are kept: sorted, none twice and none below another; and those that are below others.
+    pub fn outputs_of(given: &[PathBuf], place: &Place) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+        let mut all = given.iter().map(|p| output_path(p, &place.cwd)).collect::<Result<Vec<_>>>()?;
+        all.sort();
+        all.dedup();
         // Sorted by components, what lies below a path comes right behind it.
-        outputs.dedup_by(|later, kept| later.starts_with(kept));
-        Ok(outputs)
+        let (mut outputs, mut within): (Vec<PathBuf>, Vec<PathBuf>) = Default::default();
+        for path in all {
+            match outputs.last().is_some_and(|last| path.starts_with(last)) {
+                true => within.push(path),
+                false => outputs.push(path),
+            }
+        }
+        Ok((outputs, within))
+    }
+
+    /// All declared outputs, in order.
+    pub fn declared(&self) -> Vec<PathBuf> {
+        let mut all = [&self.outputs[..], &self.within].concat();
+        all.sort();
+        all
     }
 }
 
@@ -179,7 +195,8 @@ mod tests {
         let of =
             |given: &[&str]| Task::outputs_of(&given.iter().map(PathBuf::from).collect::<Vec<_>>(), &place);
         let good = of(&["./b/", "a/x", "/p/sub/c", "a", "b", "a-b"]).unwrap();
-        assert_eq!(good, ["a", "a-b", "b", "c"].map(PathBuf::from));
+        assert_eq!(good.0, ["a", "a-b", "b", "c"].map(PathBuf::from));
+        assert_eq!(good.1, ["a/x"].map(PathBuf::from));
         for bad in [".", "", "..", "a/../../b", "/etc/passwd", "/p"] {
             assert!(of(&[bad]).is_err(), "{bad:?}");
         }

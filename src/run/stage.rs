@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use super::capture::Sink;
-use super::clock::file_clock_after;
+use super::clock::{file_clock, file_clock_after};
 use super::exec::{Outcome, Plan};
 use super::flight::Flight;
 use super::flow::Run;
+use super::live::Live;
 use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
 use super::report::Voice;
@@ -24,6 +25,8 @@ pub(super) struct Performed {
     pub outcome: Outcome,
     /// When it was started, by the clock of files.
     pub began: i128,
+    /// When it had ended and its outputs were where they belong, by the same clock.
+    pub ended: i128,
     pub left: Left,
     /// Files of the outputs that are not as the base has them; `None` without one.
     pub changed: Option<Vec<PathBuf>>,
@@ -188,10 +191,11 @@ impl Run<'_> {
         };
         // What was there before has an earlier time.
         let began = file_clock_after(self.began);
-        let outcome = sandbox.exec(plan, &mut Through(self.voice))?;
+        let live = flight.map(|flight| Live::new(flight.fd()));
+        let outcome = sandbox.exec(plan, &mut Through(self.voice, live))?;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, began, left, changed })
+        Ok(Performed { outcome, began, ended: file_clock(), left, changed })
     }
 
     /// A command that failed may have looked for what it was not given.
@@ -241,6 +245,7 @@ impl Tree for Earlier<'_, '_> {
             Some(outputs) => match shelf.place(key, dest, outputs, files, Times::Keep)? {
                 Placed::Done(_) => Ok(()),
                 Placed::Lost { why, .. } | Placed::NoReflinks { why } => Err(ShelfError(why)),
+                Placed::InTheWay { path } => Err(ShelfError(format!("{path} is in the way"))),
             },
         })
     }
@@ -254,11 +259,14 @@ impl Tree for Earlier<'_, '_> {
     }
 }
 
-/// A voice as nothing but a sink.
-struct Through<'a>(&'a mut dyn Voice);
+/// A voice as nothing but a sink, and whoever follows.
+struct Through<'a>(&'a mut dyn Voice, Option<Live<'a>>);
 
 impl Sink for Through<'_> {
     fn wrote(&mut self, stderr: bool, bytes: &[u8]) {
+        if let Some(live) = &self.1 {
+            live.show(stderr, bytes);
+        }
         self.0.wrote(stderr, bytes);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Purpose: to name it as a warning, at little cost: nothing is looked at before the command runs, and the rest while
 //! its result is stored. What it made or wrote is told by the time of a file's last change (ctime), which nobody can
-//! choose. Invariants: outputs, inputs (whose changes are another matter), what git tracks or ignores and what is
+//! choose. Invariants: outputs, inputs (whose changes are another matter), what git ignores and what is
 //! outfs's own are never named; what cannot be looked at is not named either. Must not know: how it is said.
 
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ impl Run<'_> {
         let (root, cwd) = (place.root.clone(), place.cwd.clone());
         let look = move || {
             let mut found = match root.join(".git").exists() {
-                true => untracked(&root, &cwd, &apart).unwrap_or_default(),
+                true => not_as_in_git(&root, &apart).unwrap_or_default(),
                 false => changed_below(&cwd, &apart, began),
             };
             found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
@@ -51,7 +51,8 @@ impl Run<'_> {
             made.retain(|path| changed_since(path, began));
             made
         };
-        Some(std::thread::spawn(look))
+        // Where there can be no thread nothing is named.
+        std::thread::Builder::new().spawn(look).ok()
     }
 
     /// Says what the command made and did not declare; `beside` is what that was in a sandbox.
@@ -64,11 +65,13 @@ impl Run<'_> {
             (None, Some(thread)) => thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
             (None, None) => Vec::new(),
         };
-        let new: Vec<String> = new.iter().map(|p| text(p.strip_prefix(&place.cwd).unwrap_or(p))).collect();
+        let below = new.iter().any(|path| path.starts_with(&place.cwd));
+        let mut new: Vec<String> = new.iter().map(|path| from_directory(&place.cwd, path)).collect();
+        new.sort();
         if !new.is_empty() {
             let some = new.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
             let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
-            let taken = beside.is_none() && self.task.inputs == Inputs::Git;
+            let taken = below && beside.is_none() && self.task.inputs == Inputs::Git;
             let how = if taken { "; the next run takes them for inputs" } else { "" };
             self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
         }
@@ -80,17 +83,26 @@ fn changed_since(path: &Path, moment: i128) -> bool {
     Seen::at(path).is_ok_and(|seen| is_since(seen.state.ctime, moment))
 }
 
-/// Files that git neither tracks nor ignores, absolute and in order; it does not look at what is `apart`.
-fn untracked(root: &Path, cwd: &Path, apart: &[PathBuf]) -> Option<Vec<PathBuf>> {
+/// A path as it is written in a directory: with `..` for what lies above it.
+fn from_directory(dir: &Path, path: &Path) -> String {
+    let common = dir.ancestors().find(|above| path.starts_with(above)).unwrap_or(Path::new("/"));
+    let up = dir.strip_prefix(common).map_or(0, |rest| rest.components().count());
+    let names = std::iter::repeat_n(Path::new(".."), up).chain(path.strip_prefix(common));
+    text(names.collect::<PathBuf>())
+}
+
+/// Files of a project that git does not ignore and that are not as it knows them, absolute and in order; of those that it does not
+/// track it leaves out what is `apart`.
+fn not_as_in_git(root: &Path, apart: &[PathBuf]) -> Option<Vec<PathBuf>> {
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--others", "--exclude-standard"]).current_dir(cwd);
+    git.args(["ls-files", "-z", "--others", "--modified", "--exclude-standard"]).current_dir(root);
     let below = apart.iter().filter_map(|path| path.strip_prefix(root).ok());
     for path in below.filter(|path| !path.as_os_str().is_empty()).take(MOST_PATTERNS) {
         git.arg("--exclude").arg(pattern(path));
     }
     let listed = git.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let names = || listed.stdout.split(|&b| b == 0).filter(|n| !n.is_empty());
-    listed.status.success().then(|| names().map(|n| cwd.join(OsStr::from_bytes(n))).collect())
+    listed.status.success().then(|| names().map(|n| root.join(OsStr::from_bytes(n))).collect())
 }
 
 /// What git ignores for one path below the project's top.
@@ -160,6 +172,14 @@ fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
 mod tests {
     use super::*;
     use crate::run::clock::{file_clock, file_clock_after};
+
+    #[test]
+    fn paths_are_written_from_a_directory() {
+        let from = |dir: &str, path: &str| from_directory(Path::new(dir), Path::new(path));
+        assert_eq!(from("/p/a/b", "/p/a/b/c/d"), "c/d");
+        assert_eq!(from("/p/a/b", "/p/a/c"), "../c");
+        assert_eq!(from("/p/a/b", "/p/x"), "../../x");
+    }
 
     #[test]
     fn patterns_are_for_one_path() {

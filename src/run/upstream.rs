@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::inputs::clean;
 use super::ledger::{Ledger, Stand};
 use super::lock::Lock;
 use super::outputs::{Stamp, nodes};
@@ -50,7 +51,9 @@ impl Declared {
     /// As a key has it; `None` for names that are no UTF-8.
     pub(super) fn of(parts: &Parts) -> Option<Declared> {
         let plain = |text: &String| (!text.contains('\\')).then(|| PathBuf::from(text));
-        let outputs = parts.outputs.iter().map(plain).collect::<Option<Vec<_>>>()?;
+        let mut outputs = parts.outputs.iter().map(plain).collect::<Option<Vec<_>>>()?;
+        outputs.sort();
+        outputs.dedup_by(|later, kept| later.starts_with(kept));
         Some(Declared { below: plain(&parts.cwd)?, outputs })
     }
 }
@@ -146,7 +149,8 @@ impl Upstreams<'_> {
     /// What stands at a task's outputs, and what that hashes to.
     fn look(&self, declared: Declared) -> (Standing, Option<String>) {
         let place = &self.task.place;
-        let (cwd, outputs) = (place.root.join(declared.below), declared.outputs);
+        // Without a slash at the end, which would make it another name for the ledger.
+        let (cwd, outputs) = (clean(&place.root.join(declared.below)), declared.outputs);
         let ours = |theirs: &Path| {
             self.task
                 .outputs
@@ -203,7 +207,7 @@ impl Upstreams<'_> {
                 )));
             }
             return match (last.key, last.outputs_hash) {
-                (Some(key), Some(outputs_hash)) => Ok(Some(Made { key, outputs_hash, declared: None })),
+                (Some(key), Some(outputs_hash)) => Ok(Some(self.as_kept(key, outputs_hash))),
                 (None, Some(_)) => Err(RunError::usage(format!(
                     "the task {name} ran past the cache last: there is no entry of what it made"
                 ))),
@@ -211,9 +215,16 @@ impl Upstreams<'_> {
             };
         }
         let locked = self.lock.and_then(|l| l.tasks.get(name));
-        let locked = locked.and_then(|b| {
-            Some(Made { key: b.key.clone(), outputs_hash: b.outputs_hash.clone()?, declared: None })
-        });
-        Ok(locked.or_else(|| (self.ask)(Sought::Task(name))))
+        let locked = locked.and_then(|b| Some((b.key.clone(), b.outputs_hash.clone()?)));
+        Ok(match locked {
+            Some((key, outputs_hash)) => Some(self.as_kept(key, outputs_hash)),
+            None => (self.ask)(Sought::Task(name)),
+        })
+    }
+
+    /// What the entry of a key has, which is what will be read: another run may have replaced what is remembered of it, or come to
+    /// something else without keeping it. What is remembered counts for an entry that is gone.
+    fn as_kept(&mut self, key: EntryKey, outputs_hash: String) -> Made {
+        (self.ask)(Sought::Key(&key)).unwrap_or(Made { key, outputs_hash, declared: None })
     }
 }

@@ -23,12 +23,7 @@ pub(super) struct Dir {
 impl Dir {
     /// Opens the directory at `path` (the store's root: symlinks on the way are the user's affair).
     pub fn open_root(path: &Path) -> Result<Dir> {
-        let fd = nix::fcntl::open(
-            path,
-            nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        )
-        .map_err(|e| StoreError::io("open", path, e.into()))?;
+        let fd = port::paths::open_dir(path).map_err(|e| StoreError::io("open", path, e))?;
         Ok(Dir { fd, path: path.to_owned() })
     }
 
@@ -199,14 +194,42 @@ impl Temp {
 
     /// Makes it read-only, syncs it, renames it to `name` in `to`, and syncs that directory; a
     /// file that need not be durable is only renamed.
-    pub fn publish(mut self, to: &Dir, name: &OsStr, durable: bool) -> Result<()> {
+    pub fn publish(self, to: &Dir, name: &OsStr, durable: bool) -> Result<()> {
         port::chmod(self.file.as_fd(), 0o400).map_err(self.dir.err("chmod", &self.name))?;
+        self.place(to, name, durable)
+    }
+
+    /// The same of a file that will be written to.
+    pub fn place(mut self, to: &Dir, name: &OsStr, durable: bool) -> Result<()> {
         if durable {
             port::sync_data(&self.file).map_err(self.dir.err("sync", &self.name))?;
         }
         port::rename(self.dir.fd(), &self.name, to.fd(), name).map_err(to.err("rename to", name))?;
         self.placed = true;
         if durable { to.sync() } else { Ok(()) }
+    }
+}
+
+/// A file for what is to be stored, without a name that lasts.
+pub struct Scratch(Temp);
+
+impl Scratch {
+    /// Appends.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0.write(bytes)
+    }
+
+    /// It, open for reading and writing.
+    pub fn file(&self) -> &File {
+        self.0.file()
+    }
+}
+
+impl super::Store {
+    /// Makes one; it goes when it is dropped.
+    pub fn scratch(&self) -> Result<Scratch> {
+        self.writable()?;
+        Temp::create(&self.tmp).map(Scratch)
     }
 }
 

@@ -7,7 +7,8 @@
 //! Must not know: what is in the tree.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::dir::{Dir, Temp, temp_name};
@@ -19,6 +20,36 @@ const PLACE: &str = "draft.json";
 const TREE: &str = "tree";
 const GONE: &str = ".gone-";
 const SEALED: &str = "sealed-";
+const UNWRITTEN: &str = "unwritten-";
+
+/// Which file of a draft, under whatever name, for as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode {
+    ino: u64,
+    /// When it was made, because numbers are used again; 0 where that is not known.
+    born_ns: u64,
+}
+
+impl Inode {
+    /// That of an open file.
+    pub fn of(file: impl AsFd) -> io::Result<Inode> {
+        port::inode(file.as_fd()).map(|(ino, born_ns)| Inode { ino, born_ns })
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.ino
+    }
+
+    fn note(&self) -> String {
+        format!("{UNWRITTEN}{}-{}", self.ino, self.born_ns)
+    }
+
+    fn of_note(name: &str) -> Option<Inode> {
+        let (ino, born) = name.strip_prefix(UNWRITTEN)?.split_once('-')?;
+        Some(Inode { ino: ino.parse().ok()?, born_ns: born.parse().ok()? })
+    }
+}
 
 fn gone(id: &str) -> OsString {
     format!("{GONE}{id}").into()
@@ -91,15 +122,19 @@ impl Store {
                 Ok(stat.map(|s| s.st_mtime * 1_000_000_000 + s.st_mtime_nsec))
             };
             let Some(tree) = time(TREE)? else { continue };
-            let place = dir.read_all(PLACE)?.and_then(|b| serde_json::from_slice(&b).ok());
+            let place = match dir.read_all(PLACE) {
+                Err(e) if e.is_bad_spot() => None,
+                bytes => bytes?.and_then(|b| serde_json::from_slice(&b).ok()),
+            };
             let place = place.unwrap_or(DraftPlace::Native { label: "its draft.json was unreadable".into() });
             all.push((id.to_owned(), place, time(PLACE)?.map_or(tree, |t| t.max(tree))));
         }
         Ok(all)
     }
 
-    /// Notes that the draft is about to become the entry with this manifest. Not synced: on a file system with a journal it is there
-    /// when what is synced later is.
+    /// Notes that the draft is about to become the entry with this manifest, which is not written yet. Not synced: on a file system with
+    /// a journal it is there when a name is that was made and synced later, as the manifest's is. (The index's log is written over in
+    /// place: syncing that carries no names.)
     pub fn note_sealing(&self, id: &str, manifest: &ManifestHash) -> Result<()> {
         self.writable()?;
         let (dir, name) = (self.draft_dir(id)?, format!("{SEALED}{}", manifest.to_hex()));
@@ -112,6 +147,27 @@ impl Store {
         let names = self.draft_dir(id)?.names()?;
         let noted = names.iter().filter_map(|n| n.to_str()?.strip_prefix(SEALED)?.parse().ok());
         Ok(noted.collect())
+    }
+
+    /// Notes that the disk did not take what was written to a file of the draft. It outlives the process, as what the
+    /// kernel has in memory of such a file does.
+    pub fn note_unwritten(&self, id: &str, file: &Inode) -> Result<()> {
+        self.writable()?;
+        let (dir, name) = (self.draft_dir(id)?, file.note());
+        let name = OsStr::new(&name);
+        port::open_write(dir.fd(), name).map(drop).map_err(dir.err("create", name))
+    }
+
+    /// Takes the note back.
+    pub fn forget_unwritten(&self, id: &str, file: &Inode) -> Result<()> {
+        self.writable()?;
+        self.draft_dir(id)?.unlink(file.note()).map(drop)
+    }
+
+    /// The files of the draft of which that is noted.
+    pub fn unwritten(&self, id: &str) -> Result<Vec<Inode>> {
+        let names = self.draft_dir(id)?.names()?;
+        Ok(names.iter().filter_map(|n| Inode::of_note(n.to_str()?)).collect())
     }
 
     /// The draft's `tree/`, opened O_PATH.

@@ -30,6 +30,14 @@ pub enum StoreError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The disk has not taken what was written to a file. Syncing the same file again proves nothing: it must be written anew.
+    #[error("the disk did not take what was written to {path}: {source}", path = path.display())]
+    Unwritten {
+        /// The file, or the blob that it was to become.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Bytes that are not what their name or checksum says.
     #[error("{path} is damaged{at}: {why}; 'outfs fsck --repair' sets it aside", path = path.display(), at = line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Corrupt {
@@ -72,6 +80,16 @@ impl StoreError {
     /// An [`Io`](Self::Io) error with its context.
     pub fn io(op: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         StoreError::Io { op, path: path.into(), source }
+    }
+
+    /// The disk cannot give what is there, at least not this time.
+    pub fn is_bad_spot(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
+    }
+
+    /// This one thing is lost, is not what it should be, or is on a bad spot of the disk; others need not suffer from it.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, StoreError::Missing { .. } | StoreError::Corrupt { .. }) || self.is_bad_spot()
     }
 
     /// The disk or its quota is full.

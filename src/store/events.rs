@@ -9,11 +9,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use memchr::memmem;
 
-use super::dir::{Dir, read_whole};
+use super::dir::{Dir, Temp, read_whole};
 use super::{EventPage, Result, Store, StoreError, port};
 use crate::model::{EntryKey, Event, EventKind};
 
@@ -35,6 +36,15 @@ pub(super) struct EventLog {
     rotated: bool,
     /// The last segment may end in a torn line that could not be cut.
     torn: bool,
+    /// The disk has refused the last segment once: it is not believed to take it the next time.
+    refused: bool,
+}
+
+/// Where segments lie, and where they are made.
+#[derive(Clone, Copy)]
+pub(super) struct Rooms<'a> {
+    pub events: &'a Dir,
+    pub tmp: &'a Arc<Dir>,
 }
 
 fn segment_name(first: u64) -> String {
@@ -74,13 +84,28 @@ fn newest_in(first: u64, bytes: &[u8]) -> u64 {
 
 impl EventLog {
     /// Opens the log for appending: cuts a torn last line, finds where to go on.
-    pub fn open(events: &Dir, after_death: bool) -> Result<EventLog> {
+    pub fn open(rooms: Rooms<'_>, after_death: bool) -> Result<EventLog> {
+        let Rooms { events, .. } = rooms;
         let mut log = EventLog::default();
         if let Some(&first) = segments(events)?.last() {
             let name = segment_name(first);
             let name = OsStr::new(&name);
             let file = port::open_append(events.fd(), name).map_err(events.err("open", name))?;
-            let bytes = read_whole(&file).map_err(events.err("read", name))?;
+            let bytes = match read_whole(&file).map_err(events.err("read", name)) {
+                Err(e) if e.is_bad_spot() => {
+                    // It goes on further than that one can have come; fsck sets it aside.
+                    tracing::error!(
+                        "the end of the event log cannot be read, and goes on in a new segment: {e}"
+                    );
+                    log.newest = first + 2 * SEGMENT;
+                    match log.rotate(rooms) {
+                        Err(e) if e.is_no_space() => log.torn = true,
+                        other => other?,
+                    }
+                    return Ok(log);
+                }
+                bytes => bytes?,
+            };
             let len = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
             if len < bytes.len() {
                 port::truncate(&file, len as u64).map_err(events.err("cut", name))?;
@@ -89,7 +114,7 @@ impl EventLog {
             log.last = Some((first, file, len as u64));
         }
         if after_death {
-            match log.go_on_further(events) {
+            match log.go_on_further(rooms) {
                 // The next segment that can be made remembers it, or the next owner skips again.
                 Err(e) if e.is_no_space() => log.torn = true,
                 other => other?,
@@ -100,12 +125,12 @@ impl EventLog {
 
     /// Skips the numbers that may have been given to records which are lost. The new segment's name
     /// remembers it; an empty one before it has nothing to say any more.
-    fn go_on_further(&mut self, events: &Dir) -> Result<()> {
+    fn go_on_further(&mut self, rooms: Rooms<'_>) -> Result<()> {
         let before = self.last.take();
         self.newest += UNSYNCED;
-        self.rotate(events)?;
+        self.rotate(rooms)?;
         match before {
-            Some((first, _, 0)) => events.unlink(segment_name(first)).map(drop),
+            Some((first, _, 0)) => rooms.events.unlink(segment_name(first)).map(drop),
             _ => Ok(()),
         }
     }
@@ -116,17 +141,37 @@ impl EventLog {
     }
 
     /// Waits until all records are on the disk.
-    pub fn sync(&mut self, events: &Dir) -> Result<()> {
+    pub fn sync(&mut self, rooms: Rooms<'_>) -> Result<()> {
         if let (Some((first, file, _)), true) = (&self.last, self.unsynced > 0) {
-            port::sync_data(file).map_err(events.err("sync", segment_name(*first).as_ref()))?;
+            if self.refused {
+                self.write_anew(rooms)?;
+            } else if let Err(e) = port::sync_data(file) {
+                self.refused = true;
+                return Err(rooms.events.err("sync", segment_name(*first).as_ref())(e));
+            }
         }
         self.unsynced = 0;
         Ok(())
     }
 
+    /// Puts a copy of the last segment in its place, durably.
+    fn write_anew(&mut self, rooms: Rooms<'_>) -> Result<()> {
+        let Some((first, file, len)) = &mut self.last else { return Ok(()) };
+        let (events, name) = (rooms.events, segment_name(*first));
+        let name = OsStr::new(&name);
+        let bytes = read_whole(file).map_err(events.err("read", name))?;
+        let mut temp = Temp::create(rooms.tmp)?;
+        temp.write(&bytes[..bytes.len().min(*len as usize)])?;
+        temp.place(events, name, true)?;
+        *file = port::open_append(events.fd(), name).map_err(events.err("open", name))?;
+        self.refused = false;
+        Ok(())
+    }
+
     /// Starts a new segment.
-    fn rotate(&mut self, events: &Dir) -> Result<()> {
-        self.sync(events)?;
+    fn rotate(&mut self, rooms: Rooms<'_>) -> Result<()> {
+        self.sync(rooms)?;
+        let Rooms { events, .. } = rooms;
         let first = self.newest + 1;
         let name = segment_name(first);
         let name = OsStr::new(&name);
@@ -138,9 +183,9 @@ impl EventLog {
         Ok(())
     }
 
-    fn append(&mut self, events: &Dir, event: &Event, durable: bool) -> Result<()> {
+    fn append(&mut self, rooms: Rooms<'_>, event: &Event, durable: bool) -> Result<()> {
         if self.torn || self.last.as_ref().is_none_or(|(_, _, len)| *len >= SEGMENT) {
-            self.rotate(events)?;
+            self.rotate(rooms)?;
         }
         let mut line = serde_json::to_vec(event).expect("events have string keys only");
         line.push(b'\n');
@@ -150,22 +195,26 @@ impl EventLog {
             self.torn = port::truncate(file, *len).is_err();
             // A torn record keeps its number; the next one begins a segment.
             self.newest += u64::from(self.torn);
-            return Err(events.err("append to", name.as_ref())(e));
+            return Err(rooms.events.err("append to", name.as_ref())(e));
         }
         *len += line.len() as u64;
         self.newest = event.seq;
         self.unsynced += 1;
-        if durable || self.unsynced >= UNSYNCED { self.sync(events) } else { Ok(()) }
+        if durable || self.unsynced >= UNSYNCED { self.sync(rooms) } else { Ok(()) }
     }
 }
 
 impl Store {
+    pub(super) fn log_rooms(&self) -> Rooms<'_> {
+        Rooms { events: &self.events, tmp: &self.tmp }
+    }
+
     /// Appends a record and returns its `seq`; synced when `durable`.
     pub fn append_event(&self, event: EventKind, key: Option<&EntryKey>, durable: bool) -> Result<Event> {
         self.writable()?;
         let mut log = self.log.lock();
         let event = Event { seq: log.newest + 1, at: Timestamp::now(), key: key.cloned(), kind: event };
-        log.append(&self.events, &event, durable)?;
+        log.append(self.log_rooms(), &event, durable)?;
         Ok(event)
     }
 
@@ -253,22 +302,24 @@ impl Store {
     }
 
     /// Takes damaged lines out of the log: the segment goes to quarantine, and a copy with the lines
-    /// that are sound takes its place. Returns how many lines were damaged.
+    /// that are sound takes its place; of one that cannot be read there is none. Returns how many lines were damaged.
     pub fn repair_events(&self) -> Result<u64> {
         self.writable()?;
         let mut log = self.log.lock();
         let mut damaged = 0;
         for first in segments(&self.events)? {
             let name = segment_name(first);
-            let bytes = self.events.read_all(&name)?.unwrap_or_default();
+            let read = self.events.read_all(&name);
+            let unreadable = matches!(&read, Err(e) if e.is_bad_spot());
+            let bytes = if unreadable { Vec::new() } else { read?.unwrap_or_default() };
             let (good, bad): (Vec<&[u8]>, Vec<&[u8]>) =
                 lines(&bytes).partition(|line| serde_json::from_slice::<Event>(line).is_ok());
-            if bad.is_empty() {
+            if bad.is_empty() && !unreadable {
                 continue;
             }
             damaged += bad.len() as u64;
             if log.last.as_ref().is_some_and(|(last, _, _)| *last == first) {
-                log.rotate(&self.events)?;
+                log.rotate(self.log_rooms())?;
             }
             self.set_aside("events", &self.events, name.as_ref())?;
             if !good.is_empty() {
@@ -287,7 +338,11 @@ impl Store {
         let all = segments(&self.events)?;
         for (i, &first) in all.iter().enumerate() {
             let name = segment_name(first);
-            let bytes = self.events.read_all(&name)?.unwrap_or_default();
+            let bytes = match self.events.read_all(&name) {
+                // It stays, and fsck tells of it; others go.
+                Err(e) if e.is_bad_spot() => continue,
+                read => read?.unwrap_or_default(),
+            };
             let last = lines(&bytes).rev().find_map(|l| serde_json::from_slice::<Event>(l).ok());
             let end = all.get(i + 1).map_or(log.newest, |next| next - 1);
             let old = last.is_none_or(|e| e.at.as_nanosecond() < i128::from(older_than_ns));
@@ -299,7 +354,7 @@ impl Store {
                     break;
                 }
                 // The last segment remembers how far the log has come: one takes its place first.
-                log.rotate(&self.events)?;
+                log.rotate(self.log_rooms())?;
             }
             self.events.unlink(&name)?;
         }

@@ -9,8 +9,9 @@
 //! Must not know: anything else of the store.
 
 use std::ffi::OsStr;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use super::dir::{Dir, read_whole};
@@ -31,12 +32,8 @@ impl Lock {
     pub fn take(root: &Dir) -> Result<Lock> {
         let name = OsStr::new(LOCK);
         let file = port::open_write(root.fd(), name).map_err(root.err("open", name))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked { path: root.path().to_owned(), pid: owner(&file) });
-            }
-            Err(TryLockError::Error(e)) => return Err(root.err("lock", name)(e)),
+        if !port::try_lock(&file, false).map_err(root.err("lock", name))? {
+            return Err(StoreError::Locked { path: root.path().to_owned(), pid: owner(&file) });
         }
         let before = read_whole(&file).map_err(root.err("read", name))?;
         let lock = Lock { file, after_death: !before.trim_ascii().is_empty() };
@@ -57,6 +54,16 @@ impl Lock {
     /// Always as many bytes as the largest pid needs.
     fn write(&self, pid: &str) -> io::Result<()> {
         port::write_at(&self.file, format!("{pid:<10}\n").as_bytes(), 0)
+    }
+}
+
+/// The process that owns the store at `root` now (0 when it has not said so), without opening the store.
+pub fn owner_of(root: &Path) -> Option<u32> {
+    let file = port::paths::open(&root.join(LOCK)).ok()?;
+    // Taken for a moment only: who opens the store just then tries again.
+    match port::try_lock(&file, true) {
+        Ok(false) => Some(owner(&file)),
+        _ => None,
     }
 }
 

@@ -118,10 +118,13 @@ impl Store {
         temp.publish(&shard, OsStr::new(&table_name(&name)), false)
     }
 
-    /// Reads it; `None` when it is missing or damaged (it is a cache).
+    /// Reads it; `None` when it is missing, damaged or unreadable (it is a cache).
     pub fn read_locations(&self, manifest: &ManifestHash) -> Result<Option<Vec<Option<Location>>>> {
         let (shard, name) = self.manifest_place(manifest)?;
-        Ok(shard.read_all(table_name(&name))?.and_then(|bytes| decode_table(manifest, &bytes)))
+        match shard.read_all(table_name(&name)) {
+            Err(e) if e.is_bad_spot() => Ok(None),
+            bytes => Ok(bytes?.and_then(|bytes| decode_table(manifest, &bytes))),
+        }
     }
 
     pub(super) fn manifest_place(&self, hash: &ManifestHash) -> Result<(Dir, String)> {

@@ -11,6 +11,7 @@
 
 mod ahead;
 mod blobs;
+mod damaged;
 mod dir;
 mod drafts;
 mod error;
@@ -26,7 +27,7 @@ mod packs;
 mod partial;
 mod peek;
 mod pins;
-mod port;
+pub(crate) mod port;
 mod quarantine;
 mod read;
 mod remove;
@@ -34,11 +35,15 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+pub use blobs::LooseBlob;
+pub use dir::Scratch;
+pub use drafts::Inode;
 pub use error::StoreError;
+pub use lock::owner_of;
 pub(crate) use manifests::table_bytes;
 pub use packs::{Hashed, PackWriter};
 pub(crate) use peek::{Parts, parts_of};
-pub use port::{Fault, skip_syncs};
+pub use port::{BadSpot, Fault, skip_syncs};
 
 use std::fs::File;
 use std::sync::Arc;

@@ -21,7 +21,7 @@ use super::packs::PackIds;
 use super::{Access, Result, Space, Store, StoreError, port, remove};
 
 /// Directories of a store; the first two are divided into `00` to `ff`.
-const ROOMS: [&str; 12] = [
+const ROOMS: [&str; 13] = [
     "manifests",
     "blobs",
     "packs",
@@ -34,6 +34,7 @@ const ROOMS: [&str; 12] = [
     "runs",
     "sessions",
     "partial",
+    "damaged",
 ];
 const SHARDED: usize = 2;
 
@@ -79,7 +80,7 @@ impl Store {
         // Last, so that a destruction that was interrupted can be repeated.
         dir.unlink(FORMAT)?;
         dir.unlink(LOCK)?;
-        match std::fs::remove_dir(&root) {
+        match port::paths::remove_dir(&root) {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(StoreError::Unsuitable {
                 why: format!(
                     "the store in it is deleted, but {} is not outfs's and was left",
@@ -165,7 +166,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         let Some(lock) = &self.lock else { return };
         let mut log = self.log.lock();
-        if log.sync(&self.events).is_ok() && log.is_sound() {
+        if log.sync(self.log_rooms()).is_ok() && log.is_sound() {
             lock.closed_in_order();
         }
     }
@@ -200,7 +201,7 @@ fn open_owned(root: &Path) -> Result<Store> {
     let store = assemble(dir, id, Some(lock))?;
     remove::contents(&store.tmp, &mut || {})?;
     store.sweep_drafts()?;
-    *store.log.lock() = EventLog::open(&store.events, after_death)?;
+    *store.log.lock() = EventLog::open(store.log_rooms(), after_death)?;
     Ok(store)
 }
 
@@ -267,19 +268,18 @@ fn create_root(root: &Path) -> Result<(PathBuf, bool)> {
         _ => StoreError::io("create", root, e),
     };
     if let Some(parent) = root.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(refused)?;
+        port::paths::make_dirs(parent).map_err(refused)?;
     }
-    let created =
-        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(root) {
-            Ok(()) => true,
-            Err(_) if root.is_dir() => false,
-            Err(e) => return Err(refused(e)),
-        };
+    let created = match port::paths::make_dir(root, 0o700) {
+        Ok(()) => true,
+        Err(_) if root.is_dir() => false,
+        Err(e) => return Err(refused(e)),
+    };
     Ok((canonical(root)?, created))
 }
 
 fn canonical(root: &Path) -> Result<PathBuf> {
-    match root.canonicalize() {
+    match port::paths::real(root) {
         Ok(p) if p.is_dir() => Ok(p),
         Ok(_) => Err(unsuitable(root, "it is not a directory; choose another one")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::dir::{Dir, Temp};
@@ -34,6 +35,8 @@ const BLOCK: u64 = 1024;
 /// The numbers this process may give to packs.
 #[derive(Default)]
 pub(super) struct PackIds {
+    /// The first that it gave; 0 before.
+    first: u64,
     next: u64,
     end: u64,
 }
@@ -41,7 +44,10 @@ pub(super) struct PackIds {
 impl PackIds {
     fn take(&mut self, packs: &Dir, tmp: &Arc<Dir>) -> Result<PackId> {
         if self.next == self.end {
-            let noted = packs.read_all(NEXT)?.and_then(|b| String::from_utf8(b).ok()?.trim().parse().ok());
+            let noted = match packs.read_all(NEXT) {
+                Err(e) if e.is_bad_spot() => None,
+                bytes => bytes?.and_then(|b| String::from_utf8(b).ok()?.trim().parse().ok()),
+            };
             let start = match noted {
                 Some(next) => self.end.max(next),
                 // Lost: at least beyond all packs there are.
@@ -49,6 +55,9 @@ impl PackIds {
             };
             packs.write_durably(tmp, NEXT, format!("{}\n", start + BLOCK).as_bytes())?;
             (self.next, self.end) = (start, start + BLOCK);
+            if self.first == 0 {
+                self.first = start;
+            }
         }
         self.next += 1;
         Ok(PackId(self.next - 1))
@@ -107,7 +116,7 @@ impl PackWriter {
     /// Appends one blob (at most [`PACK_LIMIT`] bytes) and says where it will lie. Content that
     /// does not have the hash (it changed since it was hashed) is `Corrupt` and not appended.
     pub fn append(&mut self, hash: &BlobHash, content: &[u8]) -> Result<Location> {
-        if BlobHash::of(content) != *hash {
+        if !hash.names(content) {
             return Err(self.corrupt("the content changed while it was being stored"));
         }
         self.place(hash, content)
@@ -231,9 +240,10 @@ impl Store {
         list(&self.packs)
     }
 
-    /// When a pack got its name (its ctime), nanoseconds since 1970; `None` when it is not there.
-    pub fn pack_changed_at_ns(&self, id: PackId) -> Result<Option<i64>> {
-        self.packs.changed_at_ns(file_name(id))
+    /// Whether this process made the pack, since it opened the store.
+    pub fn is_own_pack(&self, id: PackId) -> bool {
+        let ids = self.pack_ids.lock();
+        ids.first <= id.0 && id.0 < ids.next
     }
 
     /// Calls `each(hash, content length, location)` for every blob of a pack, in order, until it says false; stops
@@ -261,7 +271,8 @@ impl Store {
             return Err(corrupt(0, "the header is not that of this pack"));
         }
         let (mut at, mut bad, mut content) = (PACK_HEADER, None, Vec::new());
-        let end = file.metadata().map_err(|e| StoreError::io("stat", path.clone(), e))?.len();
+        let end =
+            port::stat(file.as_fd()).map_err(|e| StoreError::io("stat", path.clone(), e))?.st_size as u64;
         while at < end {
             let mut header = [0; BLOB_HEADER];
             let n = read(&mut header, at)?;
@@ -272,7 +283,7 @@ impl Store {
             at = offset + u64::from(len);
             if verify {
                 content.resize(len as usize, 0);
-                if read(&mut content, offset)? < content.len() || BlobHash::of(&content) != hash {
+                if read(&mut content, offset)? < content.len() || !hash.names(&content) {
                     bad.get_or_insert_with(|| {
                         corrupt(offset, &format!("the content of blob {hash} differs"))
                     });

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::blobs::hash_file;
+use super::blobs::is_content;
 use super::dir::Dir;
 use super::read::{Blob, FileKey};
 use super::{Result, Store, StoreError, port};
@@ -86,16 +86,21 @@ impl Store {
         Ok(there)
     }
 
-    /// All of it is there: it becomes a loose blob, durable. `Corrupt` when its content is another.
+    /// All of it is there: it becomes a loose blob, durable. `Corrupt` when its content is another; `Unwritten`, and gone, when it
+    /// cannot be synced.
     pub fn finish_partial(&self, hash: &BlobHash) -> Result<()> {
         self.writable()?;
         let file = self.partial_file(hash)?;
         let path = || self.partial_path(hash);
-        if hash_file(&file).map_err(|e| StoreError::io("read", path(), e))? != *hash {
+        if !is_content(&file, hash).map_err(|e| StoreError::io("read", path(), e))? {
             let why = format!("the content of blob {hash} differs");
             return Err(StoreError::Corrupt { path: path(), line: None, why });
         }
-        port::sync_data(&file).map_err(|e| StoreError::io("sync", path(), e))?;
+        if let Err(source) = port::sync_data(&file) {
+            // Synced again it would pass for whole.
+            self.remove_partial(hash)?;
+            return Err(StoreError::Unwritten { path: path(), source });
+        }
         let (shard, name) = self.blob_place(hash)?;
         let name = OsStr::new(&name);
         port::rename(self.partial_dir()?.fd(), name, shard.fd(), name)

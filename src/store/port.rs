@@ -1,141 +1,49 @@
-//! The store's only door to the file system: one small function per call.
+//! The door to the file system: one small function per call.
 //!
-//! Purpose: every call of the store that can fail on a disk passes here, so that tests can make
-//! the Nth one fail ([`Fault`]) and can leave out the waiting for the disk ([`skip_syncs`]). Both
-//! are compiled in always and cost one relaxed load while unused. Invariants: names are
-//! single components relative to a directory's descriptor and symlinks are never followed.
-//! Must not know: what the files mean.
+//! Purpose: every call of the store, of the index beside SQLite's own, and of the cache where it looks at the store or at drafts, that
+//! can fail on a disk passes here (`tests/doors.rs` reads the source), so that tests can make the Nth one fail ([`Fault`]), can make a
+//! part of a file unreadable ([`BadSpot`]) and can leave out the waiting for the disk ([`skip_syncs`]). All are compiled in
+//! always and cost one relaxed load while unused. Invariants: names are single components relative to a directory's
+//! descriptor and symlinks are never followed; `paths.rs` has what is known by its path. Must not know: what the files mean.
 
-use std::cell::Cell;
+mod fault;
+pub(crate) mod paths;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, Whence, lseek64};
-use parking_lot::Mutex;
+use xattr::FileExt as _;
 
 use super::Space;
-
-static ARMED: AtomicUsize = AtomicUsize::new(0);
-static NO_SYNC: AtomicBool = AtomicBool::new(false);
-
-thread_local! {
-    static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
-}
-
-/// The same for threads that have no plan of their own.
-static EVERYWHERE: Mutex<Option<Plan>> = Mutex::new(None);
-
-#[derive(Clone, Copy)]
-struct Plan {
-    before: u64,
-    errno: i32,
-    lasting: bool,
-    fired: bool,
-}
-
-impl Plan {
-    /// Counts a call; the error that it is to fail with.
-    fn strike(&mut self) -> Option<i32> {
-        let strike = if self.fired {
-            self.lasting
-        } else if self.before == 0 {
-            self.fired = true;
-            true
-        } else {
-            self.before -= 1;
-            false
-        };
-        strike.then_some(self.errno)
-    }
-}
-
-/// While it lives, makes one of this thread's calls into the file system fail (or one of all threads'): for tests.
-pub struct Fault {
-    everywhere: bool,
-    _of_this_thread: PhantomData<*const ()>,
-}
-
-impl Fault {
-    /// The call after the next `before` ones fails with `errno`; the later ones too if `lasting`.
-    pub fn after(before: u64, errno: i32, lasting: bool) -> Fault {
-        PLAN.set(Some(Plan { before, errno, lasting, fired: false }));
-        Fault::armed(false)
-    }
-
-    /// The same for the calls of all threads together. There must be one such fault at a time.
-    pub fn everywhere(before: u64, errno: i32, lasting: bool) -> Fault {
-        *EVERYWHERE.lock() = Some(Plan { before, errno, lasting, fired: false });
-        Fault::armed(true)
-    }
-
-    fn armed(everywhere: bool) -> Fault {
-        ARMED.fetch_add(1, Ordering::Relaxed);
-        Fault { everywhere, _of_this_thread: PhantomData }
-    }
-
-    /// Whether it has struck.
-    pub fn fired(&self) -> bool {
-        let plan = if self.everywhere { *EVERYWHERE.lock() } else { PLAN.get() };
-        plan.is_some_and(|p| p.fired)
-    }
-}
-
-impl Drop for Fault {
-    fn drop(&mut self) {
-        ARMED.fetch_sub(1, Ordering::Relaxed);
-        if self.everywhere {
-            *EVERYWHERE.lock() = None;
-        } else {
-            PLAN.set(None);
-        }
-    }
-}
-
-/// Leaves out (or no longer leaves out) waiting for the disk, in the whole process: for tests.
-pub fn skip_syncs(on: bool) {
-    NO_SYNC.store(on, Ordering::Relaxed);
-}
-
-fn step() -> io::Result<()> {
-    if ARMED.load(Ordering::Relaxed) == 0 {
-        return Ok(());
-    }
-    let strike = match PLAN.get() {
-        Some(mut plan) => {
-            let strike = plan.strike();
-            PLAN.set(Some(plan));
-            strike
-        }
-        None => EVERYWHERE.lock().as_mut().and_then(Plan::strike),
-    };
-    strike.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
-}
+pub(crate) use fault::step;
+pub use fault::{BadSpot, Fault, skip_syncs};
+use fault::{NO_SYNC, look_for_spots, step_of_sync};
 
 const SAFE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NOCTTY);
 
 /// Opens a directory below `dir`.
-pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+pub(crate) fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     step()?;
     Ok(nix::fcntl::openat(dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | SAFE, Mode::empty())?)
 }
 
 /// Opens whatever `name` is as a mere handle (O_PATH).
-pub(super) fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     step()?;
     Ok(nix::fcntl::openat(dir, name, OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?)
 }
 
 /// Opens a file for reading.
-pub(super) fn open_read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+pub(crate) fn open_read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
     // O_NONBLOCK: a fifo that somebody put there must not make the open wait.
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | SAFE;
@@ -143,46 +51,46 @@ pub(super) fn open_read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
 }
 
 /// Opens a file for reading and appending, creating it (mode 0600) when missing.
-pub(super) fn open_append(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+pub(crate) fn open_append(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
     let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | SAFE;
     Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
 /// Opens a file for reading and writing in place, creating it (mode 0600) when missing.
-pub(super) fn open_write(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+pub(crate) fn open_write(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | SAFE;
     Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
 /// Opens a file that must exist for reading and writing in place.
-pub(super) fn open_update(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+pub(crate) fn open_update(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
     Ok(nix::fcntl::openat(dir, name, OFlag::O_RDWR | OFlag::O_NONBLOCK | SAFE, Mode::empty())?.into())
 }
 
 /// Creates a file that must not exist, mode 0600, for reading and writing.
-pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+pub(crate) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     step()?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
     Ok(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
 /// Makes a directory.
-pub(super) fn mkdir(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
+pub(crate) fn mkdir(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
     step()?;
     Ok(nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode))?)
 }
 
 /// Renames, replacing what is there.
-pub(super) fn rename(from: BorrowedFd<'_>, old: &OsStr, to: BorrowedFd<'_>, new: &OsStr) -> io::Result<()> {
+pub(crate) fn rename(from: BorrowedFd<'_>, old: &OsStr, to: BorrowedFd<'_>, new: &OsStr) -> io::Result<()> {
     step()?;
     Ok(nix::fcntl::renameat(from, old, to, new)?)
 }
 
 /// Renames onto a free name.
-pub(super) fn rename_new(
+pub(crate) fn rename_new(
     from: BorrowedFd<'_>,
     old: &OsStr,
     to: BorrowedFd<'_>,
@@ -202,7 +110,7 @@ pub(super) fn rename_new(
 
 /// Makes a hard link of an open file. Through /proc, because the direct way needs a capability;
 /// that way is tried where there is no /proc.
-pub(super) fn link_file(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+pub(crate) fn link_file(file: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     step()?;
     let follow = AtFlags::AT_SYMLINK_FOLLOW;
     match nix::unistd::linkat(nix::fcntl::AT_FDCWD, proc_path(file).as_os_str(), dir, name, follow) {
@@ -217,20 +125,20 @@ fn proc_path(fd: BorrowedFd<'_>) -> OsString {
 }
 
 /// Unlinks a file.
-pub(super) fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+pub(crate) fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     step()?;
     Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?)
 }
 
 /// Removes an empty directory.
-pub(super) fn rmdir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+pub(crate) fn rmdir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     step()?;
     Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
 }
 
 /// Appends all of `bytes` at the file's position. An injected fault lets the first half through,
 /// as a full disk does.
-pub(super) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     if let Err(e) = step() {
         file.write_all(&bytes[..bytes.len() / 2])?;
         return Err(e);
@@ -239,7 +147,7 @@ pub(super) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes all of `bytes` at `offset`; an injected fault is as in [`write_all`].
-pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     if let Err(e) = step() {
         file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
         return Err(e);
@@ -247,9 +155,22 @@ pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     file.write_all_at(bytes, offset)
 }
 
-/// Fills `buf` from `offset`, short only at the end of the file.
-pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+/// Reads once, as much as there is at `offset` or less.
+pub(crate) fn read_once(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     step()?;
+    look_for_spots(file, offset, buf.len() as u64)?;
+    loop {
+        match file.read_at(buf, offset) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// Fills `buf` from `offset`, short only at the end of the file.
+pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    step()?;
+    look_for_spots(file, offset, buf.len() as u64)?;
     let mut done = 0;
     while done < buf.len() {
         match file.read_at(&mut buf[done..], offset + done as u64) {
@@ -264,7 +185,7 @@ pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<us
 
 /// From where to where a file has data, at `offset` or after it; `None` when there is none. Where a file system has no
 /// holes, all of a file is data.
-pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
     step()?;
     let start = match lseek64(file, offset as i64, Whence::SeekData) {
         Ok(at) => at,
@@ -276,43 +197,77 @@ pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<(u64, u64
 }
 
 /// Advice: these bytes will be read soon. No fault is put in, for nothing follows from one.
-pub(super) fn will_read(file: &File, offset: u64, len: u64) {
+pub(crate) fn will_read(file: &File, offset: u64, len: u64) {
     let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
     let _ = posix_fadvise(file, offset as i64, len as i64, advice);
 }
 
 /// Cuts a file to `len` bytes.
-pub(super) fn truncate(file: &File, len: u64) -> io::Result<()> {
+pub(crate) fn truncate(file: &File, len: u64) -> io::Result<()> {
     step()?;
     file.set_len(len)
 }
 
 /// Has the disk begin to write what was written to a file; nothing is promised by it.
-pub(super) fn start_writing(file: &File) {
+pub(crate) fn start_writing(file: &File) {
     // SAFETY: the call takes numbers only.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Waits until a file's content is on the disk.
-pub(super) fn sync_data(file: &File) -> io::Result<()> {
-    step()?;
-    if NO_SYNC.load(Ordering::Relaxed) { Ok(()) } else { file.sync_data() }
+/// Waits until a file's content is on the disk. Whatever the error, it is told once: asking again, most of all through a
+/// descriptor that was opened since, proves nothing, and nothing that this file holds may be believed.
+pub(crate) fn sync_data(file: impl AsFd) -> io::Result<()> {
+    step_of_sync(file.as_fd())?;
+    if NO_SYNC.load(Relaxed) { Ok(()) } else { Ok(nix::unistd::fdatasync(file)?) }
+}
+
+/// Waits until a file's content and all its attributes are on the disk.
+pub(crate) fn sync_all(file: BorrowedFd<'_>) -> io::Result<()> {
+    step_of_sync(file)?;
+    if NO_SYNC.load(Relaxed) { Ok(()) } else { Ok(nix::unistd::fsync(file)?) }
 }
 
 /// Waits until a directory's names are on the disk.
-pub(super) fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
+    step_of_sync(dir)?;
+    if NO_SYNC.load(Relaxed) { Ok(()) } else { Ok(nix::unistd::fsync(dir)?) }
+}
+
+/// The error of an earlier write-back of the file that this descriptor has not been told of. Waits for nothing: nothing lies
+/// behind the end of every file, and for the rest it is not asked.
+pub(crate) fn written_so_far(file: BorrowedFd<'_>) -> io::Result<()> {
     step()?;
-    if NO_SYNC.load(Ordering::Relaxed) { Ok(()) } else { Ok(nix::unistd::fsync(dir)?) }
+    let behind = i64::MAX - 4096;
+    // SAFETY: the call takes numbers only.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), behind, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Which file an open one is: its number and when it was made (nanoseconds since 1970; 0 where that is not known).
+pub(crate) fn inode(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    step()?;
+    // SAFETY: all zeroes is a valid value of this plain structure.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let wanted = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: the path is a literal and the structure lives through the call.
+    let done = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, &mut stat) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let born = (stat.stx_btime.tv_sec as u64).wrapping_mul(1_000_000_000) + u64::from(stat.stx_btime.tv_nsec);
+    Ok((stat.stx_ino, if stat.stx_mask & libc::STATX_BTIME == 0 { 0 } else { born }))
 }
 
 /// Attributes of an open file.
-pub(super) fn stat(file: BorrowedFd<'_>) -> io::Result<FileStat> {
+pub(crate) fn stat(file: BorrowedFd<'_>) -> io::Result<FileStat> {
     step()?;
     Ok(nix::sys::stat::fstat(file)?)
 }
 
 /// Attributes of a name; `None` when there is none.
-pub(super) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<FileStat>> {
+pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<FileStat>> {
     step()?;
     match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(s) => Ok(Some(s)),
@@ -322,13 +277,13 @@ pub(super) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Fi
 }
 
 /// Changes the permission bits of an open file.
-pub(super) fn chmod(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+pub(crate) fn chmod(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     step()?;
     Ok(nix::sys::stat::fchmod(file, Mode::from_bits_truncate(mode))?)
 }
 
 /// Changes the permission bits behind a mere handle (O_PATH).
-pub(super) fn chmod_path(handle: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+pub(crate) fn chmod_path(handle: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     step()?;
     let path = proc_path(handle);
     let flags = nix::sys::stat::FchmodatFlags::FollowSymlink;
@@ -340,8 +295,27 @@ pub(super) fn chmod_path(handle: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     )?)
 }
 
+/// Takes all extended attributes of a file away that can be taken away.
+pub(crate) fn drop_xattrs(file: &File) -> io::Result<()> {
+    step()?;
+    for attribute in file.list_xattr()? {
+        let _ = file.remove_xattr(attribute);
+    }
+    Ok(())
+}
+
+/// Takes the lock of a file (flock) for as long as it is open: alone or with others. False when somebody else has it.
+pub(crate) fn try_lock(file: &File, shared: bool) -> io::Result<bool> {
+    step()?;
+    match if shared { file.try_lock_shared() } else { file.try_lock() } {
+        Ok(()) => Ok(true),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+        Err(std::fs::TryLockError::Error(e)) => Err(e),
+    }
+}
+
 /// Gives a file to this process's user.
-pub(super) fn chown_to_us(file: &File) -> io::Result<()> {
+pub(crate) fn chown_to_us(file: &File) -> io::Result<()> {
     step()?;
     Ok(nix::unistd::fchown(file, Some(nix::unistd::geteuid()), Some(nix::unistd::getegid()))?)
 }
@@ -351,7 +325,7 @@ mod ficlone {
 }
 
 /// Makes `to` share all of `from`'s blocks (FICLONE).
-pub(super) fn reflink(from: &File, to: &File) -> io::Result<()> {
+pub(crate) fn reflink(from: &File, to: &File) -> io::Result<()> {
     step()?;
     let from = from.as_raw_fd() as nix::sys::ioctl::ioctl_param_type;
     // SAFETY: FICLONE takes two descriptors as integers, both open for the call, and no pointer.
@@ -360,7 +334,7 @@ pub(super) fn reflink(from: &File, to: &File) -> io::Result<()> {
 }
 
 /// Calls `each` for every name in a directory but `.` and `..`; stops at its first error.
-pub(super) fn list(
+pub(crate) fn list(
     dir: BorrowedFd<'_>,
     each: &mut dyn FnMut(&OsStr, Option<Type>) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -378,7 +352,7 @@ pub(super) fn list(
 }
 
 /// The file system's room, and whether it is mounted read-only.
-pub(super) fn space(dir: BorrowedFd<'_>) -> io::Result<(Space, bool)> {
+pub(crate) fn space(dir: BorrowedFd<'_>) -> io::Result<(Space, bool)> {
     step()?;
     let s = nix::sys::statvfs::fstatvfs(dir.as_fd())?;
     let unit = s.fragment_size();
@@ -405,7 +379,7 @@ fn inode_bytes(magic: u32) -> u64 {
 }
 
 /// The name of a network file system on which locks and leases cannot be relied on.
-pub(super) fn network_file_system(dir: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
+pub(crate) fn network_file_system(dir: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     step()?;
     let kind = nix::sys::statfs::fstatfs(dir)?.filesystem_type().0;
     Ok(network_name(kind as u32))
@@ -427,24 +401,6 @@ fn network_name(magic: u32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fault_strikes_once_or_for_good_and_only_here() {
-        let tmp = tempfile::tempfile().unwrap();
-        let once = Fault::after(1, libc::EIO, false);
-        assert!(stat(tmp.as_fd()).is_ok());
-        assert!(!once.fired());
-        assert_eq!(stat(tmp.as_fd()).unwrap_err().raw_os_error(), Some(libc::EIO));
-        assert!(once.fired());
-        assert!(stat(tmp.as_fd()).is_ok());
-        drop(once);
-        let lasting = Fault::after(0, libc::ENOSPC, true);
-        std::thread::scope(|s| assert!(s.spawn(|| stat(tmp.as_fd())).join().unwrap().is_ok()));
-        assert!(stat(tmp.as_fd()).is_err());
-        assert!(stat(tmp.as_fd()).is_err());
-        drop(lasting);
-        assert!(stat(tmp.as_fd()).is_ok());
-    }
 
     #[test]
     fn network_file_systems_are_known_and_local_ones_are_not() {

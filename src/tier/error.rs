@@ -48,7 +48,7 @@ pub enum OpenError {
         why: String,
     },
     /// This program was built without such tiers.
-    #[error("{tier} cannot be used: this program was built without S3 (the feature s3)")]
+    #[error("{tier} cannot be used: this program was built without such tiers (the features s3 and reapi)")]
     Without {
         /// Its address.
         tier: String,

@@ -1,7 +1,7 @@
 //! Tiers: places beyond the store that entries come from and go to.
 //!
 //! Purpose: one trait ([`Tier`]) for everything that holds entries elsewhere, the objects they are kept as there
-//! (`docs/format.md`, "Objects of a tier"), S3 (where it was built with that), and a strict tier in memory. Invariants: every call has a
+//! (`docs/format.md`, "Objects of a tier"), S3 and servers of the Remote Execution API (where it was built with them), and a strict tier in memory. Invariants: every call has a
 //! deadline and ends by it; what a tier says is a claim: entries and trees are checked here against their names, ranges of
 //! blobs and packs are handed on unchecked, and who asked for them checks them; an entry object is written last, so that
 //! an entry that is found is whole. The trait has no futures: a runtime is the business of the tier that needs one.
@@ -13,13 +13,15 @@ mod layout;
 mod memory;
 mod object;
 mod places;
+#[cfg(feature = "reapi")]
+mod reapi;
 #[cfg(feature = "s3")]
 mod s3;
 mod ship;
 #[cfg(test)]
 mod tests;
 
-pub use address::{Address, AddressError};
+pub use address::{Address, AddressError, Bucket, Server};
 pub use error::{OpenError, TierError, TierErrorKind};
 pub use layout::{EntryObject, LayoutError, Tree, find_with};
 pub use memory::{Call, Fault, MemoryTier, Traffic};
@@ -32,6 +34,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::model::manifest::DigestKind;
 use crate::model::{EntryKey, Manifest};
 
 /// What every call to a tier returns.
@@ -39,12 +42,14 @@ pub type Result<T> = std::result::Result<T, TierError>;
 
 /// The tier at an address, for reading, and for writing where `push`. Nothing is asked of it yet: it need not answer.
 pub fn open(address: &Address, push: bool) -> std::result::Result<Arc<dyn Tier>, OpenError> {
-    #[cfg(feature = "s3")]
-    return Ok(Arc::new(s3::S3Tier::open(address, push)?));
-    #[cfg(not(feature = "s3"))]
-    {
-        let _ = push;
-        Err(OpenError::Without { tier: address.to_string() })
+    let _ = push;
+    match address {
+        #[cfg(feature = "s3")]
+        Address::Bucket(bucket) => Ok(Arc::new(s3::S3Tier::open(bucket, push)?)),
+        #[cfg(feature = "reapi")]
+        Address::Server(server) => Ok(Arc::new(reapi::ReapiTier::open(server, push)?)),
+        #[cfg(not(all(feature = "reapi", feature = "s3")))]
+        _ => Err(OpenError::Without { tier: address.to_string() }),
     }
 }
 
@@ -67,6 +72,16 @@ pub trait Tier: Send + Sync {
 
     /// What can be asked of it.
     fn capabilities(&self) -> Capabilities;
+
+    /// What contents are named by there.
+    fn naming(&self, _by: Instant) -> Result<DigestKind> {
+        Ok(DigestKind::Blake3)
+    }
+
+    /// Why an entry cannot be brought there, whatever is tried.
+    fn unsuitable(&self, _manifest: &Manifest) -> Option<String> {
+        None
+    }
 
     /// The entry of `key`; [`Absent`](TierErrorKind::Absent) when there is none, and
     /// [`Corrupt`](TierErrorKind::Corrupt) when what is there is no entry of this key.

@@ -7,8 +7,8 @@ use crate::model::{BlobHash, EntryKey, PackHash, TreeHash};
 /// A content-addressed object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Object {
-    /// One content.
-    Blob(BlobHash),
+    /// One content, and its size in bytes: some tiers have names only together with sizes.
+    Blob(BlobHash, u64),
     /// Small contents one after another.
     Pack(PackHash),
     /// A manifest and the places of its contents.
@@ -23,13 +23,16 @@ impl Object {
 
     /// Whether these bytes are what its name says.
     pub fn names(&self, bytes: &[u8]) -> bool {
-        self.is_hash(&blake3::hash(bytes))
+        match self {
+            Object::Blob(hash, size) => *size == bytes.len() as u64 && hash.names(bytes),
+            _ => self.is_hash(&blake3::hash(bytes)),
+        }
     }
 
-    /// Whether this is the hash in its name.
+    /// Whether this is the BLAKE3 hash in its name.
     pub fn is_hash(&self, hash: &blake3::Hash) -> bool {
         let named = match self {
-            Object::Blob(hash) => &hash.0,
+            Object::Blob(hash, _) => &hash.0,
             Object::Pack(hash) => &hash.0,
             Object::Tree(hash) => &hash.0,
         };
@@ -45,7 +48,7 @@ impl Object {
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Object::Blob(hash) => write!(f, "blobs/{hash}"),
+            Object::Blob(hash, _) => write!(f, "blobs/{hash}"),
             Object::Pack(hash) => write!(f, "packs/{hash}"),
             Object::Tree(hash) => write!(f, "trees/{hash}"),
         }

@@ -45,6 +45,8 @@ pub struct Places {
     places: Vec<(BlobHash, u64, Place)>,
     by_hash: HashMap<BlobHash, usize>,
     carried: Vec<u8>,
+    /// What the tier calls contents that it does not call by their names here; not kept.
+    names: HashMap<BlobHash, BlobHash>,
 }
 
 impl Places {
@@ -69,6 +71,16 @@ impl Places {
         Some((size, place))
     }
 
+    /// What the tier calls a content.
+    pub fn named(&self, hash: &BlobHash) -> BlobHash {
+        self.names.get(hash).copied().unwrap_or(*hash)
+    }
+
+    /// Whether the tier calls all contents by their names here, so that these places are enough to read them from there.
+    pub fn are_enough(&self) -> bool {
+        self.names.is_empty()
+    }
+
     /// A content that is carried along: its bytes, unverified.
     pub fn carried(&self, hash: &BlobHash) -> Option<&[u8]> {
         match self.get(hash)? {
@@ -81,7 +93,7 @@ impl Places {
     pub fn object(&self, hash: &BlobHash) -> Option<(Object, Range<u64>)> {
         match self.get(hash)? {
             (0, _) | (_, Place::Carried(_)) => None,
-            (size, Place::Own) => Some((Object::Blob(*hash), 0..size)),
+            (size, Place::Own) => Some((Object::Blob(*hash, size), 0..size)),
             (size, Place::Pack(pack, offset)) => {
                 let (pack, _) = self.packs[pack as usize];
                 Some((Object::Pack(pack), offset..offset + size))
@@ -93,7 +105,7 @@ impl Places {
     pub fn objects(&self) -> Vec<Object> {
         let packs = self.packs.iter().map(|(hash, _)| Object::Pack(*hash));
         let own = |(hash, size, place): &(BlobHash, u64, Place)| {
-            (*place == Place::Own && *size > 0).then_some(Object::Blob(*hash))
+            (*place == Place::Own && *size > 0).then_some(Object::Blob(*hash, *size))
         };
         packs.chain(self.places.iter().filter_map(own)).collect()
     }
@@ -146,7 +158,7 @@ impl Places {
         }
         let (packs, places, carried) = (reader.u32()?, reader.u32()?, reader.u64()?);
         let contents = manifest.blobs();
-        if contents.len() != places as usize || !manifest.is_all_blake3() {
+        if contents.len() != places as usize {
             return Err(LayoutError::Damaged("there is not a place for each content"));
         }
         // A length that lies ends the reading before it costs memory.
@@ -177,7 +189,7 @@ impl Places {
         carried: Vec<u8>,
     ) -> Places {
         let by_hash = places.iter().enumerate().map(|(i, (hash, _, _))| (*hash, i)).collect();
-        Places { manifest, packs, places, by_hash, carried }
+        Places { manifest, packs, places, by_hash, carried, names: HashMap::new() }
     }
 }
 
@@ -230,13 +242,15 @@ pub struct PlacesBuilder {
     placed: HashMap<BlobHash, Place>,
     filling: Vec<u8>,
     carried: Vec<u8>,
+    names: HashMap<BlobHash, BlobHash>,
 }
 
 impl PlacesBuilder {
     /// Packs are ended when they have `target` bytes.
     pub fn new(target: u64) -> PlacesBuilder {
         let (packs, placed) = (Vec::new(), HashMap::new());
-        PlacesBuilder { target, packs, placed, filling: Vec::new(), carried: Vec::new() }
+        let (filling, carried, names) = (Vec::new(), Vec::new(), HashMap::new());
+        PlacesBuilder { target, packs, placed, filling, carried, names }
     }
 
     /// A content that is to be found with the entry itself. It has at most 256 KiB.
@@ -245,6 +259,13 @@ impl PlacesBuilder {
         let place = Place::Carried(self.carried.len() as u64);
         if !content.is_empty() && self.placed.insert(BlobHash::of(content), place).is_none() {
             self.carried.extend_from_slice(content);
+        }
+    }
+
+    /// The tier calls a content by another name.
+    pub fn name(&mut self, hash: BlobHash, there: BlobHash) {
+        if hash != there {
+            self.names.insert(hash, there);
         }
     }
 
@@ -280,6 +301,6 @@ impl PlacesBuilder {
         debug_assert!(self.filling.is_empty(), "the last pack is taken before this");
         let place = |hash| self.placed.get(&hash).copied().unwrap_or(Place::Own);
         let places = manifest.blobs().into_iter().map(|(hash, size, _)| (hash, size, place(hash))).collect();
-        Places::new(manifest.hash(), self.packs, places, self.carried)
+        Places { names: self.names, ..Places::new(manifest.hash(), self.packs, places, self.carried) }
     }
 }

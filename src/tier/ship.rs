@@ -4,16 +4,23 @@
 //! entry that lacks something. Putting is idempotent, and what the tier has is not sent. Must not know: where contents come
 //! from, when and how often this is tried.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::time::Instant;
 
 use super::{Object, Places, PlacesBuilder, Tier, TierError};
-use crate::model::groups::GROUP;
+use crate::model::groups::{GROUP, GroupHasher};
+use crate::model::hash::Sha256;
+use crate::model::manifest::DigestKind;
 use crate::model::{BlobHash, Manifest};
 
 /// A pack is ended when it has so many bytes: many neighbours come with one request, and a put that fails is soon
 /// tried again.
 const PACK: u64 = 8 << 20;
+/// Contents that are looked for together.
+const TOGETHER: usize = 1000;
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
 
 /// Where an entry's contents are read from.
 pub trait Source {
@@ -35,6 +42,9 @@ pub enum ShipError {
         /// Why.
         source: io::Error,
     },
+    /// The tier has no words for it.
+    #[error("it cannot be said there: {0}")]
+    Unsuitable(String),
 }
 
 /// Puts all contents of an entry that the tier does not have, and then the entry. Each call to the tier ends by
@@ -45,7 +55,12 @@ pub fn ship(
     source: &dyn Source,
     by: &dyn Fn() -> Instant,
 ) -> Result<Places, ShipError> {
-    let packs = tier.capabilities().packs;
+    if let Some(why) = tier.unsuitable(manifest) {
+        return Err(ShipError::Unsuitable(why));
+    }
+    if !tier.capabilities().packs {
+        return ship_each(tier, manifest, source, by);
+    }
     let put = |object: &Object, bytes: &[u8]| {
         if tier.missing(&[*object], by())?.is_empty() {
             return Ok(());
@@ -60,7 +75,7 @@ pub fn ship(
         if size == 0 {
             continue;
         }
-        if small && (packs || metadata == Some(hash)) {
+        if small {
             let mut bytes = Vec::with_capacity(size as usize);
             source.open(record).and_then(|s| s.take(size).read_to_end(&mut bytes)).map_err(failed)?;
             if metadata == Some(hash) {
@@ -69,9 +84,9 @@ pub fn ship(
             } else if let Some((object, bytes)) = places.pack(&bytes) {
                 put(&object, &bytes)?;
             }
-        } else if !tier.missing(&[Object::Blob(hash)], by())?.is_empty() {
+        } else if !tier.missing(&[Object::Blob(hash, size)], by())?.is_empty() {
             let mut content = source.open(record).map_err(failed)?;
-            tier.put(&Object::Blob(hash), size, &mut content, by())?;
+            tier.put(&Object::Blob(hash, size), size, &mut content, by())?;
         }
     }
     if let Some((object, bytes)) = places.end_pack() {
@@ -80,4 +95,64 @@ pub fn ship(
     let places = places.finish(manifest);
     tier.publish(manifest, &places, by())?;
     Ok(places)
+}
+
+/// The same, to a tier where each content is an object of its own, by whatever name.
+fn ship_each(
+    tier: &dyn Tier,
+    manifest: &Manifest,
+    source: &dyn Source,
+    by: &dyn Fn() -> Instant,
+) -> Result<Places, ShipError> {
+    let naming = tier.naming(by())?;
+    let mut places = PlacesBuilder::new(PACK);
+    let mut objects = Vec::new();
+    for (hash, size, record) in manifest.blobs().into_iter().filter(|(_, size, _)| *size > 0) {
+        let failed = |source| ShipError::Content { hash, source };
+        let named_by = manifest.get(record).and_then(|r| r.digest_kind());
+        let is_sha256 = |kind| kind == DigestKind::Sha256;
+        let name = match named_by.map(is_sha256) == Some(is_sha256(naming)) {
+            true => hash,
+            false => source.open(record).and_then(|mut s| name_of(&mut s, naming)).map_err(failed)?,
+        };
+        places.name(hash, name);
+        objects.push((Object::Blob(name, size), hash, record));
+    }
+    if let Some(record) = manifest.find(b"metadata.json") {
+        let (hash, size) = manifest.get(record).map_or((None, 0), |r| (r.hash(), r.size()));
+        if let Some(hash) = hash.filter(|_| size <= GROUP as u64) {
+            let mut bytes = Vec::with_capacity(size as usize);
+            let read = source.open(record).and_then(|s| s.take(size).read_to_end(&mut bytes));
+            read.map_err(|source| ShipError::Content { hash, source })?;
+            places.carry(&bytes);
+        }
+    }
+    for some in objects.chunks(TOGETHER) {
+        let wanted: Vec<Object> = some.iter().map(|(object, ..)| *object).collect();
+        let missing: HashSet<Object> = tier.missing(&wanted, by())?.into_iter().collect();
+        for (object, hash, record) in some.iter().filter(|(object, ..)| missing.contains(object)) {
+            let Object::Blob(_, size) = object else { continue };
+            let failed = |source| ShipError::Content { hash: *hash, source };
+            let mut content = source.open(*record).map_err(failed)?;
+            tier.put(object, *size, &mut content, by())?;
+        }
+    }
+    let places = places.finish(manifest);
+    tier.publish(manifest, &places, by())?;
+    Ok(places)
+}
+
+/// The name of a content by this digest.
+fn name_of(content: &mut dyn Read, naming: DigestKind) -> io::Result<BlobHash> {
+    let (mut sha256, mut blake3) = (Sha256::default(), GroupHasher::default());
+    let mut piece = vec![0; PIECE];
+    loop {
+        let n = content.read(&mut piece)?;
+        match naming {
+            _ if n == 0 => break,
+            DigestKind::Sha256 => sha256.update(&piece[..n]),
+            _ => blake3.update(&piece[..n]),
+        }
+    }
+    Ok(if naming == DigestKind::Sha256 { sha256.finish() } else { blake3.finish().0 })
 }

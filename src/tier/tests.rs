@@ -57,7 +57,10 @@ fn all_found(places: &Places, packs: &[(Object, Vec<u8>)], files: &[Vec<u8>]) {
                 assert_eq!(bytes[range.start as usize..range.end as usize], content[..]);
             }
             Some((object, range)) => {
-                assert_eq!((object, range), (Object::Blob(hash), 0..content.len() as u64));
+                assert_eq!(
+                    (object, range),
+                    (Object::Blob(hash, content.len() as u64), 0..content.len() as u64)
+                );
             }
             None if content.is_empty() => assert_eq!(places.get(&hash), Some((0, Place::Own))),
             None => assert_eq!(places.carried(&hash), Some(&content[..])),

@@ -270,7 +270,7 @@ mod tests {
                 top: None,
                 in_tier: Default::default(),
             };
-            NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None }
+            NewEntry { row, blobs: Vec::new(), packs: Vec::new(), replaces: None, healed: Vec::new() }
         });
         cache.index().commit_all(rows.collect()).unwrap();
         let view = View::new(cache, ViewOptions::default()).unwrap();

@@ -4,7 +4,7 @@
 //! inside the draft's gate; names and numbers in the node table follow each rename and unlink.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,6 +89,16 @@ impl View {
         })
     }
 
+    /// Makes room, evicting what it may. It can take a while, in which kernels must be answered that let go of entries.
+    pub fn make_room(&self) -> Result<()> {
+        Ok(self.cache.make_room(0)?)
+    }
+
+    /// Before anything is created: whether there is room, or some must be made first.
+    pub(super) fn has_room(&self) -> Result<()> {
+        if self.cache.has_room()? { Ok(()) } else { Err(VfsError::Crowded) }
+    }
+
     pub(super) fn draft_lookup(&self, dir: &Arc<DraftNode>, name: &OsStr) -> Result<Found> {
         if dir.kind != Kind::Dir {
             return Err(VfsError::NotDir);
@@ -158,7 +168,7 @@ impl View {
         }
         let _gate = self.gate(parent)?;
         self.note_writer(caller, &parent.draft);
-        self.cache.make_room(0)?;
+        self.has_room()?;
         let dir = self.reach.dir(parent)?;
         let (kind, mode) = match what {
             Make::Dir { mode } => {
@@ -302,7 +312,7 @@ impl View {
         let path = proc_path(&fd);
         if let Some(size) = set.size {
             if size > st.st_size as u64 {
-                self.cache.make_room(0)?;
+                self.has_room()?;
             }
             let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
             match nix::unistd::truncate(&path, size) {
@@ -313,6 +323,9 @@ impl View {
                     .find_map(|fd| nix::unistd::ftruncate(fd, size).ok())
                     .ok_or(Errno::EACCES)?,
                 done => done?,
+            }
+            if size == 0 {
+                self.cache.emptied(&node.draft, fd.as_fd());
             }
             if set.drop_setid && st.st_mode & 0o6000 != 0 {
                 let file = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;

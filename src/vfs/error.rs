@@ -48,6 +48,10 @@ pub enum VfsError {
     /// [open](Draft::when_open). No kernel gets to see this.
     #[error("the draft is being committed")]
     Committing(Arc<Draft>),
+    /// Room must be made first: nothing was done, and all can be tried again when [`View::make_room`](super::View::make_room)
+    /// has made some. No kernel gets to see this.
+    #[error("there is no room yet")]
+    Crowded,
     /// Only a tier has it: nothing was done, and [`View::read_from_tiers`](super::View::read_from_tiers) asks for it. No
     /// kernel gets to see this.
     #[error("only a tier has it")]

@@ -5,16 +5,16 @@
 //! sealing knows its writers; handles never take the last of the process's descriptors.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Sender, bounded};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate, open};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, copy_file_range, fallocate, fcntl, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::{Whence, fdatasync, fsync, lseek64};
+use nix::unistd::{Whence, fsync, lseek64};
 
 use super::counted::Counted;
 use super::draft_node::{DraftNode, Open};
@@ -23,8 +23,7 @@ use super::reach::proc_path;
 use super::types::{Caller, Found, How, Ino, Kind, Opened};
 use super::{Result, Target, VfsError, View, sys};
 use crate::cache::{Cache, CacheError, Draft};
-use crate::model::BlobHash;
-use crate::model::groups::{GroupHasher, group_count};
+use crate::model::groups::group_count;
 use crate::store::{Location, PACK_LIMIT, StoreError};
 
 /// What a handle number stands for: an open file of a draft.
@@ -136,7 +135,7 @@ impl View {
         };
         let gate = self.gate(&dir)?;
         self.note_writer(caller, &dir.draft);
-        self.cache.make_room(0)?;
+        self.has_room()?;
         let counted = Counted::handle()?;
         dir.draft.writer_opened();
         let made = self.draft_create(caller, &dir, name, mode, OFlag::from_bits_retain(flags) & PASSED);
@@ -204,24 +203,7 @@ impl View {
         let store = self.cache.store();
         if group_count(b.held.size) > 0 && b.groups.get().is_none() && at == Location::Loose {
             // A blob without its entry has no group list at hand: the first read makes one.
-            let file = store.blob_file(&b.hash)?;
-            let mut hasher = GroupHasher::default();
-            let mut piece = vec![0u8; 1 << 20];
-            let mut pos = 0;
-            loop {
-                let n = std::os::unix::fs::FileExt::read_at(&file, &mut piece, pos)
-                    .map_err(|e| StoreError::io("read", b.hash.to_hex(), e))?;
-                if n == 0 {
-                    break;
-                }
-                hasher.update(&piece[..n]);
-                pos += n as u64;
-            }
-            let (hash, groups, _) = hasher.finish();
-            if hash != b.hash {
-                return Err(damaged(&b.hash));
-            }
-            let _ = b.groups.set(groups);
+            let _ = b.groups.set(store.blob_groups(&b.hash)?);
         }
         let groups = b.groups.get().map_or(&[][..], |g| g);
         Ok(store.read_verified(&b.hash, b.held.size, groups, at, offset, buf)?)
@@ -238,7 +220,10 @@ impl View {
             match pwrite(&*handle.open.fd, &data[done..], (offset + done as u64) as i64) {
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
-                Err(e) if done == 0 => return Err(e.into()),
+                Err(e) if done == 0 => {
+                    self.write_failed(&handle, e);
+                    return Err(e.into());
+                }
                 Err(_) => break,
             }
         }
@@ -252,6 +237,16 @@ impl View {
         Ok(done)
     }
 
+    /// A write through a descriptor that syncs each of them may have been refused by the disk, and only its writer was told.
+    fn write_failed(&self, handle: &Handle, e: Errno) {
+        let syncs = fcntl(&*handle.open.fd, FcntlArg::F_GETFL)
+            .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DSYNC));
+        // Where there is no room a later write may be taken.
+        if syncs && e == Errno::EIO {
+            self.cache.written_through(&handle.node.draft, handle.open.fd.as_fd(), Some(&e.into()));
+        }
+    }
+
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
@@ -259,15 +254,19 @@ impl View {
         if !writer {
             return node.drop_handle(file, false);
         }
+        let fd = &file.fd;
+        // Small files are hashed when they are packed or asked for.
+        let large = fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
+        if large {
+            // Whoever opens it later is not told of what others were told already; and who seals waits for its writers.
+            self.cache.written_through(&node.draft, fd.as_fd(), None);
+        }
         node.draft.writer_closed();
         node.drop_handle(file, true);
-        let fd = &file.fd;
         // What a mapping wrote in the first second of a new file. Other writes the kernel has seen.
         if !direct {
             self.attributes_changed(&[node.ino]);
         }
-        // Small files are hashed when they are packed or asked for.
-        let large = fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
         let reopened = large.then(|| open(&proc_path(fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));
         let draft = node.draft.clone();
         // The lease that hashing needs is not given while the writer's own descriptor is open.
@@ -280,23 +279,30 @@ impl View {
     /// Makes an open file durable.
     pub fn fsync(&self, ino: Ino, fh: u64, data_only: bool) -> Result<()> {
         if fh != 0 {
-            let fd = self.file(fh)?;
-            let synced = if data_only { fdatasync(&*fd) } else { fsync(&*fd) };
-            return Ok(synced?);
+            let handle = self.handle(fh)?;
+            return self.sync_draft_file(&handle.node, handle.open.fd.as_fd(), data_only);
         }
         match self.target(ino)? {
             Target::Draft(node) => {
                 let (pinned, _) = self.reach.pin(&node)?;
                 let fd = open(&proc_path(&pinned), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-                Ok(fsync(&fd)?)
+                match node.kind {
+                    Kind::File => self.sync_draft_file(&node, fd.as_fd(), data_only),
+                    _ => Ok(fsync(&fd)?),
+                }
             }
             _ => Ok(()),
         }
     }
 
+    fn sync_draft_file(&self, node: &DraftNode, file: BorrowedFd<'_>, data_only: bool) -> Result<()> {
+        let synced = self.cache.sync_file(&node.draft, file, data_only);
+        synced.map_err(|e| VfsError::Draft(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    }
+
     /// fallocate(2) on an open file; `drop_setid` as in [`write`](View::write).
     pub fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64, drop_setid: bool) -> Result<()> {
-        self.cache.make_room(0)?;
+        self.has_room()?;
         let fd = self.file(fh)?;
         if drop_setid {
             sys::drop_setid(&fd)?;
@@ -346,12 +352,6 @@ impl View {
     }
 }
 
-/// A blob whose bytes are not what its name says.
-fn damaged(hash: &BlobHash) -> VfsError {
-    StoreError::Corrupt { path: hash.to_hex().into(), line: None, why: "its bytes have another hash".into() }
-        .into()
-}
-
 fn read_full(fd: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize> {
     let mut done = 0;
     while done < buf.len() {
@@ -377,7 +377,7 @@ impl IngestQueue {
         let work = move || {
             for (draft, file) in rx {
                 if let Err(e) = cache.ingest(&draft, &file) {
-                    tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed; sealing will do it");
+                    tracing::debug!(draft = draft.id(), error = %e, "a closed file was not hashed or synced; sealing says what is wrong, if it still is");
                 }
             }
         };

@@ -11,7 +11,7 @@ use super::draft_node::DraftNode;
 use super::types::{Caller, Ino, SetAttr};
 use super::writers::Writers;
 use super::{Overwrite, Result, Target, VfsError, View, ino};
-use crate::cache::{self, CacheError, Draft, Entry, LeaseKind, SealRequest, host_name, now_ns};
+use crate::cache::{self, CacheError, Draft, Entry, LeaseKind, SealRequest, host_name};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
 use crate::store::DraftPlace;
@@ -150,11 +150,11 @@ impl View {
         for draft in self.cache.drafts() {
             let due = draft.place().key().is_some()
                 && draft.writers() == 0
-                && now_ns().saturating_sub(draft.changed_at_ns()) >= quiet
+                && draft.idle_ns() >= quiet
                 && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
                 && reads_metadata(&draft);
             if due && let Err(e) = self.seal_in_place(&draft, "quiet", true) {
-                let told = |w: &mut Writers| !w.tell(draft.changed_at_ns());
+                let told = |w: &mut Writers| !w.tell(draft.last_change());
                 if !self.born_here.lock().get_mut(draft.id()).is_some_and(told) {
                     tracing::info!(draft = draft.name(), "not sealed by quiet: {e}");
                 }

@@ -151,7 +151,7 @@ impl View {
     }
 
     fn start_draft(&self, caller: Caller, place: DraftPlace, mode: u32) -> Result<Found> {
-        self.cache.make_room(0)?;
+        self.has_room()?;
         let draft = self.cache.create_draft(place)?;
         self.note_born(&draft);
         self.note_writer(caller, &draft);

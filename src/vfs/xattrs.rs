@@ -19,6 +19,7 @@ use super::{Result, Target, VfsError, View, sys};
 const KEY: &[u8] = b"user.outfs.key";
 const STATE: &[u8] = b"user.outfs.state";
 const BLAKE3: &[u8] = b"user.outfs.blake3";
+const SHA256: &[u8] = b"user.outfs.sha256";
 const RESIDENCY: &[u8] = b"user.outfs.residency";
 /// There are no labels at all. Told so, `ls -l` asks once; of a file that merely has none it asks for each.
 const SELINUX: &[u8] = b"security.selinux";
@@ -58,7 +59,8 @@ impl View {
         let own = match name {
             KEY => Some(r.entry.key().as_str().to_owned()),
             STATE => Some(if m.seal().inferred { "inferred" } else { "sealed" }.to_owned()),
-            BLAKE3 => rec.hash().map(|h| h.to_hex()),
+            BLAKE3 => rec.blake3().map(|h| h.to_hex()),
+            SHA256 => rec.sha256().map(|h| h.to_hex()),
             RESIDENCY => {
                 let remote = rec.hash().is_some() && r.entry.is_remote(r.record)?;
                 Some(if remote { "remote" } else { "local" }.to_owned())

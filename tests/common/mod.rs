@@ -37,7 +37,9 @@ pub fn outfs() -> Command {
     for name in ["OUTFS_STORE", "OUTFS_LOG", "OUTFS_CONFIG", "XDG_CONFIG_HOME"] {
         c.env_remove(name);
     }
-    c.env("HOME", "/nonexistent").env("XDG_CACHE_HOME", "/nonexistent").stdin(Stdio::null());
+    // What root may make is not made beside the system's directories.
+    let caches = concat!(env!("CARGO_TARGET_TMPDIR"), "/caches");
+    c.env("HOME", "/nonexistent").env("XDG_CACHE_HOME", caches).stdin(Stdio::null());
     c
 }
 

@@ -58,7 +58,7 @@ fn write_outputs(top: &Path, of: &str) {
     }
 }
 
-fn request(of: &str) -> SealRequest {
+pub fn request(of: &str) -> SealRequest {
     let origin = Origin { how: "library".into(), ..Origin::default() };
     SealRequest { key: key(of), origin, inferred: false, replace: false }
 }
@@ -224,7 +224,13 @@ impl Life {
             self.check(&cache, "the open one");
             put(&cache, self.dir.path(), "after").unwrap_or_else(|e| panic!("put: {e}; with {}", self.fault));
             if let Some(draft) = cache.draft_for(&key("drafted")) {
-                cache.seal(&draft, request("drafted")).unwrap();
+                match cache.seal(&draft, request("drafted")) {
+                    // The disk did not take it when it was to; who wrote it has to write it again.
+                    Err(CacheError::Unwritten { .. }) => {
+                        cache.drop_draft(&draft, "it is written anew").unwrap()
+                    }
+                    sealed => drop(sealed.unwrap()),
+                }
             }
             cache.evict(&key("mostly-dead"), "request").unwrap();
             cache.compact().unwrap();

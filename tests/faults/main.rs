@@ -8,6 +8,7 @@
 mod doors;
 mod life;
 mod rot;
+mod syncs;
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;

@@ -29,12 +29,35 @@ impl Daemon {
 
     /// Mounts and gives the time from start to mounted.
     pub fn mount(&self, options: &[&str]) -> Duration {
+        self.mount_at(&self.mnt(), options)
+    }
+
+    /// Mounts a view there. It has the features of the kernel that `scripts/lib.sh` asks for, and not the others.
+    pub fn mount_at(&self, at: &Path, options: &[&str]) -> Duration {
         let started = Instant::now();
-        let mnt = self.mnt();
-        let mut args = vec!["mount", mnt.to_str().expect("a temporary path is text")];
+        let mut args = vec!["mount", at.to_str().expect("a temporary path is text")];
         args.extend(options);
         self.run(&args);
-        started.elapsed()
+        let took = started.elapsed();
+        for (variable, wanted) in [("OUTFS_TEST_WITHOUT", false), ("OUTFS_TEST_WITH", true)] {
+            let named = std::env::var(variable).unwrap_or_default();
+            for feature in named.split(',').filter(|name| !name.is_empty()) {
+                assert_eq!(self.has(at, feature), wanted, "{}: {feature}", at.display());
+            }
+        }
+        took
+    }
+
+    /// Whether a view uses a feature of the kernel.
+    fn has(&self, at: &Path, feature: &str) -> bool {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.run(&["status", "--json"])).expect("status is JSON");
+        let views = status["views"].as_array().expect("views");
+        let view = views.iter().find(|v| v["at"].as_str() == at.to_str()).expect("the view is there");
+        match feature {
+            "io_uring" => view["transport"] == "uring",
+            feature => view[feature].as_bool().unwrap_or_else(|| panic!("status says nothing of {feature}")),
+        }
     }
 
     /// Where it is mounted.
@@ -97,11 +120,15 @@ impl Daemon {
 
     /// `VmRSS` of the serving process, in bytes.
     pub fn resident(&self) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon's status");
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") * 1024
+        resident(self.pid())
     }
+}
+
+/// `VmRSS` of a process, in bytes.
+pub fn resident(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon's status");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") * 1024
 }
 
 impl Drop for Daemon {

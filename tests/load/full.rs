@@ -21,6 +21,8 @@ use daemon::{Daemon, Random};
 const MIB: u64 = 1 << 20;
 /// "At once".
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// An entry that makes others go first, on a disk that others fill meanwhile.
+const IN_TIME: Duration = Duration::from_secs(5);
 
 /// A file system in a file, mounted; both go when it is dropped.
 struct Disk {
@@ -113,6 +115,47 @@ fn refused(what: &str, attempt: impl FnOnce() -> io::Result<()>) -> Duration {
     took
 }
 
+/// Reads an entry's large file from the daemon: the kernel's pages of it are given up first. And once more through the program.
+fn whole_from_the_store(daemon: &Daemon, key: &str, size: usize) {
+    let file =
+        File::open(daemon.mnt().join(key).join("outputs/large")).unwrap_or_else(|e| panic!("{key}: {e}"));
+    nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .expect("fadvise");
+    whole(daemon, key, size);
+    let said = daemon.try_run(&["cat", key, "outputs/large"]);
+    assert!(said.status.success() && said.stdout == content(key, size), "cat of {key}: {}", said.status);
+}
+
+/// Writes until the disk is full.
+fn fill(ballast: &Path) {
+    let mut f = File::options().create(true).append(true).open(ballast).expect("open");
+    let full = loop {
+        if let Err(e) = f.write_all(&[1; 65536]) {
+            break e;
+        }
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+}
+
+/// While others take what becomes free: entries are written, or refused for want of space, in time, until none but this
+/// many are left. The longest that one took.
+fn starve(daemon: &Daemon, left: usize, size: usize, mut take: impl FnMut()) -> Duration {
+    let (mut longest, end) = (Duration::ZERO, Instant::now() + Duration::from_secs(60));
+    while keys(daemon) > left {
+        assert!(Instant::now() < end, "{} entries stay", keys(daemon));
+        let begun = Instant::now();
+        match write_entry(daemon, "more", size, 0) {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EEXIST)) => {}
+            Err(e) => panic!("an entry on a full disk: {e}"),
+        }
+        longest = longest.max(begun.elapsed());
+        assert!(longest < IN_TIME, "an entry on a full disk took {longest:?}");
+        take();
+    }
+    longest
+}
+
 fn put_refused(daemon: &Daemon, tree: &Path) -> Duration {
     let begun = Instant::now();
     let put = daemon.try_run(&["put", "refused", tree.to_str().expect("text")]);
@@ -183,6 +226,7 @@ fn quota_refuses(daemon: &Daemon, tree: &Path) {
     daemon.mount(&["--size", "16M", "--reserve", "0", "--min-age", "1h"]);
     let full = (0..40).find_map(|n| write_entry(daemon, &format!("young{n}"), 1 << 20, 3).err());
     assert_eq!(full.and_then(|e| e.raw_os_error()), Some(libc::ENOSPC));
+    assert!(keys(daemon) >= 8, "the quota is used, too");
     let mnt = daemon.mnt();
     let mkdir = refused("mkdir", || fs::create_dir(mnt.join(".outfs/work/refused")));
     let put = put_refused(daemon, tree);
@@ -209,31 +253,25 @@ fn disk_full(disk: &Space, daemon: &Daemon, tree: &Path, reserve: &str) {
         total / MIB,
         keys(daemon)
     );
-    let last = format!("key{}", entries - 1);
+    assert!(keys(daemon) as u64 >= total / MIB / 2, "the disk is used, too");
+    let [unread, last] = [2, 1].map(|n| format!("key{}", entries - n));
     whole(daemon, &last, 1 << 20);
     daemon.run(&["pin", &last]);
+    daemon.run(&["pin", &unread]);
 
     let ballast = disk.at.join("ballast");
-    let mut f = File::create(&ballast).expect("create");
-    while f.write_all(&[1; 65536]).is_ok() {}
-    drop(f);
-    // Everything but the pinned entry has to go now, and that is not enough.
+    fill(&ballast);
+    // Everything but the pinned entries has to go now, and that is not enough.
     let mnt = daemon.mnt();
-    let mut evicting = Duration::ZERO;
-    let end = Instant::now() + Duration::from_secs(30);
-    while keys(daemon) > 1 && Instant::now() < end {
-        let begun = Instant::now();
-        let _ = write_entry(daemon, "more", 100, 0);
-        evicting = evicting.max(begun.elapsed());
-        let mut f = File::options().append(true).open(&ballast).expect("open");
-        while f.write_all(&[1; 65536]).is_ok() {}
-    }
+    let evicting = starve(daemon, 2, 100, || fill(&ballast));
     let mkdir = refused("mkdir", || fs::create_dir(mnt.join(".outfs/work/refused")));
     let put = put_refused(daemon, tree);
     println!(
         "disk full: at most {evicting:.0?} for an entry; then mkdir is refused after {mkdir:.0?}, put after {put:.0?}"
     );
     whole(daemon, &last, 1 << 20);
+    // Nobody has read this one yet.
+    whole_from_the_store(daemon, &unread, 1 << 20);
     fs::remove_file(&ballast).expect("unlink");
     let took = heals("after space returned", || write_entry(daemon, "healed", 1 << 20, 3));
     println!("after space returned an entry is stored within {took:.0?}");
@@ -241,7 +279,7 @@ fn disk_full(disk: &Space, daemon: &Daemon, tree: &Path, reserve: &str) {
 }
 
 /// A disk with few inodes.
-fn inodes(disk: &Space, daemon: &Daemon) {
+fn inodes(disk: &Space, daemon: &Daemon, tree: &Path) {
     daemon.mount(&["--size", "100%", "--reserve", "0", "--min-age", "0s"]);
     let total = disk.space().files();
     // Each takes three and more.
@@ -255,7 +293,35 @@ fn inodes(disk: &Space, daemon: &Daemon) {
         "disk of {total} inodes: {entries} entries written, {} stay, {left} inodes are free",
         keys(daemon)
     );
-    whole(daemon, &format!("key{}", entries - 1), 100);
+    assert!(left >= total / 100, "less than 1 % of the inodes stays free");
+    assert!(keys(daemon) as u64 >= total / 8, "they are used, too");
+    let [unread, last] = [2, 1].map(|n| format!("key{}", entries - n));
+    whole(daemon, &last, 100);
+    daemon.run(&["pin", &last]);
+    daemon.run(&["pin", &unread]);
+
+    // Others take all there are.
+    let ballast = disk.at.join("ballast");
+    fs::create_dir(&ballast).expect("mkdir");
+    let mut taken = 0;
+    let mut take = || {
+        while File::create(ballast.join(taken.to_string())).is_ok() {
+            taken += 1;
+        }
+    };
+    take();
+    let longest = starve(daemon, 2, 100, &mut take);
+    let mnt = daemon.mnt();
+    let mkdir = refused("mkdir", || fs::create_dir(mnt.join(".outfs/work/refused")));
+    let put = put_refused(daemon, tree);
+    println!(
+        "others take {taken} inodes: at most {longest:.0?} for an entry; then mkdir is refused after {mkdir:.0?}, put after {put:.0?}"
+    );
+    whole(daemon, &last, 100);
+    whole_from_the_store(daemon, &unread, 100);
+    fs::remove_dir_all(&ballast).expect("they go");
+    let took = heals("after inodes returned", || write_entry(daemon, "healed", 100, 3));
+    println!("after inodes returned an entry is stored within {took:.0?}");
     sound(daemon);
 }
 
@@ -289,7 +355,7 @@ const PHASES: [Phase; 5] = [
     Phase { name: "quota", options: &[], mib: 0, work: |p| quota(&p.disk, &p.daemon, p.mib, p.empty) },
     Phase { name: "quota refuses", options: &[], mib: 0, work: |p| quota_refuses(&p.daemon, &p.tree) },
     Phase { name: "disk full", options: &[], mib: 0, work: |p| disk_full(&p.disk, &p.daemon, &p.tree, "8M") },
-    Phase { name: "inodes", options: &["-N", "1200"], mib: 0, work: |p| inodes(&p.disk, &p.daemon) },
+    Phase { name: "inodes", options: &["-N", "1200"], mib: 0, work: |p| inodes(&p.disk, &p.daemon, &p.tree) },
 ];
 
 fn work_on(phase: &Phase, disk: &Path, tree: &Path, mib: u64) {

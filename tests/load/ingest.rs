@@ -6,12 +6,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::calls::{COMMAND, call, within};
 use crate::daemon::{Daemon, Random};
 
 /// The files of an entry follow from its key; one is shared by many entries.
 pub fn files(key: &str) -> Vec<(&'static str, Vec<u8>)> {
     let mut random = Random::new(key.bytes().fold(7, |sum, b| sum * 31 % 0xffff_fffb + u64::from(b)));
-    let shared = Random::new(random.below(5)).bytes(3000);
+    let shared = Random::new(random.below(40)).bytes(3000);
     vec![
         ("small", random.bytes(100)),
         ("deep/er/medium", random.bytes(40_000)),
@@ -22,9 +23,9 @@ pub fn files(key: &str) -> Vec<(&'static str, Vec<u8>)> {
 
 /// Writes them below a directory.
 pub fn write_files(outputs: &Path, key: &str) -> io::Result<()> {
-    fs::create_dir_all(outputs.join("deep/er"))?;
+    call("mkdir -p in a draft", outputs, || fs::create_dir_all(outputs.join("deep/er")))?;
     for (name, data) in files(key) {
-        fs::write(outputs.join(name), data)?;
+        call("write in a draft", outputs, || fs::write(outputs.join(name), data))?;
     }
     Ok(())
 }
@@ -35,13 +36,13 @@ pub fn ingest(daemon: &Daemon, key: &str, gesture: u64) -> io::Result<bool> {
     match gesture {
         0 | 1 => {
             let work = mnt.join(".outfs/work").join(key);
-            fs::create_dir(&work)?;
+            call("mkdir of a draft", &work, || fs::create_dir(&work))?;
             write_files(&work.join("outputs"), key)?;
-            fs::rename(&work, mnt.join(key))?;
+            call("rename that publishes", &work, || fs::rename(&work, mnt.join(key)))?;
         }
         2 => {
             let entry = mnt.join(key);
-            fs::create_dir(&entry)?;
+            call("mkdir of a draft", &entry, || fs::create_dir(&entry))?;
             write_files(&entry.join("outputs"), key)?;
             fs::write(
                 entry.join("metadata.json"),
@@ -49,12 +50,15 @@ pub fn ingest(daemon: &Daemon, key: &str, gesture: u64) -> io::Result<bool> {
                     "{{\"task_id\":\"load\",\"digest\":\"{key}\",\"command\":[],\"created_at\":\"2026-01-01T00:00:00Z\",\"duration_ms\":1,\"exit_code\":0}}"
                 ),
             )?;
-            fs::set_permissions(&entry, fs::Permissions::from_mode(0o555))?;
+            call("chmod that seals", &entry, || {
+                fs::set_permissions(&entry, fs::Permissions::from_mode(0o555))
+            })?;
         }
         3 => {
             let source = daemon.scratch().join(key);
             write_files(&source, key)?;
-            let put = daemon.try_run(&["put", key, source.to_str().expect("a temporary path is text")]);
+            let put = ["put", key, source.to_str().expect("a temporary path is text")];
+            let put = within(COMMAND, "a command", &source, || daemon.try_run(&put));
             fs::remove_dir_all(&source)?;
             if !put.status.success() {
                 return Err(io::Error::other(String::from_utf8_lossy(&put.stderr).into_owned()));
@@ -73,7 +77,8 @@ pub fn ingest(daemon: &Daemon, key: &str, gesture: u64) -> io::Result<bool> {
 pub fn whole(mnt: &Path, key: &str) -> Result<(), String> {
     for (name, data) in files(key) {
         let path = mnt.join(key).join("outputs").join(name);
-        let read = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let read = call("open and read", &path, || fs::read(&path))
+            .map_err(|e| format!("{}: {e}", path.display()))?;
         if read != data {
             return Err(format!("{}: its bytes are not those that were written", path.display()));
         }

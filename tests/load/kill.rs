@@ -3,6 +3,7 @@
 //! usage: `kill ROUNDS [SEED]` with OUTFS_BIN set. After each death: every entry that was reported sealed is there
 //! and whole, everything else is whole, a draft or absent, and the store passes fsck; at the end, fsck --verify-data.
 
+mod calls;
 mod daemon;
 mod ingest;
 

@@ -27,10 +27,11 @@ impl Channel for Answer {
     fn progress(&mut self, _progress: Progress) {}
 }
 
-/// A refusal is an answer; what no daemon may say is an error.
+/// That there is no such entry, another one, or no room is an answer; all else is an error.
 fn refused(failure: Failure) -> Result<(), String> {
-    let bad = matches!(failure.kind, Kind::Damaged | Kind::Lost | Kind::Protocol | Kind::Stopping);
-    if bad || failure.message.contains("nput/output") { Err(failure.message) } else { Ok(()) }
+    let promised =
+        matches!(failure.kind, Kind::NotFound | Kind::Exists) || failure.message.contains("has no room");
+    if promised { Ok(()) } else { Err(failure.message) }
 }
 
 fn ask(client: &mut Client, request: Request, answer: &mut Answer) -> Result<Option<Reply>, String> {
@@ -40,8 +41,8 @@ fn ask(client: &mut Client, request: Request, answer: &mut Answer) -> Result<Opt
     }
 }
 
-/// On one connection: stores an entry under `own`, and reads every file of `other` if there is such an entry.
-pub fn put_and_read(daemon: &Daemon, own: &str, other: &str) -> Result<(), String> {
+/// On one connection: stores an entry under `own`, and reads every file of `other` if there is such an entry. Was both done?
+pub fn put_and_read(daemon: &Daemon, own: &str, other: &str) -> Result<bool, String> {
     let key = |name: &str| EntryKey::parse(name).expect("a key");
     let mut client = Client::connect(&daemon.store()).map_err(|e| e.to_string())?;
     let dir = daemon.scratch().join(format!("library-{own}"));
@@ -51,7 +52,7 @@ pub fn put_and_read(daemon: &Daemon, own: &str, other: &str) -> Result<(), Strin
         PutRequest { key: key(own), dir: Some(dir.clone()), facts, stdout: None, stderr: None, run: None };
     let stored = ask(&mut client, Request::Put(put), &mut Answer::default());
     std::fs::remove_dir_all(&dir.0).map_err(|e| e.to_string())?;
-    stored?;
+    let mut done = stored?.is_some();
     for (name, data) in files(other) {
         let mut answer = Answer::default();
         let path = RawPath::from_bytes(format!("outputs/{name}").as_bytes());
@@ -60,6 +61,7 @@ pub fn put_and_read(daemon: &Daemon, own: &str, other: &str) -> Result<(), Strin
             found.is_none() || answer.data == data,
             "{other}: {name}: its bytes are not those that were written"
         );
+        done &= found.is_some();
     }
-    Ok(())
+    Ok(done)
 }

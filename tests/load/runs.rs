@@ -38,8 +38,8 @@ impl Project {
     /// `outfs run` of a script that starts what has to be killed with it, and writes some of each output at a time.
     fn run(&self, sandbox: &str) -> Command {
         let script = format!(
-            "sh -c 'sleep 60' {0} & sh -c 'sleep 0.05' {0}; mkdir -p o; cat in in > o/twice; head -c 400000 /dev/zero > o/large; \
-             sleep 0.0$(cut -c1 in); cat in >> o/large",
+            "setsid sh -c 'while :; do sleep 0.1; done' {0} & S=$!; sh -c 'sleep 60' {0} & sh -c 'sleep 0.05' {0}; mkdir -p o; \
+             cat in in > o/twice; head -c 400000 /dev/zero > o/large; sleep 0.0$(cut -c1 in); cat in >> o/large; kill $S",
             self.mark
         );
         let mut c = Command::new(std::env::var_os("OUTFS_BIN").expect("OUTFS_BIN names the outfs program"));
@@ -88,6 +88,14 @@ impl Project {
             _ => Some(self.daemon.pid()),
         };
         pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+    }
+
+    /// What has a session of its own lives on when the command has ended and nobody asked it to.
+    fn end_sessions(&self) {
+        let leads = |pid: &i32| nix::unistd::getsid(Some(Pid::from_raw(*pid))) == Ok(Pid::from_raw(*pid));
+        for pid in self.processes().into_iter().filter(leads) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 
     fn nothing_left(&self, round: u64) {
@@ -146,6 +154,9 @@ fn round(p: &Project, round: u64, random: &mut Random, sandboxes: &[&str]) -> Op
     let victim = random.below(3) as usize;
     let killed = p.kill(victim, &mut child);
     let status = child.wait().expect("our own child");
+    if victim == 0 {
+        p.end_sessions();
+    }
     p.nothing_left(round);
     if victim == 2 {
         assert!(status.success(), "round {round}: the daemon's death failed the task: {status}");

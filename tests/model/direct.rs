@@ -45,6 +45,7 @@ fn errno(e: VfsError) -> i32 {
         VfsError::NoAttribute => libc::ENODATA,
         VfsError::Unsupported => libc::EOPNOTSUPP,
         VfsError::Committing(_) => panic!("nobody seals meanwhile"),
+        VfsError::Crowded => panic!("there is no quota"),
         VfsError::Remote => panic!("there are no tiers"),
         VfsError::Stale => STALE,
         VfsError::BadHandle => libc::EBADF,

@@ -104,6 +104,25 @@ fn what_is_made_beside_the_outputs_is_named() {
     assert_eq!(elsewhere, serde_json::json!(["ignored", "kept", "sub/log", "sub/moved"]));
 }
 
+/// … nor only below the working directory, nor only what is new.
+#[test]
+fn what_is_rewritten_and_what_is_made_above_is_named() {
+    let p = Project::new();
+    for name in ["tracked", "same", "sub/in", "sub/tracked", "sub/changed before"] {
+        p.write(name, "1\n");
+    }
+    p.git(&["add", "."]);
+    p.write("sub/changed before", "2\n");
+    p.write("before", "");
+    let script = "cp in o; echo 2 > tracked; echo 2 > ../tracked; cp ../same x; mv x ../same; touch ../new";
+    let options = ["run", "--json", "--input", "in", "--output", "o", "--", "sh", "-c", script];
+    let mut c = p.command(&options);
+    c.current_dir(p.path("sub"));
+    let ran = crate::project::Ran::of(c);
+    assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(["../new", "../tracked", "tracked"]));
+    assert!(!ran.says("../new, ../tracked, tracked").stderr.contains("takes them for inputs"), "{ran:#?}");
+}
+
 #[test]
 fn a_result_of_inputs_that_changed_meanwhile_is_not_kept() {
     let p = Project::new();
@@ -155,6 +174,53 @@ fn a_time_limit_ends_everything_that_was_started() {
     assert!(begun.elapsed() < SOON + Duration::from_secs(20));
     assert_eq!(processes(mark), Vec::<i32>::new());
     p.sh(&["--task", "t", "--no-inputs", "--timeout", "300ms"], "sleep 60").is_miss(&["first_run"]);
+}
+
+/// A command that ends when it is asked, and has started others: in its own process group and in a session of their own, and
+/// one of each cleans up.
+fn polite(mark: &str) -> String {
+    let cleans = |name: &str| {
+        // By itself, as nobody asks what it starts then.
+        format!(
+            "sh -c 'trap \"sleep 1; touch {name}; exit\" TERM; touch {name}-is-there; while :; do sleep 0.05; done' {mark}"
+        )
+    };
+    format!(
+        "setsid sh -c 'sleep 4721; :' {mark} & sh -c 'sleep 4723; :' {mark} & {} & setsid {} & \
+         while [ ! -e near-is-there -o ! -e far-is-there ]; do sleep 0.01; done; touch started; exec sleep 4722",
+        cleans("near"),
+        cleans("far")
+    )
+}
+
+/// S13.7 However a run ends, nothing of its command is left behind: nor what has left the command's process group, and all of it
+/// has the grace.
+#[test]
+fn all_that_was_started_is_asked_and_waited_for() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-polite-{}", std::process::id());
+    let cleaned = || {
+        assert_eq!(processes(mark), Vec::<i32>::new());
+        for name in ["near", "far", "near-is-there", "far-is-there"] {
+            assert!(std::fs::remove_file(p.path(name)).is_ok(), "{name}");
+        }
+    };
+    let ran = p.sh(&["--task", "t", "--no-inputs", "--timeout", "3s"], &polite(mark));
+    assert_eq!(ran.kept(false).code, 124);
+    cleaned();
+    std::fs::remove_file(p.path("started")).unwrap();
+    let mut child = p.spawn(&polite(mark));
+    started(&p, &mut child);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    cleaned();
+    // What is in the background of a shell ignores what comes from the keyboard.
+    std::fs::remove_file(p.path("started")).unwrap();
+    let mut child = p.spawn(&polite(mark));
+    started(&p, &mut child);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    cleaned();
 }
 
 impl Project {
@@ -232,7 +298,8 @@ fn a_run_killed_at_any_moment_is_no_wrong_hit() {
     let p = Project::new();
     let mark = &format!("outfs-test-moments-{}", std::process::id());
     let script = format!(
-        "sh -c 'sleep 60' {mark} & mkdir o; cat in in > o/twice; head -c 400000 /dev/zero > o/large; cat in >> o/large"
+        "setsid sh -c 'while :; do sleep 0.1; done' {mark} & S=$!; sh -c 'sleep 60' {mark} & mkdir o; cat in in > o/twice; \
+         head -c 400000 /dev/zero > o/large; cat in >> o/large; kill $S"
     );
     let command = ["run", "--task", "t", "--input", "in", "--output", "o", "--", "sh", "-c", &script, mark];
     for round in 0..40u64 {

@@ -32,11 +32,14 @@ fn everything_is_one_record() {
     p.ok(&["evict", &key]);
     task(&p, &["--policy", "readonly"], "echo 1 > o").is_miss(&["evicted"]);
     task(&p, &["--policy", "disabled"], "echo 1 > o");
+    task(&p, &["--policy", "normal"], "echo 1 > o").kept(true);
+    assert_eq!(task(&p, &["--verify"], "echo 1 > o").record["differs"], serde_json::json!([]));
     let events = p.events();
     let count = |kind: &str| events.iter().filter(|e| e["event"] == kind).count();
-    assert_eq!((count("hit"), count("miss"), count("failed")), (1, 2, 1), "{events:#?}");
+    assert_eq!((count("hit"), count("miss"), count("failed")), (2, 3, 1), "{events:#?}");
     assert_eq!(of(&events, "evicted", "why"), ["replaced", "request"]);
-    assert_eq!(count("sealed"), 2, "{events:#?}");
+    assert_eq!(of(&events, "hit", "saved_ms")[1], "0", "nothing was spared");
+    assert_eq!(count("sealed"), 3, "{events:#?}");
     assert_eq!(of(&events, "pinned", "on"), ["true", "false"]);
     assert!(of(&events, "failed", "status")[0].contains("exit code 3"));
     let seqs: Vec<_> = events.iter().map(|e| e["seq"].as_u64().unwrap()).collect();
@@ -48,6 +51,25 @@ fn everything_is_one_record() {
     p.outfs(&["fsck", "--verify-data", "--repair"]);
     let events = p.events();
     assert!(events.iter().any(|e| e["event"] == "repaired"), "{events:#?}");
+}
+
+/// Who follows with a cursor whose followers are gone is told so where the records are.
+#[test]
+fn a_follower_is_told_what_was_trimmed() {
+    let p = Project::new();
+    task(&p, &[], "echo 1 > o");
+    let cursor = p.events()[0]["cursor"].as_str().unwrap().to_owned();
+    task(&p, &[], "echo 2 > o");
+    // As it is trimmed, by whole segments: the second record is gone.
+    let segment = |first: u64| p.store.join(format!("events/{first:020}.jsonl"));
+    let lines = fs::read_to_string(segment(1)).unwrap();
+    let rest: String = lines.split_inclusive('\n').skip(2).collect();
+    fs::write(segment(3), rest).unwrap();
+    fs::remove_file(segment(1)).unwrap();
+    let page = p.ok(&["events", "--json", "--follow", "--since", &cursor, "--limit", "1"]);
+    let first: Value = serde_json::from_str(page.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["trimmed"], &first["cursor"]), (&true.into(), &cursor[..].into()), "{page}");
+    assert!(page.lines().nth(1).unwrap().contains("\"event\""), "{page}");
 }
 
 #[test]

@@ -174,3 +174,34 @@ fn waiting_can_be_interrupted() {
     Ran::ended(winner.wait_with_output().unwrap()).kept(true);
     assert_eq!(p.runs(), 1);
 }
+
+#[test]
+fn what_a_run_prints_can_be_followed() {
+    const TALKING: &str = "echo one; echo two >&2; echo run >> ../runs; \
+                           while [ ! -e ../go ]; do sleep 0.01; done; echo three; echo 1 > o";
+    let p = Project::new();
+    let winner = p.winner(TALKING);
+    let key = fs::read_dir(p.store.join("runs")).unwrap().next().unwrap().unwrap().file_name();
+    let key = key.to_str().unwrap();
+    let follower = |options: &[&str]| {
+        let mut c = p.command(&[&["logs", key, "--follow"], options].concat());
+        c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("outfs starts")
+    };
+    let mut both = follower(&[]);
+    let errors = follower(&["--stderr"]);
+    let mut lines = BufReader::new(both.stdout.take().expect("it is piped")).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "one");
+    p.go();
+    assert_eq!(lines.next().unwrap().unwrap(), "three");
+    assert!(lines.next().is_none());
+    let ended = both.wait_with_output().unwrap();
+    assert!(ended.status.success());
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "two\n");
+    assert_eq!(String::from_utf8_lossy(&errors.wait_with_output().unwrap().stdout), "two\n");
+    Ran::ended(winner.wait_with_output().unwrap()).is_miss(&["first_run"]).kept(true);
+    // What is there already is written whole.
+    let after = follower(&["--stdout"]).wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&after.stdout), "one\nthree\n");
+    let unknown = p.command(&["logs", "abcd", "--follow"]).output().unwrap();
+    assert!(!unknown.status.success());
+}

@@ -96,6 +96,10 @@ fn a_session_has_its_results_until_it_ends() {
     // Its exit code is the command's.
     assert_eq!(p.outfs(&["session", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
     assert_eq!(p.outfs(&["session", "--", "no-such-program"]).status.code(), Some(127));
+    // Also where its end cannot be told to anybody.
+    let out = p.outfs(&["session", "--", "sh", "-c", "rm -r \"$OUTFS_STORE\"; exit 7"]);
+    assert_eq!(out.status.code(), Some(7));
+    assert!(said(&out).contains("the end of the session"), "{}", said(&out));
 }
 
 #[test]

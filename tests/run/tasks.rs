@@ -76,7 +76,7 @@ fn evicted_rejected_and_forced() {
     assert_eq!(p.read("o"), forced, "force replaces");
     let why: serde_json::Value = serde_json::from_str(&p.ok(&["why", "t", "--json"])).unwrap();
     assert_eq!((&why["key"], &why["reasons"][0]["why"]), (&key.into(), &"forced".into()));
-    assert!(p.ok(&["why", key]).contains("was run    the run is forced"));
+    assert!(p.ok(&["why", key]).contains("was run    forced"));
     let kinds: Vec<String> = p.events().iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect();
     for kind in ["hit", "miss", "sealed", "evicted", "rejected"] {
         assert!(kinds.contains(&kind.to_owned()), "{kind} in {kinds:?}");

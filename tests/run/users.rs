@@ -348,3 +348,88 @@ fn outputs_without_rights_leave_a_sandbox() {
     }
     users.ok(NOBODY, &["fsck", "--verify-data"]);
 }
+
+/// As root keeps it that was a user before (`sudo` with HOME): what that user remembers is not believed, and nothing of root's
+/// is left there to lock them out.
+#[test]
+fn root_with_a_users_home_remembers_elsewhere() {
+    ["unshare", "mount"].into_iter().for_each(need);
+    let users = Users::new();
+    let home = users.own(NOBODY, "home");
+    let project = users.checkout(NOBODY, &[("in", "1")]);
+    let root = |made: &str| {
+        // Its own home is where nobody else sees it.
+        let script = format!(
+            "mount -t tmpfs tmpfs ~root && cd {} && \"$@\"; ls -A ~root/.cache/outfs-run > {made}",
+            project.display()
+        );
+        let mut c = Command::new("unshare");
+        c.args(["--mount", "sh", "-c", &script, "sh"]).arg(&users.program);
+        c.args(["run", "--json"]).args(TASK).args(["--", "sh", "-c", "echo 1 > o"]);
+        c.env("HOME", &home)
+            .env_remove("XDG_CACHE_HOME")
+            .env("OUTFS_STORE", users.own(ROOT, "store").join("s"));
+        Ran::of(c).kept(true);
+        assert!(!fs::read_to_string(project.join(made)).unwrap().is_empty());
+    };
+    root("first");
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing is made there");
+    fs::remove_file(project.join("o")).unwrap();
+    let own = |uid, home: &Path| {
+        let mut c =
+            users.command(uid, &[&["run", "--json"], &TASK[..], &["--", "sh", "-c", "echo 1 > o"]].concat());
+        c.env("HOME", home).env_remove("XDG_CACHE_HOME");
+        Ran::of(c)
+    };
+    own(NOBODY, &home).kept(true);
+    let theirs =
+        |top: &Path| tree(top).iter().all(|(name, _)| top.join(name).metadata().unwrap().uid() == NOBODY);
+    assert!(home.join(".cache/outfs-run").is_dir());
+    fs::remove_file(project.join("o")).unwrap();
+    root("second");
+    assert!(theirs(&home.join(".cache")), "all is theirs");
+}
+
+/// A directory that root was to find where temporary files are, with a room in it that says that somebody else's directory is to
+/// go with it.
+#[test]
+fn what_others_have_put_where_temporary_files_are_is_not_believed() {
+    let users = Users::new();
+    users.checkout(NOBODY, &[("in", "1")]);
+    let (tmp, precious) = (users.own(ROOT, "tmp"), users.own(ROOT, "precious"));
+    crate::common::chmod(&tmp, 0o1777).unwrap();
+    let rooms = tmp.join("outfs-rooms-0");
+    let room = rooms.join("run-1");
+    fs::create_dir_all(&room).unwrap();
+    fs::write(room.join("lock"), "").unwrap();
+    let meta = precious.metadata().unwrap();
+    let made = meta.created().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let owned = format!("w{}.{}.{} {}\0", meta.dev(), meta.ino(), made.as_nanos(), precious.display());
+    fs::write(room.join("owns"), owned).unwrap();
+    for path in [&rooms, &room, &room.join("lock"), &room.join("owns")] {
+        std::os::unix::fs::chown(path, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    }
+    let run = || {
+        let mut c = users.command(
+            ROOT,
+            &[&["run", "--json", "--force"], &TASK[..], &["--", "sh", "-c", "echo 1 > o"]].concat(),
+        );
+        c.env_remove("HOME").env_remove("XDG_CACHE_HOME").env("TMPDIR", &tmp);
+        c.env("OUTFS_STORE", users.own(ROOT, "store").join("s"));
+        Ran::of(c).kept(true);
+        assert!(precious.exists());
+    };
+    run();
+    assert!(room.exists());
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1, "nothing of the run is left");
+    // Were it root's own, it would be done.
+    for path in [&rooms, &room, &room.join("lock"), &room.join("owns")] {
+        std::os::unix::fs::chown(path, Some(ROOT), Some(ROOT)).unwrap();
+        crate::common::chmod(path, 0o700).unwrap();
+    }
+    let mut c =
+        users.command(ROOT, &[&["run", "--force"], &TASK[..], &["--", "sh", "-c", "echo 1 > o"]].concat());
+    c.env_remove("HOME").env_remove("XDG_CACHE_HOME").env("TMPDIR", &tmp);
+    assert!(c.env("OUTFS_STORE", users.own(ROOT, "store").join("s")).status().unwrap().success());
+    assert!(!precious.exists() && !room.exists());
+}

@@ -223,3 +223,29 @@ fn s8_5_rot_is_found_without_a_reader() {
     assert!(stats["scrub"]["verified_bytes"].as_u64().is_some_and(|n| n > 0), "{stats}");
     assert_eq!(stats["limits"]["scrub"], "off");
 }
+
+/// S8.6 What was found damaged is known from then on, over restarts. Storing the same content again, under any key, makes it
+/// whole; of the same outputs under the same key, the new ones count then.
+#[test]
+fn s8_6_storing_again_heals() {
+    let mut m = Mount::new();
+    m.entry("key1", |out| write(out.join("f"), noise(30, 5000)));
+    m.entry("key2", |out| write(out.join("f"), noise(31, 5000)));
+    m.terminate();
+    flip(&m.store().join("packs"), &noise(30, 5000)[..64], 3000);
+    flip(&m.store().join("packs"), &noise(31, 5000)[..64], 3000);
+    m.start();
+    for key in ["key1", "key2"] {
+        assert_errno!(fs::read(m.path(format!("{key}/outputs/f"))), EIO);
+        eventually("the event", || m.has_event("damaged", key));
+    }
+    m.terminate();
+    m.start();
+    m.entry("key3", |out| write(out.join("f"), noise(30, 5000)));
+    assert!(read(m.path("key1/outputs/f")) == noise(30, 5000));
+    let tree = tempfile::tempdir().expect("a directory");
+    write(tree.path().join("f"), noise(31, 5000));
+    m.ok(&["put", "key2", tree.path().to_str().expect("plain")]);
+    assert!(read(m.path("key2/outputs/f")) == noise(31, 5000));
+    assert_eq!(m.code(&["fsck"]), 0);
+}

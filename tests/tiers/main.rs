@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "reapi")]
+mod cas;
 #[cfg(feature = "s3")]
 mod distributed;
 #[cfg(feature = "s3")]
@@ -16,6 +18,8 @@ mod mounted;
 mod program;
 #[cfg(feature = "s3")]
 mod proxy;
+#[cfg(feature = "reapi")]
+mod reapi;
 #[cfg(feature = "s3")]
 mod s3;
 #[cfg(feature = "s3")]

@@ -21,7 +21,7 @@ fn it_conforms() {
 #[test]
 fn content_that_is_not_what_its_name_says_is_refused() {
     let tier = tier(true);
-    let blob = Object::Blob(BlobHash::of(b"right"));
+    let blob = Object::Blob(BlobHash::of(b"right"), 5);
     for wrong in [&b"wrong"[..], b"", b"right and more", b"righ"] {
         for size in [wrong.len(), 5] {
             let refused = tier.put(&blob, size as u64, &mut &*wrong, soon()).unwrap_err();
@@ -100,7 +100,7 @@ fn what_is_damaged_is_never_found() {
 #[test]
 fn it_is_as_ill_as_it_is_told_to_be() {
     let tier = tier(true);
-    let blob = Object::Blob(BlobHash::of(b"12345678"));
+    let blob = Object::Blob(BlobHash::of(b"12345678"), 8);
     tier.put(&blob, 8, &mut &b"12345678"[..], soon()).unwrap();
     let get = || tier.get(&blob, 0..8, Instant::now() + Duration::from_millis(50));
     let before = tier.traffic();
@@ -120,7 +120,7 @@ fn it_is_as_ill_as_it_is_told_to_be() {
     assert_ne!(tier.get(&blob, 0..8, soon()).unwrap(), b"12345678");
     tier.set_faults(|_| Some(Fault::Halves));
     assert_eq!(tier.get(&blob, 0..8, soon()).unwrap(), b"1234");
-    let other = Object::Blob(BlobHash::of(b"half"));
+    let other = Object::Blob(BlobHash::of(b"half"), 4);
     tier.put(&other, 4, &mut &b"half"[..], soon()).unwrap();
     assert_eq!(tier.raw(&other.path()).unwrap(), b"ha");
 }

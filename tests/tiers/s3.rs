@@ -60,12 +60,12 @@ fn large_contents_go_in_parts_and_wrong_ones_not_at_all() {
     let server = Server::start();
     let tier = open(&server, "p", true);
     let bytes: Vec<u8> = (0..20_000_001u32).map(|i| (i ^ i >> 8) as u8).collect();
-    let object = Object::Blob(BlobHash::of(&bytes));
+    let object = Object::Blob(BlobHash::of(&bytes), bytes.len() as u64);
     let size = bytes.len() as u64;
     tier.put(&object, size, &mut &bytes[..], soon()).unwrap();
     assert_eq!(tier.get(&object, 0..size, soon()).unwrap(), bytes);
     assert_eq!(server.uploads(), 0);
-    let other = Object::Blob(BlobHash::of(b"other"));
+    let other = Object::Blob(BlobHash::of(b"other"), 5);
     for wrong in [&bytes[..], &bytes[..19_000_000]] {
         let refused = tier.put(&other, size, &mut &*wrong, soon()).unwrap_err();
         assert_eq!(refused.kind, TierErrorKind::Permanent, "{refused}");
@@ -105,7 +105,7 @@ fn what_ails_a_server_is_told_apart() {
     let tier = open(&server, "p", true);
     let made = odd_entry("entry-one");
     ship(&*tier, &made.manifest, &made, &soon).unwrap();
-    let blob = Object::Blob(BlobHash::of(b"12345678"));
+    let blob = Object::Blob(BlobHash::of(b"12345678"), 8);
     tier.put(&blob, 8, &mut &b"12345678"[..], soon()).unwrap();
     let ails = |wrong| {
         server.set_wrong(move |_, _| Some(wrong));

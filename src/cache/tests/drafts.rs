@@ -94,6 +94,22 @@ fn idle_drafts_go() {
     assert!(f.cache.drafts().is_empty());
 }
 
+/// How long nothing has changed is told by no clock that somebody sets.
+#[test]
+fn how_long_a_draft_is_quiet_is_told_by_a_clock_that_nobody_sets() {
+    let f = Fixture::new();
+    let (draft, _) = f.in_place("abcd");
+    let changed = draft.last_change();
+    let hour = 3_600_000_000_000;
+    // Before this process began to count, maybe: a file's time is a tick behind.
+    assert!(changed.abs() < super::super::here::now_ns() / 2, "nanoseconds of this process");
+    assert!(draft.idle_ns() < hour && (super::super::here::now_ns() - draft.changed_at_ns()) < hour);
+    draft.changed_long_ago();
+    assert!(draft.idle_ns() > hour);
+    drop(draft.change().unwrap());
+    assert!(draft.idle_ns() < hour && draft.last_change() >= changed);
+}
+
 #[test]
 fn a_recovered_draft_is_as_young_as_its_youngest_file() {
     let f = Fixture::new();
@@ -103,7 +119,7 @@ fn a_recovered_draft_is_as_young_as_its_youngest_file() {
     let f = f.reopen();
     let draft = f.cache.draft_for(&key("abcd")).unwrap();
     // As if nothing had happened at its top for long.
-    draft.changed_at_ns.store(0, std::sync::atomic::Ordering::Release);
+    draft.changed_long_ago();
     assert_eq!(f.cache.drop_idle_drafts().unwrap(), 0);
     std::fs::remove_file(path.join("x")).unwrap();
     assert_eq!(f.cache.drop_idle_drafts().unwrap(), 1);

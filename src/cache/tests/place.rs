@@ -105,11 +105,11 @@ fn some_paths_of_a_directory_are_stored() {
     let f = Fixture::new();
     let tree = f.odd_tree("tree");
     let outputs = ["a/b".into(), "zero".into(), "absolute".into()];
-    let extra = [("outfs".to_owned(), serde_json::json!({ "order": "o1" }))].into();
+    let member = ("outfs", r#"{ "order": "o1" }"#);
     let facts = TaskFacts { task_id: "t".into(), ..TaskFacts::default() };
     let stored = f.cache.put_outputs(
         (&tree, &outputs),
-        (&facts, extra),
+        (&facts, member),
         [None, None],
         None,
         request("abcd"),

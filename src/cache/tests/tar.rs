@@ -120,3 +120,29 @@ fn hostile_streams_are_refused() {
     assert!(f.cache.drafts().is_empty());
     assert!(f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().is_none());
 }
+
+#[test]
+fn times_before_1970_stay_there_in_every_format() {
+    let f = Fixture::new();
+    let tree = f.beside("tree");
+    std::fs::create_dir(&tree).unwrap();
+    for (name, seconds) in [("last", -1), ("old", -1_234_567_890i64), ("older", -5_000_000_000)] {
+        std::fs::write(tree.join(name), name).unwrap();
+        super::super::at::set_mtime(
+            std::os::fd::AsFd::as_fd(&std::fs::File::open(&tree).unwrap()),
+            name.as_bytes(),
+            seconds * 1_000_000_000,
+        )
+        .unwrap();
+    }
+    let times = |tree: &Path| look(tree).into_iter().map(|s| (s.path, s.mtime.0)).collect::<Vec<_>>();
+    for format in ["gnu", "pax"] {
+        let args = ["--format", format, "-cf", "-", "."];
+        let out = std::process::Command::new("tar").args(args).current_dir(&tree).output().unwrap();
+        let entry = put_tar(&f, &format!("tar-{format}"), &out.stdout).unwrap().into_entry();
+        let dest = f.beside(format);
+        entry.restore(&dest, RestoreAs::Auto, false).unwrap();
+        assert_eq!(times(&dest), times(&tree), "{format}");
+        assert!(times(&dest).iter().all(|(_, seconds)| *seconds < 0), "{format}: {:?}", times(&dest));
+    }
+}

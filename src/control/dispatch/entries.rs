@@ -82,7 +82,7 @@ fn node(manifest: &Manifest, index: u32, path: &[u8]) -> Option<NodeFacts> {
         gid,
         size: record.size(),
         mtime: time(record.mtime_ns()),
-        blake3: record.hash().map(|h| h.to_hex()),
+        blake3: record.blake3().map(|h| h.to_hex()),
         target: (kind == RecordKind::Symlink).then(|| RawPath::from_bytes(manifest.target(index))),
     })
 }
@@ -108,16 +108,19 @@ pub(super) fn show(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
     })))
 }
 
-pub(super) fn du(cache: &Cache, keys: &[EntryKey]) -> Result<Reply, Failure> {
+pub(super) fn du(cache: &Cache, keys: &[EntryKey], after: Option<i64>) -> Result<Reply, Failure> {
     let mut entries = Vec::new();
-    for key in keys {
-        entries.push(cache.du(key)?);
+    if !keys.is_empty() {
+        for key in keys {
+            entries.push(cache.du(key)?);
+        }
+        return Ok(Reply::Du { entries, next: None });
     }
-    let mut after = 0;
-    while keys.is_empty() {
-        let page = cache.index().keys_after(after, MAX_PAGE)?;
-        let Some((last, _)) = page.last() else { break };
-        after = *last;
+    let mut at = after.unwrap_or(0);
+    loop {
+        let page = cache.index().keys_after(at, MAX_PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(Reply::Du { entries, next: None }) };
+        at = *last;
         for (_, key) in page {
             match cache.du(&key) {
                 Ok(du) => entries.push(du),
@@ -125,8 +128,10 @@ pub(super) fn du(cache: &Cache, keys: &[EntryKey]) -> Result<Reply, Failure> {
                 Err(e) => tracing::warn!("left out: {e}"),
             }
         }
+        if after.is_some() {
+            return Ok(Reply::Du { entries, next: Some(at) });
+        }
     }
-    Ok(Reply::Du { entries })
 }
 
 pub(super) fn drafts(cache: &Cache) -> Reply {
@@ -164,6 +169,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         drafts: cache.drafts().len() as u64,
         pins: stats.pins,
         evicted: stats.evicted,
+        compacted: stats.compacted,
         rounds: stats.rounds,
         keys_in_memory: stats.keys_in_memory,
         blob_bytes_read: stats.blob_bytes_read,

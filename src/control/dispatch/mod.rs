@@ -73,7 +73,7 @@ pub fn dispatch(
         Request::Entries { after, limit } => entries::page(cache, after, limit),
         Request::Tree { key, path } => entries::tree(cache, &key, path.as_bytes()),
         Request::Show { key } => entries::show(cache, &key),
-        Request::Du { keys } => entries::du(cache, &keys),
+        Request::Du { keys, after } => entries::du(cache, &keys, after),
         Request::Drafts => Ok(entries::drafts(cache)),
         Request::Stats => entries::stats(cache),
         Request::Events { since, limit } => entries::events(cache, since.as_deref(), limit),

@@ -8,11 +8,11 @@ use super::entries::draft_facts;
 use super::watch::watched;
 use super::{Caller, content, held, hit};
 use crate::cache::{
-    Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, Process, RestoreAs, SealRequest,
+    Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, Process, RestoreAs, SealRequest, Sealed,
 };
 use crate::model::session::SessionId;
 use crate::model::{EntryKey, EventKind, RecordKind};
-use crate::run::{Found, Held, MEMBER, Node, Nodes, Note, Placed, Times, nodes_hash, text};
+use crate::run::{Found, Held, Kept, MEMBER, Node, Nodes, Note, Placed, Times, nodes_hash, text};
 
 /// At most so many earlier results are looked at.
 const MOST_EARLIER: usize = 64;
@@ -64,11 +64,13 @@ fn unreadable(e: CacheError) -> Result<Found, Failure> {
 /// What became of a key that has no entry: the last word of the event log.
 fn nothing(cache: &Cache, key: &EntryKey) -> Result<Found, Failure> {
     let last = cache.store().last_event(key, &|kind| {
-        matches!(kind, EventKind::Evicted { .. } | EventKind::Failed { .. } | EventKind::Sealed { .. })
+        use EventKind::{Evicted, Failed, Repaired, Sealed};
+        matches!(kind, Evicted { .. } | Failed { .. } | Repaired { .. } | Sealed { .. })
     })?;
     Ok(match last.map(|e| (e.at, e.kind)) {
         Some((at, EventKind::Evicted { .. })) => Found::Nothing { evicted: Some(at), failed: None },
         Some((_, EventKind::Failed { status, .. })) => Found::Nothing { evicted: None, failed: Some(status) },
+        Some((_, EventKind::Repaired { what })) => Found::Unreadable { why: what },
         _ => Found::UNKNOWN,
     })
 }
@@ -148,6 +150,7 @@ pub(super) fn place(
         Placement::Done(restored) => Placed::Done(restored),
         Placement::Lost { path, why } => Placed::Lost { path: text(path), why },
         Placement::NoReflinks { why } => Placed::NoReflinks { why },
+        Placement::InTheWay { path } => Placed::InTheWay { path: text(path) },
     }))
 }
 
@@ -196,14 +199,17 @@ pub(super) fn keep(
     };
     let base = base.as_ref().map(|(entry, changed)| (entry.clone(), &changed[..]));
     let sealed = watched(channel, (&format!("storing {}", put.key), "file", "files"), |work| {
-        cache.put_outputs((&dir.0, &outputs), (&put.facts, run.extra.clone()), logs, base, request, work)
+        cache.put_outputs((&dir.0, &outputs), (&put.facts, (MEMBER, &run.member)), logs, base, request, work)
     })?;
     // It may have ended while this was written.
     if let Some(Err(ended)) = run.session.as_ref().map(|id| alive(cache, id)) {
         cache.evict(&put.key, "session")?;
         return Err(ended);
     }
-    content::stored(sealed)
+    let new = matches!(sealed, Sealed::New(_));
+    let entry = sealed.into_entry();
+    let (manifest, outputs_hash) = (entry.manifest_hash()?, nodes_hash(&nodes_of(&entry)?));
+    Ok(Reply::Kept(Kept { new, manifest, outputs_hash }))
 }
 
 fn alive(cache: &Cache, id: &SessionId) -> Result<(), Failure> {

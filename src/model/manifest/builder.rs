@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
-use super::{MAX_DIR_PATH, Seal, path_len};
+use super::{DigestKind, MAX_DIR_PATH, Seal, path_len};
 use crate::model::groups::{GroupHash, group_count};
 use crate::model::hash::BlobHash;
 
@@ -72,7 +72,7 @@ pub enum TreeError {
 
 enum Kind {
     Dir { path_len: usize },
-    File { content: Option<Content>, link: Option<u64> },
+    File { content: Option<(Content, DigestKind)>, link: Option<u64> },
     Symlink { target: Vec<u8>, link: Option<u64> },
 }
 
@@ -162,8 +162,20 @@ impl TreeBuilder {
     pub fn set_content(&mut self, file: NodeId, new: Content) {
         debug_assert_eq!(new.groups.len(), group_count(new.size));
         match &mut self.nodes[file.0 as usize].kind {
-            Kind::File { content, .. } => *content = Some(new),
+            Kind::File { content, .. } => *content = Some((new, DigestKind::Blake3)),
             _ => unreachable!("set_content is called for files only"),
+        }
+    }
+
+    /// Sets a file's content by a name and a size alone. Of hard links, each must be set (alike).
+    pub fn set_name(&mut self, file: NodeId, hash: BlobHash, size: u64, mut kind: DigestKind) {
+        if kind != DigestKind::Sha256 {
+            let groups = group_count(size) > 0;
+            kind = if groups { DigestKind::Blake3Whole } else { DigestKind::Blake3 };
+        }
+        match &mut self.nodes[file.0 as usize].kind {
+            Kind::File { content, .. } => *content = Some((Content { hash, size, groups: Vec::new() }, kind)),
+            _ => unreachable!("set_name is called for files only"),
         }
     }
 
@@ -262,6 +274,7 @@ impl TreeBuilder {
             let (pos, node) = (pos as u32, &self.nodes[i as usize]);
             let mut canonical = pos;
             let mut nlink = 1;
+            let mut digest_kind = DigestKind::Blake3;
             let (kind, size, body) = match &node.kind {
                 Kind::Dir { .. } => {
                     let sub = subdirs.get(&i).copied().unwrap_or(0);
@@ -294,7 +307,8 @@ impl TreeBuilder {
                     (libc::S_IFLNK, target.len() as u64, body)
                 }
                 Kind::File { content, link } => {
-                    let c = content.as_ref().expect("every file's content is set before finish");
+                    let (c, named_by) = content.as_ref().expect("every file's content is set before finish");
+                    digest_kind = *named_by;
                     if let Some(l) = link {
                         (canonical, nlink) = links[l];
                     }
@@ -319,7 +333,7 @@ impl TreeBuilder {
                 mtime_ns: node.attrs.mtime_ns.into(),
                 name_off: heap.bytes(&node.name)?.into(),
                 name_len: node.name.len() as u8,
-                digest_kind: 0,
+                digest_kind: digest_kind as u8,
                 mode: ((kind | (node.attrs.mode & PERM_MASK)) as u16).into(),
                 extra: heap.extra(&node.attrs, nlink)?.into(),
                 canonical: canonical.into(),

@@ -48,7 +48,7 @@ pub struct Record {
     pub(super) mtime_ns: I64,
     pub(super) name_off: U32,
     pub(super) name_len: u8,
-    /// File: 0 the hash is BLAKE3, 1 SHA-256. Otherwise 0.
+    /// File: a [`DigestKind`](super::DigestKind). Otherwise 0.
     pub(super) digest_kind: u8,
     /// As `st_mode`: type and permission bits, without the set-id bits.
     pub(super) mode: U16,

@@ -33,6 +33,17 @@ pub fn path_len(above: usize, name: &[u8]) -> usize {
     above + usize::from(above > 0) + name.len()
 }
 
+/// What a file's content is named by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DigestKind {
+    /// BLAKE3; what is larger than a group can be checked group by group.
+    Blake3 = 0,
+    /// SHA-256: it can only be checked as a whole.
+    Sha256 = 1,
+    /// BLAKE3 of more than a group, whose groups are not known: it can only be checked as a whole.
+    Blake3Whole = 2,
+}
+
 /// What a manifest says about the entry as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seal {

@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 use super::layout::{
     DirBody, Extra, FLAG_INFERRED, GroupRow, Header, LinkBody, MAGIC, Record, VERSION, XattrHeader,
 };
-use super::{Child, Looks, MAX_DIR_PATH, Origin, Seal, Top, path_len};
+use super::{Child, DigestKind, Looks, MAX_DIR_PATH, Origin, Seal, Top, path_len};
 use crate::model::groups::{GroupHash, group_count, root_of_groups};
 use crate::model::hash::{BlobHash, ManifestHash};
 use crate::model::key::EntryKey;
@@ -217,8 +217,12 @@ impl Manifest {
                     } else if !self.is_link_of(r, i) {
                         return bad(i, "it is a hard link of something else");
                     }
-                    if r.digest_kind > 1 {
-                        return bad(i, "the kind of digest is unknown");
+                    match r.digest_kind() {
+                        None => return bad(i, "the kind of digest is unknown"),
+                        Some(DigestKind::Blake3Whole) if group_count(r.size.get()) == 0 => {
+                            return bad(i, "the kind of digest does not fit the size");
+                        }
+                        Some(_) => {}
                     }
                 }
                 _ => return bad(i, "it is neither file, directory nor symlink"),
@@ -241,7 +245,8 @@ impl Manifest {
     fn is_link_of(&self, r: &Record, i: u32) -> bool {
         let canonical = r.canonical.get();
         let alike = |c: &Record| {
-            c.canonical.get() == canonical && c.body == r.body && c.size == r.size && c.mode == r.mode
+            let same = c.body == r.body && c.digest_kind == r.digest_kind;
+            c.canonical.get() == canonical && same && c.size == r.size && c.mode == r.mode
         };
         canonical < i && self.records().get(canonical as usize).is_some_and(alike)
     }
@@ -423,7 +428,7 @@ impl Manifest {
         }
     }
 
-    /// The group list of a file over one group; empty for others. Hard links share it.
+    /// The group list of a file over one group; empty for others, and where only the whole can be checked. Hard links share it.
     pub fn groups(&self, index: u32) -> &[GroupHash] {
         let Some(r) = self.get(index) else { return &[] };
         let rows = self.group_rows();
@@ -494,11 +499,6 @@ impl Manifest {
         paths
     }
 
-    /// Whether every file's content is named by its BLAKE3 hash.
-    pub fn is_all_blake3(&self) -> bool {
-        self.records().iter().all(|r| r.kind() != RecordKind::File || r.hash().is_some())
-    }
-
     /// Each distinct blob once, with its size and the first record that has it.
     pub fn blobs(&self) -> Vec<(BlobHash, u64, u32)> {
         let mut seen = std::collections::HashSet::new();
@@ -520,9 +520,25 @@ impl Record {
         }
     }
 
-    /// A file's content hash.
+    /// The name of a file's content, of whichever digest.
     pub fn hash(&self) -> Option<BlobHash> {
-        (self.kind() == RecordKind::File && self.digest_kind == 0).then_some(BlobHash(self.body))
+        (self.kind() == RecordKind::File).then_some(BlobHash(self.body))
+    }
+
+    /// What a file's content is named by.
+    pub fn digest_kind(&self) -> Option<DigestKind> {
+        let kinds = [DigestKind::Blake3, DigestKind::Sha256, DigestKind::Blake3Whole];
+        kinds.into_iter().find(|kind| *kind as u8 == self.digest_kind)
+    }
+
+    /// BLAKE3 of a file's content, where that is its name.
+    pub fn blake3(&self) -> Option<BlobHash> {
+        self.hash().filter(|_| self.digest_kind() != Some(DigestKind::Sha256))
+    }
+
+    /// SHA-256 of a file's content, where that is its name.
+    pub fn sha256(&self) -> Option<BlobHash> {
+        self.hash().filter(|_| self.digest_kind() == Some(DigestKind::Sha256))
     }
 
     /// Bytes: a file's content or a symlink's target; 0 for directories.

@@ -1,5 +1,6 @@
 //! Promises of the store that need more than one of its files.
 
+mod doors;
 mod drafts;
 mod events;
 mod layout;

@@ -279,7 +279,7 @@ fn large_blobs_are_read_and_verified_in_groups() {
         assert_eq!(read(offset, n).unwrap(), bytes[offset..end], "{n} at {offset}");
     }
     assert!(read(bytes.len(), 5).unwrap().is_empty());
-    assert_eq!(s.loose_blobs().unwrap(), [(hash, size)]);
+    assert_eq!(s.loose_blobs().unwrap(), [LooseBlob { hash, size, shared: false }]);
 
     let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
@@ -383,7 +383,8 @@ fn threads_do_not_get_into_each_others_way() {
     assert_eq!(s.packs().unwrap().len(), 160);
     let seqs: Vec<u64> = s.read_events(0, 999).unwrap().events.iter().map(|e| e.seq).collect();
     assert_eq!(seqs, (1..=160).collect::<Vec<_>>());
-    assert_eq!(s.loose_blobs().unwrap(), [(hash, large.len() as u64)]);
+    let found: Vec<_> = s.loose_blobs().unwrap().iter().map(|blob| (blob.hash, blob.size)).collect();
+    assert_eq!(found, [(hash, large.len() as u64)]);
     assert!(files_below(&s.root().join("tmp")).is_empty());
 }
 

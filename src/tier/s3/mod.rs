@@ -20,7 +20,7 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use super::{
-    Address, Capabilities, EntryObject, Object, OpenError, Places, Result, Tier, TierError, TierErrorKind,
+    Bucket, Capabilities, EntryObject, Object, OpenError, Places, Result, Tier, TierError, TierErrorKind,
     Tree, find_with,
 };
 use crate::model::{EntryKey, Manifest, TreeHash};
@@ -57,7 +57,7 @@ impl Drop for S3Tier {
 
 impl S3Tier {
     /// Opens it, with the credentials that the environment or the profile has. Nothing is asked of the server.
-    pub(super) fn open(address: &Address, push: bool) -> std::result::Result<S3Tier, OpenError> {
+    pub(super) fn open(address: &Bucket, push: bool) -> std::result::Result<S3Tier, OpenError> {
         let name = address.to_string();
         let fail = |why: String| OpenError::Unusable { tier: name.clone(), why };
         // A provider that is there already is as good.
@@ -259,7 +259,7 @@ impl Tier for S3Tier {
 }
 
 /// The bucket's client: the environment's settings, the profile's where it has none, and the address above both.
-fn builder(address: &Address) -> std::result::Result<AmazonS3Builder, String> {
+fn builder(address: &Bucket) -> std::result::Result<AmazonS3Builder, String> {
     let mut builder = AmazonS3Builder::from_env();
     let has = |b: &AmazonS3Builder, key| b.get_config_value(&key).is_some();
     if !has(&builder, AmazonS3ConfigKey::AccessKeyId)

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::daemon::Daemon;
-use crate::ingest::whole;
 use crate::work::{EVICTING, PINNED, SEALED, UNPINNING};
 
 /// What was told by the moment of the cut.
@@ -36,11 +35,16 @@ impl Told {
 }
 
 /// Starts outfs on the store and looks at everything; `Err` says what was not kept.
-pub fn check(daemon: &Daemon, told: &Told) -> Result<(), String> {
+pub fn check(
+    daemon: &Daemon,
+    told: &Told,
+    whole: impl Fn(&Path, &str) -> Result<(), String>,
+) -> Result<(), String> {
     let mnt = daemon.mnt();
     daemon.ask(&["mount", mnt.to_str().expect("a path of this program's own is text")])?;
-    let kept =
-        go_on_with_drafts(&mnt).and_then(|()| entries(daemon, &mnt, told)).and_then(|()| pins(daemon, told));
+    let kept = go_on_with_drafts(&mnt)
+        .and_then(|()| entries(daemon, &mnt, told, &whole))
+        .and_then(|()| pins(daemon, told));
     let stopped = daemon.ask(&["stop"]).map(drop);
     let sound = daemon.ask(&["fsck", "--verify-data"]).map(drop);
     let said = || std::fs::read_to_string(daemon.store().join("daemon.log")).unwrap_or_default();
@@ -68,7 +72,12 @@ fn go_on_with_drafts(mnt: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn entries(daemon: &Daemon, mnt: &Path, told: &Told) -> Result<(), String> {
+fn entries(
+    daemon: &Daemon,
+    mnt: &Path,
+    told: &Told,
+    whole: &dyn Fn(&Path, &str) -> Result<(), String>,
+) -> Result<(), String> {
     let listed = keys(&daemon.ask(&["ls", "--json"])?);
     if let Some(lost) = told.sealed.difference(&listed).next() {
         return Err(format!("{lost} was reported sealed and is lost"));

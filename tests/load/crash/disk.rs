@@ -15,7 +15,7 @@ use fuser::{
     ReplyWrite, Request, SessionACL, WriteFlags,
 };
 
-use crate::image::{Image, Record};
+use crate::image::{Image, PAGE, Record};
 
 const DISK: INodeNo = INodeNo(2);
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -24,6 +24,36 @@ const FOREVER: Duration = Duration::from_secs(3600);
 struct Content {
     image: Image,
     log: Option<Vec<Record>>,
+    refuses: Option<Refuses>,
+    /// Writes that were refused.
+    refused: u64,
+}
+
+/// Which writes are answered with EIO.
+#[derive(Clone, Copy)]
+pub enum Refuses {
+    /// This one from now on, and no other.
+    Nth(u64),
+    /// Those of pages that begin like this.
+    Pages(&'static [u8]),
+    /// All.
+    All,
+}
+
+impl Content {
+    fn takes(&mut self, data: &[u8]) -> bool {
+        let refused = match &mut self.refuses {
+            None => false,
+            Some(Refuses::All) => true,
+            Some(Refuses::Pages(begin)) => data.chunks(PAGE).any(|page| page.starts_with(begin)),
+            Some(Refuses::Nth(n)) => {
+                *n = n.wrapping_sub(1);
+                *n == u64::MAX
+            }
+        };
+        self.refused += u64::from(refused);
+        !refused
+    }
 }
 
 /// Sets marks; for the threads of a workload.
@@ -33,6 +63,16 @@ pub struct Marker(Arc<Mutex<Content>>);
 impl Marker {
     fn content(&self) -> MutexGuard<'_, Content> {
         self.0.lock().expect("no holder panics")
+    }
+
+    /// Has the disk refuse some writes from now on.
+    pub fn refuse(&self, refuses: Option<Refuses>) {
+        self.content().refuses = refuses;
+    }
+
+    /// How many writes were refused so far.
+    pub fn refused(&self) -> u64 {
+        self.content().refused
     }
 
     /// Notes what somebody was told, after all that was done to the disk so far.
@@ -53,7 +93,7 @@ pub struct Disk {
 impl Disk {
     /// Serves a disk of `size` bytes with this content below the directory `at`.
     pub fn serve(at: &Path, image: Image, size: u64) -> Self {
-        let content = Marker(Arc::new(Mutex::new(Content { image, log: None })));
+        let content = Marker(Arc::new(Mutex::new(Content { image, log: None, refuses: None, refused: 0 })));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("crash-disk".into())];
         config.acl = SessionACL::All;
@@ -87,12 +127,21 @@ impl Disk {
         let device =
             run(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&self.file))?;
         let device = device.trim();
+        whole_requests(device)?;
         let options = if kind == "xfs" { "nouuid" } else { "rw" };
         let mounted = run(Command::new("mount").args(["-t", kind, "-o", options, device]).arg(at));
         // It goes with the mount, however that ends.
         run(Command::new("losetup").args(["--detach", device]))?;
         mounted.map(|_| Attached { at: at.to_owned() })
     }
+}
+
+/// Has each request to the device be one write of its file: of one that is done in part, because the disk refused the second of two
+/// writes, loop devices say that it is done.
+fn whole_requests(device: &str) -> Result<(), String> {
+    let name = device.trim_start_matches("/dev/");
+    let limit = format!("/sys/block/{name}/queue/max_sectors_kb");
+    std::fs::write(&limit, "512").map_err(|e| format!("{limit}: {e}"))
 }
 
 /// A loop device with a mounted file system; both go when it is dropped, or all ends.
@@ -214,6 +263,9 @@ impl Filesystem for Server {
     ) {
         if offset + data.len() as u64 > self.size {
             return reply.error(Errno::EFBIG);
+        }
+        if !self.content.content().takes(data) {
+            return reply.error(Errno::EIO);
         }
         self.change(Record::Write { offset, data: data.to_vec() });
         reply.written(data.len() as u32);

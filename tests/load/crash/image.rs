@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::daemon::Random;
 
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// What happened to the disk, in order.
 pub enum Record {

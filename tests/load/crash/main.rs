@@ -1,10 +1,13 @@
 //! Power cuts: a store on a disk that remembers every write, and every state that the disk may be in afterwards.
 //!
-//! usage: `crash ext4|xfs IMAGES [SECONDS [SEED]]` with OUTFS_BIN set, as root. A busy store works for some seconds; then
+//! usage: `crash ext4|xfs IMAGES [SECONDS [SEED]]` or `crash refuse ext4|xfs ROUNDS [SEED]`, with OUTFS_BIN set, as root. A busy store works for some seconds; then
 //! the disk is rebuilt as it may be after a power cut at random points of its log, with the writes that no flush
 //! covered lost, kept, kept in part or torn. On each such disk outfs is started: everything that was reported
-//! must be there, everything else whole or absent, and `fsck --verify-data` clean. Ends with 3 when that was not so.
+//! must be there, everything else whole or absent, and `fsck --verify-data` clean. With `refuse` the disk refuses writes instead of
+//! losing its power (`refuse.rs`). Ends with 3 when a promise was broken.
 
+#[path = "../calls.rs"]
+mod calls;
 mod check;
 #[path = "../daemon.rs"]
 mod daemon;
@@ -12,10 +15,11 @@ mod disk;
 mod image;
 #[path = "../ingest.rs"]
 mod ingest;
+mod refuse;
 mod work;
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +27,7 @@ use check::{Told, check};
 use daemon::{Daemon, Random};
 use disk::{Disk, run};
 use image::{Fate, Image, Record};
+use tempfile::TempDir;
 
 /// XFS makes nothing smaller.
 const SIZE: u64 = 512 << 20;
@@ -85,7 +90,8 @@ fn sweep(disk: &Disk, kind: &str, at: &Path, base: &Image, log: &[Record], cuts:
         }
         most = most.max(told.entries());
         disk.replace(durable.after_cut(log[flushed..seen].iter(), cut.fate, &mut random));
-        let result = disk.mount(kind, at).and_then(|_attached| check(&Daemon::kept(at), &told));
+        let result =
+            disk.mount(kind, at).and_then(|_attached| check(&Daemon::kept(at), &told, ingest::whole));
         if let Err(why) = result {
             broken += 1;
             println!("cut after record {}, {:?}: {why}", cut.after, cut.fate);
@@ -103,24 +109,45 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64 % 1_000_000)
 }
 
+/// A disk with a new file system, which is not mounted yet.
+struct Place {
+    disk: Disk,
+    base: Image,
+    at: PathBuf,
+    _dir: TempDir,
+}
+
+impl Place {
+    fn new(kind: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("outfs-crash-").tempdir().expect("a temporary directory");
+        let (base, below, at) = (dir.path().join("base"), dir.path().join("disk"), dir.path().join("fs"));
+        for dir in [&below, &at] {
+            fs::create_dir(dir).expect("a directory");
+        }
+        File::create(&base).and_then(|f| f.set_len(SIZE)).expect("the disk's base");
+        run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&base)).expect("a new file system");
+        let base = Image::new(File::open(&base).expect("the disk's base"));
+        Self { disk: Disk::serve(&below, base.clone(), SIZE), base, at, _dir: dir }
+    }
+}
+
 fn main() -> ExitCode {
-    let usage = "usage: crash ext4|xfs IMAGES [SECONDS [SEED]]";
+    let usage = "usage: crash ext4|xfs IMAGES [SECONDS [SEED]] | crash refuse ext4|xfs ROUNDS [SEED]";
     let mut args = std::env::args().skip(1);
-    let kind = args.next().expect(usage);
+    let mut kind = args.next().expect(usage);
+    let refuse = kind == "refuse";
+    if refuse {
+        kind = args.next().expect(usage);
+    }
     let mut numbers = args.map(|a| a.parse::<u64>().expect(usage));
     let images = numbers.next().expect(usage) as usize;
+    if refuse {
+        let broken = refuse::rounds(&Place::new(&kind), &kind, images, numbers.next().unwrap_or_else(now));
+        return if broken > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS };
+    }
     let time = Duration::from_secs(numbers.next().unwrap_or(5));
     let seed = numbers.next().unwrap_or_else(now);
-    let place = tempfile::Builder::new().prefix("outfs-crash-").tempdir().expect("a temporary directory");
-    let (base, below, at) = (place.path().join("base"), place.path().join("disk"), place.path().join("fs"));
-    for dir in [&below, &at] {
-        fs::create_dir(dir).expect("a directory");
-    }
-    File::create(&base).and_then(|f| f.set_len(SIZE)).expect("the disk's base");
-    run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&base)).expect("a new file system");
-
-    let base = Image::new(File::open(&base).expect("the disk's base"));
-    let disk = Disk::serve(&below, base.clone(), SIZE);
+    let Place { disk, base, at, _dir } = Place::new(&kind);
     let log = record(&disk, &kind, &at, time, seed);
     let mut random = Random::new(seed);
     let cuts = cuts(&log, images, &mut random);

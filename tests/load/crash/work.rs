@@ -17,6 +17,9 @@ const ENTRIES: u64 = 60;
 /// How often the disk is told to write what it has.
 const SYNCED: Duration = Duration::from_millis(300);
 
+/// How much longer it works at most until something was compacted.
+const LONGER: Duration = Duration::from_secs(30);
+
 /// What was told, in the words of a mark.
 pub const SEALED: &str = "sealed";
 pub const EVICTING: &str = "evicting";
@@ -41,7 +44,9 @@ pub fn work(daemon: &Daemon, marker: &Marker, time: Duration, seed: u64) {
             });
         }
         let end = Instant::now() + time;
-        while Instant::now() < end {
+        // Packs are compacted meanwhile, or it is gone on with for a while until they are.
+        let goes_on = || Instant::now() < end || (compacted(daemon) == 0 && Instant::now() < end + LONGER);
+        while goes_on() {
             std::thread::sleep(SYNCED);
             // As time does: drafts that are older than half a minute are on the disk.
             let synced = run(Command::new("sync").arg("--file-system").arg(daemon.store()));
@@ -49,6 +54,11 @@ pub fn work(daemon: &Daemon, marker: &Marker, time: Duration, seed: u64) {
         }
         over.store(true, Ordering::Relaxed);
     });
+    assert!(compacted(daemon) > 0, "nothing was compacted");
+}
+
+fn compacted(daemon: &Daemon) -> u64 {
+    daemon.stats()["compacted"].as_u64().expect("stats have it")
 }
 
 fn seal(daemon: &Daemon, marker: &Marker, random: &mut Random, sealed: &Mutex<Vec<String>>, key: String) {

@@ -3,13 +3,15 @@
 //!
 //! Must not know: the crate's inside.
 
+#[path = "../common/mod.rs"]
 #[macro_use]
 mod common;
 
+mod traps;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -126,66 +128,6 @@ fn nothing_in_a_store_is_writable_by_others() {
         // The daemon makes and removes files meanwhile.
         let Ok(mode) = fs::symlink_metadata(&file).map(|m| m.mode()) else { continue };
         assert_eq!(mode & 0o022, 0, "{}: {mode:o}", file.display());
-    }
-}
-
-/// What a hostile task leaves is stored as it is, and followed by nobody.
-#[test]
-fn a_draft_full_of_traps() {
-    let m = Mount::new();
-    let secret = m.outside("secret");
-    write(&secret, "not the task's");
-    let deep = (0..300).map(|_| "d").collect::<Vec<_>>().join("/");
-    let escape = std::ffi::OsStr::from_bytes(b"\x1b[31mred\x1b[0m\nline\xff");
-    let entry = m.entry("key-traps", |out| {
-        symlink(&secret, out.join("absolute")).expect("a symlink");
-        symlink("../../../../../../../../etc/passwd", out.join("upwards")).expect("a symlink");
-        symlink("loop", out.join("loop")).expect("a symlink");
-        symlink("/", out.join("root")).expect("a symlink");
-        fs::create_dir_all(out.join(&deep)).expect("deep directories");
-        write(out.join(&deep).join("bottom"), "deep");
-        write(out.join(escape), "strange name");
-        write(out.join("privileged"), "#!/bin/sh\n");
-        chmod(out.join("privileged"), 0o6755).expect("chmod");
-    });
-    let privileged = fs::metadata(entry.join("outputs/privileged")).expect("it is there");
-    assert_eq!(privileged.permissions().mode() & 0o7777, 0o555, "without its set-id bits");
-    assert_eq!(read(entry.join("outputs").join(&deep).join("bottom")), b"deep");
-
-    let listed = m.run(&["ls", "-R", "key-traps"]);
-    assert!(listed.status.success());
-    assert!(!listed.stdout.contains(&0x1b), "no terminal is told anything by a name");
-
-    // Restored, links are links: nothing outside is read or written.
-    let dest = m.outside("dest");
-    m.ok(&["restore", "key-traps", dest.to_str().expect("a temporary path is text")]);
-    assert_eq!(fs::read_link(dest.join("absolute")).expect("a link"), secret);
-    assert_eq!(read(dest.join(escape)), b"strange name");
-    assert_eq!(read(dest.join(&deep).join("bottom")), b"deep");
-    assert_eq!(read(&secret), b"not the task's");
-}
-
-/// Restoring goes through no symlink that stands in the destination.
-#[test]
-fn a_destination_full_of_symlinks() {
-    let m = Mount::new();
-    m.entry("key-tree", |out| {
-        mkdir(out.join("dir"));
-        write(out.join("dir/file"), "restored");
-        write(out.join("plain"), "restored");
-    });
-    let (dest, victim) = (m.outside("dest"), m.outside("victim"));
-    mkdir(&dest);
-    mkdir(&victim);
-    write(victim.join("plain"), "victim's");
-    symlink(&victim, dest.join("dir")).expect("a symlink");
-    symlink(victim.join("plain"), dest.join("plain")).expect("a symlink");
-    let dest_text = dest.to_str().expect("a temporary path is text");
-    for args in [&["restore", "key-tree", dest_text][..], &["restore", "key-tree", dest_text, "--force"][..]]
-    {
-        let _ = m.run(args);
-        assert_eq!(read(victim.join("plain")), b"victim's", "{args:?}");
-        assert!(!victim.join("file").exists(), "{args:?}");
     }
 }
 

@@ -1,0 +1,167 @@
+//! Large contents that can only be checked as a whole: those that a tier names by SHA-256, or whose groups nobody has said.
+//!
+//! Invariants: no byte of one is read before all of it is here and has the digest in its name; it is asked for once,
+//! however many want it, and goes on coming when nobody can wait any longer; what came of it stays in part for the next who asks.
+//! The values of its groups are made of its bytes, once they were checked, and kept in memory alone. Must not know: what a tier is.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::breaker::Asked;
+use super::fetch::late;
+use super::flights::Flights;
+use super::partial::Large;
+use super::{Cache, CacheError, Inner, Result};
+use crate::model::BlobHash;
+use crate::model::groups::{GROUP, GroupHash};
+use crate::store::{Location, StoreError};
+use crate::tier::{Object, Tier, TierError, TierErrorKind};
+
+/// Bytes that are asked for at a time.
+const PIECE: u64 = 16 * GROUP as u64;
+/// Lists of values that are kept.
+const LISTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+type Came = std::result::Result<(), TierError>;
+type Lists = LruCache<BlobHash, Arc<Vec<GroupHash>>>;
+
+/// What is coming, and the values of what came.
+pub(super) struct Wholes {
+    coming: Arc<Flights<BlobHash, Came>>,
+    values: Mutex<Lists>,
+}
+
+impl Default for Wholes {
+    fn default() -> Self {
+        Wholes { coming: Arc::default(), values: Mutex::new(LruCache::new(LISTS)) }
+    }
+}
+
+impl Cache {
+    /// The values of the groups of a large blob that no manifest has them of, which lies there.
+    pub(super) fn values_of(
+        &self,
+        hash: &BlobHash,
+        at: Location,
+    ) -> std::result::Result<Arc<Vec<GroupHash>>, StoreError> {
+        if at == Location::Elsewhere {
+            return Err(StoreError::Elsewhere { what: format!("blob {hash}") });
+        }
+        let known = &self.inner.tiers.wholes.values;
+        if let Some(values) = known.lock().get(hash) {
+            return Ok(values.clone());
+        }
+        let values = Arc::new(self.inner.store.blob_groups(hash)?);
+        known.lock().put(*hash, values.clone());
+        Ok(values)
+    }
+
+    /// Has all of a content come here; it is, when this returns.
+    pub(super) fn fetch_whole(&self, object: &Object, hash: BlobHash, size: u64, by: Instant) -> Result<()> {
+        let coming = &self.inner.tiers.wholes.coming;
+        let (flight, pilot) = coming.board(&hash);
+        if let Some(pilot) = pilot {
+            let (cache, object) = (Arc::downgrade(&self.inner), *object);
+            // A thread of its own: what was begun is worth having when nobody waits for it any more.
+            let bring = move || pilot.land(bring(&cache, &object, Large { hash, size, values: &[] }));
+            let started = std::thread::Builder::new().name("tier".into()).spawn(bring);
+            started.map_err(|e| CacheError::io("start a thread for", object.path(), e))?;
+        }
+        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+    }
+
+    fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
+        Ok(self.inner.index.blob(hash)?.is_some_and(|row| row.location == Location::Elsewhere))
+    }
+}
+
+/// Asks one tier after another for what lacks, until the whole is right.
+fn bring(cache: &Weak<Inner>, object: &Object, of: Large<'_>) -> Came {
+    let Some(inner) = cache.upgrade() else { return Err(over(object)) };
+    let (tiers, options) = inner.tiers.attached();
+    drop(inner);
+    let mut failed = None;
+    for tier in tiers.iter() {
+        let by = || Instant::now() + options.read;
+        // What was there before may be what is wrong.
+        let came = match bring_from(cache, tier, object, of, &by) {
+            Ok(Brought { right: false, resumed: true }) => bring_from(cache, tier, object, of, &by),
+            other => other,
+        };
+        let error = match came {
+            Ok(Brought { right: true, .. }) => return Ok(()),
+            Ok(_) => {
+                let wrong =
+                    TierError::corrupt(tier.name(), object, "all of it does not have the hash in its name");
+                tier.gave_wrong(&wrong);
+                wrong
+            }
+            Err(e) => e,
+        };
+        tracing::warn!("a read goes on without a tier: {error}");
+        failed = Some(failed.filter(|old: &TierError| !old.is_absent()).unwrap_or(error));
+    }
+    Err(failed.unwrap_or_else(|| {
+        TierError::new(TierErrorKind::Permanent, "tiers", "get", object, "there is no tier attached")
+    }))
+}
+
+struct Brought {
+    /// All of it is here, and is what its name says.
+    right: bool,
+    /// Some of it was here before.
+    resumed: bool,
+}
+
+fn bring_from(
+    cache: &Weak<Inner>,
+    tier: &Asked,
+    object: &Object,
+    of: Large<'_>,
+    by: &dyn Fn() -> Instant,
+) -> std::result::Result<Brought, TierError> {
+    let here = || cache.upgrade().map(|inner| Cache { inner }).ok_or_else(|| over(object));
+    let kept = |e: CacheError| {
+        TierError::new(TierErrorKind::Transient { after: None }, "the store", "keep", object, e)
+    };
+    let lacking = here()?.pieces_lacking(of, PIECE).map_err(kept)?;
+    let resumed = lacking.iter().map(|piece| piece.end - piece.start).sum::<u64>() < of.size;
+    for range in lacking {
+        let bytes = get(tier, object, range.clone(), by())?;
+        let cache = here()?;
+        if cache.inner.closing.load(Ordering::Relaxed) {
+            return Err(over(object));
+        }
+        cache.or_sweep(cache.write_partial(of, range.start, &bytes)).map_err(kept)?;
+    }
+    let cache = here()?;
+    cache.finish_partial(&of.hash).map_err(kept)?;
+    let right = !cache.is_elsewhere(&of.hash).map_err(kept)?;
+    Ok(Brought { right, resumed })
+}
+
+fn get(
+    tier: &Asked,
+    object: &Object,
+    range: Range<u64>,
+    by: Instant,
+) -> std::result::Result<Vec<u8>, TierError> {
+    tier.ask(object, by, |tier| {
+        let bytes = tier.get(object, range.clone(), by)?;
+        match bytes.len() as u64 == range.end - range.start {
+            true => Ok(bytes),
+            false => Err(TierError::corrupt(tier.name(), object, "it gave another number of bytes")),
+        }
+    })
+}
+
+fn over(object: &Object) -> TierError {
+    let kind = TierErrorKind::Transient { after: None };
+    TierError::new(kind, "tiers", "get", object, "the cache is being closed")
+}

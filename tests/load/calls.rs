@@ -1,0 +1,111 @@
+//! Calls on a mount, timed: each must come back in time, and while it has not, everybody can see who waits for what.
+//!
+//! A thread that is watched ([`watched_by`]) has all its [`call`]s counted; others just make them.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+/// Every request is answered within this time.
+pub const ANSWERED: Duration = Duration::from_secs(5);
+/// A call of a client is one request or more, and on a busy machine the client itself waits for a processor.
+pub const BACK: Duration = Duration::from_secs(10);
+/// A command is a process, and may wait for much that is done for others.
+pub const COMMAND: Duration = Duration::from_secs(60);
+
+/// A call that has not come back.
+#[derive(Debug, Clone)]
+pub struct Going {
+    pub since: Instant,
+    pub limit: Duration,
+    pub what: &'static str,
+    pub at: PathBuf,
+}
+
+/// The calls of all threads that are watched.
+#[derive(Default)]
+pub struct Calls {
+    going: Mutex<HashMap<ThreadId, Going>>,
+    longest: Mutex<BTreeMap<&'static str, Duration>>,
+    /// How many took longer than one request may, but not too long.
+    slow: AtomicU64,
+    /// How many have come back, by the mount on which they were made.
+    done: Vec<(PathBuf, AtomicU64)>,
+}
+
+thread_local! {
+    static MINE: RefCell<Option<Arc<Calls>>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread's calls are counted.
+pub fn watched_by(calls: &Arc<Calls>) {
+    MINE.with(|mine| *mine.borrow_mut() = Some(calls.clone()));
+}
+
+/// Makes a call on a mount; it must come back in time, whatever it says.
+pub fn call<T>(what: &'static str, at: &Path, work: impl FnOnce() -> T) -> T {
+    within(BACK, what, at, work)
+}
+
+/// The same with another limit.
+pub fn within<T>(limit: Duration, what: &'static str, at: &Path, work: impl FnOnce() -> T) -> T {
+    let Some(calls) = MINE.with(|mine| mine.borrow().clone()) else { return work() };
+    let (me, since) = (std::thread::current().id(), Instant::now());
+    calls.all().insert(me, Going { since, limit, what, at: at.to_owned() });
+    let result = work();
+    let took = since.elapsed();
+    calls.all().remove(&me);
+    calls.note(what, at, took);
+    calls.slow.fetch_add(u64::from(limit == BACK && took > ANSWERED), Ordering::Relaxed);
+    assert!(took < limit, "{what} {}: came back after {took:.1?}", at.display());
+    result
+}
+
+impl Calls {
+    /// For calls on these mounts.
+    pub fn on(mounts: impl IntoIterator<Item = PathBuf>) -> Self {
+        let done = mounts.into_iter().map(|at| (at, AtomicU64::new(0))).collect();
+        Self { done, ..Self::default() }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<ThreadId, Going>> {
+        self.going.lock().expect("nobody panics here")
+    }
+
+    fn note(&self, what: &'static str, at: &Path, took: Duration) {
+        let mut longest = self.longest.lock().expect("nobody panics here");
+        let most = longest.entry(what).or_default();
+        *most = took.max(*most);
+        if let Some((_, done)) = self.done.iter().find(|(mount, _)| at.starts_with(mount)) {
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// One that should have come back.
+    pub fn overdue(&self) -> Option<Going> {
+        self.all().values().find(|going| going.since.elapsed() > going.limit).cloned()
+    }
+
+    /// How many calls on this mount have come back.
+    pub fn done(&self, mount: &Path) -> u64 {
+        self.done.iter().find(|(at, _)| at == mount).map_or(0, |(_, done)| done.load(Ordering::SeqCst))
+    }
+
+    /// How many took longer than [`ANSWERED`].
+    pub fn slow(&self) -> u64 {
+        self.slow.load(Ordering::Relaxed)
+    }
+
+    /// How long each took at most, the longest first.
+    pub fn longest(&self) -> Vec<(&'static str, Duration)> {
+        let longest = self.longest.lock().expect("nobody panics here");
+        let mut all: Vec<_> = longest.iter().map(|(what, took)| (*what, *took)).collect();
+        all.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        all
+    }
+}

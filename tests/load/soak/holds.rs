@@ -1,0 +1,71 @@
+//! What the daemon holds, and that it stays what it was: the later half of a life of the daemon against the earlier, and
+//! one life against another at the same age.
+
+/// Fewer samples of a life say nothing.
+const SAMPLES: usize = 6;
+
+/// What the daemon holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Holds {
+    pub descriptors: u64,
+    pub threads: u64,
+    pub bytes: u64,
+}
+
+/// Samples of each of the daemon's lives, at equal distances.
+pub struct Lives {
+    lives: Vec<Vec<Holds>>,
+    compared: usize,
+}
+
+impl Lives {
+    pub fn new() -> Self {
+        Self { lives: vec![Vec::new()], compared: 0 }
+    }
+
+    pub fn sample(&mut self, holds: Holds) {
+        self.lives.last_mut().expect("there is always one").push(holds);
+    }
+
+    /// A life is over.
+    pub fn next(&mut self) {
+        self.halves();
+        self.lives.push(Vec::new());
+    }
+
+    /// The last one is over, too. What was never compared is not known to be flat.
+    pub fn end(mut self) -> usize {
+        self.halves();
+        // The first began with an empty store.
+        if let [_, second, .., last] = &self.lives[..] {
+            let age = second.len().min(last.len());
+            if age >= SAMPLES {
+                flat("one life after another, at the same age", &second[..age], &last[..age]);
+                self.compared += 1;
+            }
+        }
+        assert!(self.compared > 0, "no life was long enough to be compared with anything");
+        self.compared
+    }
+
+    fn halves(&mut self) {
+        let life = self.lives.last().expect("there is always one");
+        if life.len() >= SAMPLES {
+            let (before, after) = life.split_at(life.len() / 2);
+            flat("in one life", before, after);
+            self.compared += 1;
+        }
+    }
+}
+
+fn flat(when: &str, before: &[Holds], after: &[Holds]) {
+    for (what, of, some) in [
+        ("descriptors", (|h: &Holds| h.descriptors) as fn(&Holds) -> u64, 30),
+        ("threads", |h| h.threads, 4),
+        ("bytes", |h| h.bytes, 16 << 20),
+    ] {
+        let most = |part: &[Holds]| part.iter().map(of).max().unwrap_or(0);
+        let (before, after) = (most(before), most(after));
+        assert!(after <= before * 5 / 4 + some, "its {what} grow, {when}: {before} at first, {after} later");
+    }
+}

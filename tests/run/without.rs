@@ -1,0 +1,123 @@
+//! Runs without what they are used to: a home directory, a store, a memory, a session.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::common::{eventually, need};
+use crate::project::{Project, Ran, said};
+
+/// Neither a home nor a place for caches; temporary files have one.
+fn homeless(p: &Project, args: &[&str]) -> Command {
+    let tmp = p.dir.path().join("tmp");
+    fs::create_dir_all(&tmp).unwrap();
+    let mut c = p.command(args);
+    c.env_remove("HOME").env_remove("XDG_CACHE_HOME").env("TMPDIR", tmp);
+    c
+}
+
+/// S13.6 A cache that fails never fails the task: nor one that comes after another, of which nobody can tell what it made.
+#[test]
+fn a_task_after_another_needs_no_store() {
+    let p = Project::new();
+    let run = |options: &[&str]| {
+        let args = [&["run", "--json", "--no-inputs"], options, &["--", "sh", "-c", "echo fine"]].concat();
+        let mut c = homeless(&p, &args);
+        c.env_remove("OUTFS_STORE");
+        Ran::of(c)
+    };
+    assert_eq!(run(&["--task", "build"]).kept(false).code, 0);
+    let after = |options: &[&str]| run(&[&["--task", "test", "--after", "build"], options].concat());
+    for options in [&[][..], &["--policy", "readonly"], &["--sandbox", "bwrap"]] {
+        if options.contains(&"bwrap") {
+            need("bwrap");
+        }
+        let test = after(options);
+        assert_eq!(
+            (test.code, &test.stdout[..], &test.record["result"]),
+            (0, "fine\n", &"uncached".into()),
+            "{test:#?}"
+        );
+        test.kept(false).says("the task build has no result yet").says("the store cannot tell");
+    }
+    assert_eq!(after(&["--dry-run"]).code, 125, "there is no key");
+    // What has to be there to be read is not, and a store that works can tell that there is none.
+    assert_eq!(run(&["--task", "test", "--from", "a=build"]).code, 125);
+    let c = homeless(&p, &["run", "--json", "--no-inputs", "--after", "build", "--", "true"]);
+    assert_eq!(Ran::of(c).code, 125);
+}
+
+/// As in containers with a user of any number: results are kept, and sandboxes made, where temporary files are.
+#[test]
+fn a_memory_that_cannot_be_is_no_obstacle() {
+    need("bwrap");
+    let p = Project::new();
+    let tmp = p.dir.path().join("tmp");
+    fs::create_dir(&tmp).unwrap();
+    // Nobody makes a directory there, nor root.
+    for (name, sandbox) in [("HOME", "none"), ("XDG_CACHE_HOME", "none"), ("XDG_CACHE_HOME", "bwrap")] {
+        let run = || {
+            let options =
+                ["run", "--json", "--no-inputs", "--task", name, "--sandbox", sandbox, "--output", "o"];
+            let mut c = p.command(&[&options[..], &["--", "sh", "-c", "echo 1 > o"]].concat());
+            c.env_remove("HOME").env_remove("XDG_CACHE_HOME").env(name, "/proc/nothing").env("TMPDIR", &tmp);
+            Ran::of(c)
+        };
+        assert_eq!(run().kept(true).record["warnings"], serde_json::json!([]));
+        run().is_hit();
+    }
+}
+
+#[test]
+fn a_session_without_a_store_is_none() {
+    let p = Project::new();
+    let broken = |c: &mut Command| {
+        c.env("OUTFS_STORE", "/proc/nothing/store");
+    };
+    let outfs = env!("CARGO_BIN_EXE_outfs");
+    let script = format!("echo fine; {outfs} run --ephemeral --no-inputs -- sh -c 'exit 3'");
+    let mut c = p.command(&["session", "--", "sh", "-c", &script]);
+    broken(&mut c);
+    let out = c.output().unwrap();
+    assert_eq!((out.status.code(), &out.stdout[..]), (Some(3), &b"fine\n"[..]), "{}", said(&out));
+    assert!(said(&out).contains("there is no session"), "{}", said(&out));
+    // No home, and so no store.
+    let mut c = homeless(&p, &["session", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(c.env_remove("OUTFS_STORE").output().unwrap().status.code(), Some(7));
+    // Whoever wants its name is told that there is none.
+    let mut c = p.command(&["session", "--pid", &std::process::id().to_string()]);
+    broken(&mut c);
+    assert_eq!(c.output().unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn a_store_that_goes_away_costs_a_session_no_exit_code() {
+    let p = Project::new();
+    let script = "touch started; while [ ! -e go ]; do sleep 0.01; done; exit 4";
+    let mut c = p.command(&["session", "--", "sh", "-c", script]);
+    let child = c.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the session", || p.path("started").exists());
+    fs::rename(&p.store, p.dir.path().join("gone")).unwrap();
+    p.write("go", "");
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(4), "{}", said(&out));
+    assert!(said(&out).contains("the end of the session cannot be told"), "{}", said(&out));
+}
+
+#[test]
+fn a_session_that_is_none_is_a_warning() {
+    let p = Project::new();
+    let run = |options: &[&str]| {
+        let mut c =
+            p.command(&[&["run", "--json", "--no-inputs"], options, &["--", "echo", "fine"]].concat());
+        c.env("OUTFS_SESSION", "garbage");
+        let ran = Ran::of(c);
+        assert_eq!((ran.code, &ran.stdout[..]), (0, "fine\n"), "{ran:#?}");
+        ran.says("warning: this run is in no session");
+        let told = ran.record["warnings"][0].as_str().unwrap_or_default().to_owned();
+        assert!(told.contains("\"garbage\" is no session"), "{ran:#?}");
+        ran
+    };
+    run(&["--task", "t"]).kept(true);
+    run(&["--task", "t"]).is_hit();
+    assert_eq!(run(&["--task", "t", "--ephemeral"]).kept(false).record["result"], "uncached");
+}
