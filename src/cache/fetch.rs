@@ -247,26 +247,15 @@ impl Cache {
     }
 }
 
-/// Has a window fetched by the first who wants it; the others wait for what comes of it, each as long as it can. Whoever
-/// was at it may have had less time than we, so we may have to try, too.
+/// Has a window fetched by the first who wants it.
 fn share<T>(
     flights: &Arc<Flights<Window, Came<T>>>,
     window: &Window,
     by: Instant,
     fetch: impl Fn() -> Result<Came<T>>,
 ) -> Result<Arc<T>> {
-    let mut others = 0;
-    loop {
-        let (flight, pilot) = flights.board(window);
-        let mine = pilot.is_some();
-        if let Some(pilot) = pilot {
-            pilot.land(fetch()?);
-        }
-        match flight.wait(by).unwrap_or_else(|| Err(late(&window.0))) {
-            Err(e) if e.is_transient() && !mine && others == 0 && Instant::now() < by => others += 1,
-            came => return Ok(came?),
-        }
-    }
+    let came = flights.share(window, by, TierError::is_transient, fetch)?;
+    Ok(came.unwrap_or_else(|| Err(late(&window.0)))?)
 }
 
 /// From the first of these to the end of the last.

@@ -1,13 +1,15 @@
 //! What several want at once is done once, by the first of them; the others wait for what comes of it, as long as they can.
+//! Model-checked by `tests/interleavings`.
 //!
-//! Invariants: at most one pilot for each key; a flight whose pilot is gone has ended. Must not know: what is done.
+//! Invariants: at most one pilot for each key; a flight whose pilot is gone has ended; who boards meets none that has. Must
+//! not know: what is done.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// All that is being done.
 pub(super) struct Flights<K: Eq + Hash, T>(Mutex<HashMap<K, Arc<Flight<T>>>>);
@@ -24,6 +26,7 @@ pub(super) struct Pilot<K: Eq + Hash, T> {
     flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<T>>,
     key: K,
+    result: Option<T>,
 }
 
 impl<K: Eq + Hash, T> Default for Flights<K, T> {
@@ -41,13 +44,40 @@ impl<K: Eq + Hash + Clone, T: Clone> Flights<K, T> {
         }
         let flight = Arc::new(Flight { result: Mutex::new(None), ended: Condvar::new() });
         all.insert(key.clone(), flight.clone());
-        let pilot = Pilot { flights: self.clone(), flight: flight.clone(), key: key.clone() };
+        let pilot = Pilot { flights: self.clone(), flight: flight.clone(), key: key.clone(), result: None };
         (flight, Some(pilot))
     }
 
     /// How many there are.
     pub fn under_way(&self) -> usize {
         self.0.lock().len()
+    }
+}
+
+impl<K: Eq + Hash + Clone, T: Clone, E: Clone> Flights<K, Result<T, E>> {
+    /// Has it done by the first who wants it, and waits for what comes of it; `None` when nothing did by then. Whoever was
+    /// at it may have had less time than we: after nothing, or an error that is no last word (`again`), we try too, once.
+    pub fn share<F>(
+        self: &Arc<Self>,
+        key: &K,
+        by: Instant,
+        again: impl Fn(&E) -> bool,
+        act: impl Fn() -> Result<Result<T, E>, F>,
+    ) -> Result<Option<Result<T, E>>, F> {
+        let mut waited = false;
+        loop {
+            let (flight, pilot) = self.board(key);
+            let mine = pilot.is_some();
+            if let Some(pilot) = pilot {
+                pilot.land(act()?);
+            }
+            let came = flight.wait(by);
+            let last_word = came.as_ref().is_some_and(|came| !came.as_ref().is_err_and(&again));
+            if last_word || mine || waited || Instant::now() >= by {
+                return Ok(came);
+            }
+            waited = true;
+        }
     }
 }
 
@@ -66,50 +96,16 @@ impl<T: Clone> Flight<T> {
 
 impl<K: Eq + Hash, T> Pilot<K, T> {
     /// It is done.
-    pub fn land(self, result: T) {
-        *self.flight.result.lock() = Some(Some(result));
+    pub fn land(mut self, result: T) {
+        self.result = Some(result);
     }
 }
 
 impl<K: Eq + Hash, T> Drop for Pilot<K, T> {
     fn drop(&mut self) {
+        // First: whoever learns that it failed, and boards again, must not meet it again.
         self.flights.0.lock().remove(&self.key);
-        self.flight.result.lock().get_or_insert(None);
+        *self.flight.result.lock() = Some(self.result.take());
         self.flight.ended.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn many_want_it_and_one_does_it() {
-        let (flights, done) = (Arc::new(Flights::<u8, u32>::default()), AtomicU32::new(0));
-        let by = Instant::now() + Duration::from_secs(60);
-        let (first, pilot) = flights.board(&7);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                let (flight, other) = flights.board(&7);
-                assert!(other.is_none());
-                let done = &done;
-                scope.spawn(move || done.fetch_add(flight.wait(by).unwrap(), Ordering::Relaxed));
-            }
-            pilot.unwrap().land(5);
-        });
-        assert_eq!((done.into_inner(), first.wait(by)), (40, Some(5)));
-        assert!(flights.board(&7).1.is_some(), "the next one does it again");
-    }
-
-    #[test]
-    fn nobody_waits_for_what_never_comes() {
-        let flights = Arc::new(Flights::<u8, u32>::default());
-        let (flight, pilot) = flights.board(&7);
-        assert_eq!(flight.wait(Instant::now()), None, "too late");
-        drop(pilot);
-        assert_eq!(flight.wait(Instant::now() + Duration::from_secs(60)), None, "given up");
     }
 }

@@ -27,6 +27,8 @@ mod events;
 mod evict;
 mod fetch;
 mod flights;
+#[cfg(test)]
+mod flights_tests;
 mod fsck;
 #[cfg(test)]
 mod fsck_tests;

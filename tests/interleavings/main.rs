@@ -6,6 +6,9 @@
 //! takes. `OUTFS_INTERLEAVINGS` is the number of orders of each test (default 1,000).
 
 #[allow(dead_code)]
+#[path = "../../src/cache/flights.rs"]
+mod fetched_once;
+#[allow(dead_code)]
 #[path = "../../src/cache/gate.rs"]
 mod gate;
 #[allow(dead_code)]
@@ -20,6 +23,7 @@ mod turns;
 mod blobs;
 mod drafts;
 mod entries;
+mod fetches;
 mod flights;
 #[allow(dead_code)]
 mod run;

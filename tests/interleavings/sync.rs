@@ -13,14 +13,14 @@ pub use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct Mutex<T>(shuttle::sync::Mutex<T>);
 
 /// Empty only while a condition is waited for.
-pub struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>);
+pub struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>, &'a Mutex<T>);
 
 impl<T> Mutex<T> {
     pub fn new(value: T) -> Self {
         Mutex(shuttle::sync::Mutex::new(value))
     }
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard(Some(self.0.lock().expect("no panics")))
+        MutexGuard(Some(self.0.lock().expect("no panics")), self)
     }
 }
 
@@ -54,8 +54,30 @@ impl Condvar {
         let held = guard.0.take().expect("held");
         guard.0 = Some(self.0.wait(held).expect("no panics"));
     }
+    /// Time stands still: what is over by now may be found to be at any moment, and what is not never will be.
+    pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, by: Instant) -> WaitTimeoutResult {
+        if by > Instant::now() {
+            self.wait(guard);
+            return WaitTimeoutResult(false);
+        }
+        drop(guard.0.take());
+        for _ in 0..shuttle::rand::thread_rng().gen_range(0..6) {
+            shuttle::thread::yield_now();
+        }
+        *guard = guard.1.lock();
+        WaitTimeoutResult(true)
+    }
     pub fn notify_all(&self) {
         self.0.notify_all();
+    }
+}
+
+/// As parking_lot's.
+pub struct WaitTimeoutResult(bool);
+
+impl WaitTimeoutResult {
+    pub fn timed_out(&self) -> bool {
+        self.0
     }
 }
 
