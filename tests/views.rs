@@ -342,6 +342,8 @@ test "$(stat -c %s:%a mnt/.outfs/work/u/locked)" = 5120:444
 mkdir mnt/ab/cd/abcd1234 && mkdir mnt/ab/cd/abcd1234/outputs
 echo alias >mnt/ab/cd/abcd1234/outputs/f
 test "$(cat mnt/abcd1234/outputs/f)" = alias
+cat mnt/.outfs/stats.json mnt/.outfs/metrics mnt/.outfs/events.jsonl >/dev/null && ls mnt/.outfs/by-task >/dev/null
+cat "mnt/.outfs/blobs/$(getfattr --only-values -n user.outfs.blake3 mnt/key1/outputs/f 2>/dev/null)" | grep -q hello
 ./outfs unmount mnt --store store
 if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
 ./outfs ls --store store | grep -q key1

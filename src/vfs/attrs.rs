@@ -14,11 +14,15 @@ impl View {
         let begins = matches!(ino, ino::ROOT | ino::WORK | ino::TRASH)
             || matches!(ino::meaning(ino), ino::Meaning::Shard(_));
         let writable = begins && !self.read_only();
+        // The rest of `.outfs` gives contents by their hash, whatever the modes of files that have them, and names tasks,
+        // paths and hosts: that is the owner's.
+        let for_all = begins || ino == ino::CONTROL;
         let perm = match kind {
             Kind::Dir if writable => 0o755,
-            Kind::Dir => 0o555,
+            Kind::Dir if for_all => 0o555,
+            Kind::Dir => 0o500,
             Kind::Symlink => 0o777,
-            _ => 0o444,
+            _ => 0o400,
         };
         Attr {
             ino,

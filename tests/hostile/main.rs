@@ -88,6 +88,45 @@ fn a_stranger_on_a_shared_mount_has_the_rights_that_the_modes_say() {
     assert_eq!((made.uid(), made.gid(), made.mode() & 0o777), (STRANGER, STRANGER, 0o600), "its maker's");
 }
 
+/// S6.8 `MNT/.outfs/blobs`, `by-task`, `stats.json`, `metrics` and `events.jsonl` are for the user who mounted alone …
+#[test]
+fn a_stranger_reads_nothing_below_outfs_but_drafts() {
+    let mut m = shared();
+    let secret = "for its owner";
+    m.entry("key-sealed", |out| {
+        write(out.join("secret"), secret);
+        chmod(out.join("secret"), 0o600).expect("chmod");
+    });
+    let blob = format!("blobs/{}", blake3::hash(secret.as_bytes()).to_hex());
+    let read_only = m.add_view("read-only", &["--read-only", "--allow-other"]);
+    let scoped = m.add_view("scoped", &["--key", "key-sealed", "--allow-other"]);
+    for (view, all) in [(m.mnt(), true), (&read_only, true), (&scoped, false)] {
+        let control = view.join(".outfs");
+        // Known to the kernel or not.
+        for _ in 0..2 {
+            may_not("cat \"$1\"", &[&control.join(&blob)]);
+            may_not("ls \"$1\"", &[&control.join("blobs")]);
+            assert_eq!(read(control.join(&blob)), secret.as_bytes(), "its owner's");
+        }
+        may("ls -l \"$1\"", &[&control]);
+        let mode = |name: &str| fs::metadata(control.join(name)).expect("stat").mode() & 0o7777;
+        assert_eq!((mode(""), mode("blobs"), mode(&blob)), (0o555, 0o500, 0o400));
+        if !all {
+            continue;
+        }
+        for file in ["stats.json", "metrics", "events.jsonl"] {
+            may_not("cat \"$1\"", &[&control.join(file)]);
+            assert_eq!(mode(file), 0o400);
+        }
+        let task = "by-task/%2F%2Fpkg:build";
+        may_not("ls \"$1\"", &[&control.join("by-task")]);
+        may_not("ls \"$1\"/latest/outputs", &[&control.join(task)]);
+        assert_eq!((mode("by-task"), mode(task)), (0o500, 0o500));
+    }
+    let draft = m.draft("given", |out| chmod(out, 0o1777).expect("chmod"));
+    may("echo strange >\"$1\"/outputs/file && cat \"$1\"/outputs/file", &[&draft]);
+}
+
 #[test]
 fn a_stranger_cannot_command_the_daemon() {
     let m = shared();
