@@ -329,6 +329,9 @@ impl Times {
         let Some(m) = metadata else { return Times { start_ns: 0, end_ns: 0 } };
         let end = ns(&m.execution_completed_timestamp)
             .or_else(|| ns(&m.worker_completed_timestamp))
+            // Outputs are sent when there are any: some tools say nothing else.
+            .or_else(|| ns(&m.output_upload_start_timestamp))
+            .or_else(|| ns(&m.output_upload_completed_timestamp))
             .or_else(|| ns(&m.execution_start_timestamp))
             .or_else(|| ns(&m.worker_start_timestamp))
             .unwrap_or(0);
