@@ -53,6 +53,7 @@ struct State {
     actions: HashMap<(String, i64), re::ActionResult>,
     wrong: Chooser,
     calls: HashMap<String, u64>,
+    token: Option<String>,
 }
 
 /// The server; it ends when this is dropped.
@@ -79,6 +80,7 @@ impl Server {
             actions: HashMap::new(),
             wrong: Arc::new(|_| None),
             calls: HashMap::new(),
+            token: None,
         };
         let state = Shared(Arc::new(Mutex::new(state)));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -109,6 +111,15 @@ impl Server {
         } else {
             format!("grpc://{}/{instance}", self.at)
         }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.at.port()
+    }
+
+    /// What came with the last question what it can do, to say who asks.
+    pub fn token(&self) -> Option<String> {
+        self.state.lock().token.clone()
     }
 
     /// Its address; it goes on for ever.
@@ -332,7 +343,9 @@ impl Capabilities for Shared {
         request: Request<re::GetCapabilitiesRequest>,
     ) -> Result<Response<re::ServerCapabilities>, Status> {
         self.begin("capabilities", &request.get_ref().instance_name, None).await?;
-        let state = self.lock();
+        let mut state = self.lock();
+        let token = request.metadata().get("authorization").and_then(|token| token.to_str().ok());
+        state.token = token.map(str::to_owned);
         let cache = re::CacheCapabilities {
             digest_functions: vec![Value::Md5 as i32, state.function as i32],
             action_cache_update_capabilities: Some(re::ActionCacheUpdateCapabilities {

