@@ -11,6 +11,7 @@
 //! and the lock of pins and rejections (`pin`), which is taken before all but a draft's and the index's gate.
 
 mod adopt;
+mod alias;
 mod anew;
 mod at;
 mod backend;
@@ -275,6 +276,7 @@ pub(crate) struct Inner {
     manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,
     tiers: tiers::Tiers,
+    aliases: alias::Aliases,
     partials: partial::Partials,
     push: push::Push,
     loaded: lookup::AllLoaded,

@@ -35,6 +35,7 @@ impl Cache {
                 manifests: Default::default(),
                 claims: Default::default(),
                 tiers: Default::default(),
+                aliases: Default::default(),
                 partials: Default::default(),
                 push: Default::default(),
                 loaded: lookup::AllLoaded::new(shares.manifests),

@@ -74,7 +74,13 @@ impl View {
         }
         // A name outside the grammar costs no I/O.
         let key = EntryKey::parse_os(name).map_err(|_| VfsError::NotFound)?;
-        self.lookup_key(&key, true)
+        match self.lookup_key(&key, true) {
+            Err(VfsError::NotFound) if self.has_tiers() && self.scope.is_none() => {
+                let action = self.cache.alias(&key)?.ok_or(VfsError::NotFound)?;
+                self.found_link(action.as_str())
+            }
+            found => found,
+        }
     }
 
     /// The draft this view shows under a key, if it shows one rather than a sealed entry.

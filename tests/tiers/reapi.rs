@@ -13,7 +13,7 @@ use prost::Message;
 use re::digest_function::Value;
 
 use super::cas::{BATCH, Server, Wrong, digest};
-use super::common::{Mount, read as mount_read};
+use super::common::{Mount, eventually, read as mount_read};
 use super::mounted::{content, patient};
 use super::others::Other;
 use super::suite::{contents_conform, key, soon};
@@ -520,6 +520,35 @@ fn results_of_actions_appear_in_a_mount() {
     assert_eq!(attribute("metadata.json", "user.outfs.sha256"), None);
     assert_eq!(m.code(&["fsck", "--verify-data"]), 0);
     assert!(m.has_event("found", &key_of(&action(1)).to_string()));
+}
+
+/// S15.18 In a mount with tiers the hash of an action alone is a symlink to the entry of the action, once there is one here.
+#[test]
+fn the_hash_alone_leads_to_what_is_here() {
+    let server = Server::start("main", Value::Sha256);
+    let output = file(&server, "f", b"of another tool");
+    server.set_result(&action(1), result(vec![output.clone()]));
+    let tier = server.tier();
+    let mut m = Mount::unmounted(&["--size", "1G", "--tier", &tier]);
+    m.start();
+    let full = |n: u8| key_of(&action(n)).to_string();
+    let alone = m.path(action(1).hash);
+    assert!(std::fs::symlink_metadata(&alone).is_err(), "nobody knows its size yet");
+    assert_eq!(mount_read(m.path(full(1)).join("outputs/f")), b"of another tool");
+    assert_eq!(std::fs::read_link(&alone).expect("a symlink"), std::path::Path::new(&full(1)));
+    m.entry_of(&full(2), "sealed here");
+    m.entry_of(&action(3).hash, "its own");
+    m.entry_of(&full(3), "of the action");
+    let shown = |m: &Mount| {
+        [1, 2, 3]
+            .map(|n| String::from_utf8(mount_read(m.path(action(n).hash).join("outputs/f"))).expect("text"))
+    };
+    assert_eq!(shown(&m), ["of another tool", "sealed here", "its own"]);
+    m.restart();
+    assert_eq!(shown(&m), ["of another tool", "sealed here", "its own"]);
+    server.set(&output.digest.expect("it has one"), None);
+    m.evict(&full(1));
+    eventually("there is nothing to lead to", || std::fs::symlink_metadata(&alone).is_err());
 }
 
 /// An entry as a tool makes it: outputs of all kinds, logs and metadata.
