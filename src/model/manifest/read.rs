@@ -165,6 +165,9 @@ impl Manifest {
             if u32::from(r.mode.get()) & (libc::S_ISUID | libc::S_ISGID) != 0 {
                 return bad(i, "it has set-id bits");
             }
+            if !is_file(r) && r.digest_kind != 0 {
+                return bad(i, "only a file's content has a digest");
+            }
             match u32::from(r.mode.get()) & libc::S_IFMT {
                 libc::S_IFDIR => {
                     let d = dir_body(r);

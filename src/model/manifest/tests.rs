@@ -158,6 +158,21 @@ fn set_id_bits_are_not_valid() {
     }
 }
 
+/// The same tree would have several manifests.
+#[test]
+fn what_is_no_file_has_no_kind_of_digest() {
+    let sound = sample();
+    let m = Manifest::parse(sound.clone()).unwrap();
+    let kinds = m.records().iter().map(|r| r.kind());
+    for (i, kind) in kinds.enumerate().filter(|(_, kind)| *kind != RecordKind::File) {
+        let mut bytes = sound.clone();
+        bytes[176 + 64 * i + 53] = 1;
+        let error = Manifest::parse(bytes).unwrap_err();
+        let what = "only a file's content has a digest";
+        assert!(matches!(error, FormatError::Record { what: w, .. } if w == what), "{kind:?}: {error:?}");
+    }
+}
+
 /// Whoever climbs from it would never arrive at the top.
 #[test]
 fn a_directory_that_holds_itself_is_not_valid() {
