@@ -1,7 +1,7 @@
 //! Now and here: the clock, the machine's name as entries record it, its processors and processes.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -33,5 +33,15 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
         fd if fd < 0 => Err(io::Error::last_os_error()),
         // SAFETY: a new descriptor, which nobody else owns.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+    }
+}
+
+/// Sends a signal to the process that a descriptor is of, and to no other one that has its number by now.
+pub(crate) fn pidfd_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let (fd, info) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: the call takes numbers, and no pointer that leads anywhere.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

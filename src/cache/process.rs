@@ -36,16 +36,36 @@ impl Space {
     }
 }
 
-impl Process {
-    /// A living process; `None` when there is none of that number, and where there is no /proc.
-    pub fn of(pid: u32) -> Option<Process> {
+/// What the kernel says of a process, also of one that has ended and whose status nobody has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// It runs no more.
+    pub ended: bool,
+    /// The process that takes its status.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// As in [`Process`].
+    pub started: u64,
+}
+
+impl Stat {
+    pub fn of(pid: u32) -> Option<Stat> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name may have spaces and parentheses in it; the state follows the last one.
         let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
-        let state = rest.next()?;
-        let started = rest.nth(18)?.parse().ok()?;
+        let ended = matches!(rest.next()?, "Z" | "X");
+        let (parent, group) = (rest.next()?.parse().ok()?, rest.next()?.parse().ok()?);
+        Some(Stat { ended, parent, group, started: rest.nth(16)?.parse().ok()? })
+    }
+}
+
+impl Process {
+    /// A living process; `None` when there is none of that number, and where there is no /proc.
+    pub fn of(pid: u32) -> Option<Process> {
+        let Stat { ended, started, .. } = Stat::of(pid)?;
         let space = Space::here()?;
-        (!matches!(state, "Z" | "X")).then_some(Process { pid, started, space })
+        (!ended).then_some(Process { pid, started, space })
     }
 
     /// This process.

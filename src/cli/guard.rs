@@ -2,20 +2,28 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::out;
 use crate::control::{Failure, Kind};
-use crate::run::guard;
+use crate::model::units::parse_duration;
+use crate::run::{Post, guard};
 
 /// Look after a command (for outfs itself)
 #[derive(Args)]
 #[command(hide = true)]
 pub(crate) struct Guard {
-    /// Signals are for what the command starts
+    /// The command is a sandbox with a guard inside
+    #[arg(long, conflicts_with = "inside")]
+    sandbox: bool,
+    /// This is the first process inside a sandbox
     #[arg(long)]
-    inner: bool,
+    inside: bool,
+    /// Between being asked to end and being killed
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    grace: Duration,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -24,7 +32,12 @@ impl Guard {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         // Else `ps` and `pgrep` would know it as "exe".
         let _ = nix::sys::prctl::set_name(c"outfs");
-        let (code, error) = guard(&self.command, self.inner);
+        let post = match (self.sandbox, self.inside) {
+            (true, _) => Post::Sandbox,
+            (_, true) => Post::Inside,
+            _ => Post::Command,
+        };
+        let (code, error) = guard(&self.command, post, self.grace);
         if let Some(e) = error {
             let program = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
             return match code {

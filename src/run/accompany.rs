@@ -30,7 +30,7 @@ pub fn accompany(argv: &[OsString], env: &[(&str, String)]) -> io::Result<(u8, O
     };
     let ended = pidfd_open(child.id())?;
     loop {
-        if signals.or_readable(ended.as_fd())? == Some(true) {
+        if signals.or_readable(Some(ended.as_fd()), None)? {
             let status = child.wait()?;
             let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             return Ok((code as u8, None));

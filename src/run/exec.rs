@@ -6,7 +6,7 @@
 //! the time limit, or when outfs is asked to end, the whole process group is told so and killed
 //! after a grace; when this returns, nothing of the group is alive. Must not know: keys, stores, terminals.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::capture::{Capture, Order, Sink};
-use super::guard::{die_with_parent, hand_down, kill_descendants, not_started};
-use super::signals::Signals;
+use super::guard::{Post, die_with_parent, hand_down, kill_descendants, not_started, words};
+use super::signals::{Signals, time_left};
 use super::spool::Spool;
 use crate::cache::pidfd_open;
 
@@ -39,12 +39,13 @@ pub struct Plan<'a> {
     pub cwd: &'a Path,
     /// Variables to set, or to take away, in this process's environment.
     pub env: &'a [(OsString, Option<OsString>)],
-    /// How [`guard`](super::guard()) is started: a program and arguments that take `--` and a command behind them. Without it
-    /// what the command leaves outside its process group may outlive a killed outfs.
+    /// How [`guard`](super::guard()) is started: a program, by its path, and arguments that take options, `--` and a command behind
+    /// them. Without it the process group alone is asked, has the grace and is killed, and what the command leaves outside may
+    /// outlive this. With it this process becomes a subreaper, and if the guard is killed all children of this process are.
     pub guard: &'a [OsString],
     /// The guard has these open, too, until nothing of the command is left.
     pub hold: &'a [BorrowedFd<'a>],
-    /// The command makes a session of its own for what it starts: signals are for that.
+    /// The command is a sandbox that starts another guard inside: signals are for that one.
     pub inner: bool,
     /// Until it is ended.
     pub timeout: Option<Duration>,
@@ -157,10 +158,9 @@ impl Outcome {
 impl Running {
     fn start(plan: &Plan<'_>) -> io::Result<Running> {
         let guarded = !plan.guard.is_empty();
-        let inner = (guarded && plan.inner).then_some(OsStr::new("--inner"));
-        let options = inner.into_iter().chain(guarded.then_some(OsStr::new("--")));
-        let guard = plan.guard.iter().map(OsString::as_os_str).chain(options);
-        let mut words = guard.chain(plan.argv.iter().map(OsString::as_os_str));
+        let post = if plan.inner { Post::Sandbox } else { Post::Command };
+        let guard = if guarded { words(plan.guard, post, plan.grace) } else { Vec::new() };
+        let mut words = guard.iter().chain(plan.argv);
         let mut command = Command::new(words.next().ok_or(io::ErrorKind::NotFound)?);
         let stdin = if plan.guard.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.args(words).current_dir(plan.cwd).stdin(stdin);
@@ -245,11 +245,6 @@ impl Running {
 
     /// Waits for output, a signal, the end or the deadline; true when the process has ended.
     fn poll(&self, signals: &Signals, spool: &Spool, deadline: Option<Instant>) -> io::Result<bool> {
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        // Rounded up, or the last millisecond would be waited for in a circle.
-        let timeout = left.map_or(PollTimeout::NONE, |l| {
-            PollTimeout::try_from(l + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
         let mut fds = vec![
             PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.fd(), PollFlags::POLLIN),
@@ -258,7 +253,7 @@ impl Running {
         spool.heard();
         let pipes = if spool.is_full() { &[] } else { &self.pipes[..] };
         fds.extend(pipes.iter().flatten().map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, time_left(deadline)) {
             Ok(_) => Ok(fds[0].any() == Some(true)),
             Err(Errno::EINTR) => Ok(false),
             Err(e) => Err(e.into()),

@@ -4,8 +4,9 @@
 //! command's parent and adopts what the command leaves (a subreaper); it ends all of it when its
 //! standard input ends, which happens when outfs says so or is no more. Invariants: the command has
 //! a process group of its own; what is left of that when the command has ended by itself is killed; when the command was asked to
-//! end, so is all that it has started, and the guard ends after all of it; the guard's exit
-//! code is the command's, as a shell says it. Must not know: what is run, or why, or how long a grace is.
+//! end, so is all that it has started, once, and the guard ends after all of it or when the grace is over, whoever asked;
+//! no signal is sent to a number that may be somebody else's by now; the guard's exit
+//! code is the command's, as a shell says it. Must not know: what is run, or why.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,10 +16,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use super::kin::{children_of, descendants, first_of_groups};
 use super::signals::Signals;
 
 /// The variable that names descriptors which only the guard is to have.
@@ -26,20 +28,44 @@ const HOLDS: &str = "OUTFS_GUARD_HOLDS";
 /// How long what was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Where a guard stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Post {
+    /// Around a command.
+    Command,
+    /// Around a sandbox that has another guard inside: signals are for that one.
+    Sandbox,
+    /// The first process inside a sandbox, which the one around it ends: standard input says nothing.
+    Inside,
+}
+
+/// The words that have a guard look after the command behind them: `guard` is how one is started.
+pub(super) fn words(guard: &[OsString], post: Post, grace: Duration) -> Vec<OsString> {
+    let post = match post {
+        Post::Command => None,
+        Post::Sandbox => Some("--sandbox"),
+        Post::Inside => Some("--inside"),
+    };
+    let grace = format!("{}ms", grace.as_millis());
+    let options = post.into_iter().chain(["--grace", &grace, "--"]).map(OsString::from);
+    guard.iter().cloned().chain(options).collect()
+}
+
 /// A command that cannot be started, as shells say it: 127 not found, 126 anything else.
 pub fn not_started(e: &io::Error) -> u8 {
     if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
-/// Runs a command and looks after it; its exit code, and why it could not be run if so.
-/// Signals go to its process group; with `inner` to those of the processes it started, which are a sandbox's first.
-pub fn guard(argv: &[OsString], inner: bool) -> (u8, Option<io::Error>) {
-    watch(argv, inner).unwrap_or_else(|e| (126, Some(e)))
+/// Runs a command and looks after it; its exit code, and why it could not be run if so. What was asked to end has the grace.
+pub fn guard(argv: &[OsString], post: Post, grace: Duration) -> (u8, Option<io::Error>) {
+    watch(argv, post, grace).unwrap_or_else(|e| (126, Some(e)))
 }
 
-fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> {
+fn watch(argv: &[OsString], post: Post, grace: Duration) -> io::Result<(u8, Option<io::Error>)> {
     nix::sys::prctl::set_child_subreaper(true)?;
     let signals = Signals::catch(&[libc::SIGCHLD])?;
+    // What was sent before anybody listened has waited.
+    SigSet::empty().thread_set_mask()?;
     let Some((program, arguments)) = argv.split_first() else {
         return Ok((127, Some(io::ErrorKind::NotFound.into())));
     };
@@ -47,34 +73,38 @@ fn watch(argv: &[OsString], inner: bool) -> io::Result<(u8, Option<io::Error>)> 
     let mut command = Command::new(program);
     command.env_remove(HOLDS).args(arguments).stdin(Stdio::null()).process_group(0);
     die_with_parent(&mut command);
+    if post == Post::Sandbox {
+        keep_signals_waiting(&mut command);
+    }
     let child = match command.spawn() {
-        Ok(child) => Pid::from_raw(child.id() as i32),
+        Ok(child) => child.id(),
         Err(e) => return Ok((not_started(&e), Some(e))),
     };
     let stdin = io::stdin();
+    let leash = (post != Post::Inside).then(|| stdin.as_fd());
     let (mut asked, mut ended) = (None, None);
     loop {
-        let told_to_end = signals.or_readable(stdin.as_fd())? != Some(false);
-        if told_to_end {
+        let until = asked.map(|(_, until)| until);
+        let told_to_end = signals.or_readable(leash, until)?;
+        if told_to_end || until.is_some_and(|until| Instant::now() >= until) {
             kill_descendants();
             return Ok((ended.unwrap_or(137), None));
         }
-        if let Some(signal) = signals.take().and_then(|s| Signal::try_from(s).ok()) {
-            tell(child, inner, signal);
-            asked = Some(signal);
+        let signal = signals.take().and_then(|s| Signal::try_from(s).ok());
+        // Once: whoever gets a signal twice cleans nothing up.
+        if let (Some(signal), None) = (signal, asked) {
+            tell(child, post, signal);
+            asked = Some((signal, Instant::now() + grace));
         }
-        let (code, alone) = reap(child);
-        if let (Some(_), Some(signal)) = (code, asked) {
+        let (code, alone) = reap(child, asked.is_some());
+        if let (Some(_), Some((signal, _))) = (code, asked) {
             tell_those_that_ignore(signal);
         }
         ended = ended.or(code);
         match (ended, asked) {
-            (Some(code), None) => {
-                let _ = killpg(child, Signal::SIGKILL);
-                return Ok((code, None));
-            }
+            (Some(code), None) => return Ok((code, None)),
             (Some(code), Some(_)) if alone => return Ok((code, None)),
-            // What is left has the same grace, until outfs says that it is over.
+            // What is left has the same grace.
             _ => {}
         }
     }
@@ -107,56 +137,31 @@ fn keep_for_us() {
     }
 }
 
-/// Passes a signal on, to all that was started; of a sandbox to what is inside, which goes with its first process.
-fn tell(child: Pid, inner: bool, signal: Signal) {
-    let groups = if inner { children_of(child) } else { Vec::new() };
-    let told: Vec<_> = groups.into_iter().filter(|group| killpg(*group, signal).is_ok()).collect();
-    // A sandbox that is not made yet has nobody inside.
-    if !told.is_empty() {
+/// Passes a signal on to all that was started. The command's status has not been taken, so its number is its own.
+fn tell(command: u32, post: Post, signal: Signal) {
+    let group = Pid::from_raw(command as i32);
+    if post == Post::Sandbox {
+        // The guard inside gets what comes before it listens, too. Nobody inside: the sandbox is not made yet.
+        let told = children_of(command).iter().filter(|kin| kin.tell(signal)).count();
+        if told == 0 {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
         return;
     }
     // Looked for before anybody is told: what they start to clean up is not asked to end.
-    let others = if inner { Vec::new() } else { first_of_groups(child) };
-    let _ = killpg(child, signal);
-    for pid in others {
-        let _ = kill(pid, signal);
+    let others = first_of_groups(command);
+    let _ = killpg(group, signal);
+    for kin in others {
+        kin.tell(signal);
     }
-}
-
-/// Of each group of processes that the command started beside its own, those whose parents are in another: they pass a signal on to their
-/// group (`timeout`), and whoever gets one twice cleans nothing up. What another outfs runs is its affair.
-fn first_of_groups(command: Pid) -> Vec<Pid> {
-    let (all, own) = (parents(), std::env::current_exe().ok());
-    let group = |pid: Pid| nix::unistd::getpgid(Some(pid)).ok();
-    let looks_after_its_own =
-        |pid: Pid| own.is_some() && std::fs::read_link(format!("/proc/{pid}/exe")).ok() == own;
-    let (mut waiting, mut found) = (vec![Pid::this()], Vec::new());
-    while let Some(of) = waiting.pop() {
-        for (pid, _) in all.iter().filter(|(_, parent)| *parent == of) {
-            let its = group(*pid);
-            if its.is_some() && its != Some(command) && (of == Pid::this() || its != group(of)) {
-                found.push(*pid);
-            }
-            if !looks_after_its_own(*pid) {
-                waiting.push(*pid);
-            }
-        }
-    }
-    found
 }
 
 /// When the command has ended nobody is left who would end those that were started in the background of a shell: they ignore what
 /// comes from a keyboard.
 fn tell_those_that_ignore(signal: Signal) {
-    let ignores = |pid: &Pid| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
-    };
     if signal != Signal::SIGTERM {
-        for pid in descendants().into_iter().filter(ignores) {
-            let _ = kill(pid, Signal::SIGTERM);
+        for kin in descendants().iter().filter(|kin| kin.ignores(signal)) {
+            kin.tell(Signal::SIGTERM);
         }
     }
 }
@@ -171,65 +176,67 @@ pub(super) fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
-/// Takes the status of all children that have ended; the exit code of `child` if it is among them, and whether there are no
-/// others: what they have started became ours.
-fn reap(child: Pid) -> (Option<u8>, bool) {
+/// Signals that ask to end wait for the guard that is started inside a sandbox, which is the first to let them through. The first
+/// process of a namespace would lose them otherwise.
+fn keep_signals_waiting(command: &mut Command) {
+    let asking: SigSet =
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect();
+    let block = move || Ok(asking.thread_block()?);
+    // SAFETY: one system call, which is allowed between fork and exec.
+    unsafe { command.pre_exec(block) };
+}
+
+/// Takes the status of all children that have ended; the exit code of the command if it is among them, and whether there are
+/// no others: what they have started became ours. What is left of the command's group is killed if it was not asked to end, while
+/// the number is still its own.
+fn reap(command: u32, asked: bool) -> (Option<u8>, bool) {
     let mut code = None;
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == child => code = Some(status as u8),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => code = Some(128 + signal as u8),
-            Ok(WaitStatus::StillAlive) => return (code, false),
-            Ok(_) | Err(Errno::EINTR) => {}
+        match ended_child() {
+            Ok(Some((pid, its))) => {
+                let pid = Pid::from_raw(pid);
+                if pid.as_raw() as u32 == command && code.is_none() {
+                    if !asked {
+                        let _ = killpg(pid, Signal::SIGKILL);
+                    }
+                    code = Some(its);
+                }
+                let _ = waitpid(pid, None);
+            }
+            Ok(None) => return (code, false),
+            Err(Errno::EINTR) => {}
             Err(_) => return (code, true),
         }
     }
+}
+
+/// A child that has ended and whose status was not taken yet: its number and exit code.
+fn ended_child() -> Result<Option<(i32, u8)>, Errno> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: a zeroed siginfo is valid to be written to, and of a child that has ended the kernel sets what is read of it.
+    let (pid, how, status) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        Errno::result(libc::waitid(libc::P_ALL, 0, &mut info, flags))?;
+        (info.si_pid(), info.si_code, info.si_status())
+    };
+    let code = if how == libc::CLD_EXITED { status } else { 128 + status };
+    Ok((pid != 0).then_some((pid, code as u8)))
 }
 
 /// Kills all children until there are none: children of what is killed become ours.
 pub(super) fn kill_descendants() {
     let end = Instant::now() + GONE_WITHIN;
     while Instant::now() < end {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        match ended_child() {
             Err(Errno::ECHILD) => return,
-            Ok(WaitStatus::StillAlive) => {
-                for child in children_of(Pid::this()) {
-                    let _ = kill(child, Signal::SIGKILL);
+            Ok(Some((pid, _))) => drop(waitpid(Pid::from_raw(pid), None)),
+            Ok(None) => {
+                for child in children_of(std::process::id()) {
+                    child.tell(Signal::SIGKILL);
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            _ => {}
+            Err(_) => {}
         }
     }
-}
-
-/// The processes whose parent is this one.
-fn children_of(of: Pid) -> Vec<Pid> {
-    parents().into_iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| pid).collect()
-}
-
-/// The processes that come from this one.
-fn descendants() -> Vec<Pid> {
-    let mut waiting = vec![Pid::this()];
-    let (all, mut found) = (parents(), Vec::new());
-    while let Some(of) = waiting.pop() {
-        let children = all.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid);
-        found.extend(children.clone());
-        waiting.extend(children);
-    }
-    found
-}
-
-/// All processes, with their parents.
-fn parents() -> Vec<(Pid, Pid)> {
-    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| Some((Pid::from_raw(pid), Pid::from_raw(parent(pid)? as i32)))).collect()
-}
-
-fn parent(pid: i32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have spaces and parentheses in it; state and parent follow the last one.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
 }

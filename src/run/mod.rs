@@ -26,6 +26,7 @@ mod inputs;
 #[cfg(test)]
 mod inputs_tests;
 mod key;
+mod kin;
 mod ledger;
 mod live;
 mod lock;
@@ -54,7 +55,7 @@ pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, 
 pub use error::RunError;
 pub use exec::{End, Outcome, Plan, execute};
 pub use flow::run;
-pub use guard::guard;
+pub use guard::{Post, guard};
 pub use inputs::{Gathered, changed_since, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
 pub use ledger::{LastRun, Ledger, Stand};

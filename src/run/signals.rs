@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -61,6 +62,14 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
+/// For poll. Rounded up, or the last millisecond would be waited for in a circle.
+pub(super) fn time_left(until: Option<Instant>) -> PollTimeout {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    left.map_or(PollTimeout::NONE, |left| {
+        PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    })
+}
+
 impl Signals {
     /// Catches what asks to end, and `more`.
     pub fn catch(more: &[i32]) -> io::Result<Signals> {
@@ -85,16 +94,17 @@ impl Signals {
         self.wake.as_fd()
     }
 
-    /// Waits until a signal came or `fd` can be read; whether that is so of `fd`, `None` when the kernel says of it what poll
-    /// does not know.
-    pub fn or_readable(&self, fd: BorrowedFd<'_>) -> io::Result<Option<bool>> {
-        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.fd(), PollFlags::POLLIN)];
+    /// Waits until a signal came, `fd` can be read or it is so late; whether it was `fd`.
+    pub fn or_readable(&self, fd: Option<BorrowedFd<'_>>, until: Option<Instant>) -> io::Result<bool> {
+        let mut fds = vec![PollFd::new(self.fd(), PollFlags::POLLIN)];
+        fds.extend(fd.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, time_left(until)) {
                 Err(Errno::EINTR) => {}
                 other => {
                     other?;
-                    return Ok(fds[0].any());
+                    // What the kernel says and poll does not know is no silence.
+                    return Ok(fds.get(1).is_some_and(|fd| fd.any() != Some(false)));
                 }
             }
         }

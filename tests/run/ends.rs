@@ -30,6 +30,8 @@ fn exit_codes_are_the_commands_own() {
     flaky(&[]).is_miss(&["previous_run_incomplete"]).kept(true);
     flaky(&[]).is_hit();
     assert_eq!(p.sh(&task, "kill -9 $$").code, 137);
+    // By a signal without a name: 34 is the first for everybody's use.
+    assert_eq!(p.sh(&task, "kill -34 $$").code, 128 + 34);
     assert_eq!(p.run(&task, &["no-such-program"]).code, 127);
     p.write("plain", "");
     assert_eq!(p.run(&task, &["./plain"]).code, 126);
@@ -247,13 +249,8 @@ fn a_killed_outfs_leaves_no_process() {
     assert_eq!(p.ok(&["drafts", "--json"]), "");
 }
 
-#[test]
-fn a_killed_guard_leaves_no_process() {
-    let p = Project::new();
-    let mark = &format!("outfs-test-guard-{}", std::process::id());
-    let mut child = p.spawn(&stubborn(mark));
-    started(&p, &mut child);
-    eventually("all to start", || processes(mark).len() >= 3);
+/// The guard of a run.
+fn guard_of(child: &Child) -> Pid {
     let parent_of = |pid: i32| -> Option<i32> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
@@ -262,9 +259,57 @@ fn a_killed_guard_leaves_no_process() {
     let guard = eventually_some("the guard", || {
         processes("guard").into_iter().find(|pid| parent_of(*pid) == Some(us))
     });
-    kill(Pid::from_raw(guard), Signal::SIGKILL).unwrap();
+    Pid::from_raw(guard)
+}
+
+#[test]
+fn a_killed_guard_leaves_no_process() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-guard-{}", std::process::id());
+    let mut child = p.spawn(&stubborn(mark));
+    started(&p, &mut child);
+    eventually("all to start", || processes(mark).len() >= 3);
+    kill(guard_of(&child), Signal::SIGKILL).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(137));
     nothing_left(mark);
+}
+
+/// … also if only the guard is told to end, and nobody tells it when the grace is over.
+#[test]
+fn a_guard_that_is_told_to_end_does() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-told-{}", std::process::id());
+    let mut child = p.spawn(&stubborn(mark));
+    started(&p, &mut child);
+    eventually("all to start", || processes(mark).len() >= 3);
+    let (guard, begun) = (guard_of(&child), Instant::now());
+    kill(guard, Signal::SIGTERM).unwrap();
+    // Told again it passes nothing on, and waits no longer.
+    kill(guard, Signal::SIGTERM).unwrap();
+    eventually("the run to end", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+    assert!(begun.elapsed() >= Duration::from_secs(9), "there is a grace");
+    nothing_left(mark);
+}
+
+/// What is asked to end is asked once, however often the guard is: who cleans up is not interrupted.
+#[test]
+fn nobody_is_asked_twice() {
+    let p = Project::new();
+    let script =
+        "trap 'echo asked >> asked' TERM; trap 'exit 7' INT; touch started; while :; do sleep 0.05; done";
+    let mut child = p.spawn(script);
+    started(&p, &mut child);
+    let guard = guard_of(&child);
+    kill(guard, Signal::SIGTERM).unwrap();
+    eventually("the command to be asked", || p.path("asked").exists());
+    kill(guard, Signal::SIGINT).unwrap();
+    kill(guard, Signal::SIGTERM).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the grace is not over");
+    assert_eq!(p.read("asked"), "asked\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -271,6 +271,94 @@ fn the_end_of_a_sandboxed_run_is_the_end_of_all() {
     eventually("no place to be left", || left_over(&p).is_empty());
 }
 
+/// S13.7 However a run ends, nothing of its command is left behind: all that was started has the grace, also when the command itself
+/// ends at once, and it looks the same in a sandbox.
+#[test]
+fn what_was_started_in_a_sandbox_has_the_grace() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-grace-{}", std::process::id());
+    // One in the command's own group and one in a session of its own: both clean up after the command has ended.
+    let cleans = |name: &str| {
+        format!(
+            "sh -c 'trap \"sleep 1; touch o/{name}; exit\" TERM; touch o/{name}-is-there; while :; do sleep 0.05; done' {mark}"
+        )
+    };
+    let script = format!(
+        "mkdir o; {} & setsid {} & while [ ! -e o/near-is-there -o ! -e o/far-is-there ]; do sleep 0.01; done; echo; exec sleep 4731",
+        cleans("near"),
+        cleans("far")
+    );
+    let cleaned = || {
+        nothing_left(mark);
+        for name in ["near", "far", "near-is-there", "far-is-there"] {
+            assert!(fs::remove_file(p.path(&format!("o/{name}"))).is_ok(), "{name}");
+        }
+    };
+    let options = ["--no-inputs", "--output", "o"];
+    let late = inside(&p, &[&options[..], &["--timeout", "3s"]].concat(), &script);
+    assert_eq!(late.kept(false).code, 124);
+    cleaned();
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let mut c = p
+            .command(&[&["run", "--task", "t"], &BWRAP[..], &options, &["--", "sh", "-c", &script]].concat());
+        let mut child = c.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("outfs starts");
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).expect("it starts");
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        cleaned();
+    }
+    // Who does not want to end has no more than that; what was left behind by a command that ended by itself has none.
+    let left = inside(&p, &options, &format!("mkdir o; setsid {} & exit 0", cleans("far")));
+    assert_eq!(left.kept(true).code, 0);
+    nothing_left(mark);
+}
+
+/// What asks a run to end while its sandbox is being made asks the command, or ends it before it begins.
+#[test]
+fn a_sandbox_is_ended_at_any_moment() {
+    let p = Project::new();
+    let mark = &format!("outfs-test-early-{}", std::process::id());
+    let script = format!("exec sh -c 'while :; do sleep 0.05; done' {mark}");
+    let begun = std::time::Instant::now();
+    for round in 0..20u64 {
+        need("bwrap");
+        let mut c = p.command(&[
+            "run",
+            "--task",
+            "t",
+            "--sandbox",
+            "bwrap",
+            "--no-inputs",
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ]);
+        let mut child = c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("outfs starts");
+        std::thread::sleep(std::time::Duration::from_millis(round * 5));
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        let status = child.wait().unwrap();
+        assert!(!status.success(), "{status}");
+        nothing_left(mark);
+    }
+    assert!(
+        begun.elapsed().as_secs() < 90,
+        "no signal is lost, and no grace waited for: {:?}",
+        begun.elapsed()
+    );
+}
+
+/// The guard inside is the first process, and as read-only as the rest of the machine.
+#[test]
+fn the_guard_inside_cannot_be_changed() {
+    let p = Project::new();
+    let script = "tr '\\0' ' ' < /proc/1/cmdline | head -c 24; echo; (: >> /proc/1/exe) 2> /dev/null && exit 1; \
+        (: >> /dev/outfs-guard) 2> /dev/null && exit 2; rm -f /dev/outfs-guard 2> /dev/null; kill -9 1; \
+        ls -l /proc/self/fd | grep -c outfs; exit 0";
+    let ran = inside(&p, &["--no-inputs"], script);
+    assert_eq!((ran.code, &ran.stdout[..]), (0, "/dev/outfs-guard guard -\n0\n"), "{ran:#?}");
+}
+
 #[test]
 fn what_looks_like_the_sandboxs_word_is_the_commands() {
     need("bwrap");

@@ -15,6 +15,7 @@ use super::room::{Room, remove_all};
 use super::{Left, Rooms, Sandbox, Scene, Tree, move_tree};
 use crate::run::capture::Sink;
 use crate::run::exec::{End, Outcome, Plan, execute};
+use crate::run::guard::{self, Post};
 use crate::run::outputs::{check_way, clear};
 use crate::run::{Result, RunError};
 
@@ -32,9 +33,11 @@ const ROOTS: [&str; 9] = [
 ];
 /// Directories that are empty and private inside.
 const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+/// Where the program is inside that looks after the command: read-only, as everything there that is not the command's.
+const GUARD: &str = "/dev/outfs-guard";
 /// What bubblewrap's complaints begin with; what else looks like one is the command's.
 const SETUP: &[&str] = &[
-    "execvp ",
+    "execvp /dev/outfs-guard",
     "Can't ",
     "Unable to ",
     "Failed to ",
@@ -117,8 +120,25 @@ impl<'a> Bwrap<'a> {
         layout::copy(&self.scene.place.root, &self.root(), &self.layout.copied)
     }
 
-    /// What comes before the command.
-    fn words(&self) -> Vec<OsString> {
+    /// What comes before the command: bubblewrap, and in it a guard as the first process. One of bubblewrap's own would end, and
+    /// take all others with it, as soon as the command has ended.
+    fn words(&self, plan: &Plan<'_>) -> Result<Vec<OsString>> {
+        let Some((program, options)) = plan.guard.split_first() else {
+            return Ok(self.around(None));
+        };
+        // Not its own path: that may be hidden inside.
+        let real = Path::new(program).canonicalize().map_err(|e| {
+            RunError::usage(format!(
+                "outfs itself, which looks after the command in a sandbox, is not where it was started from (was it \
+                 replaced meanwhile?): {e}"
+            ))
+        })?;
+        let inside: Vec<OsString> = std::iter::once(GUARD.into()).chain(options.iter().cloned()).collect();
+        let words = self.around(Some(&real)).into_iter();
+        Ok(words.chain(guard::words(&inside, Post::Inside, plan.grace)).collect())
+    }
+
+    fn around(&self, guard: Option<&Path>) -> Vec<OsString> {
         let (place, scene) = (self.scene.place, &self.scene);
         let mut words = Words(vec![self.program.clone()]);
         words.all(["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]);
@@ -131,6 +151,10 @@ impl<'a> Bwrap<'a> {
             ROOTS.iter().for_each(|cap| words.all(["--cap-add", cap]));
         }
         words.all(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]);
+        if let Some(guard) = guard {
+            words.all(["--as-pid-1"]);
+            words.three("--ro-bind", guard, Path::new(GUARD));
+        }
         let private = PRIVATE.iter().map(Path::new).chain(scene.hidden.iter().map(PathBuf::as_path));
         for dir in private.filter(|d| d.is_dir() && !d.is_symlink()) {
             words.two("--tmpfs", dir);
@@ -207,12 +231,6 @@ impl<'a> Bwrap<'a> {
         if !SETUP.iter().any(|start| said.starts_with(start)) {
             return None;
         }
-        if said.starts_with("execvp") {
-            let why = "it does not exist in the sandbox, where only declared inputs do";
-            let command =
-                said.trim_start_matches("execvp ").split(": ").next().unwrap_or_default().to_owned();
-            return Some(RunError::Command { command, why: why.into(), code: 127 });
-        }
         let help = match nix::unistd::geteuid().is_root() {
             true => "it needs the right to mount (CAP_SYS_ADMIN), which containers seldom have",
             false => {
@@ -222,6 +240,18 @@ impl<'a> Bwrap<'a> {
             }
         };
         Some(RunError::usage(format!("bubblewrap cannot make the sandbox: {said}; {help}")))
+    }
+
+    /// The command could not be started inside, as the guard there said.
+    fn unstarted(command: &OsStr, outcome: &Outcome) -> Option<RunError> {
+        let command = command.to_string_lossy().into_owned();
+        let said = outcome.stderr.strip_prefix(format!("outfs: {command}: ").as_bytes())?;
+        let alone =
+            outcome.stdout.is_empty() && said.iter().position(|b| *b == b'\n') == Some(said.len() - 1);
+        (outcome.end == End::Exited(127) && alone).then(|| {
+            let why = "it does not exist in the sandbox, where only declared inputs do";
+            RunError::Command { command, why: why.into(), code: 127 }
+        })
     }
 }
 
@@ -262,10 +292,11 @@ impl Sandbox for Bwrap<'_> {
     }
 
     fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome> {
-        let argv: Vec<OsString> = self.words().into_iter().chain(plan.argv.iter().cloned()).collect();
+        let argv: Vec<OsString> = self.words(&plan)?.into_iter().chain(plan.argv.iter().cloned()).collect();
         let outcome = execute(&Plan { argv: &argv, inner: true, ..plan }, sink)
             .map_err(|e| RunError::io("run", &self.program, e))?;
-        if let Some(e) = Self::unmade(&outcome) {
+        let unstarted = || plan.argv.first().and_then(|command| Self::unstarted(command, &outcome));
+        if let Some(e) = Self::unmade(&outcome).or_else(unstarted) {
             return Err(e);
         }
         if !matches!(outcome.end, End::Exited(0)) {
