@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::out::{self, Streams};
+use super::run::caches;
 use crate::cache::{Cache, Limits};
 use crate::control::{
     Caller, Channel, Client, ConnectError, Failure, Kind, LimitFlags, Reply, Request, dispatch,
 };
 use crate::daemon::{Config, Links, owned_by_us, stored_limits};
+use crate::run::{is_ours_to_make, own_caches};
 
 /// How long to wait for another owner without a daemon's socket.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -214,13 +216,24 @@ pub(super) fn over_config(config: &Config, flags: &LimitFlags) -> LimitFlags {
     }
 }
 
-/// The store that is meant when none is named.
+/// The store that is meant when none is named. Root, with another user's home (`sudo` that keeps HOME), means that user's store where there is
+/// one, and makes none there, which would be root's and nobody else's: it has its own.
 pub(super) fn default_store() -> Result<PathBuf, Failure> {
-    let dir = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    dir("XDG_CACHE_HOME")
-        .or_else(|| dir("HOME").map(|home| home.join(".cache")))
-        .map(|base| base.join("outfs"))
-        .ok_or_else(|| {
-            Failure::new(Kind::Usage, "there is no home directory; name the store with --store DIR")
-        })
+    let usage = |message: String| Failure::new(Kind::Usage, message);
+    let no_home = || usage("there is no home directory; name the store with --store DIR".into());
+    let named = caches().ok_or_else(no_home)?.join("outfs");
+    let there = |store: &Path| is_store(store).unwrap_or(true);
+    let Some(why) = is_ours_to_make(&named).err().filter(|_| !there(&named)) else { return Ok(named) };
+    let own = own_caches().map(|caches| caches.join("outfs")).filter(|own| is_ours_to_make(own).is_ok());
+    let own = own.ok_or_else(|| {
+        usage(format!("root makes no store in {}: {why}; name one with --store DIR", named.display()))
+    })?;
+    if !there(&own) {
+        out::note(&out::clean(&format!(
+            "root's store is {}, as root makes none in {}: {why} (--store or OUTFS_STORE names another)",
+            own.display(),
+            named.display()
+        )));
+    }
+    Ok(own)
 }

@@ -61,7 +61,7 @@ pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret
 pub use ledger::{LastRun, Ledger, Stand};
 pub use live::follow;
 pub use lock::{Block, Lock};
-pub use own::memory;
+pub use own::{is_ours_to_make, memory, own_caches};
 pub use remembered::{Remembered, State};
 pub use report::{Report, Voice, Ways};
 pub use sandbox::{Left, Sandbox, SandboxKind, Scene, Tree};

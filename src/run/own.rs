@@ -18,13 +18,12 @@ const MEMORY: &str = "outfs-run";
 /// Where projects are remembered, below a directory for caches: made if it is missing, and ours alone. Root, with the directory of
 /// another user (`sudo` that keeps HOME), has one below its own home. `None`: nowhere.
 pub fn memory(caches: Option<&Path>) -> Option<PathBuf> {
-    let home = || User::from_uid(geteuid()).ok().flatten().map(|user| user.dir.join(".cache"));
     let first = usable(&caches?.join(MEMORY));
     match first {
         Ok(dir) => Some(dir),
         Err(e) if geteuid().is_root() => {
             tracing::debug!("root remembers projects elsewhere: {e}");
-            let own = usable(&home()?.join(MEMORY));
+            let own = usable(&own_caches()?.join(MEMORY));
             own.inspect_err(|e| tracing::debug!("projects are not remembered: {e}")).ok()
         }
         Err(e) => {
@@ -34,12 +33,24 @@ pub fn memory(caches: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
+/// Where this user's caches are by the list of users, whatever the environment says.
+pub fn own_caches() -> Option<PathBuf> {
+    User::from_uid(geteuid()).ok().flatten().map(|user| user.dir.join(".cache"))
+}
+
+/// Whether what this user makes at `dir` is in nobody else's directory; of what is not there yet those above it tell whose it would
+/// be. Only root is asked that.
+pub fn is_ours_to_make(dir: &Path) -> io::Result<()> {
+    let dir = &std::path::absolute(dir)?;
+    let above = dir.ancestors().find(|d| d.symlink_metadata().is_ok()).unwrap_or(dir);
+    is_led_by_us(above)?;
+    is_led_by_us(&above.canonicalize()?)
+}
+
 fn usable(dir: &Path) -> io::Result<PathBuf> {
     let dir = &std::path::absolute(dir)?;
     let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", dir.display()));
-    // Of what is not there yet those above it tell whose it would be.
-    let above = dir.ancestors().find(|d| d.symlink_metadata().is_ok()).unwrap_or(dir);
-    is_led_by_us(above).map_err(said)?;
+    is_ours_to_make(dir).map_err(said)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(said)?;
     let real = dir.canonicalize().map_err(said)?;
     is_led_by_us(&real).map_err(said)?;
@@ -88,18 +99,38 @@ fn only_ours(meta: Metadata) -> io::Result<Metadata> {
     }
 }
 
-/// For root: no other user owns a directory on the way, in which they could put something else.
+/// For root: no other user owns a directory on the way, in which they could put something else. In a namespace of users (`unshare -r`) those
+/// who have no number here are not among them: as far as they go root is what it is outside, an ordinary user.
 fn is_led_by_us(path: &Path) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
+    let outsider = outsider();
     for dir in path.ancestors() {
         let owner = dir.symlink_metadata()?.uid();
-        if owner != 0 {
+        if owner != 0 && Some(owner) != outsider {
             return Err(io::Error::other(format!("{} belongs to user {owner}", dir.display())));
         }
     }
     Ok(())
+}
+
+/// The number that everybody has here who has none, if nobody else can have it.
+fn outsider() -> Option<u32> {
+    let number = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?.trim().parse().ok()?;
+    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+    (!is_mapped(&map, number)?).then_some(number)
+}
+
+/// Whether a namespace of users has this number; `None` when the map cannot be read.
+fn is_mapped(map: &str, number: u32) -> Option<bool> {
+    let mut mapped = false;
+    for line in map.lines() {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (first, _, count) = (numbers.next()?.ok()?, numbers.next()?, numbers.next()?.ok()?);
+        mapped |= number.checked_sub(first).is_some_and(|after| after < count);
+    }
+    Some(mapped)
 }
 
 #[cfg(test)]
@@ -130,6 +161,17 @@ mod tests {
         assert!(make_private(&at("dir")).is_err() && open(&at("dir")).is_ok());
         mode("dir", 0o770).unwrap();
         assert!(open(&at("dir")).is_err());
+    }
+
+    #[test]
+    fn who_has_a_number_in_a_namespace() {
+        let all = "         0          0 4294967295\n";
+        assert_eq!((is_mapped(all, 0), is_mapped(all, 65534)), (Some(true), Some(true)));
+        let one = "0 1000 1\n";
+        assert_eq!((is_mapped(one, 0), is_mapped(one, 65534)), (Some(true), Some(false)));
+        let many = "0 1000 1\n1 100000 65536\n";
+        assert_eq!((is_mapped(many, 65534), is_mapped(many, 65537)), (Some(true), Some(false)));
+        assert_eq!(is_mapped("nonsense", 1), None);
     }
 
     #[test]

@@ -390,6 +390,68 @@ fn root_with_a_users_home_remembers_elsewhere() {
     assert!(theirs(&home.join(".cache")), "all is theirs");
 }
 
+/// … and has a store of its own, unless that user has one.
+#[test]
+fn root_makes_no_store_in_a_users_home() {
+    ["unshare", "mount"].into_iter().for_each(need);
+    let users = Users::new();
+    let home = users.own(NOBODY, "home");
+    let project = users.checkout(NOBODY, &[("in", "1")]);
+    let root = |args: &str, then: &str| {
+        // Its own home is where nobody else sees it.
+        let script =
+            format!("mount -t tmpfs tmpfs ~root && cd {} && \"$0\" {args}; {then}", project.display());
+        let mut c = Command::new("unshare");
+        c.args(["--mount", "sh", "-c", &script]).arg(&users.program);
+        c.env("HOME", &home).env_remove("XDG_CACHE_HOME").env_remove("OUTFS_STORE");
+        let out = c.output().unwrap();
+        assert!(out.status.success(), "{}", said(&out));
+        said(&out)
+    };
+    let run = "run --no-inputs --output o -- touch o";
+    let out = root(run, "[ -e ~root/.cache/outfs/format ] && \"$0\" ls -l");
+    assert!(
+        out.contains("root's store is /root/.cache/outfs") && out.contains("belongs to user 65534"),
+        "{out}"
+    );
+    assert!(
+        out.contains("FILES") && out.matches("root's store").count() == 1,
+        "it is said when it is made: {out}"
+    );
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing is made there");
+    // Theirs is not root's either, but it is the one that is meant.
+    let mut c = users.command(NOBODY, &["run", "--no-inputs", "--output", "o", "--", "touch", "o"]);
+    c.env("HOME", &home).env_remove("XDG_CACHE_HOME").env_remove("OUTFS_STORE");
+    assert!(c.status().unwrap().success() && home.join(".cache/outfs/format").exists());
+    let out = root(run, "[ ! -e ~root/.cache/outfs ]");
+    assert!(out.contains("belongs to user 65534; run this as that user"), "{out}");
+}
+
+/// Root in a namespace of users is an ordinary user as far as files go, and remembers projects as one.
+#[test]
+fn root_in_a_namespace_of_users_remembers() {
+    need("unshare");
+    let users = Users::new();
+    users.checkout(NOBODY, &[("in", "1")]);
+    let run = || {
+        let args = [&["run", "--json"], &TASK[..], &["--", "cp", "in", "o"]].concat();
+        let plain = users.command(NOBODY, &args);
+        let at = plain.get_args().position(|arg| arg == users.program.as_os_str()).unwrap();
+        let words: Vec<_> = plain.get_args().collect();
+        let mut c = Command::new(plain.get_program());
+        c.args(&words[..at]).args(["unshare", "--user", "--map-root-user"]).args(&words[at..]);
+        c.current_dir(plain.get_current_dir().unwrap());
+        plain.get_envs().for_each(|(name, value)| {
+            c.env(name, value.unwrap());
+        });
+        Ran::of(c)
+    };
+    run().kept(true);
+    let hit = run();
+    assert_eq!(hit.is_hit().record["inputs_read"], 0, "it is remembered: {hit:#?}");
+    assert!(users.own(NOBODY, "home").join("outfs-run").is_dir());
+}
+
 /// A directory that root was to find where temporary files are, with a room in it that says that somebody else's directory is to
 /// go with it.
 #[test]
