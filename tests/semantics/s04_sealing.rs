@@ -279,3 +279,17 @@ fn s4_1_special_files_are_refused() {
     fs::remove_file(top.join("outputs/pipe")).expect("unlink");
     fs::rename(&top, m.path("key1")).expect("seal");
 }
+
+/// S4.2 A draft that has a key is sealed by it, also when a work draft is called the same.
+#[test]
+fn s4_2_a_work_draft_of_a_keys_name_is_not_in_the_way() {
+    let m = Mount::new();
+    mkdir(m.work("key1"));
+    mkdir(m.path("key1"));
+    write(m.path("key1/f"), "in place");
+    m.seal(&["key1"]);
+    assert_eq!(read(m.path("key1/f")), b"in place");
+    assert!(m.work("key1").exists(), "the work draft is left alone");
+    m.seal(&["key1", "key2"]);
+    assert!(m.path("key2").exists() && !m.work("key1").exists(), "with a key the name is a work draft's");
+}

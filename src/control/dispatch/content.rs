@@ -63,7 +63,8 @@ pub(super) fn seal(
     key: Option<EntryKey>,
 ) -> Result<Reply, Failure> {
     let shown = String::from_utf8_lossy(name);
-    let draft = find_draft(cache, name).ok_or_else(|| CacheError::NoDraft(shown.clone().into_owned()))?;
+    let draft = find_draft(cache, name, key.is_some())
+        .ok_or_else(|| CacheError::NoDraft(shown.clone().into_owned()))?;
     let place = draft.place();
     let own = place.key().cloned();
     let key = match (key, own) {
@@ -90,13 +91,15 @@ pub(super) fn seal(
     stored(cache.seal(&draft, request)?)
 }
 
-/// By work name, then by key, then by id.
-fn find_draft(cache: &Cache, name: &[u8]) -> Option<Arc<Draft>> {
-    let by_key = || EntryKey::from_digest(std::str::from_utf8(name).ok()?).ok();
-    cache
-        .work_draft(name)
-        .or_else(|| by_key().and_then(|key| cache.draft_for(&key)))
-        .or_else(|| cache.drafts().into_iter().find(|d| d.id().as_bytes() == name))
+/// By work name, by key, or by id. A work draft has no key: without one it gives way to the draft for the key that has its name.
+fn find_draft(cache: &Cache, name: &[u8], has_key: bool) -> Option<Arc<Draft>> {
+    let by_key = || cache.draft_for(&EntryKey::from_digest(std::str::from_utf8(name).ok()?).ok()?);
+    let by_work = || cache.work_draft(name);
+    match has_key {
+        true => by_work().or_else(by_key),
+        false => by_key().or_else(by_work),
+    }
+    .or_else(|| cache.drafts().into_iter().find(|d| d.id().as_bytes() == name))
 }
 
 pub(super) fn restore(

@@ -50,7 +50,9 @@ const NOT_FOUND: &[&str] = &["there is no entry"];
 const PINNED: &[&str] = &["is pinned by"];
 const NO_ROOM: &[&str] = &["has no room"];
 const OTHER_OUTPUTS: &[&str] = &["exists with different outputs", "there is a draft for"];
-const NO_DRAFT: &[&str] = &["there is no draft", "is gone: it was sealed or dropped", "is not a draft"];
+/// The last is said of a work draft with the key's name, which a killed daemon left.
+const NO_DRAFT: &[&str] =
+    &["there is no draft", "is gone: it was sealed or dropped", "is not a draft", "has no key yet"];
 
 /// An error that may come; others stop everything.
 fn allowed(what: &str, result: io::Result<()>, errnos: &[i32]) -> Done {
