@@ -3,7 +3,8 @@
 //! usage: `crash ext4|xfs IMAGES [SECONDS [SEED]]` or `crash refuse ext4|xfs ROUNDS [SEED]`, with OUTFS_BIN set, as root. A busy store works for some seconds; then
 //! the disk is rebuilt as it may be after a power cut at random points of its log, with the writes that no flush
 //! covered lost, kept, kept in part or torn. On each such disk outfs is started: everything that was reported
-//! must be there, everything else whole or absent, and `fsck --verify-data` clean. With `refuse` the disk refuses writes instead of
+//! must be there, everything else whole or absent, and `fsck --verify-data` clean. After some 50 images another store works, with
+//! another seed: what is rare in one life may be common in another. With `refuse` the disk refuses writes instead of
 //! losing its power (`refuse.rs`). Ends with 3 when a promise was broken.
 
 #[path = "../calls.rs"]
@@ -19,7 +20,7 @@ mod refuse;
 mod work;
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +32,8 @@ use tempfile::TempDir;
 
 /// XFS makes nothing smaller.
 const SIZE: u64 = 512 << 20;
+/// How many images are made of one life of a store, or some more.
+const OF_ONE: usize = 50;
 
 /// One cut: after how many records, and what becomes of the rest.
 struct Cut {
@@ -59,8 +62,10 @@ fn cuts(log: &[Record], images: usize, random: &mut Random) -> Vec<Cut> {
     cuts
 }
 
-/// Has a busy store work on the disk and gives the log of the disk.
-fn record(disk: &Disk, kind: &str, at: &Path, time: Duration, seed: u64) -> Vec<Record> {
+/// Has a new, busy store work on the disk and gives the log of the disk.
+fn record(place: &Place, kind: &str, time: Duration, seed: u64) -> Vec<Record> {
+    let Place { disk, base, at, .. } = place;
+    disk.replace(base.clone());
     disk.record();
     let attached = disk.mount(kind, at).expect("the new file system can be mounted");
     let daemon = Daemon::kept(at);
@@ -73,10 +78,11 @@ fn record(disk: &Disk, kind: &str, at: &Path, time: Duration, seed: u64) -> Vec<
 }
 
 /// Looks at the disk after each cut; the number of disks on which a promise was broken.
-fn sweep(disk: &Disk, kind: &str, at: &Path, base: &Image, log: &[Record], cuts: &[Cut], seed: u64) -> usize {
+fn sweep(place: &Place, kind: &str, log: &[Record], cuts: &[Cut], random: &mut Random) -> usize {
+    let Place { disk, base, at, .. } = place;
     let (mut durable, mut flushed, mut seen, mut told) = (base.clone(), 0, 0, Told::default());
-    let (mut random, mut broken, mut most) = (Random::new(seed), 0, 0);
-    for (n, cut) in cuts.iter().enumerate() {
+    let (mut broken, mut most) = (0, 0);
+    for cut in cuts {
         for record in &log[seen..cut.after] {
             seen += 1;
             match record {
@@ -89,19 +95,26 @@ fn sweep(disk: &Disk, kind: &str, at: &Path, base: &Image, log: &[Record], cuts:
             }
         }
         most = most.max(told.entries());
-        disk.replace(durable.after_cut(log[flushed..seen].iter(), cut.fate, &mut random));
+        disk.replace(durable.after_cut(log[flushed..seen].iter(), cut.fate, random));
         let result =
             disk.mount(kind, at).and_then(|_attached| check(&Daemon::kept(at), &told, ingest::whole));
         if let Err(why) = result {
             broken += 1;
             println!("cut after record {}, {:?}: {why}", cut.after, cut.fate);
         }
-        if (n + 1) % 200 == 0 {
-            println!("{} of {} images, {broken} broken", n + 1, cuts.len());
-        }
     }
-    println!("at most {most} entries had been reported sealed");
+    println!("at most {most} entries had been reported sealed; {} images, {broken} broken", cuts.len());
     broken
+}
+
+/// One life of a store, and `images` disks as they may be after it; how many were made, and on how many a promise was broken.
+fn life(place: &Place, kind: &str, images: usize, time: Duration, seed: u64) -> (usize, usize) {
+    println!("{kind}, seed {seed} (again: crash {kind} {images} {} {seed})", time.as_secs());
+    let log = record(place, kind, time, seed);
+    let mut random = Random::new(seed);
+    let cuts = cuts(&log, images, &mut random);
+    println!("{} records of the disk, {} cuts", log.len(), cuts.len());
+    (cuts.len(), sweep(place, kind, &log, &cuts, &mut random))
 }
 
 /// Another seed each time; a process in a namespace of its own always has the same number.
@@ -147,13 +160,12 @@ fn main() -> ExitCode {
     }
     let time = Duration::from_secs(numbers.next().unwrap_or(5));
     let seed = numbers.next().unwrap_or_else(now);
-    let Place { disk, base, at, _dir } = Place::new(&kind);
-    let log = record(&disk, &kind, &at, time, seed);
-    let mut random = Random::new(seed);
-    let cuts = cuts(&log, images, &mut random);
-    println!("{kind}, seed {seed}: {} records of the disk, {} cuts", log.len(), cuts.len());
-    let started = Instant::now();
-    let broken = sweep(&disk, &kind, &at, &base, &log, &cuts, seed);
-    println!("{kind}: {} images in {:.0?}, {broken} broken", cuts.len(), started.elapsed());
+    let (place, started) = (Place::new(&kind), Instant::now());
+    let (mut made, mut broken, mut lives) = (0, 0, 0);
+    while made < images {
+        let (more, of_them) = life(&place, &kind, OF_ONE.min(images - made), time, seed + lives);
+        (made, broken, lives) = (made + more, broken + of_them, lives + 1);
+    }
+    println!("{kind}: {made} images of {lives} lives in {:.0?}, {broken} broken", started.elapsed());
     if broken > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS }
 }
