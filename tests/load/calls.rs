@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Every request is answered within this time.
 pub const ANSWERED: Duration = Duration::from_secs(5);
-/// A call of a client is one request or more, and on a busy machine the client itself waits for a processor.
+/// On a busy machine a client itself waits for a processor, before and after its call is answered.
 pub const BACK: Duration = Duration::from_secs(10);
 /// A command is a process, and may wait for much that is done for others.
 pub const COMMAND: Duration = Duration::from_secs(60);
@@ -32,8 +32,6 @@ pub struct Going {
 pub struct Calls {
     going: Mutex<HashMap<ThreadId, Going>>,
     longest: Mutex<BTreeMap<&'static str, Duration>>,
-    /// How many took longer than one request may, but not too long.
-    slow: AtomicU64,
     /// How many have come back, by the mount on which they were made.
     done: Vec<(PathBuf, AtomicU64)>,
 }
@@ -47,7 +45,8 @@ pub fn watched_by(calls: &Arc<Calls>) {
     MINE.with(|mine| *mine.borrow_mut() = Some(calls.clone()));
 }
 
-/// Makes a call on a mount; it must come back in time, whatever it says.
+/// Makes a call on a mount; it must come back in time, whatever it says: a call is one request or more, and no request may take
+/// longer than all of it.
 pub fn call<T>(what: &'static str, at: &Path, work: impl FnOnce() -> T) -> T {
     within(BACK, what, at, work)
 }
@@ -55,15 +54,26 @@ pub fn call<T>(what: &'static str, at: &Path, work: impl FnOnce() -> T) -> T {
 /// The same with another limit.
 pub fn within<T>(limit: Duration, what: &'static str, at: &Path, work: impl FnOnce() -> T) -> T {
     let Some(calls) = MINE.with(|mine| mine.borrow().clone()) else { return work() };
-    let (me, since) = (std::thread::current().id(), Instant::now());
+    let (me, waited, since) = (std::thread::current().id(), waited(), Instant::now());
     calls.all().insert(me, Going { since, limit, what, at: at.to_owned() });
     let result = work();
     let took = since.elapsed();
     calls.all().remove(&me);
     calls.note(what, at, took);
-    calls.slow.fetch_add(u64::from(limit == BACK && took > ANSWERED), Ordering::Relaxed);
     assert!(took < limit, "{what} {}: came back after {took:.1?}", at.display());
+    let answered = took.saturating_sub(self::waited() - waited);
+    assert!(
+        limit != BACK || answered < ANSWERED,
+        "{what} {}: was answered after {answered:.1?}",
+        at.display()
+    );
     result
+}
+
+/// How long this thread was ready to run and did not, as far as the kernel counts that.
+fn waited() -> Duration {
+    let counts = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(counts.split(' ').nth(1).map_or(0, |n| n.parse().expect("a number")))
 }
 
 impl Calls {
@@ -94,11 +104,6 @@ impl Calls {
     /// How many calls on this mount have come back.
     pub fn done(&self, mount: &Path) -> u64 {
         self.done.iter().find(|(at, _)| at == mount).map_or(0, |(_, done)| done.load(Ordering::SeqCst))
-    }
-
-    /// How many took longer than [`ANSWERED`].
-    pub fn slow(&self) -> u64 {
-        self.slow.load(Ordering::Relaxed)
     }
 
     /// How long each took at most, the longest first.

@@ -75,8 +75,13 @@ pub fn ingest(daemon: &Daemon, key: &str, gesture: u64) -> io::Result<bool> {
 
 /// Whether an entry in a view has each of its files with each of its bytes; else what is wrong.
 pub fn whole(mnt: &Path, key: &str) -> Result<(), String> {
+    whole_in(&mnt.join(key).join("outputs"), key)
+}
+
+/// The same of a directory of outputs, with the key that its files follow from.
+pub fn whole_in(outputs: &Path, key: &str) -> Result<(), String> {
     for (name, data) in files(key) {
-        let path = mnt.join(key).join("outputs").join(name);
+        let path = outputs.join(name);
         let read = call("open and read", &path, || fs::read(&path))
             .map_err(|e| format!("{}: {e}", path.display()))?;
         if read != data {

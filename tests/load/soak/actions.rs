@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::calls::{BACK, COMMAND, call, within};
-use crate::ingest::{files, ingest, whole};
+use crate::ingest::{files, ingest, whole, whole_in, write_files};
 use crate::mapped::Mapped;
 use crate::{Day, KEYS, Random, key, library};
 
@@ -18,8 +19,9 @@ pub type Done = Result<bool, String>;
 type Action = fn(&Client, &mut Random) -> Done;
 
 /// With how often each is done. Of [`ONE_OF`] attempts one has to succeed.
-pub const ACTIONS: [(&str, Action, u64); 15] = [
+pub const ACTIONS: [(&str, Action, u64); 17] = [
     ("publish", Client::publish, 30),
+    ("publish against others", Client::rival, 8),
     ("read", Client::read, 30),
     ("write in place", Client::in_place, 6),
     ("hold open", Client::hold_open, 10),
@@ -32,10 +34,13 @@ pub const ACTIONS: [(&str, Action, u64); 15] = [
     ("restore", Client::restore, 3),
     ("bind", Client::bind, 2),
     ("view", Client::view, 2),
+    ("a view of all", Client::shared, 10),
     ("replace", Client::replace, 3),
     ("library", Client::library, 4),
 ];
 pub const ONE_OF: u64 = 20;
+/// Keys that all clients publish.
+const RIVALRIES: u64 = 3;
 
 /// One of those who work.
 pub struct Client {
@@ -50,6 +55,9 @@ const NOT_FOUND: &[&str] = &["there is no entry"];
 const PINNED: &[&str] = &["is pinned by"];
 const NO_ROOM: &[&str] = &["has no room"];
 const OTHER_OUTPUTS: &[&str] = &["exists with different outputs", "there is a draft for"];
+const MOUNTED: &[&str] = &["there is a mount already"];
+const NOT_MOUNTED: &[&str] = &["the daemon has no view at", "nothing is mounted on"];
+const IN_USE: &[&str] = &["is busy"];
 /// The last is said of a work draft with the key's name, which a killed daemon left.
 const NO_DRAFT: &[&str] =
     &["there is no draft", "is gone: it was sealed or dropped", "is not a draft", "has no key yet"];
@@ -117,6 +125,46 @@ impl Client {
             // A put that was refused says so in words.
             Err(e) if e.raw_os_error().is_none() && refused(&e.to_string()) => Ok(false),
             other => allowed("publishing", other.map(drop), &[libc::EEXIST, libc::ENOSPC]),
+        }
+    }
+
+    /// Somebody else may publish the same key with other content, and be first. Whoever was, their content is there, whole.
+    fn rival(&self, random: &mut Random) -> Done {
+        let key = format!("rival{}", random.below(RIVALRIES));
+        let mine = format!("{key}.{}", self.number);
+        let entry = self.day.mnt().join(&key);
+        let draft = self.day.mnt().join(".outfs/work").join(&mine);
+        let who = draft.join("outputs/who");
+        let written = call("mkdir of a draft", &draft, || fs::create_dir(&draft))
+            .and_then(|()| write_files(&draft.join("outputs"), &mine))
+            .and_then(|()| call("write in a draft", &who, || fs::write(&who, &mine)));
+        if random.below(2) == 0 {
+            self.trash_of(&entry, &mine)?;
+        }
+        let published =
+            written.and_then(|()| call("rename that publishes", &draft, || fs::rename(&draft, &entry)));
+        if published.is_err() {
+            self.trash_of(&draft, &mine)?;
+        }
+        let first = allowed("publishing against others", published, &[libc::EEXIST, libc::ENOSPC])?;
+        self.whole_of_one(&key)?;
+        Ok(first)
+    }
+
+    /// All of an entry is by the same client. It is looked at through a descriptor: by its name it may be another's next.
+    fn whole_of_one(&self, key: &str) -> Done {
+        let outputs = self.day.mnt().join(key).join("outputs");
+        let read = || {
+            let dir = File::open(&outputs)?;
+            let held = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+            fs::read_to_string(held.join("who")).map(|who| (dir, held, who))
+        };
+        match call("open and read", &outputs, read) {
+            Ok((_dir, held, who)) => {
+                assert!(who.starts_with(&format!("{key}.")), "{key} is by {who:?}");
+                absent_or_whole(whole_in(&held, &who)).map_err(|why| format!("{key} by {who}: {why}"))
+            }
+            Err(e) => allowed("reading what others publish", Err(e), &[libc::ENOENT]),
         }
     }
 
@@ -321,6 +369,36 @@ impl Client {
         evicted?;
         kept?;
         there
+    }
+
+    /// One view that all mount and unmount, and read in meanwhile: what is there is whole, and what is open stays good.
+    fn shared(&self, random: &mut Random) -> Done {
+        let at = self.day.shared();
+        let to = at.to_str().expect("text");
+        let lazily = ["unmount", "--lazy", to];
+        match random.below(8) {
+            0 | 1 => self.ask(&["mount", to, "--read-only"], &[MOUNTED]),
+            2 => self.ask(&["unmount", to], &[NOT_MOUNTED, IN_USE]),
+            3 => self.ask(&lazily, &[NOT_MOUNTED]),
+            4 => {
+                let key = self.day.some_key(random);
+                let file = at.join(&key).join("outputs/large");
+                let mut open = match call("open", &file, || File::open(&file)) {
+                    Ok(open) => open,
+                    Err(e) => return allowed("opening in a view of all", Err(e), &[libc::ENOENT]),
+                };
+                self.ask(&lazily, &[NOT_MOUNTED])?;
+                let mut bytes = Vec::new();
+                call("read of what is open", &file, || open.read_to_end(&mut bytes))
+                    .map_err(|e| format!("{key}, open in a view that was detached: {e}"))?;
+                assert!(
+                    bytes == files(&key)[2].1,
+                    "{key}: open in a view that was detached it has other bytes"
+                );
+                Ok(true)
+            }
+            _ => absent_or_whole(whole(&at, &self.day.some_key(random))),
+        }
     }
 
     fn replace(&self, random: &mut Random) -> Done {
