@@ -33,7 +33,7 @@ pub struct Draft {
     number: u64,
     tree: Mutex<Arc<OwnedFd>>,
     pub(crate) place: Mutex<DraftPlace>,
-    gates: Gates,
+    pub(super) gates: Gates,
     /// When something last changed, by the clock of [`awake_ns`]: neither a clock that is set nor a machine that slept makes
     /// it quiet.
     changed: AtomicI64,
@@ -103,10 +103,18 @@ impl Draft {
     }
     /// Enters exclusively, when nobody else is inside; `Busy` when that is not before `deadline`.
     pub(super) fn alone(&self, deadline: Instant) -> Result<Alone<'_>> {
-        self.gates.alone(deadline).map_err(|closed| match closed {
+        self.gates.alone(deadline).map_err(|closed| self.closed(closed))
+    }
+    /// Why it cannot be entered.
+    pub(super) fn closed(&self, why: Closed) -> CacheError {
+        match why {
             Closed::ForGood => CacheError::Gone(self.name()),
-            Closed::Now => CacheError::Busy { path: format!("the draft {}", self.name()) },
-        })
+            Closed::Now => self.busy(),
+        }
+    }
+    /// It is being changed.
+    pub(super) fn busy(&self) -> CacheError {
+        CacheError::Busy { path: format!("the draft {}", self.name()) }
     }
     /// A handle for writing was opened (call inside `change`).
     pub fn writer_opened(&self) {

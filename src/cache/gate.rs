@@ -127,6 +127,12 @@ impl Gates {
         }
     }
 
+    /// Reads what is there without keeping others out. `read` gets the generation from before: no change was half done then.
+    pub(crate) fn as_of<T>(&self, deadline: Instant, read: impl FnOnce(u64) -> T) -> Result<T, Closed> {
+        let generation = self.alone(deadline)?.generation();
+        Ok(read(generation))
+    }
+
     /// A handle for writing was opened (call inside).
     pub(crate) fn writer_opened(&self) {
         self.writers.fetch_add(1, Ordering::AcqRel);

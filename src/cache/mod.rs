@@ -72,6 +72,7 @@ mod scrub;
 #[cfg(test)]
 mod scrub_tests;
 mod seal;
+mod sealing;
 mod sessions;
 mod stash;
 mod tar;

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use super::commit::{self, Found, Outcome};
 use super::content::{PATIENCE, Storer};
+use super::gate::Closed;
+use super::sealing::{self, Committed, Sealing};
+use super::stash::Insisting;
 use super::walk::{Metafile, Plan, Tree, top_attrs};
 use super::{Cache, CacheError, Draft, Result, SealRequest, Sealed};
 use crate::model::{BlobHash, Metadata};
@@ -23,15 +26,92 @@ pub(super) struct Prepared {
     tree: commit::Tree,
 }
 
+/// One seal of a draft, in the order of `sealing`.
+struct OneSeal<'a> {
+    cache: &'a Cache,
+    draft: &'a Arc<Draft>,
+    request: SealRequest,
+    same_ends_it: bool,
+    deadline: Instant,
+    insisting: Option<Insisting<'a>>,
+}
+
+impl Sealing for OneSeal<'_> {
+    type Prepared = commit::Tree;
+    type Done = Outcome;
+    type Error = CacheError;
+
+    fn written_to(&mut self) -> Result<()> {
+        if Instant::now() >= self.deadline {
+            return Err(CacheError::Busy { path: self.cache.find_writer(self.draft) });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> Result<Option<(u64, commit::Tree)>> {
+        match self.cache.prepare(self.draft, self.deadline) {
+            // A name that vanished while it was walked: the draft is being changed.
+            Err(CacheError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && Instant::now() < self.deadline =>
+            {
+                return Ok(None);
+            }
+            other => other?,
+        }
+        Ok(self.draft.prepared.lock().take().map(|p| (p.generation, p.tree)))
+    }
+
+    fn patience(&self) -> Instant {
+        // Preparing may have taken longer than our patience with writers.
+        self.deadline.max(Instant::now() + Duration::from_millis(100))
+    }
+
+    fn closed(&self, why: Closed) -> CacheError {
+        self.draft.closed(why)
+    }
+
+    fn changed(&mut self) -> Result<()> {
+        if Instant::now() >= self.deadline { Err(self.draft.busy()) } else { Ok(()) }
+    }
+
+    fn commit(&mut self, tree: commit::Tree) -> Result<Committed<Outcome>> {
+        let outcome = self.cache.commit(&self.draft.stash, tree, &self.request, Some(self.draft))?;
+        Ok(match outcome {
+            Outcome::Stale => Committed::Stale,
+            Outcome::Same(_) if !self.same_ends_it => Committed::Stays(outcome),
+            _ => Committed::Ends(outcome),
+        })
+    }
+
+    fn tell(&mut self, outcome: &Outcome) {
+        if let Outcome::New(entry, _) = outcome {
+            self.cache.holders().iter().for_each(|h| h.sealed(self.draft, entry));
+        }
+    }
+
+    fn stale(&mut self) {
+        let (cache, draft) = (self.cache, self.draft);
+        self.insisting.get_or_insert_with(|| draft.stash.insist(cache));
+    }
+}
+
 impl Cache {
     /// Does all that can be done before sealing: hashes, packs and syncs what the draft holds.
     /// The result is kept in the draft and used by `seal` if nothing has changed since.
     pub(super) fn prepare(&self, draft: &Draft, deadline: Instant) -> Result<()> {
         let mut kept = draft.prepared.lock();
-        let generation = {
-            // Exclusively: no change is half done when the generation is read.
-            draft.alone(deadline)?.generation()
-        };
+        let read = |generation| self.prepare_as_of(draft, &mut kept, generation, deadline);
+        draft.gates.as_of(deadline, read).map_err(|closed| draft.closed(closed))?
+    }
+
+    fn prepare_as_of(
+        &self,
+        draft: &Draft,
+        kept: &mut Option<Prepared>,
+        generation: u64,
+        deadline: Instant,
+    ) -> Result<()> {
         if kept.as_ref().is_some_and(|p| p.generation == generation) {
             return Ok(());
         }
@@ -120,47 +200,13 @@ impl Cache {
     fn seal_draft(&self, draft: &Arc<Draft>, request: SealRequest, same_ends_it: bool) -> Result<Sealed> {
         let _turn = self.inner.sealing.enter(&request.key);
         let deadline = Instant::now() + PATIENCE;
-        let mut insisting = None;
-        loop {
-            while draft.writers() > 0 {
-                if Instant::now() >= deadline {
-                    return Err(CacheError::Busy { path: self.find_writer(draft) });
-                }
-                std::thread::sleep(Duration::from_millis(5));
+        let mut one = OneSeal { cache: self, draft, request, same_ends_it, deadline, insisting: None };
+        match sealing::seal(&draft.gates, &mut one)? {
+            Outcome::Same(entry) if !same_ends_it => Ok(Sealed::Same(entry)),
+            outcome => {
+                drop(one);
+                Ok(self.sealed(draft, outcome))
             }
-            match self.prepare(draft, deadline) {
-                // A name that vanished while it was walked: the draft is being changed.
-                Err(CacheError::Io { source, .. })
-                    if source.kind() == std::io::ErrorKind::NotFound && Instant::now() < deadline =>
-                {
-                    continue;
-                }
-                other => other?,
-            }
-            let Some(prepared) = draft.prepared.lock().take() else { continue };
-            // Preparing may have taken longer than our patience with writers.
-            let alone = draft.alone(deadline.max(Instant::now() + Duration::from_millis(100)))?;
-            if !alone.is_still(prepared.generation) {
-                if Instant::now() >= deadline {
-                    return Err(CacheError::Busy { path: format!("the draft {}", draft.name()) });
-                }
-                continue;
-            }
-            let outcome = self.commit(&draft.stash, prepared.tree, &request, Some(draft))?;
-            if let (Outcome::Same(entry), false) = (&outcome, same_ends_it) {
-                return Ok(Sealed::Same(entry.clone()));
-            }
-            if !matches!(outcome, Outcome::Stale) {
-                alone.going();
-                if let Outcome::New(entry, _) = &outcome {
-                    self.holders().iter().for_each(|h| h.sealed(draft, entry));
-                }
-                alone.end();
-                drop(insisting);
-                return Ok(self.sealed(draft, outcome));
-            }
-            drop(alone);
-            insisting.get_or_insert_with(|| draft.stash.insist(self));
         }
     }
 

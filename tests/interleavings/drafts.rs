@@ -1,5 +1,5 @@
 //! The gate of a draft: writers, a seal, a dropper and those who wait. What is sealed is all that was written and
-//! nothing else, one of those who end a draft wins, and who is told to wait is called.
+//! nothing else, one of those who end a draft wins, and who is told to wait is called. The order of a seal is `sealing.rs` itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,6 +8,7 @@ use std::time::Instant;
 use shuttle::thread::yield_now;
 
 use crate::gate::{Closed, Gates, Stage};
+use crate::sealing::{self, Committed, Sealing};
 use crate::sync::Mutex;
 use crate::{explore, together_in};
 
@@ -70,35 +71,8 @@ impl World {
         });
     }
 
-    /// As `Cache::seal`: prepares what is there, and commits it if it is still so.
     fn seal(&self) {
-        for _ in 0..4 {
-            if self.gates.writers() > 0 {
-                yield_now();
-                continue;
-            }
-            let generation = match self.gates.alone(Instant::now()) {
-                Ok(alone) => alone.generation(),
-                Err(Closed::Now) => continue,
-                Err(Closed::ForGood) => return,
-            };
-            let prepared = *self.tree.lock();
-            yield_now();
-            match self.gates.alone(Instant::now()) {
-                Ok(alone) if alone.is_still(generation) => {
-                    assert_eq!(*self.tree.lock(), prepared, "a change was missed");
-                    assert!(!self.ended(), "two ends");
-                    yield_now();
-                    alone.going();
-                    *self.sealed.lock() = Some(prepared);
-                    assert_eq!(self.gates.has_ended(), None);
-                    alone.end();
-                    return;
-                }
-                Ok(_) | Err(Closed::Now) => {}
-                Err(Closed::ForGood) => return,
-            }
-        }
+        let _ = sealing::seal(&self.gates, &mut Seal { world: self, tries: 4 });
     }
 
     fn throw_away(&self) {
@@ -108,6 +82,67 @@ impl World {
             alone.end();
         }
     }
+}
+
+/// What is sealed is a number here; the order is the real one.
+struct Seal<'a> {
+    world: &'a World,
+    tries: u32,
+}
+
+impl Seal<'_> {
+    fn again(&mut self) -> Result<(), Closed> {
+        self.tries = self.tries.checked_sub(1).ok_or(Closed::Now)?;
+        yield_now();
+        Ok(())
+    }
+}
+
+impl Sealing for Seal<'_> {
+    type Prepared = u32;
+    type Done = u32;
+    type Error = Closed;
+
+    fn written_to(&mut self) -> Result<(), Closed> {
+        self.again()
+    }
+
+    fn prepare(&mut self) -> Result<Option<(u64, u32)>, Closed> {
+        let read = |generation| {
+            yield_now();
+            (generation, *self.world.tree.lock())
+        };
+        match self.world.gates.as_of(Instant::now(), read) {
+            Err(Closed::Now) => self.again().map(|()| None),
+            read => read.map(Some),
+        }
+    }
+
+    fn patience(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn closed(&self, why: Closed) -> Closed {
+        why
+    }
+
+    fn changed(&mut self) -> Result<(), Closed> {
+        self.again()
+    }
+
+    fn commit(&mut self, prepared: u32) -> Result<Committed<u32>, Closed> {
+        assert_eq!(*self.world.tree.lock(), prepared, "a change was missed");
+        assert!(!self.world.ended(), "two ends");
+        yield_now();
+        Ok(Committed::Ends(prepared))
+    }
+
+    fn tell(&mut self, sealed: &u32) {
+        *self.world.sealed.lock() = Some(*sealed);
+        assert_eq!(self.world.gates.has_ended(), None);
+    }
+
+    fn stale(&mut self) {}
 }
 
 fn check(threads: &'static [fn(&World)]) {

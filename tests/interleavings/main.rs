@@ -14,6 +14,8 @@ mod gate;
 #[allow(dead_code)]
 #[path = "../../src/cache/lease.rs"]
 mod lease;
+#[path = "../../src/cache/sealing.rs"]
+mod sealing;
 #[allow(dead_code)]
 mod sync;
 #[allow(dead_code)]
