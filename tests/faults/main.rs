@@ -7,6 +7,7 @@
 
 mod doors;
 mod life;
+mod regions;
 mod rot;
 mod syncs;
 

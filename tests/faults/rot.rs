@@ -3,7 +3,7 @@
 //! Whoever reads verified content never gets wrong bytes, but an error, and an event says so; `fsck --repair` leaves a
 //! clean store and names what is lost; the rest is there. Rot of the index alone loses nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use outfs::model::{EntryKey, Event, EventKind};
 use outfs::store::StoreError;
 
 use super::life::{SEALED, Template, copy, key, limits, look_up, put, quick_dir};
-use super::{alone, stride};
+use super::{alone, regions, stride};
 
 const INDEX: &str = "index.sqlite";
 
@@ -36,12 +36,32 @@ enum Harm {
     Lose,
 }
 
+/// Where a file is flipped and cut: of each part that its format knows the first byte where it comes first, and the last where it
+/// comes last; of a file without parts, places at equal distances.
+fn spots(file: &Path, bytes: &[u8], hit: &mut BTreeSet<&'static str>) -> BTreeSet<usize> {
+    let parts = regions::parts(file, bytes);
+    if parts.is_empty() {
+        let (len, points) = (bytes.len(), if file.to_string_lossy().starts_with("index") { 60 } else { 12 });
+        return (0..points)
+            .map(|i| i * len / points)
+            .chain(len.checked_sub(1))
+            .filter(|at| *at < len)
+            .collect();
+    }
+    hit.extend(parts.iter().map(|(name, _)| *name));
+    let (mut first, mut last) = (BTreeMap::new(), BTreeMap::new());
+    for (name, range) in parts {
+        first.entry(name).or_insert(range.start);
+        last.insert(name, range.end - 1);
+    }
+    first.into_values().chain(last.into_values()).collect()
+}
+
 impl Harm {
-    fn all(store: &Path, file: &Path, others: &[PathBuf], points: usize) -> Vec<Harm> {
-        let len = fs::metadata(store.join(file)).unwrap().len() as usize;
-        let spots: BTreeSet<usize> =
-            (0..points).map(|i| i * len / points).chain(len.checked_sub(1)).collect();
-        let mut all: Vec<Harm> = spots.iter().filter(|at| **at < len).map(|at| Harm::Flip(*at)).collect();
+    fn all(store: &Path, file: &Path, others: &[PathBuf], hit: &mut BTreeSet<&'static str>) -> Vec<Harm> {
+        let bytes = fs::read(store.join(file)).unwrap();
+        let (len, spots) = (bytes.len(), spots(file, &bytes, hit));
+        let mut all: Vec<Harm> = spots.iter().map(|at| Harm::Flip(*at)).collect();
         all.extend(spots.iter().step_by(3).map(|at| Harm::Cut(*at)));
         if file == Path::new(INDEX) {
             all.extend((0..len).step_by(PAGE).map(Harm::Page));
@@ -226,7 +246,7 @@ fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
     let _alone = alone();
     let template = Template::make();
     let killed = killed(&template);
-    let mut cases = Vec::new();
+    let (mut cases, mut hit) = (Vec::new(), BTreeSet::new());
     for (store, wal) in [(template.dir.path().join("store"), false), (killed.path().join("store"), true)] {
         let files = files(&store);
         for (kind, file) in &files {
@@ -234,11 +254,12 @@ fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
                 continue;
             }
             let others: Vec<_> = files.iter().filter(|(k, _)| k == kind).map(|(_, f)| f.clone()).collect();
-            let points = if kind.starts_with("index") { 60 } else { 12 };
-            let harms = Harm::all(&store, file, &others, points);
+            let harms = Harm::all(&store, file, &others, &mut hit);
             cases.extend(harms.into_iter().map(|h| (store.clone(), file.clone(), h)));
         }
     }
+    let missed: Vec<_> = regions::names().filter(|name| !hit.contains(name)).collect();
+    assert!(missed.is_empty(), "no file has {missed:?}");
     let mut failed = Vec::new();
     for (store, file, harm) in cases.iter().step_by(stride(11) as usize) {
         let dir = quick_dir();
@@ -249,5 +270,6 @@ fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
             failed.push((file, harm));
         }
     }
+    println!("{} ways to damage a file", cases.len());
     assert!(failed.is_empty(), "{} of {} cases fail: {failed:#?}", failed.len(), cases.len());
 }
