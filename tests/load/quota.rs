@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,6 +54,8 @@ struct Work<'a> {
 struct Seen {
     /// Most bytes at once, drafts and all.
     busy: u64,
+    /// Most bytes at once but for what is no entry yet: drafts, and what is about to be put.
+    entries: u64,
     /// How often the disk was asked for that.
     asked: u64,
     /// Most bytes at rest, when nobody had a draft.
@@ -146,6 +149,21 @@ fn client(work: &Work, number: u64) {
             }
         }
     }
+}
+
+/// Bytes that the trees of drafts have on the disk, and the directories from which clients put.
+fn beside(daemon: &Daemon) -> u64 {
+    let (mut todo, mut sum) = (vec![daemon.store().join("drafts"), daemon.scratch()], 0);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            sum += meta.blocks() * 512;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    sum
 }
 
 /// When it is dropped the work is over, also when something has gone wrong.
@@ -251,7 +269,11 @@ pub fn by_the_disk(disk: &Space, daemon: &Daemon, empty: u64) {
         {
             let begun = Instant::now();
             while begun.elapsed() < EVERY {
-                seen.busy = seen.busy.max(disk.used().saturating_sub(empty));
+                // Whoever writes goes on meanwhile: drafts are looked at before and after.
+                let before = beside(daemon);
+                let used = disk.used().saturating_sub(empty);
+                seen.entries = seen.entries.max(used.saturating_sub(before.max(beside(daemon))));
+                seen.busy = seen.busy.max(used);
                 seen.asked += 1;
                 std::thread::sleep(ASKED);
             }
@@ -261,12 +283,13 @@ pub fn by_the_disk(disk: &Space, daemon: &Daemon, empty: u64) {
     let share = |bytes: i64| bytes as f64 / QUOTA as f64 * 100.0;
     println!(
         "quota of {} MiB, {} entries by {CLIENTS} clients ({} refused): the disk shows at most {:.1} % of it while they \
-         write; at rest, in {} stops and within {:.1?}, {:.2} % when nobody has a draft, {:.2} % with one of {DRAFT} MiB, \
+         write, {:.1} % without their drafts; at rest, in {} stops and within {:.1?}, {:.2} % when nobody has a draft, {:.2} % with one of {DRAFT} MiB, \
          {:.2} % without what is in it; that is between {:.2} % less and {:.2} % more than outfs says",
         QUOTA / MIB,
         work.stored.into_inner(),
         work.refused.into_inner(),
         share(seen.busy as i64),
+        share(seen.entries as i64),
         seen.stops,
         seen.longest,
         share(seen.still as i64),
