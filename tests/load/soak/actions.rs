@@ -365,7 +365,14 @@ impl Client {
             Ok(true) => whole(&at, &key).map_err(|why| format!("in a view: {why}")),
             _ => Ok(()),
         };
-        self.ask(&["unmount", to], &[])?;
+        // Busy for a moment, as in `unbind`.
+        let by = Instant::now() + BACK;
+        while !self.ask(&["unmount", to], &[IN_USE])? {
+            if Instant::now() > by {
+                return Err(format!("{to} stays busy"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         evicted?;
         kept?;
         there
