@@ -186,6 +186,11 @@ impl Run {
             (self.command.first().is_none_or(empty), "the command is empty"),
             (self.input.iter().any(empty), "--input: a path is not empty ('.' is the working directory)"),
             (self.tool.iter().any(empty), "--tool: a program's name is not empty"),
+            (
+                self.net && self.sandbox == SandboxArg::None,
+                "--net is for a sandbox: a command outside of one has the network anyway",
+            ),
+            (self.verify && self.dry_run, "--verify runs the command, and with --dry-run nothing is run"),
             (self.verify && !reads, "--verify runs a hit again, and with this --policy there are no hits"),
             (
                 self.mtime.is_some() && self.how == Some(As::Link),

@@ -11,6 +11,8 @@ fn options_that_do_nothing_are_refused() {
     let wrong = [
         (&["--verify", "--policy", "writeonly"][..], "there are no hits"),
         (&["--verify", "--policy", "disabled"], "there are no hits"),
+        (&["--net"], "--net is for a sandbox"),
+        (&["--verify", "--dry-run"], "nothing is run"),
         (&["--param", "a=1", "--param", "b=1", "--param", "a=2"], "--param a is given twice"),
         (&["--param", "=1"], "NAME=VALUE"),
         (&["--mtime", "keep", "--as", "link"], "--mtime is for files"),
