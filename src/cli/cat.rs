@@ -12,7 +12,7 @@ use crate::model::EntryKey;
 
 /// Write a file of an entry to standard output
 #[derive(Args)]
-#[command(after_help = "Example: outfs cat 9f86d081 outputs/report.txt")]
+#[command(after_help = "Example: outfs cat \"$KEY\" outputs/report.txt")]
 pub(crate) struct Cat {
     /// The entry
     key: EntryKey,

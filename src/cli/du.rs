@@ -11,7 +11,7 @@ use crate::model::units::human_bytes;
 
 /// Show what entries take on disk: alone (freed when evicted) and shared with others
 #[derive(Args)]
-#[command(after_help = "Example: outfs du 9f86d081")]
+#[command(after_help = "Example: outfs du \"$KEY\"")]
 pub(crate) struct Du {
     /// These entries [default: all]
     keys: Vec<EntryKey>,

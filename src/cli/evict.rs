@@ -9,7 +9,7 @@ use crate::model::EntryKey;
 
 /// Hide entries at once; their space is free when nobody uses them any more
 #[derive(Args)]
-#[command(after_help = "Example: outfs evict 9f86d081")]
+#[command(after_help = "Example: outfs evict \"$KEY\"")]
 pub(crate) struct Evict {
     /// The entries
     #[arg(required = true)]

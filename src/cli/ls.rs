@@ -15,7 +15,7 @@ const PAGE: usize = 1000;
 
 /// List entries, or the files of one
 #[derive(Args)]
-#[command(after_help = "Examples: outfs ls -l\n          outfs ls -R 9f86d081 outputs")]
+#[command(after_help = "Examples: outfs ls -l\n          outfs ls -R \"$KEY\" outputs")]
 pub(crate) struct Ls {
     /// List this entry's files
     key: Option<EntryKey>,

@@ -50,7 +50,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::control::{Failure, Kind, Reply};
 use crate::daemon::{LogSpec, LogTarget};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry, 4 damage found.\n\
+const EXIT_CODES: &str = "A KEY is given whole, as 'outfs ls' lists it; 'outfs run --json' and 'outfs why TASK' tell a run's.\n\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry, 4 damage found.\n\
     Environment: OUTFS_STORE (the store), OUTFS_CONFIG (a configuration file), OUTFS_LOG (what is logged, \
     as in info or outfs=debug).";
 

@@ -60,7 +60,7 @@ enum PrefetchArg {
 /// Mount a view of the store; returns when it is ready
 #[derive(Args)]
 #[command(after_help = "Examples: outfs mount /mnt/cache --size 20G\n          \
-    outfs mount /tmp/sandbox --read-only --key 9f86d081\n\n\
+    outfs mount /tmp/sandbox --read-only --key \"$KEY\"\n\n\
     The first mount of a store starts its daemon, which ends with its last view. Options that are not given \
     come from the configuration file. Credentials for tiers come from the environment of the mount that starts the \
     daemon (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, OUTFS_GRPC_TOKEN) or the profile's file. --log takes stderr (with --foreground), journal or a file, with json: \

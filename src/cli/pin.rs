@@ -10,7 +10,7 @@ use crate::model::EntryKey;
 
 /// Hold entries so that they are never evicted; without entries, list the pins
 #[derive(Args)]
-#[command(after_help = "Example: outfs pin 9f86d081 --name release-1.2")]
+#[command(after_help = "Example: outfs pin \"$KEY\" --name release-1.2")]
 pub(crate) struct Pin {
     /// The entries
     keys: Vec<EntryKey>,
@@ -23,7 +23,7 @@ pub(crate) struct Pin {
 
 /// Lift pins
 #[derive(Args)]
-#[command(after_help = "Examples: outfs unpin 9f86d081           (all its pins)\n          \
+#[command(after_help = "Examples: outfs unpin \"$KEY\"               (all its pins)\n          \
     outfs unpin --name release-1.2   (all entries it holds)")]
 pub(crate) struct Unpin {
     /// The entries [default: all that the named pin holds]

@@ -15,7 +15,7 @@ use crate::model::units::{counted, human_bytes};
 ///
 /// The daemon does it, of a mount with --tier.
 #[derive(Args)]
-#[command(after_help = "Example: outfs prefetch 9f86d081 outputs/bin")]
+#[command(after_help = "Example: outfs prefetch \"$KEY\" outputs/bin")]
 pub(crate) struct Prefetch {
     /// The entry
     key: EntryKey,

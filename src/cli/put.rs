@@ -15,8 +15,8 @@ use crate::model::units::{counted, human_bytes};
 
 /// Store a directory (or a tar stream) as an entry's outputs
 #[derive(Args)]
-#[command(after_help = "Examples: outfs put 9f86d081 target/out --task-id build --exit-code 0\n          \
-    tar -c out | outfs put 9f86d081 --tar -")]
+#[command(after_help = "Examples: outfs put \"$KEY\" target/out --task-id build --exit-code 0\n          \
+    tar -c out | outfs put \"$KEY\" --tar -")]
 pub(crate) struct Put {
     /// The key
     key: EntryKey,

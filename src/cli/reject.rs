@@ -9,8 +9,8 @@ use crate::model::EntryKey;
 
 /// Make lookups of a key miss until a new result replaces it or the rejection is lifted
 #[derive(Args)]
-#[command(after_help = "Examples: outfs reject 9f86d081 --reason 'built with a broken compiler'\n          \
-    outfs reject 9f86d081 --lift")]
+#[command(after_help = "Examples: outfs reject \"$KEY\" --reason 'built with a broken compiler'\n          \
+    outfs reject \"$KEY\" --lift")]
 pub(crate) struct Reject {
     /// The key
     key: EntryKey,

@@ -19,7 +19,7 @@ use crate::run::Way;
 #[derive(Args)]
 #[command(
     visible_alias = "get",
-    after_help = "Examples: outfs restore 9f86d081 target/out\n          outfs restore 9f86d081 --tar - | tar -tv"
+    after_help = "Examples: outfs restore \"$KEY\" target/out\n          outfs restore \"$KEY\" --tar - | tar -tv"
 )]
 pub(crate) struct Restore {
     /// The entry

@@ -13,8 +13,8 @@ use crate::model::EntryKey;
 
 /// Turn a draft into a sealed entry
 #[derive(Args)]
-#[command(after_help = "Examples: outfs seal 9f86d081          (a draft in place)\n          \
-    outfs seal build-1 9f86d081  (a draft in .outfs/work)")]
+#[command(after_help = "Examples: outfs seal \"$KEY\"          (a draft in place)\n          \
+    outfs seal build-1 \"$KEY\"  (a draft in .outfs/work)")]
 pub(crate) struct Seal {
     /// The draft: its name in .outfs/work, its key, or its id
     name: PathBuf,

@@ -11,7 +11,7 @@ use crate::model::units::{counted, human_bytes};
 
 /// Show how, by whom, when and from where an entry was sealed, and its metadata
 #[derive(Args)]
-#[command(after_help = "Example: outfs show 9f86d081 --json")]
+#[command(after_help = "Example: outfs show \"$KEY\" --json")]
 pub(crate) struct Show {
     /// The entry
     key: EntryKey,

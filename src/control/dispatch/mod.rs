@@ -105,7 +105,10 @@ pub fn hit(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
 }
 
 fn no_entry(key: &EntryKey) -> Failure {
-    Failure::new(Kind::NotFound, format!("there is no entry {key}; 'outfs ls' lists them"))
+    Failure::new(
+        Kind::NotFound,
+        format!("there is no entry {key}; 'outfs ls' lists them (a key is given whole)"),
+    )
 }
 
 /// The entry as it is, held while it is looked at.
