@@ -9,7 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::key::{Input, Parts};
+use super::key::{Input, Parts, VERSION};
 use super::lock::Block;
 use super::shelf::Found;
 use crate::model::EntryKey;
@@ -224,6 +224,8 @@ pub enum Locked<'a> {
     NoFile,
     /// It does not have the task.
     NoTask,
+    /// It has it, with a key of another form: of this version.
+    OtherForm(u32),
     /// It has it.
     Has(&'a Block),
 }
@@ -279,6 +281,10 @@ fn unknown_key(s: &Situation<'_>) -> Vec<Reason> {
     let (key, parts) = match s.locked {
         Locked::NoFile => return vec![Reason::NoLockFile],
         Locked::NoTask => return vec![Reason::TaskNotInLock],
+        Locked::OtherForm(form) => {
+            let of = |form: u32| format!("a key of form {form}");
+            return vec![Reason::CacheKeyMismatch { old: of(form), new: of(VERSION) }];
+        }
         Locked::Has(Block { key, status: Some(status), .. }) if key == s.key => {
             return vec![Reason::PreviousRunIncomplete { status: status.clone() }];
         }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::decide::*;
 use super::key::tests::{input, parts};
-use super::key::{ABSENT, Kind, Parts, value_hash};
+use super::key::{ABSENT, Kind, Parts, VERSION, value_hash};
 use super::lock::Block;
 use super::shelf::{Found, Held};
 use crate::model::{EntryKey, ManifestHash};
@@ -17,6 +17,8 @@ struct Case {
     cache_failures: bool,
     found: Found,
     lock: Option<Option<Option<Block>>>,
+    /// The lock file has the task with a key of this form.
+    other_form: Option<u32>,
     history: Vec<Earlier>,
 }
 
@@ -46,6 +48,7 @@ fn never() -> Case {
         cache_failures: false,
         found: Found::UNKNOWN,
         lock: None,
+        other_form: None,
         history: vec![],
     }
 }
@@ -89,7 +92,7 @@ fn forced(case: Case) -> Case {
 impl Case {
     fn decide(&self) -> Decision {
         let locked = match &self.lock {
-            None => Locked::NotAsked,
+            None => self.other_form.map_or(Locked::NotAsked, Locked::OtherForm),
             Some(None) => Locked::NoFile,
             Some(Some(None)) => Locked::NoTask,
             Some(Some(Some(block))) => Locked::Has(block),
@@ -499,6 +502,11 @@ fn table() -> Vec<Row> {
             "not in the lock file",
             Case { lock: Some(Some(None)), ..after(parts()) },
             one("the lock file does not have this task", json!({ "why": "task_not_in_lock" })),
+        ),
+        (
+            "locked by another version of this program",
+            Case { other_form: Some(99), ..after(parts()) },
+            vec![other("a key of form 99", &format!("a key of form {VERSION}"))],
         ),
         (
             "locked, and not here",

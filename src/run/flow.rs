@@ -385,7 +385,11 @@ impl Run<'_> {
         let locked = match (&ways.lock, &prepared.lock) {
             (None, _) => Locked::NotAsked,
             (Some(_), None) => Locked::NoFile,
-            (Some(_), Some(lock)) => lock.tasks.get(&task.id).map_or(Locked::NoTask, Locked::Has),
+            (Some(_), Some(lock)) => match (lock.tasks.get(&task.id), lock.others.get(&task.id)) {
+                (Some(block), _) => Locked::Has(block),
+                (None, Some(other)) => Locked::OtherForm(other.form),
+                (None, None) => Locked::NoTask,
+            },
         };
         let force = ways.force || !reads;
         let wants_history = why && !force && locked == Locked::NotAsked && found == Found::UNKNOWN;

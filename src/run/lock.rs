@@ -2,7 +2,8 @@
 //!
 //! Invariants: TOML with a schema version, tasks and their parts in a fixed order, one input a line,
 //! so that it merges; written aside and renamed; one that is damaged is an error that names the line, never
-//! half believed: a task's key must be the key of its parts. Must not know: what is decided by it.
+//! half believed: a task's key must be the key of its parts. A task whose key has another form than this program's is kept as it
+//! is written, until that task runs here. Must not know: what is decided by it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +12,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::key::Parts;
+use super::key::{Parts, VERSION};
 use super::{Result, RunError};
 use crate::model::EntryKey;
 
 /// The version of the file's form.
 const SCHEMA: u32 = 1;
+/// The form of keys of tasks that do not name one.
+const UNNAMED: u32 = 2;
 
 /// What the file says of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +42,17 @@ pub struct Block {
 pub struct Lock {
     /// By task.
     pub tasks: BTreeMap<String, Block>,
+    /// Tasks whose keys have another form.
+    pub others: BTreeMap<String, Other>,
+}
+
+/// What the file says of a task whose key is not made as this program makes keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// The version of its key's form.
+    pub form: u32,
+    /// As it is written.
+    lines: String,
 }
 
 /// As it is parsed.
@@ -61,14 +75,17 @@ impl Lock {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Lock> {
-        let line_of = |at: usize| 1 + bytes[..at.min(bytes.len())].iter().filter(|&&b| b == b'\n').count();
-        let damaged =
-            |at: usize, why: String| Err(RunError::Lock { path: path.to_owned(), line: line_of(at), why });
+        let damaged = |bytes: &[u8], at: usize, why: String| {
+            let line = 1 + bytes[..at.min(bytes.len())].iter().filter(|&&b| b == b'\n').count();
+            Err(RunError::Lock { path: path.to_owned(), line, why })
+        };
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
-            Err(e) => return damaged(e.valid_up_to(), "not UTF-8".into()),
+            Err(e) => return damaged(bytes, e.valid_up_to(), "not UTF-8".into()),
         };
-        let form: Form = match toml::from_str(text) {
+        let (text, others) = set_apart(text);
+        let damaged = |at: usize, why: String| damaged(text.as_bytes(), at, why);
+        let form: Form = match toml::from_str(&text) {
             Ok(form) => form,
             Err(e) => return damaged(e.span().map_or(0, |s| s.start), e.message().to_owned()),
         };
@@ -76,7 +93,7 @@ impl Lock {
             let why = format!("version {}, this program knows {SCHEMA}", form.version.get_ref());
             return damaged(form.version.span().start, why);
         }
-        let mut lock = Lock::default();
+        let mut lock = Lock { others, ..Lock::default() };
         for (task, block) in form.task {
             let at = block.span().start;
             let block = block.into_inner();
@@ -97,6 +114,7 @@ impl Lock {
         let _turn = nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusive)
             .map_err(|(_, e)| RunError::io("lock", path, e.into()))?;
         let mut lock = Lock::read(path)?.unwrap_or_default();
+        lock.others.remove(&task);
         lock.tasks.insert(task, block);
         lock.write(path)
     }
@@ -105,9 +123,12 @@ impl Lock {
     pub fn to_text(&self) -> String {
         let mut out =
             format!("# Written by 'outfs run --lock': commit it, do not edit it.\nversion = {SCHEMA}\n");
+        let mut all: BTreeMap<&String, String> =
+            self.others.iter().map(|(task, other)| (task, format!("\n{}", other.lines))).collect();
         for (task, block) in &self.tasks {
-            block.write(&mut out, task);
+            block.write(all.entry(task).or_default(), task);
         }
+        out.extend(all.into_values());
         out
     }
 
@@ -123,6 +144,34 @@ impl Lock {
         aside.persist(path).map_err(|e| fail(e.error))?;
         Ok(())
     }
+}
+
+/// Takes the tasks out whose keys have another form; the lines of the rest keep their numbers.
+fn set_apart(text: &str) -> (String, BTreeMap<String, Other>) {
+    let (mut rest, mut others) = (String::with_capacity(text.len()), BTreeMap::new());
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut from = 0;
+    while from < lines.len() {
+        let begun = lines[from].trim_end().strip_prefix("[task.").and_then(|l| l.strip_suffix(']'));
+        let ends = |line: &&str| {
+            let name = begun.and_then(|name| line.strip_prefix("[task.")?.strip_prefix(name));
+            line.starts_with("[task.") && !name.is_some_and(|more| more.starts_with('.'))
+        };
+        let to = lines[from + 1..].iter().position(|line| ends(line)).map_or(lines.len(), |at| from + 1 + at);
+        let block = &lines[from..to];
+        let form = block.iter().find_map(|line| line.strip_prefix("key_version = "));
+        let form = form.map_or(Ok(UNNAMED), |form| form.trim().parse());
+        match (begun.map(serde_json::from_str::<String>), form) {
+            (Some(Ok(task)), Ok(form)) if form != VERSION => {
+                let lines = block.concat();
+                rest.extend(block.iter().map(|_| '\n'));
+                others.insert(task, Other { form, lines: format!("{}\n", lines.trim_end()) });
+            }
+            _ => rest.extend(block.iter().copied()),
+        }
+        from = to;
+    }
+    (rest, others)
 }
 
 fn dir_of(path: &Path) -> &Path {
@@ -142,6 +191,7 @@ impl Block {
         let p = &self.parts;
         let name = quoted(task);
         let _ = writeln!(out, "\n[task.{name}]");
+        let _ = writeln!(out, "key_version = {VERSION}");
         let mut one = |field: &str, value: &str| {
             let _ = writeln!(out, "{field} = {}", quoted(value));
         };
@@ -198,7 +248,7 @@ mod tests {
             parts,
         };
         let tasks = [("build", block(parts(), None)), ("//a b:\"c\"", block(odd, Some("exit code 2")))];
-        Lock { tasks: tasks.map(|(k, v)| (k.to_owned(), v)).into() }
+        Lock { tasks: tasks.map(|(k, v)| (k.to_owned(), v)).into(), ..Lock::default() }
     }
 
     #[test]
@@ -213,8 +263,43 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), lock().to_text());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
         let text = lock().to_text();
-        assert!(text.contains("\n[task.\"build\"]\nkey = \""), "{text}");
+        assert!(text.contains(&format!("\n[task.\"build\"]\nkey_version = {VERSION}\nkey = \"")), "{text}");
         assert!(text.lines().any(|l| l.starts_with("  \"f ") && l.ends_with(" sub/a.c\",")), "{text}");
+    }
+
+    /// Of another version of this program: not damaged, and not lost.
+    #[test]
+    fn keys_of_another_form_are_left_alone() {
+        let good = lock().to_text();
+        let named = format!("key_version = {VERSION}\n");
+        let parse = |text: &str| Lock::parse(Path::new("l"), text.as_bytes());
+        // Files were written before the form had a name.
+        assert_eq!(parse(&good.replace(&named, "")).unwrap(), lock());
+        // Each of the two; what a later form has is not known here.
+        for at in [1, 2] {
+            let mut parts: Vec<String> = good.split("\n[task.").map(Into::into).collect();
+            parts[at] = parts[at]
+                .replace(&named, "key_version = 99\nnew = { a = [1] }\n")
+                .replace("input_count", "n");
+            let text = parts.join("\n[task.");
+            let read = parse(&text).unwrap();
+            assert_eq!((read.tasks.len(), read.others.len()), (1, 1), "{text}");
+            assert_eq!((read.to_text(), read.others.values().next().unwrap().form), (text.clone(), 99));
+            // Damage further down has the number of its line.
+            let damaged = format!("{text}\n[task.\"z\"]\nkey = = 7\n");
+            let Err(RunError::Lock { line, .. }) = parse(&damaged) else { panic!("{damaged}") };
+            assert_eq!(line, damaged.lines().count());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("outfs.lock");
+        std::fs::write(&path, good.replace(&named, "key_version = 1\n")).unwrap();
+        Lock::update(&path, "build".into(), lock().tasks["build"].clone()).unwrap();
+        let now = Lock::read(&path).unwrap().unwrap();
+        assert_eq!(now.tasks.keys().collect::<Vec<_>>(), ["build"]);
+        assert_eq!(
+            now.others.iter().map(|(task, o)| (task.as_str(), o.form)).collect::<Vec<_>>(),
+            [("//a b:\"c\"", 1)]
+        );
     }
 
     #[test]

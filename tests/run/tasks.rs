@@ -268,6 +268,13 @@ fn a_lock_file_wins_over_the_history() {
         .is_miss(&["dep_changed", "dep_changed"])
         .says("the input in changed")
         .says("the input o2 was removed");
+    // As if another version of outfs had written it.
+    fs::write(p.path("outfs.lock"), p.read("outfs.lock").replace("key_version = 2", "key_version = 1"))
+        .unwrap();
+    p.write("in", "3");
+    run("t").is_miss(&["cache_key_mismatch"]).says("a key of form 1 -> a key of form 2");
+    run("t").is_hit();
+    assert!(p.read("outfs.lock").contains("\nkey_version = 2\n"));
     let damaged = p.read("outfs.lock").replace("cwd = \"\"", "cwd = \"");
     fs::write(p.path("outfs.lock"), &damaged).unwrap();
     let line = 1 + damaged[..damaged.find("cwd = \"").unwrap()].matches('\n').count();
