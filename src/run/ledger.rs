@@ -80,8 +80,7 @@ impl Ledger {
 
     /// Where runs that write these outputs take turns.
     pub(super) fn turns(&self, place: &Place, outputs: &[PathBuf]) -> Option<Turns> {
-        let outputs = outputs.iter().map(|o| place.cwd.join(o));
-        Some(Turns::of(self.dir.as_ref()?.join(TURNS), &self.checkout, &place.root, outputs))
+        Some(Turns::of(self.dir.as_ref()?.join(TURNS), &self.checkout, place, outputs))
     }
 
     fn file(&self, kind: &str, parts: &[&[u8]]) -> Option<PathBuf> {

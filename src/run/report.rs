@@ -100,7 +100,7 @@ pub struct Report {
     /// Paths that differ from the entry, with `--verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub differs: Option<Vec<String>>,
-    /// New files that are no declared output.
+    /// Files that changed while the command ran and are no declared output, of this run or another one.
     pub undeclared: Vec<String>,
     /// What was not as it should be.
     pub warnings: Vec<String>,

@@ -75,7 +75,9 @@ impl Run<'_> {
             SandboxKind::Bwrap if !upstreams.from.is_empty() => self.mount(&rooms, &mut upstreams),
             _ => None,
         };
+        let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
+        drop(at_work);
         let destroyed = sandbox.destroy();
         if let Some((id, _)) = draft {
             self.drop_draft(&id);

@@ -3,7 +3,8 @@
 //! Purpose: of two commands at the same outputs neither's result would be its own. Invariants: a turn is one lock (flock) for
 //! each output, for its holder alone, and one for each directory above, which others may have, too; they are taken in the order of
 //! paths, and after a flight, so that nobody waits in a circle; they end with their holders, however these die. Who does not
-//! wait leaves a mark that the holders see at their end, and is waited for by those who come later. Must not know: keys, the store.
+//! wait leaves a mark that the holders see at their end, and is waited for by those who come later. What has changed in a project
+//! is another run's if it stands at that one's outputs, or nearer to where that one is at work. Must not know: keys, the store.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -14,7 +15,10 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::clock::is_since;
 use super::marker;
+use super::remembered::State;
+use super::spec::Place;
 
 /// The variable that tells a command which turns, and flights, are those of the runs that it is in.
 pub(super) const WITHIN: &str = "OUTFS_WITHIN";
@@ -45,27 +49,101 @@ struct Held {
 #[derive(Debug, Clone)]
 pub(super) struct Turns {
     dir: PathBuf,
+    checkout: String,
+    place: Place,
     /// Names of places, and whether they are for one alone.
     places: Vec<(String, bool)>,
 }
 
+/// While it lasts, and for whoever looks later, a command is executed in a directory.
+#[derive(Debug)]
+pub(super) struct AtWork(File);
+
 impl Turns {
-    /// For outputs of a project, below `dir`; `checkout` says which directory is at `root`.
-    pub fn of(dir: PathBuf, checkout: &str, root: &Path, outputs: impl Iterator<Item = PathBuf>) -> Turns {
-        let mut places = BTreeMap::new();
-        for output in outputs {
+    /// For outputs of a project, below `dir`; `checkout` says which directory is at its top.
+    pub fn of(dir: PathBuf, checkout: &str, place: &Place, outputs: &[PathBuf]) -> Turns {
+        let (mut places, root) = (BTreeMap::new(), &place.root);
+        for output in outputs.iter().map(|output| place.cwd.join(output)) {
             let above = output.ancestors().skip(1).take_while(|a| a.starts_with(root) && *a != root);
             for dir in above {
                 places.entry(dir.to_owned()).or_insert(false);
             }
             places.insert(output, true);
         }
-        let name = |path: &Path| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(checkout.as_bytes()).update(b"\0").update(path.as_os_str().as_bytes());
-            hasher.finalize().to_hex()[..32].to_owned()
+        let mut turns =
+            Turns { dir, checkout: checkout.to_owned(), place: place.clone(), places: Vec::new() };
+        turns.places = places.iter().map(|(path, alone)| (turns.name(path), *alone)).collect();
+        turns
+    }
+
+    fn name(&self, path: &Path) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.checkout.as_bytes()).update(b"\0").update(path.as_os_str().as_bytes());
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
+    fn name_at_work(&self, dir: &Path) -> String {
+        format!("{}.at", self.name(dir))
+    }
+
+    /// Says that a command is executed in the working directory.
+    pub fn at_work(&self) -> io::Result<AtWork> {
+        loop {
+            let file = self.open(&self.name_at_work(&self.place.cwd))?;
+            file.lock_shared()?;
+            if !is_swept(&file)? {
+                sign(&file, "\n")?;
+                return Ok(AtWork(file));
+            }
+        }
+    }
+
+    /// Leaves out, of paths in order, what is another run's that was under way since a moment of the file clock.
+    pub fn leave_out_others(&self, paths: &mut Vec<PathBuf>, since: i128) {
+        let mut last: Option<(PathBuf, bool)> = None;
+        paths.retain(|path| {
+            let dir = path.parent().unwrap_or(path);
+            let theirs = match &last {
+                Some((same, theirs)) if same == dir => *theirs,
+                _ => last.insert((dir.to_owned(), self.is_anothers(dir, since))).1,
+            };
+            !theirs && !self.was_taken(path, since)
+        });
+    }
+
+    fn is_anothers(&self, dir: &Path, since: i128) -> bool {
+        let mut nearer = true;
+        dir.ancestors().take_while(|above| above.starts_with(&self.place.root)).any(|above| {
+            nearer &= above != self.place.cwd;
+            self.was_taken(above, since) || nearer && self.was_worked_in(above, since)
+        })
+    }
+
+    /// A path is, or was since then, an output of a run. It is not asked by a lock: whoever takes his turn now would meet that.
+    fn was_taken(&self, path: &Path, since: i128) -> bool {
+        let Ok(file) = File::open(self.dir.join(self.name(path))) else { return false };
+        let mut who = [0; SIGNATURE];
+        // Nobody has signed what is shared.
+        let signs = |who: &[u8]| who.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace());
+        file.read_exact_at(&mut who, 0).is_ok()
+            && signs(&who)
+            && (signed(&file).is_some() || changed_since(&file, since))
+    }
+
+    fn was_worked_in(&self, dir: &Path, since: i128) -> bool {
+        let Ok(file) = File::open(self.dir.join(self.name_at_work(dir))) else { return false };
+        let is_worked_in = || {
+            // Whoever asks the same is gone in a moment.
+            (0..3).all(|_| {
+                let held = !try_lock(&file, true).unwrap_or(true);
+                if held {
+                    marker::moment();
+                }
+                held
+            })
         };
-        Turns { dir, places: places.iter().map(|(path, alone)| (name(path), *alone)).collect() }
+        // In this order: it is signed before it is let go.
+        is_worked_in() || changed_since(&file, since)
     }
 
     /// Takes a turn, but for the places that the runs have that this one is `within`. `wait` is told who is waited for, if it is known;
@@ -153,6 +231,10 @@ fn nobody_passes(passing: &File, alone: bool) -> io::Result<bool> {
     Ok(false)
 }
 
+fn changed_since(file: &File, moment: i128) -> bool {
+    file.metadata().is_ok_and(|meta| is_since(State::of(&meta).mtime_ns(), moment))
+}
+
 /// It has no name any more, so nobody who comes later will find it.
 fn is_swept(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.nlink() == 0)
@@ -206,6 +288,12 @@ impl Turn {
     }
 }
 
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let _ = sign(&self.0, "\n");
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         for held in self.held.iter().filter(|held| held.alone) {
@@ -216,11 +304,49 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::{file_clock, file_clock_after};
     use super::*;
 
     fn turns(dir: &Path, outputs: &[&str]) -> Turns {
-        let outputs = outputs.iter().map(|o| Path::new("/p/sub").join(o));
-        Turns::of(dir.join("turns"), "1.2", Path::new("/p"), outputs)
+        at(dir, "/p/sub", outputs)
+    }
+
+    fn at(dir: &Path, cwd: &str, outputs: &[&str]) -> Turns {
+        let place = Place { root: "/p".into(), cwd: cwd.into() };
+        let outputs: Vec<PathBuf> = outputs.iter().map(PathBuf::from).collect();
+        Turns::of(dir.join("turns"), "1.2", &place, &outputs)
+    }
+
+    /// By where they stand, and by where others are at work.
+    #[test]
+    fn what_is_anothers() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = at(dir.path(), "/p/a", &["out"]);
+        let left = |moment: i128| {
+            let paths = ["/p/a/x", "/p/b/out/f", "/p/b/stray", "/p/b/sub/g", "/p/c", "/p/top"];
+            let mut paths = paths.map(PathBuf::from).to_vec();
+            ours.leave_out_others(&mut paths, moment);
+            paths.iter().map(|path| path.to_str().unwrap()[3..].to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let all = "a/x b/out/f b/stray b/sub/g c top";
+        let moment = file_clock_after(file_clock());
+        let _ours = (ours.take(&[], None).unwrap(), ours.at_work().unwrap());
+        assert_eq!(left(moment), all);
+        // One that only gives a result back, and one that executes.
+        let theirs = at(dir.path(), "/p/b", &["out"]);
+        let turn = theirs.take(&[], None).unwrap();
+        assert_eq!(left(moment), "a/x b/stray b/sub/g c top");
+        let at_work = theirs.at_work().unwrap();
+        assert_eq!(left(moment), "a/x c top");
+        let later = file_clock_after(file_clock() + 20_000_000);
+        assert_eq!(left(later), "a/x c top", "they are under way");
+        drop((turn, at_work));
+        assert_eq!(left(later), "a/x c top", "they were");
+        let after = file_clock_after(file_clock() + 20_000_000);
+        assert_eq!(left(after), all);
+        // Who works above is not nearer to what lies below us.
+        let _above = at(dir.path(), "/p", &["top"]).at_work().unwrap();
+        assert_eq!(left(after), "a/x");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Purpose: to name it as a warning, at little cost: nothing is looked at before the command runs, and the rest while
 //! its result is stored. What it made or wrote is told by the time of a file's last change (ctime), which nobody can
-//! choose. Invariants: outputs, inputs (whose changes are another matter), what git ignores and what is
-//! outfs's own are never named; what cannot be looked at is not named either. Must not know: how it is said.
+//! choose; who else wrote meanwhile, an editor for one, cannot be told apart, but other runs can. Invariants: outputs, inputs
+//! (whose changes are another matter), what git ignores, what other runs make and what is outfs's own are never named; what cannot
+//! be looked at is not named either. Must not know: how other runs are known.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -41,6 +42,7 @@ impl Run<'_> {
         let lock = self.ways.lock.as_deref().map(|lock| place.file(lock));
         let apart: Vec<PathBuf> = outputs.chain(own).chain(lock).collect();
         let (root, cwd) = (place.root.clone(), place.cwd.clone());
+        let turns = self.ledger.turns(place, &self.task.outputs);
         let look = move || {
             let mut found = match root.join(".git").exists() {
                 true => not_as_in_git(&root, &apart).unwrap_or_default(),
@@ -49,6 +51,9 @@ impl Run<'_> {
             found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
             let mut made = gathered.others(found);
             made.retain(|path| changed_since(path, began));
+            if let Some(turns) = turns {
+                turns.leave_out_others(&mut made, began);
+            }
             made
         };
         // Where there can be no thread nothing is named.
@@ -73,7 +78,8 @@ impl Run<'_> {
             let more = new.len().checked_sub(6).map(|n| format!(" and {} more", n + 1)).unwrap_or_default();
             let taken = below && beside.is_none() && self.task.inputs == Inputs::Git;
             let how = if taken { "; the next run takes them for inputs" } else { "" };
-            self.warn(format!("not declared as outputs, and so not kept: {some}{more}{how}"));
+            let when = if beside.is_some() { "" } else { "changed while the command ran, " };
+            self.warn(format!("{when}not declared as outputs, and so not kept: {some}{more}{how}"));
         }
         self.report.undeclared = new;
     }

@@ -89,3 +89,30 @@ fn runs_inside_of_runs() {
     assert!(ran.stderr.contains("inside of a run of the same"), "{ran:#?}");
     assert_eq!(p.read("i"), "1\n");
 }
+
+/// S13.14 … what other runs make meanwhile is not.
+#[test]
+fn nobody_is_blamed_for_what_another_run_makes() {
+    let p = Project::new();
+    let in_package = |name: &str, script: &str| {
+        fs::create_dir_all(p.path(name)).unwrap();
+        let task =
+            ["run", "--json", "--task", name, "--no-inputs", "--output", "o", "--", "sh", "-c", script];
+        let mut c = p.command(&task);
+        c.current_dir(p.path(name)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        c.spawn().expect("outfs starts")
+    };
+    let wait =
+        |n: u32| format!("touch ../../{n}; while [ ! -e ../../go ]; do sleep 0.01; done; touch o stray");
+    let one = in_package("one", &wait(1));
+    eventually("the command to start", || p.dir.path().join("1").exists());
+    // One that ends before the other one does, one that begins before it, and somebody who edits.
+    ended(in_package("two", "touch o stray")).kept(true);
+    let three = in_package("three", &wait(3));
+    eventually("the command to start", || p.dir.path().join("3").exists());
+    p.write("edited", "");
+    p.go_on();
+    let named = |ran: Ran| ran.kept(true).says("changed while the command ran").record["undeclared"].clone();
+    assert_eq!(named(ended(one)), serde_json::json!(["../edited", "stray"]));
+    assert_eq!(named(ended(three)), serde_json::json!(["../edited", "stray"]));
+}
