@@ -16,6 +16,7 @@ use super::miss::Writing;
 use super::outputs::nodes;
 use super::prepare::{Around, Prepared, prepare};
 use super::report::{Report, Voice, Ways};
+use super::sandbox::Rooms;
 use super::shelf::{Found, Held, Nodes, Note, Shelf, Shelved, nodes_hash};
 use super::spec::Task;
 use super::turn::{Turn, WITHIN};
@@ -27,6 +28,7 @@ use crate::model::EntryKey;
 /// Runs a task.
 pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voice) -> Result<Report> {
     let report = Report::of(&task.id);
+    Rooms::of(ways.memory.as_deref()).sweep();
     let ledger = Ledger::of(ways.memory.as_deref(), &task.place.root);
     let mut run = Run {
         task,

@@ -66,6 +66,11 @@ pub fn missing<'a>(cwd: &Path, outputs: &'a [PathBuf]) -> Option<&'a Path> {
     outputs.iter().find(|o| cwd.join(o).symlink_metadata().is_err()).map(PathBuf::as_path)
 }
 
+/// Those at which something stands.
+pub fn there(cwd: &Path, outputs: &[PathBuf]) -> Vec<PathBuf> {
+    outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect()
+}
+
 /// Everything at the outputs, in the order of their paths, each with what it is.
 fn walk(cwd: &Path, outputs: &[PathBuf], each: &mut dyn FnMut(&Path, &Seen) -> io::Result<()>) -> Result<()> {
     let look = |path: PathBuf| match Seen::at(&path) {
@@ -154,8 +159,7 @@ pub struct States(HashMap<PathBuf, State>);
 impl States {
     /// Takes them, of outputs that are there, and waits until whatever changes from now on looks different.
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<States> {
-        let there: Vec<PathBuf> =
-            outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect();
+        let there = there(cwd, outputs);
         let mut states = States::look(cwd, &there)?;
         if !there.is_empty() && !Stamp::take(cwd, &there)?.settle() {
             let now = SystemTime::now();
@@ -177,9 +181,7 @@ impl States {
 
     /// The files that are new or not what they were.
     pub fn changed(&self, cwd: &Path, outputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
-        let there: Vec<PathBuf> =
-            outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect();
-        let now = States::look(cwd, &there)?.0;
+        let now = States::look(cwd, &there(cwd, outputs))?.0;
         Ok(now.into_iter().filter(|(path, state)| self.0.get(path) != Some(state)).map(|(p, _)| p).collect())
     }
 }

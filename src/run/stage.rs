@@ -13,7 +13,7 @@ use super::live::Live;
 use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
 use super::report::Voice;
-use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW};
+use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW, same_device};
 use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
 use super::turn::WITHIN;
 use super::upstream::Upstream;
@@ -49,6 +49,9 @@ impl Run<'_> {
         flight: Option<&Flight>,
     ) -> Result<Performed> {
         let task = self.task;
+        let rooms = Rooms::of(self.ways.memory.as_deref());
+        // Whose turn it is now may have been waited for by this run.
+        rooms.sweep();
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
         let scene = Scene {
@@ -59,16 +62,17 @@ impl Run<'_> {
             net: task.net,
             hidden: &self.ways.hidden,
         };
-        let rooms = Rooms::of(self.ways.memory.as_deref());
-        let draft = self.draft();
+        let base = prepared.and_then(|p| p.base.as_ref());
+        let base = base.map(|of| self.base(of)).transpose()?;
+        // What stands there and is to be moved is moved to where a death is no loss.
+        let takes = base.as_ref().is_some_and(|(_, _, stands)| *stands) && rooms.can_take(&task.place.cwd);
+        let draft = if takes { None } else { self.draft() };
         let mut sandbox: Box<dyn Sandbox + '_> = match task.sandbox {
             SandboxKind::None => Box::new(Plain::new(scene, &rooms)),
             SandboxKind::Bwrap => {
                 Box::new(Bwrap::new(scene, &rooms, draft.as_ref().map(|(_, dir)| dir.clone()))?)
             }
         };
-        let base = prepared.and_then(|p| p.base.as_ref());
-        let base = base.map(|of| self.base(of)).transpose()?;
         self.ledger.set_stand(self.cwd(), &task.outputs, None);
         let mut upstreams = Upstreams { base, from: prepared.map_or(&[][..], |p| &p.from), view: None };
         let _mounted = match task.sandbox {
@@ -98,8 +102,7 @@ impl Run<'_> {
             return None;
         }
         let (id, dir) = self.shelf.as_mut()?.draft(&self.task.id).ok()?;
-        let device = |path: &Path| path.metadata().ok().map(|m| std::os::unix::fs::MetadataExt::dev(&m));
-        if device(&dir).is_some_and(|of| Some(of) == device(self.cwd())) {
+        if same_device(&dir, self.cwd()) {
             return Some((id, dir));
         }
         self.drop_draft(&id);

@@ -210,6 +210,38 @@ fn a_sandbox_that_cannot_be_made_leaves_what_stands_there() {
     assert_eq!(second(&p, "bwrap", &[], CHANGE).kept(true).stdout, "a\nb\ngone\n");
 }
 
+/// S14.8 What a run has taken into a sandbox to start from stands where it was again, should the run be killed: after the next
+/// start, with a daemon or without.
+#[test]
+fn what_a_killed_run_started_from_comes_back() {
+    need("bwrap");
+    let m = Mount::new();
+    for served in [false, true] {
+        let mut p = Project::new();
+        if served {
+            p.store = m.store().to_owned();
+        }
+        first(&p).kept(true);
+        let made = tree(&p.path("t"));
+        let named = ["run", "--task", "two", "--no-inputs", "--base", "one", "--output", "t", "--sandbox"];
+        let mut c = p.command(&[&named, &["bwrap", "--", "sh", "-c", "echo; sleep 60"][..]].concat());
+        let mut child = c.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut byte = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+        assert!(!p.path("t").exists(), "it is in the sandbox");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Once nothing of the command is left.
+        crate::common::eventually("what stood there to be back", || {
+            p.sh(&["--task", "other", "--no-inputs"], "true").code == 0 && p.path("t").exists()
+        });
+        assert_eq!(tree(&p.path("t")), made);
+        crate::common::eventually("the draft to be gone", || p.ok(&["drafts", "--json"]).is_empty());
+        let ran = second(&p, "bwrap", &[], CHANGE);
+        assert_eq!(ran.kept(true).stdout, "a\nb\ngone\n");
+    }
+}
+
 #[test]
 fn results_are_mounted_where_there_is_a_daemon() {
     need("bwrap");

@@ -16,7 +16,7 @@ use super::{Left, Rooms, Sandbox, Scene, Tree, move_tree};
 use crate::run::capture::Sink;
 use crate::run::exec::{End, Outcome, Plan, execute};
 use crate::run::guard::{self, Post};
-use crate::run::outputs::{check_way, clear};
+use crate::run::outputs::{check_way, clear, there};
 use crate::run::{Result, RunError};
 
 /// What a command run by root keeps of root's rights: those over files, users and processes.
@@ -65,8 +65,6 @@ pub struct Bwrap<'a> {
     layout: Layout,
     /// Trees to be bound: where they are, and where below the working directory.
     trees: Vec<(PathBuf, PathBuf)>,
-    /// What was taken from the project and has to stand there again, below the working directory.
-    taken: Vec<PathBuf>,
     /// How the command ended, if it was no success, and what it said.
     failed: Option<Vec<u8>>,
 }
@@ -92,7 +90,6 @@ impl<'a> Bwrap<'a> {
             room: None,
             layout: Layout::default(),
             trees: Vec::new(),
-            taken: Vec::new(),
             failed: None,
         })
     }
@@ -206,21 +203,6 @@ impl<'a> Bwrap<'a> {
         Ok(beside)
     }
 
-    /// Has what was taken from the project, and never came back as the command's, stand there again.
-    fn put_back(&mut self) -> Result<()> {
-        let (cwd, work) = (&self.scene.place.cwd, self.work());
-        let put_back = |output: PathBuf| {
-            // What lies behind a symlink that the command made is not the project's.
-            let ours = check_way(&work, std::slice::from_ref(&output)).is_ok();
-            let (from, to) = (work.join(&output), cwd.join(&output));
-            match ours && from.symlink_metadata().is_ok() && to.symlink_metadata().is_err() {
-                true => move_tree(&from, &to),
-                false => Ok(()),
-            }
-        };
-        std::mem::take(&mut self.taken).into_iter().map(put_back).fold(Ok(()), Result::and)
-    }
-
     /// The sandbox itself could not be made: why, and what helps.
     fn unmade(outcome: &Outcome) -> Option<RunError> {
         let said = outcome.stderr.strip_prefix(b"bwrap: ")?;
@@ -263,14 +245,12 @@ impl Sandbox for Bwrap<'_> {
     fn restore(&mut self, base: &mut dyn Tree) -> Result<()> {
         self.prepare()?;
         let (cwd, work) = (self.scene.place.cwd.clone(), self.work());
-        if base.stands() {
-            for output in self.scene.outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()) {
-                self.taken.push(output.clone());
-                move_tree(&cwd.join(output), &work.join(output))?;
-            }
-            return Ok(());
+        let outputs = there(&cwd, self.scene.outputs);
+        // A draft goes with this process, and what is in it.
+        if self.draft.is_some() || !base.stands() || !self.room()?.takes(&work, &cwd, &outputs)? {
+            return base.lay(&work, None);
         }
-        base.lay(&work, None)
+        outputs.iter().try_for_each(|output| move_tree(&cwd.join(output), &work.join(output)))
     }
 
     fn inject(&mut self, at: &Path, tree: &mut dyn Tree) -> Result<()> {
@@ -293,7 +273,8 @@ impl Sandbox for Bwrap<'_> {
 
     fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome> {
         let argv: Vec<OsString> = self.words(&plan)?.into_iter().chain(plan.argv.iter().cloned()).collect();
-        let outcome = execute(&Plan { argv: &argv, inner: true, ..plan }, sink)
+        let hold: Vec<_> = plan.hold.iter().copied().chain(self.room.iter().map(Room::fd)).collect();
+        let outcome = execute(&Plan { argv: &argv, inner: true, hold: &hold, ..plan }, sink)
             .map_err(|e| RunError::io("run", &self.program, e))?;
         let unstarted = || plan.argv.first().and_then(|command| Self::unstarted(command, &outcome));
         if let Some(e) = Self::unmade(&outcome).or_else(unstarted) {
@@ -318,7 +299,6 @@ impl Sandbox for Bwrap<'_> {
                 move_tree(&work.join(output), &cwd.join(output))?;
             }
         }
-        self.taken.clear();
         Ok(Left { beside, wanted })
     }
 
@@ -327,7 +307,8 @@ impl Sandbox for Bwrap<'_> {
     }
 
     fn remove(&mut self) -> Result<()> {
-        let back = self.put_back();
+        // What the command never gave back stands there again.
+        let back = self.room.as_ref().map_or(Ok(()), Room::put_back);
         if let Some(draft) = &self.draft {
             let names = std::fs::read_dir(draft).map(|names| names.flatten().collect::<Vec<_>>());
             // What is left goes with the draft.

@@ -115,6 +115,12 @@ impl Left {
     }
 }
 
+/// Are both on one file system, so that one can be renamed to the other?
+pub(super) fn same_device(a: &Path, b: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|m| std::os::unix::fs::MetadataExt::dev(&m));
+    device(a).is_some() && device(a) == device(b)
+}
+
 /// Moves what stands at `from`, by copying where it cannot be renamed.
 fn move_tree(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {

@@ -1,20 +1,23 @@
 //! Directories of runs that are under way, and what dead runs have left.
 //!
 //! Invariants: a room is locked for as long as its run lives, so what is not locked is nobody's; it is swept
-//! before the next room is made, with the paths outside that it says are its own; only what this user wrote, where nobody else can
-//! write, is believed. Must not know: what is in a room.
+//! when a run starts, with the paths outside that it says are its own; what was taken into it stands again where it was before
+//! anything of it is deleted; only what this user wrote, where nobody else can write, is believed. Must not know: what is in a room.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
+use super::{move_tree, same_device};
 use crate::cache::remove_tree;
+use crate::run::outputs::check_way;
 use crate::run::own;
 use crate::run::{Result, RunError};
 
@@ -22,6 +25,11 @@ use crate::run::{Result, RunError};
 const LOCK: &str = "lock";
 /// Directories outside the room that go with it, each with how, which one it is, and ended by a zero byte.
 const OWNS: &str = "owns";
+/// What was taken into the room: which directory it was taken from, that, where it is, and the paths below; each ended by a
+/// zero byte.
+const TAKEN: &str = "taken";
+/// So long what was taken is kept for a directory that is not there.
+const KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// How a directory goes with a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +57,7 @@ pub struct Rooms {
 pub struct Room {
     dir: PathBuf,
     owns: Vec<u8>,
-    _lock: File,
+    lock: File,
     /// Goes with it.
     _top: Option<TempDir>,
 }
@@ -59,6 +67,22 @@ impl Rooms {
     pub fn of(memory: Option<&Path>) -> Rooms {
         let name = format!("outfs-rooms-{}", nix::unistd::geteuid());
         Rooms { remembered: memory.map(|m| m.join("rooms")), temporary: std::env::temp_dir().join(name) }
+    }
+
+    /// Takes away what dead runs have left.
+    pub fn sweep(&self) {
+        for dir in self.remembered.iter().chain([&self.temporary]) {
+            if own::open(dir).is_ok_and(|meta| meta.mode() & 0o077 == 0) {
+                sweep(dir);
+            }
+        }
+    }
+
+    /// Can what stands at a path be taken into a room?
+    pub fn can_take(&self, path: &Path) -> bool {
+        let mut dirs = self.remembered.iter().chain([&self.temporary]);
+        which(path).is_some()
+            && dirs.find(|dir| own::make_private(dir).is_ok()).is_some_and(|dir| same_device(dir, path))
     }
 
     /// Makes a room, after dead ones are swept.
@@ -91,7 +115,7 @@ fn make_in(rooms: &Path) -> io::Result<Room> {
         let dir = private("run-").tempdir_in(rooms)?.keep();
         let lock = File::create(dir.join(LOCK)).map(|file| (file.try_lock().is_ok(), file));
         match lock {
-            Ok((true, lock)) => return Ok(Room { dir, owns: Vec::new(), _lock: lock, _top: None }),
+            Ok((true, lock)) => return Ok(Room { dir, owns: Vec::new(), lock, _top: None }),
             // Swept in the moment before it was locked.
             Ok((false, _)) => continue,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -114,7 +138,9 @@ fn sweep(rooms: &Path) {
             // Not locked yet, or half swept.
             Err(_) => is_old(&dir),
         };
-        if dead {
+        if dead && let Err(e) = put_back(&dir) {
+            tracing::debug!("{} is left, with what was taken: {e}", dir.display());
+        } else if dead {
             let owns = own::read(&dir.join(OWNS)).unwrap_or_default();
             // What was made later may be inside of what was made before.
             owns.split(|b| *b == 0).rev().for_each(remove_owned);
@@ -131,6 +157,31 @@ fn which(dir: &Path) -> Option<String> {
     let meta = dir.symlink_metadata().ok()?;
     let made = meta.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(format!("{}.{}.{}", meta.dev(), meta.ino(), made.as_nanos()))
+}
+
+/// Has what was taken into a room stand again where it was, unless something else does by now.
+fn put_back(dir: &Path) -> Result<()> {
+    let Ok(taken) = own::read(&dir.join(TAKEN)) else { return Ok(()) };
+    let mut names = taken.strip_suffix(b"\0").unwrap_or(&taken).split(|b| *b == 0);
+    let mut path = || names.next().map(|name| PathBuf::from(OsStr::from_bytes(name)));
+    let (Some(from), Some(top), Some(work)) = (path(), path(), path()) else { return Ok(()) };
+    if which(&top).is_none_or(|which| OsStr::new(&which) != from) {
+        let age = dir.join(TAKEN).metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        // Of another checkout, in a container for example; or of one that is gone.
+        return match age {
+            Ok(Ok(age)) if age > KEPT => Ok(()),
+            _ => Err(RunError::io("look at", top, io::ErrorKind::NotFound.into())),
+        };
+    }
+    while let Some(output) = path() {
+        let (from, to) = (work.join(&output), top.join(&output));
+        // What lies behind a symlink that the command made is not the project's.
+        let ours = [&work, &top].iter().all(|dir| check_way(dir, std::slice::from_ref(&output)).is_ok());
+        if ours && from.symlink_metadata().is_ok() && to.symlink_metadata().is_err() {
+            move_tree(&from, &to)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_owned(owned: &[u8]) {
@@ -182,6 +233,32 @@ impl Room {
         let written = open.and_then(|mut to| io::Write::write_all(&mut to, &self.owns));
         written.map_err(|e| RunError::io("write", file, e))
     }
+
+    /// Notes that paths below `top` are moved to `work`, in this room, from now on; false, and nothing is noted, where they could
+    /// not be moved back in one step.
+    pub(super) fn takes(&self, work: &Path, top: &Path, paths: &[PathBuf]) -> Result<bool> {
+        let Some(which) = which(top).filter(|_| same_device(&self.dir, top)) else { return Ok(false) };
+        let names = [OsStr::new(&which), top.as_os_str(), work.as_os_str()];
+        let names = names.into_iter().chain(paths.iter().map(|path| path.as_os_str()));
+        let taken: Vec<u8> = names.flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
+        let file = self.dir.join(TAKEN);
+        let mut options = OpenOptions::new();
+        let open = options.write(true).create_new(true).mode(0o600).open(&file);
+        // Not only a death: a power cut may keep what is moved and lose who moved it.
+        let written =
+            open.and_then(|mut to| io::Write::write_all(&mut to, &taken).and_then(|()| to.sync_all()));
+        written.map_err(|e| RunError::io("write", file, e)).map(|()| true)
+    }
+
+    /// Has what was taken, and is still here, stand again where it was.
+    pub(super) fn put_back(&self) -> Result<()> {
+        put_back(&self.dir)
+    }
+
+    /// Whoever has it open keeps the room from being swept.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 /// Unmounts what is mounted in a room.
@@ -198,6 +275,10 @@ fn leave(dir: &Path) {
 impl Drop for Room {
     fn drop(&mut self) {
         leave(&self.dir);
+        if let Err(e) = self.put_back() {
+            tracing::debug!("{} is left, with what was taken: {e}", self.dir.display());
+            return;
+        }
         // Locked until it is gone.
         if let Err(e) = remove_all(&self.dir) {
             tracing::debug!("{} is left: {e}", self.dir.display());
@@ -234,7 +315,7 @@ mod tests {
         let alive = rooms.make().unwrap();
         assert!(dir.exists(), "it lives");
         // As by a death: the lock goes, the rest stays.
-        let Room { dir: left, _lock: lock, .. } = &dead;
+        let Room { dir: left, lock, .. } = &dead;
         lock.unlock().unwrap();
         let left = left.clone();
         let third = rooms.make().unwrap();
@@ -244,6 +325,63 @@ mod tests {
         assert!(alive.dir.exists());
         drop((alive, third, dead));
         assert_eq!(std::fs::read_dir(rooms.remembered.unwrap()).unwrap().count(), 0);
+    }
+
+    /// What was taken into a room is nobody's to delete.
+    #[test]
+    fn what_was_taken_stands_again_where_it_was() {
+        let top = tempfile::tempdir().unwrap();
+        let rooms = Rooms::of(Some(top.path()));
+        let project = top.path().join("project");
+        let write = |path: PathBuf, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let outputs = ["a", "b/c", "d", "e"].map(PathBuf::from);
+        let take = || {
+            outputs.iter().for_each(|output| write(project.join(output), "old"));
+            let room = rooms.make().unwrap();
+            let work = room.dir("project").unwrap();
+            assert!(rooms.can_take(&project) && room.takes(&work, &project, &outputs).unwrap());
+            outputs.iter().for_each(|o| move_tree(&project.join(o), &work.join(o)).unwrap());
+            room
+        };
+        let death = |room: Room| {
+            room.lock.unlock().unwrap();
+            let dir = room.dir.clone();
+            std::mem::forget(room);
+            dir
+        };
+        let read = |name: &str| std::fs::read_to_string(project.join(name)).ok();
+        let old = Some("old".to_owned());
+        // The user has made one of them anew; another one lies behind a link that the command made.
+        let dead = death(take());
+        write(project.join("a"), "new");
+        std::fs::rename(dead.join("project/b"), dead.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("../elsewhere", dead.join("project/b")).unwrap();
+        rooms.sweep();
+        assert_eq!([read("a"), read("b/c"), read("d")], [Some("new".into()), None, old.clone()]);
+        assert!(!dead.exists());
+        drop(take());
+        assert_eq!([read("a"), read("b/c")], [old.clone(), old.clone()]);
+        // Another checkout stands there for a while.
+        let dead = death(take());
+        let aside = top.path().join("aside");
+        std::fs::rename(&project, &aside).unwrap();
+        std::fs::create_dir(&project).unwrap();
+        rooms.sweep();
+        assert!(dead.exists() && read("a").is_none());
+        std::fs::remove_dir(&project).unwrap();
+        rooms.sweep();
+        std::fs::rename(&aside, &project).unwrap();
+        rooms.sweep();
+        assert_eq!((read("a"), dead.exists()), (old, false));
+        let dead = death(take());
+        std::fs::remove_dir_all(&project).unwrap();
+        let long_ago = std::time::SystemTime::now() - KEPT - Duration::from_secs(60);
+        File::open(dead.join(TAKEN)).unwrap().set_modified(long_ago).unwrap();
+        rooms.sweep();
+        assert!(!dead.exists());
     }
 
     /// As a dead run would have left it, but written by somebody else: nothing that it names goes.
@@ -260,7 +398,7 @@ mod tests {
         let left = || {
             let mut dead = rooms.make().unwrap();
             dead.owns(&precious, Owned::Whole).unwrap();
-            dead._lock.unlock().unwrap();
+            dead.lock.unlock().unwrap();
             let dir = dead.dir.clone();
             std::mem::forget(dead);
             dir
