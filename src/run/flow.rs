@@ -312,6 +312,7 @@ impl Run<'_> {
                 lock: ways.lock.as_deref(),
                 team_key: ways.team_key.as_deref(),
                 session: ways.session.as_ref(),
+                views: &ways.hidden,
                 ask: &mut |sought| self.made(sought),
             },
         );

@@ -71,6 +71,11 @@ pub fn there(cwd: &Path, outputs: &[PathBuf]) -> Vec<PathBuf> {
     outputs.iter().filter(|o| cwd.join(o).symlink_metadata().is_ok()).cloned().collect()
 }
 
+/// It is a symlink into one of these directories.
+pub fn leads_into(path: &Path, dirs: &[PathBuf]) -> bool {
+    std::fs::read_link(path).is_ok_and(|target| dirs.iter().any(|dir| target.starts_with(dir)))
+}
+
 /// Everything at the outputs, in the order of their paths, each with what it is.
 fn walk(cwd: &Path, outputs: &[PathBuf], each: &mut dyn FnMut(&Path, &Seen) -> io::Result<()>) -> Result<()> {
     let look = |path: PathBuf| match Seen::at(&path) {
@@ -211,6 +216,18 @@ pub fn nodes(cwd: &Path, outputs: &[PathBuf]) -> Result<Nodes> {
     Ok(all)
 }
 
+/// The same, of outputs that may stand as links into one of these directories: of what they lead to.
+pub fn nodes_behind(cwd: &Path, outputs: &[PathBuf], dirs: &[PathBuf]) -> Result<Nodes> {
+    let mut all = Nodes::new();
+    for output in outputs {
+        let target = std::fs::read_link(cwd.join(output)).ok().filter(|target| target.ends_with(output));
+        let base = target.filter(|_| leads_into(&cwd.join(output), dirs));
+        let base = base.as_deref().and_then(|target| target.ancestors().nth(output.components().count()));
+        all.extend(nodes(base.unwrap_or(cwd), std::slice::from_ref(output))?);
+    }
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -272,6 +289,24 @@ mod tests {
         differs("another target");
         std::fs::remove_file(cwd.join("app")).unwrap();
         assert!(Stamp::take(&cwd, &outputs).is_err());
+    }
+
+    #[test]
+    fn links_of_ours_are_what_they_lead_to() {
+        let (dir, cwd) = project();
+        let view = dir.path().join("view");
+        std::fs::create_dir_all(view.join("key/outputs/a")).unwrap();
+        std::fs::rename(cwd.join("out"), view.join("key/outputs/a/out")).unwrap();
+        let (outputs, views) = (paths(&["a/out", "app", "link"]), [view.clone()]);
+        std::fs::create_dir(cwd.join("a")).unwrap();
+        symlink(view.join("key/outputs/a/out"), cwd.join("a/out")).unwrap();
+        let kinds = |views: &[PathBuf]| {
+            let all = nodes_behind(&cwd, &outputs, views).unwrap();
+            all.into_iter().map(|(path, node)| format!("{path} {}", node.kind)).collect::<Vec<_>>()
+        };
+        let files = ["a dir", "a/out dir", "a/out/link symlink", "a/out/sub dir", "a/out/sub/f file"];
+        assert_eq!(kinds(&views), [&files[..], &["app file", "link symlink"]].concat());
+        assert_eq!(kinds(&[]), ["a dir", "a/out symlink", "app file", "link symlink"]);
     }
 
     #[test]

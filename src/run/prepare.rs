@@ -45,6 +45,8 @@ pub(super) struct Around<'a> {
     pub team_key: Option<&'a [u8]>,
     /// The session that the run is in.
     pub session: Option<&'a SessionId>,
+    /// What outputs that stand as links lead into.
+    pub views: &'a [PathBuf],
     /// Asks the store for a result.
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
@@ -71,6 +73,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         ledger: around.ledger,
         lock: lock.as_ref(),
         session: around.session,
+        views: around.views,
         task,
         ask: around.ask,
     };

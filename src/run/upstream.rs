@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::inputs::clean;
 use super::ledger::{Ledger, Stand};
 use super::lock::Lock;
-use super::outputs::{Stamp, nodes};
+use super::outputs::{Stamp, nodes_behind};
 use super::shelf::nodes_hash;
 use super::spec::Task;
 use super::{Parts, Result, RunError};
@@ -74,7 +74,7 @@ enum Standing {
     /// One of them is not there.
     Missing,
     /// These, with this mark if it can be relied on.
-    There { cwd: PathBuf, outputs: Vec<PathBuf>, mark: Option<String> },
+    There { cwd: PathBuf, outputs: Vec<PathBuf>, views: Vec<PathBuf>, mark: Option<String> },
 }
 
 impl After {
@@ -85,12 +85,12 @@ impl After {
 
     /// What stands there is not what was hashed.
     pub fn has_changed(&self) -> bool {
-        let Standing::There { cwd, outputs, mark } = &self.standing else { return false };
+        let Standing::There { cwd, outputs, views, mark } = &self.standing else { return false };
         let same = |stamp: Stamp| Some(&stamp.mark) == mark.as_ref();
         if Stamp::take(cwd, outputs).is_ok_and(same) {
             return false;
         }
-        !nodes(cwd, outputs).is_ok_and(|nodes| nodes_hash(&nodes) == self.outputs_hash)
+        !nodes_behind(cwd, outputs, views).is_ok_and(|nodes| nodes_hash(&nodes) == self.outputs_hash)
     }
 }
 
@@ -110,6 +110,8 @@ pub(super) struct Upstreams<'a> {
     /// The session that the run is in.
     pub session: Option<&'a SessionId>,
     pub task: &'a Task,
+    /// What outputs that stand as links lead into.
+    pub views: &'a [PathBuf],
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
 
@@ -162,11 +164,13 @@ impl Upstreams<'_> {
             return (Standing::Unseen, None);
         }
         let Ok(stamp) = Stamp::take(&cwd, &outputs) else { return (Standing::Missing, None) };
+        let views = self.views.to_vec();
         if let Some(known) = self.ledger.stand(&cwd, &outputs).filter(|s| s.mark == stamp.mark) {
-            return (Standing::There { cwd, outputs, mark: Some(stamp.mark) }, Some(known.outputs_hash));
+            let mark = Some(stamp.mark);
+            return (Standing::There { cwd, outputs, views, mark }, Some(known.outputs_hash));
         }
         let settled = stamp.settle();
-        let Ok(nodes) = nodes(&cwd, &outputs) else { return (Standing::Missing, None) };
+        let Ok(nodes) = nodes_behind(&cwd, &outputs, &views) else { return (Standing::Missing, None) };
         let hash = nodes_hash(&nodes);
         let mut mark = None;
         if settled && Stamp::take(&cwd, &outputs).is_ok_and(|again| again == stamp) {
@@ -180,7 +184,7 @@ impl Upstreams<'_> {
             self.ledger.set_stand(&cwd, &outputs, Some(&stand));
             mark = Some(stamp.mark);
         }
-        (Standing::There { cwd, outputs, mark }, Some(hash))
+        (Standing::There { cwd, outputs, views, mark }, Some(hash))
     }
 
     /// A result by its key or its task's name.

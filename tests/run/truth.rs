@@ -137,6 +137,9 @@ fn links_are_what_they_lead_to() {
         make(&["--as", "link"]).is_hit();
         assert!(p.path("a").is_symlink());
         sum().is_hit();
+        // Also for whoever does not remember who put them there.
+        fs::remove_dir_all(p.dir.path().join("memory")).unwrap();
+        sum().is_hit();
         fs::remove_file(p.path("a")).unwrap();
     }
 }
