@@ -71,7 +71,8 @@ pub(crate) struct Run {
     /// No file is read
     #[arg(long, conflicts_with = "input")]
     no_inputs: bool,
-    /// A file or directory that the command makes; what stands there is deleted before it runs
+    /// A file or directory that the command makes; what stands there is deleted before it runs, but not what git tracks and
+    /// you have changed: then nothing is run
     #[arg(long, value_name = "PATH")]
     output: Vec<PathBuf>,
     /// A variable whose value counts

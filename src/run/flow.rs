@@ -121,6 +121,9 @@ impl Run<'_> {
             key = self.keep(prepared, &performed, writing).map(|_| prepared.key.clone());
             self.report.key = key.clone();
         }
+        if key.is_none() {
+            self.remember_left();
+        }
         let outputs_hash = good.then(|| self.look_at_outputs()).flatten().map(|nodes| nodes_hash(&nodes));
         self.remember_last(key, outputs_hash);
         Ok(())

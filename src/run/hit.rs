@@ -37,6 +37,7 @@ impl Run<'_> {
         }
         if !self.stands(prepared, held) {
             let _turn = self.take_turn();
+            self.spare_work(Some(key))?;
             let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
             let times = self.ways.times;
             let placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
@@ -103,8 +104,8 @@ impl Run<'_> {
         let same = stamp.settle() && Stamp::take(cwd, outputs).is_ok_and(|again| again == stamp);
         let links = self.ways.way == Way::Link;
         let own_times = self.ways.times == Times::Keep;
-        let (manifest, outputs_hash) = (Some(held.manifest), held.outputs_hash.clone());
-        let stand = Stand { manifest, outputs_hash, links, mark: stamp.mark, own_times };
+        let (manifest, outputs_hash) = (Some(held.manifest), Some(held.outputs_hash.clone()));
+        let stand = Stand { manifest, outputs_hash, links, mark: stamp.mark, own_times, made: true };
         self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
     }
 
@@ -113,6 +114,7 @@ impl Run<'_> {
         let key = &prepared.key;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
         let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
+        self.remember_left();
         self.report.result = "hit";
         self.report.kept = true;
         if let Some(status) = self.judge(&outcome)? {

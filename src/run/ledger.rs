@@ -38,8 +38,8 @@ pub struct LastRun {
 pub struct Stand {
     /// The outputs of this manifest, if of one.
     pub manifest: Option<ManifestHash>,
-    /// What they hash to.
-    pub outputs_hash: String,
+    /// What they hash to, if that was found out.
+    pub outputs_hash: Option<String>,
     /// As links, and not as files.
     pub links: bool,
     /// With this mark.
@@ -47,6 +47,9 @@ pub struct Stand {
     /// With the times that the entry has.
     #[serde(default)]
     pub own_times: bool,
+    /// A run has left them so; nobody has merely looked at them.
+    #[serde(default)]
+    pub made: bool,
 }
 
 /// What was not written for so long is forgotten: of checkouts and projects that are gone. Of one that is not, it is found out again.
@@ -277,10 +280,11 @@ mod tests {
         let run = last_run("a/b");
         let stand = Stand {
             manifest: Some(ManifestHash::of(b"")),
-            outputs_hash: "7".into(),
+            outputs_hash: Some("7".into()),
             links: false,
             mark: "m".into(),
             own_times: true,
+            made: true,
         };
         let outputs = [PathBuf::from("x")];
         assert_eq!((ledger.last_run("a/b"), ledger.stand(Path::new("/p"), &outputs)), (None, None));

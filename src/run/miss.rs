@@ -55,6 +55,9 @@ impl Run<'_> {
         };
         let kept = kept.filter(|_| self.is_own(true) || self.take_back(&key));
         self.tell_undeclared(looking, left.beside.as_deref());
+        if kept.is_none() {
+            self.remember_left();
+        }
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
             self.remember_run(prepared, None, Some(status));
@@ -161,8 +164,9 @@ impl Run<'_> {
         };
         self.report.kept = true;
         if let Some(stamp) = stamp.and_then(Result::ok).filter(|stamp| stamp.is_of(moment)) {
-            let (manifest, outputs_hash) = (Some(kept.manifest), kept.outputs_hash.clone());
-            let stand = Stand { manifest, outputs_hash, links: false, mark: stamp.mark, own_times: true };
+            let (manifest, outputs_hash) = (Some(kept.manifest), Some(kept.outputs_hash.clone()));
+            let mark = stamp.mark;
+            let stand = Stand { manifest, outputs_hash, links: false, mark, own_times: true, made: true };
             self.ledger.set_stand(&cwd, outputs, Some(&stand));
         }
         Some(kept)

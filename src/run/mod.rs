@@ -45,6 +45,7 @@ mod spool;
 mod stage;
 mod text;
 mod turn;
+mod uncommitted;
 mod undeclared;
 mod upstream;
 mod walk;

@@ -52,6 +52,7 @@ impl Run<'_> {
         let rooms = Rooms::of(self.ways.memory.as_deref());
         // Whose turn it is now may have been waited for by this run.
         rooms.sweep();
+        self.spare_work(prepared.map(|p| &p.key))?;
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
         let scene = Scene {
@@ -86,7 +87,7 @@ impl Run<'_> {
         if let Some((id, _)) = draft {
             self.drop_draft(&id);
         }
-        let performed = performed?;
+        let performed = performed.inspect_err(|_| self.remember_left())?;
         if let Err(e) = destroyed {
             self.warn(format!("something of the run is left: {e}"));
         }

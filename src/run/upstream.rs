@@ -165,9 +165,10 @@ impl Upstreams<'_> {
         }
         let Ok(stamp) = Stamp::take(&cwd, &outputs) else { return (Standing::Missing, None) };
         let views = self.views.to_vec();
-        if let Some(known) = self.ledger.stand(&cwd, &outputs).filter(|s| s.mark == stamp.mark) {
-            let mark = Some(stamp.mark);
-            return (Standing::There { cwd, outputs, views, mark }, Some(known.outputs_hash));
+        let known = self.ledger.stand(&cwd, &outputs).filter(|s| s.mark == stamp.mark);
+        let made = known.as_ref().is_some_and(|known| known.made);
+        if let Some(hash) = known.and_then(|known| known.outputs_hash) {
+            return (Standing::There { cwd, outputs, views, mark: Some(stamp.mark) }, Some(hash));
         }
         let settled = stamp.settle();
         let Ok(nodes) = nodes_behind(&cwd, &outputs, &views) else { return (Standing::Missing, None) };
@@ -176,10 +177,11 @@ impl Upstreams<'_> {
         if settled && Stamp::take(&cwd, &outputs).is_ok_and(|again| again == stamp) {
             let stand = Stand {
                 manifest: None,
-                outputs_hash: hash.clone(),
+                outputs_hash: Some(hash.clone()),
                 links: false,
                 mark: stamp.mark.clone(),
                 own_times: false,
+                made,
             };
             self.ledger.set_stand(&cwd, &outputs, Some(&stand));
             mark = Some(stamp.mark);

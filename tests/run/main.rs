@@ -19,5 +19,6 @@ mod sessions;
 mod tasks;
 mod truth;
 mod turns;
+mod uncommitted;
 mod users;
 mod without;
