@@ -20,7 +20,7 @@ mod mounted;
 mod others;
 #[cfg(feature = "s3")]
 mod program;
-#[cfg(feature = "s3")]
+#[cfg(any(feature = "reapi", feature = "s3"))]
 mod proxy;
 #[cfg(feature = "reapi")]
 mod reapi;
@@ -32,5 +32,5 @@ mod suite;
 #[cfg(all(feature = "reapi", feature = "s3"))]
 mod tls;
 mod traffic;
-#[cfg(feature = "s3")]
+#[cfg(any(feature = "reapi", feature = "s3"))]
 mod trouble;

@@ -23,7 +23,7 @@ pub enum Ails {
     Flips,
     /// It answers itself: 503 or 429.
     Refuses,
-    /// It takes everything and answers nothing.
+    /// It takes everything and answers nothing, on connections on which that happened for ever.
     Swallows,
 }
 
@@ -88,6 +88,7 @@ impl Line {
 
     fn hand_on(&self, mut from: TcpStream, mut to: TcpStream, answers: bool) {
         let mut piece = vec![0; 32 << 10];
+        let mut swallowed = false;
         loop {
             let n = match from.read(&mut piece) {
                 Ok(n) if n > 0 => n,
@@ -96,6 +97,7 @@ impl Line {
             let mut bytes = &mut piece[..n];
             let ails = *self.ails.lock().unwrap();
             match ails {
+                _ if swallowed => bytes = &mut [],
                 Ails::Delays => std::thread::sleep(Duration::from_millis(chance(&self.dice) % 60)),
                 Ails::Resets if self.now(8) => break,
                 Ails::Cuts if answers && self.now(4) => {
@@ -113,7 +115,7 @@ impl Line {
                     let _ = from.write_all(answer.as_bytes());
                     break;
                 }
-                Ails::Swallows => bytes = &mut [],
+                Ails::Swallows => (bytes, swallowed) = (&mut [], true),
                 _ => {}
             }
             if to.write_all(bytes).is_err() {

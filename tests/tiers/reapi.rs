@@ -16,6 +16,7 @@ use super::cas::{BATCH, Server, Wrong, digest};
 use super::common::{Mount, eventually, read as mount_read};
 use super::mounted::{content, patient};
 use super::others::Other;
+use super::proxy::{Ails, Proxy};
 use super::suite::{contents_conform, key, soon};
 
 pub fn open(address: &str, push: bool) -> Arc<dyn Tier> {
@@ -214,6 +215,22 @@ fn what_ails_a_server_is_told_apart() {
     let md5 = Server::start("main", Value::Sha1);
     let error = open(&md5.tier(), false).find(&key_of(&action(1)), soon()).unwrap_err();
     assert_eq!(error.kind, TierErrorKind::Permanent, "{error}");
+}
+
+#[test]
+fn a_connection_that_died_silently_is_not_used_again() {
+    let server = Server::start("main", Value::Sha256);
+    let proxy = Proxy::start(server.port(), 1);
+    let tier = open(&format!("grpc://127.0.0.1:{}/main", proxy.port), false);
+    server.add(b"12345678");
+    let object = Object::Blob(BlobHash::sha256_of(b"12345678"), 8);
+    tier.get(&object, 0..8, soon()).unwrap();
+    proxy.set(Ails::Swallows);
+    let by = Instant::now() + Duration::from_millis(300);
+    assert!(tier.get(&object, 0..8, by).unwrap_err().is_transient());
+    proxy.set(Ails::Nothing);
+    // Sooner than signs of life are asked for.
+    tier.get(&object, 0..8, Instant::now() + Duration::from_secs(15)).expect("it comes on another one");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outfs::model::groups::{GROUP, GroupHasher};
-use outfs::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
+use outfs::model::manifest::{Attrs, Content, NodeId, Origin, Seal, TreeBuilder};
 use outfs::model::{BlobHash, EntryKey, Manifest, PackHash};
 use outfs::tier::{Object, Source, Tier, TierErrorKind, ship};
 
@@ -30,14 +30,32 @@ pub struct Made {
 impl Made {
     /// Files by their names below the top; a number of bytes each, of which the second says which.
     pub fn new(key: &str, files: &[(&str, usize, u8)]) -> Made {
-        let mut tree = TreeBuilder::new(Attrs::default());
+        Self::with(TreeBuilder::new(Attrs::default()), key, files, |tree| tree.top())
+    }
+
+    /// The same, below `outputs/`, where other tools have them.
+    #[cfg(feature = "reapi")]
+    pub fn outputs(key: &str, files: &[(&str, usize, u8)]) -> Made {
+        let outputs = |tree: &mut TreeBuilder| {
+            tree.dir(tree.top(), b"outputs", Attrs { mode: 0o755, ..Attrs::default() }).unwrap()
+        };
+        Self::with(TreeBuilder::new(Attrs::default()), key, files, outputs)
+    }
+
+    fn with(
+        mut tree: TreeBuilder,
+        key: &str,
+        files: &[(&str, usize, u8)],
+        dir: impl FnOnce(&mut TreeBuilder) -> NodeId,
+    ) -> Made {
+        let dir = dir(&mut tree);
         let mut contents = Vec::new();
         for (name, size, seed) in files {
             let bytes: Vec<u8> = (0..*size).map(|i| (i * 7 + i / 256 * 13) as u8 ^ seed).collect();
             let mut hasher = GroupHasher::default();
             hasher.update(&bytes);
             let (hash, groups, size) = hasher.finish();
-            let node = tree.file(tree.top(), name.as_bytes(), Attrs::default(), None).unwrap();
+            let node = tree.file(dir, name.as_bytes(), Attrs::default(), None).unwrap();
             tree.set_content(node, Content { hash, size, groups });
             contents.push((hash, bytes));
         }

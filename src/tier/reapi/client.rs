@@ -5,11 +5,13 @@
 //! TLS alone. Must not know: entries.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2 as re;
 use bazel_remote_apis::google::bytestream::byte_stream_client::ByteStreamClient;
 use bazel_remote_apis::google::bytestream::{ReadRequest, WriteRequest, WriteResponse};
+use parking_lot::Mutex;
 use re::action_cache_client::ActionCacheClient;
 use re::capabilities_client::CapabilitiesClient;
 use re::content_addressable_storage_client::ContentAddressableStorageClient;
@@ -52,7 +54,8 @@ pub(super) struct Abilities {
 /// A server.
 #[derive(Clone)]
 pub(super) struct Client {
-    channel: Channel,
+    endpoint: Endpoint,
+    channel: Arc<Mutex<Channel>>,
     instance: String,
     token: Option<MetadataValue<Ascii>>,
 }
@@ -81,7 +84,18 @@ impl Client {
             ),
             None => None,
         };
-        Ok(Client { channel: endpoint.connect_lazy(), instance: server.instance.clone(), token })
+        let channel = Arc::new(Mutex::new(endpoint.connect_lazy()));
+        Ok(Client { endpoint, channel, instance: server.instance.clone(), token })
+    }
+
+    /// Has calls take another connection from now on: one on which no answer came may be dead without anybody saying so. To be
+    /// called within a runtime.
+    pub fn renew(&self) {
+        *self.channel.lock() = self.endpoint.connect_lazy();
+    }
+
+    fn channel(&self) -> Channel {
+        self.channel.lock().clone()
     }
 
     fn request<T>(&self, message: T, by: Instant) -> Request<T> {
@@ -96,15 +110,15 @@ impl Client {
     }
 
     fn contents(&self) -> ContentAddressableStorageClient<Channel> {
-        ContentAddressableStorageClient::new(self.channel.clone()).max_decoding_message_size(MOST_MESSAGE)
+        ContentAddressableStorageClient::new(self.channel()).max_decoding_message_size(MOST_MESSAGE)
     }
 
     fn actions(&self) -> ActionCacheClient<Channel> {
-        ActionCacheClient::new(self.channel.clone()).max_decoding_message_size(MOST_RESULT)
+        ActionCacheClient::new(self.channel()).max_decoding_message_size(MOST_RESULT)
     }
 
     fn streams(&self) -> ByteStreamClient<Channel> {
-        ByteStreamClient::new(self.channel.clone()).max_decoding_message_size(MOST_MESSAGE)
+        ByteStreamClient::new(self.channel()).max_decoding_message_size(MOST_MESSAGE)
     }
 
     /// Has `call` tried until it is answered, or refused, or it has been tried often enough.
@@ -125,7 +139,7 @@ impl Client {
     pub async fn abilities(&self, by: Instant) -> Result<Abilities> {
         let ask = || async {
             let request = re::GetCapabilitiesRequest { instance_name: self.instance.clone() };
-            let mut client = CapabilitiesClient::new(self.channel.clone());
+            let mut client = CapabilitiesClient::new(self.channel());
             Ok(client.get_capabilities(self.request(request, by)).await?.into_inner())
         };
         let said = Self::again(ask).await?;

@@ -83,7 +83,12 @@ impl ReapiTier {
         let late =
             || self.error(TierErrorKind::Transient { after: None }, asked, "there was no answer in time");
         let Some(runtime) = self.runtime.as_ref().filter(|_| Instant::now() < by) else { return Err(late()) };
-        match runtime.block_on(async { tokio::time::timeout_at(by.into(), answer).await }) {
+        let answer = runtime.block_on(async { tokio::time::timeout_at(by.into(), answer).await });
+        if Instant::now() >= by && !matches!(answer, Ok(Ok(_))) {
+            let _within = runtime.enter();
+            self.client.renew();
+        }
+        match answer {
             Err(_) => Err(late()),
             Ok(Err(status)) => match kind_of(status.code()) {
                 TierErrorKind::Absent => Err(self.absent(asked)),
@@ -182,6 +187,8 @@ impl ReapiTier {
                 Ok(Err(_)) => break,
                 Err(_) => {
                     writing.abort();
+                    let _within = runtime.enter();
+                    self.client.renew();
                     return Err(self.error(
                         TierErrorKind::Transient { after: None },
                         asked,
