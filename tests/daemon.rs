@@ -237,6 +237,63 @@ fn a_busy_view_names_its_users_and_may_be_detached() {
     assert!(!is_mounted(&p.at("m2")) && !p.running());
 }
 
+/// The kernel unmounts here what processes in another mount namespace go on using, and the daemon would end below them.
+#[test]
+fn a_view_that_another_mount_namespace_uses_is_busy() {
+    common::need_root();
+    ["unshare", "bash"].into_iter().for_each(need);
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    p.ok(&["mount", "m2"]);
+    p.entry("key1");
+    fs::create_dir_all(p.at("m1/key2/outputs")).expect("a draft in place");
+    common::sh("cp", &[&"/bin/sleep", &p.at("m1/key2/outputs/sleep")]);
+    write(p.at("m1/key2/metadata.json"), "{}");
+    p.ok(&["seal", "key2"]);
+    for (uses, how) in [
+        ("exec 3<m1/key1/outputs/f; exec sleep 600", "open file"),
+        ("cd m1/key1/outputs; exec sleep 600", "working directory"),
+        ("mount --bind m1 elsewhere; exec 3<elsewhere/key1/outputs/f; exec sleep 600", "open file"),
+        ("exec m1/key2/outputs/sleep 600", "running program"),
+    ] {
+        fs::create_dir_all(p.at("elsewhere")).expect("mkdir");
+        let mut other = Command::new("unshare");
+        other.args(["--mount", "bash", "-ec", uses]).current_dir(p.dir.path()).stdin(Stdio::null());
+        let other = Reader(other.spawn().expect("unshare starts"));
+        let pid = other.0.id();
+        let name = || fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        eventually("it to use the view", || name() == b"sleep\n");
+        let who = format!("process {pid} (sleep, {how})");
+        for command in [&["unmount", "m1"][..], &["stop"]] {
+            p.fails(&who, command);
+            p.fails("outfs unmount --lazy", command);
+            assert!(is_mounted(&p.at("m1")) && is_mounted(&p.at("m2")) && p.running(), "{uses}");
+        }
+        drop(other);
+    }
+    p.ok(&["unmount", "m1"]);
+    p.ok(&["stop"]);
+}
+
+/// Nor does a process have open what a loop device has.
+#[test]
+fn a_loop_device_that_keeps_a_view_busy_is_named() {
+    common::need_root();
+    ["losetup", "truncate"].into_iter().for_each(need);
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    fs::create_dir_all(p.at("m1/key1/outputs")).expect("a draft in place");
+    common::sh("truncate", &[&"-s", &"1M", &p.at("m1/key1/outputs/disk")]);
+    write(p.at("m1/key1/metadata.json"), "{}");
+    p.ok(&["seal", "key1"]);
+    let device = common::sh("losetup", &[&"-r", &"--find", &"--show", &p.at("m1/key1/outputs/disk")]);
+    let device = device.trim();
+    let said = p.fails("is busy", &["unmount", "m1"]);
+    common::sh("losetup", &[&"-d", &device]);
+    assert!(said.contains(&format!("the loop device {device} (")), "{said}");
+    eventually("the loop device to be gone", || p.run(&["unmount", "m1"]).status.success());
+}
+
 #[test]
 fn what_is_mounted_over_a_view_or_after_it_is_left_alone() {
     common::need_root();

@@ -20,6 +20,9 @@ pub fn unmount(at: &Path, lazy: bool) -> Result<(), Failure> {
         }
         None => return Err(Failure::new(Kind::Failed, format!("nothing is mounted on {}", at.display()))),
     }
+    if !lazy {
+        holders::refuse(at)?;
+    }
     detach(at, lazy).or_else(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => Err(holders::busy(at)),
         // Its own daemon, ending, was faster.

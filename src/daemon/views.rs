@@ -131,6 +131,9 @@ impl Views {
                 format!("the daemon has no view at {}; 'outfs status' lists them", at.display()),
             ));
         };
+        if !lazy {
+            holders::refuse(at)?;
+        }
         Self::unmount_one(&active, lazy)?;
         self.remove(active.number);
         Ok(self.over())
@@ -147,9 +150,9 @@ impl Views {
     /// Who is told no is told before anything has happened. Ordinary users cannot ask the kernel: they look who uses it.
     fn refuse_busy(active: &Active) -> Result<(), Failure> {
         let at = &active.facts.at.0;
-        match active.mounted.in_use().map_err(|e| refused(at, &e))?.unwrap_or_else(|| holders::any(at)) {
-            true => Err(holders::busy(at)),
-            false => Ok(()),
+        match active.mounted.in_use().map_err(|e| refused(at, &e))? {
+            Some(true) => Err(holders::busy(at)),
+            _ => holders::refuse(at),
         }
     }
 
