@@ -130,6 +130,13 @@ impl Cache {
             // Only what a check of its own does not find any more is repaired.
             let again = FsckOptions { repair: false, rebuild_index: false, ..options };
             report.remaining = self.fsck(again, progress)?.damage;
+            // What only making the index anew comes upon, this check would not find again.
+            if !report.rebuilt && report.remaining.is_empty() {
+                let gone = report.damage.iter_mut().filter(|d| d.repaired.is_none());
+                gone.for_each(|d| {
+                    d.repaired = Some("gone: the check after the repair did not find it".into())
+                });
+            }
         }
         Ok(report)
     }

@@ -106,6 +106,21 @@ fn a_damaged_or_missing_loose_blob() {
 }
 
 #[test]
+fn damage_that_no_entry_suffers_from_is_repaired_too() {
+    let f = filled();
+    // As a death leaves it: the entry is gone from the index, its contents are not yet.
+    let row = f.cache().index().entry(&key("key2")).unwrap().unwrap();
+    let manifest = f.cache().store().read_manifest(&row.manifest).unwrap();
+    let blobs: Vec<_> = manifest.blobs().into_iter().map(|(hash, _, _)| hash).collect();
+    f.cache().index().remove_entry(&row.key, &row.manifest, &blobs, &|_| true).unwrap();
+    flip(&f.store().join("blobs"), &noise(4, MIB)[..64], 0);
+    let report = check(&f, true, true);
+    assert_eq!((report.damage.len(), report.remaining.len()), (1, 0), "{report:?}");
+    assert!(report.is_sound() && report.lost.is_empty(), "{report:?}");
+    whole(&f, &["key1", "key3"]);
+}
+
+#[test]
 fn a_damaged_manifest_and_one_that_is_gone() {
     let mut f = filled();
     let manifest = |f: &Fixture, k: &str| {

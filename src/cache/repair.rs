@@ -220,6 +220,8 @@ impl Check<'_> {
                 damage.repaired = Some("set aside; its sound blobs were moved to a new pack".into());
             }
         }
+        let unneeded = |d: &&mut Damage| d.kind == "blob" && d.entries.is_empty() && d.repaired.is_none();
+        self.report.damage.iter_mut().filter(unneeded).for_each(|d| d.repaired = Some("set aside".into()));
         // The dropped entries' other blobs too, where nothing else refers to them.
         let unreferenced = inner.index.unreferenced(usize::MAX >> 1)?;
         self.cache.free_blobs(unreferenced)?;

@@ -54,6 +54,7 @@ impl Fsck {
             Kind::Damaged,
             match (self.repair, facts.remaining.len()) {
                 (false, _) => format!("{said}; 'outfs fsck --repair' sets aside what is bad"),
+                (true, 0) => format!("{said}; what was not stays where it is, and no entry needs it"),
                 (true, left) => format!("{said}, {left} left; unmount all views and repair again"),
             },
         ))
