@@ -163,6 +163,11 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "mmap_size", 0)?;
     match role {
         Role::Writer => {
+            // Before it has a log, which takes its mode.
+            paths::chmod(file, 0o600).map_err(|e| {
+                let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+                rusqlite::Error::SqliteFailure(code, Some(format!("its mode cannot be set: {e}")))
+            })?;
             // For migrations.
             let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
             db.create_scalar_function("key_number", 1, flags, |c| {

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -48,6 +48,12 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 pub(crate) fn make_dirs(path: &Path) -> io::Result<()> {
     step()?;
     fs::create_dir_all(path)
+}
+
+/// Sets a file's mode, by its path: whoever opens and closes one of SQLite's files lets go of SQLite's locks.
+pub(crate) fn chmod(path: &Path, mode: u32) -> io::Result<()> {
+    step()?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// Removes a file.
