@@ -195,6 +195,56 @@ fn d12_what_nests_too_deep_is_not_sealed() {
     sh("rm", &[&"-rf", &tree]);
 }
 
+/// What `ioctl` says to this request with room for an answer.
+fn ioctl(file: &File, request: libc::Ioctl) -> std::io::Result<()> {
+    let mut room = [0u64; 64];
+    // SAFETY: the room is larger than what any of the requests of this test reads or writes.
+    match unsafe { libc::ioctl(file.as_raw_fd(), request, room.as_mut_ptr()) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// A read that may not wait.
+fn read_without_waiting(file: &File) -> std::io::Result<usize> {
+    let mut room = [0u8; 16];
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    // SAFETY: the one slice lies in `room`, which lives through the call.
+    match unsafe { libc::preadv2(file.as_raw_fd(), &slice, 1, 0, libc::RWF_NOWAIT) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        n => Ok(n as usize),
+    }
+}
+
+/// D14 What the kernel has no message to FUSE for is refused: `fallocate` that takes a range out or puts one in
+/// (COLLAPSE_RANGE, INSERT_RANGE), FIEMAP, and reads with RWF_NOWAIT (EOPNOTSUPP) … File flags … are ENOTTY.
+#[test]
+fn d14_what_fuse_has_no_message_for() {
+    const FS_IOC_GETFLAGS: libc::Ioctl = 0x8008_6601;
+    const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
+    const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b;
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        m.entry_of("key1", noise(1, 1 << 20));
+        let draft = m.draft("w", |out| write(out.join("f"), noise(2, 1 << 20)));
+        let file = File::options().read(true).write(true).open(draft.join("outputs/f")).expect("open");
+        for mode in [libc::FALLOC_FL_COLLAPSE_RANGE, libc::FALLOC_FL_INSERT_RANGE] {
+            // SAFETY: an open file and numbers.
+            let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, 4096, 4096) };
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            assert_eq!((done, errno), (-1, Some(libc::EOPNOTSUPP)), "mode {mode}");
+        }
+        for file in [file, File::open(m.path("key1/outputs/f")).expect("open")] {
+            for request in [FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR] {
+                assert_errno!(ioctl(&file, request), ENOTTY);
+            }
+            assert_errno!(ioctl(&file, FS_IOC_FIEMAP), EOPNOTSUPP);
+            assert_errno!(read_without_waiting(&file), EOPNOTSUPP);
+        }
+        assert!(read(draft.join("outputs/f")) == noise(2, 1 << 20), "nothing of it was done");
+    }
+}
+
 fn proc_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -45,6 +45,32 @@ fn s10_2_s10_3_a_full_disk_heals() {
     }
 }
 
+/// S10.2 … So does every write on a disk that is full, at once, although entries could go: nobody waits. They go by themselves
+/// then, and within seconds there is room.
+#[test]
+fn s10_2_room_comes_by_itself() {
+    need_root();
+    let m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", "0s"]);
+    let disk = Mounted::tmpfs(&m.outside("disk"), "24M");
+    let mut m = m.store_at(disk.0.join("store"));
+    m.start();
+    m.entry_of("key1", noise(40, 8 << 20));
+    let mut f = File::create(m.draft("w", |_| {}).join("outputs/f")).expect("create");
+    let write_some = |f: &mut File| {
+        let full = f.write_all(&noise(1, 1 << 20)).err();
+        full.inspect(|e| assert_eq!(e.raw_os_error(), Some(libc::ENOSPC), "{e}")).is_none()
+    };
+    assert!((0..40).any(|_| !write_some(&mut f)), "24 MiB do not hold 40");
+    // Beside the entry there is no room for 17.
+    eventually("there to be room", || {
+        write_some(&mut f);
+        f.metadata().expect("stat").len() > 17 << 20
+    });
+    eventually("it is the entry that went", || !m.path("key1").exists());
+    drop(f);
+    m.terminate();
+}
+
 /// S10.2 for sealing: it is ENOSPC, nothing is lost, and it can be repeated.
 #[test]
 fn s10_2_sealing_on_a_full_disk_loses_nothing() {
