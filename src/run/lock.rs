@@ -157,7 +157,7 @@ fn set_apart(text: &str) -> (String, BTreeMap<String, Other>) {
             let name = begun.and_then(|name| line.strip_prefix("[task.")?.strip_prefix(name));
             line.starts_with("[task.") && !name.is_some_and(|more| more.starts_with('.'))
         };
-        let to = lines[from + 1..].iter().position(|line| ends(line)).map_or(lines.len(), |at| from + 1 + at);
+        let to = lines[from + 1..].iter().position(ends).map_or(lines.len(), |at| from + 1 + at);
         let block = &lines[from..to];
         let form = block.iter().find_map(|line| line.strip_prefix("key_version = "));
         let form = form.map_or(Ok(UNNAMED), |form| form.trim().parse());
