@@ -14,6 +14,7 @@ mod gate;
 #[allow(dead_code)]
 #[path = "../../src/cache/lease.rs"]
 mod lease;
+#[allow(dead_code)]
 #[path = "../../src/cache/sealing.rs"]
 mod sealing;
 #[allow(dead_code)]
