@@ -28,6 +28,7 @@ mod wire;
 mod without;
 
 pub use detach::detach;
+pub use errno::errno;
 pub use place::device_of;
 pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};
 pub use session::{Mounted, mount};

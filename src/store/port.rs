@@ -1,7 +1,8 @@
 //! The door to the file system: one small function per call.
 //!
-//! Purpose: every call of the store, of the index beside SQLite's own, and of the cache where it looks at the store or at drafts, that
-//! can fail on a disk passes here (`tests/doors.rs` reads the source), so that tests can make the Nth one fail ([`Fault`]), can make a
+//! Purpose: every call of the store, of the index beside SQLite's own, and of the cache, of views and of the daemon's records where
+//! they look at the store or at drafts, that can fail on a disk passes here (`tests/doors.rs` reads the source), so that tests can make
+//! the Nth one fail or do less than it is asked for ([`Fault`]), can make a
 //! part of a file unreadable ([`BadSpot`]) and can leave out the waiting for the disk ([`skip_syncs`]). All are compiled in
 //! always and cost one relaxed load while unused. Invariants: names are single components relative to a directory's
 //! descriptor and symlinks are never followed; `paths.rs` has what is known by its path. Must not know: what the files mean.
@@ -11,22 +12,22 @@ pub(crate) mod paths;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, RenameFlags, posix_fadvise};
 use nix::sys::stat::{FileStat, Mode};
+use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{UnlinkatFlags, Whence, lseek64};
 use xattr::FileExt as _;
 
 use super::Space;
-pub(crate) use fault::step;
 pub use fault::{BadSpot, Fault, skip_syncs};
-use fault::{NO_SYNC, look_for_spots, step_of_sync};
+use fault::{NO_SYNC, look_for_spots, step_of_sync, step_of_transfer};
+pub(crate) use fault::{step, uninterrupted};
 
 const SAFE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NOCTTY);
 
@@ -138,29 +139,57 @@ pub(crate) fn rmdir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 
 /// Appends all of `bytes` at the file's position. An injected fault lets the first half through,
 /// as a full disk does.
-pub(crate) fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
-    if let Err(e) = step() {
-        file.write_all(&bytes[..bytes.len() / 2])?;
-        return Err(e);
-    }
-    file.write_all(bytes)
+pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
+    write_pieces(bytes, |piece, _| nix::unistd::write(file, piece))
 }
 
 /// Writes all of `bytes` at `offset`; an injected fault is as in [`write_all`].
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    if let Err(e) = step() {
-        file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
-        return Err(e);
+    write_pieces(bytes, |piece, done| pwrite(file, piece, (offset + done as u64) as i64))
+}
+
+/// Writes all, in as many pieces as it takes; `write` is told what comes before its piece.
+fn write_pieces(bytes: &[u8], write: impl Fn(&[u8], usize) -> nix::Result<usize>) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let written = match step_of_transfer(rest.len()) {
+            Ok(len) => write(&rest[..len], done).map_err(io::Error::from),
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                write(&rest[..rest.len() / 2], done)?;
+                return Err(e);
+            }
+            interrupted => interrupted,
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
-    file.write_all_at(bytes, offset)
+    Ok(())
+}
+
+/// Writes once, all of `bytes` at `offset` or less.
+pub(crate) fn write_once(file: impl AsFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    loop {
+        let written = step_of_transfer(bytes.len())
+            .and_then(|len| Ok(pwrite(file.as_fd(), &bytes[..len], offset as i64)?));
+        match written {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            written => return written,
+        }
+    }
 }
 
 /// Reads once, as much as there is at `offset` or less.
-pub(crate) fn read_once(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    step()?;
-    look_for_spots(file, offset, buf.len() as u64)?;
+pub(crate) fn read_once(file: impl AsFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    look_for_spots(file.as_fd(), offset, buf.len() as u64)?;
     loop {
-        match file.read_at(buf, offset) {
+        let read = step_of_transfer(buf.len())
+            .and_then(|len| Ok(pread(file.as_fd(), &mut buf[..len], offset as i64)?));
+        match read {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             read => return read,
         }
@@ -168,16 +197,12 @@ pub(crate) fn read_once(file: &File, buf: &mut [u8], offset: u64) -> io::Result<
 }
 
 /// Fills `buf` from `offset`, short only at the end of the file.
-pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    step()?;
-    look_for_spots(file, offset, buf.len() as u64)?;
+pub(crate) fn read_at(file: impl AsFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
-        match file.read_at(&mut buf[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+        match read_once(file.as_fd(), &mut buf[done..], offset + done as u64)? {
+            0 => break,
+            n => done += n,
         }
     }
     Ok(done)
@@ -204,8 +229,7 @@ pub(crate) fn will_read(file: &File, offset: u64, len: u64) {
 
 /// Cuts a file to `len` bytes.
 pub(crate) fn truncate(file: &File, len: u64) -> io::Result<()> {
-    step()?;
-    file.set_len(len)
+    uninterrupted(|| file.set_len(len))
 }
 
 /// Has the disk begin to write what was written to a file; nothing is promised by it.

@@ -75,7 +75,7 @@ impl View {
             Target::Sealed(r) => self.sealed_setattr(&r, set),
             _ if self.read_only() => Err(VfsError::ReadOnly),
             Target::Draft(node) => {
-                if self.seals_by_chmod(ino, set) {
+                if self.is_seal(ino, set)? {
                     self.seal_by_chmod(&node)?;
                     return self.getattr(ino);
                 }

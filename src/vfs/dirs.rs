@@ -9,9 +9,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
-
 use super::draft_node::DraftNode;
 use super::holder::When;
 use super::names::{PAGE, Shown, in_order, page_after};
@@ -19,7 +16,7 @@ use super::reach::identity;
 use super::sealed::{SealedRef, kind_of};
 use super::slots::Slot;
 use super::types::{DirItem, Found, Ino, Kind};
-use super::{Overwrite, Result, Target, VfsError, View, ino};
+use super::{Overwrite, Result, Target, VfsError, View, ino, sys};
 use crate::cache::Draft;
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
@@ -133,25 +130,15 @@ impl View {
     }
 
     fn read_names(&self, node: &Arc<DraftNode>) -> Result<Vec<DirItem>> {
-        let fd = openat(
-            &*self.reach.dir(node)?,
-            ".",
-            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let dev = identity(&nix::sys::stat::fstat(&fd)?).0;
-        let mut dir = nix::dir::Dir::from_fd(fd)?;
+        let dir = self.reach.dir(node)?;
+        let dev = identity(&sys::stat(&*dir)?).0;
         let mut names = Vec::new();
-        for entry in dir.iter() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
+        sys::list(&*dir, &mut |entry| {
             let kind = entry.file_type().map_or(Kind::File, Kind::of_dirent);
             let number = self.nodes.number_of(&node.draft, (dev, entry.ino())).unwrap_or(entry.ino());
-            names.push(item(name, kind, number, 0));
-        }
+            names.push(item(entry.file_name().to_bytes(), kind, number, 0));
+            true
+        })?;
         Ok(names)
     }
 
@@ -160,7 +147,7 @@ impl View {
         let drafts = self.cache.drafts();
         let after = drafts.iter().map(|d| (draft_position(d), d)).filter(|(at, _)| *at > offset);
         let number = |d: &Draft| {
-            let st = nix::sys::stat::fstat(d.tree()).ok()?;
+            let st = sys::stat(d.tree()).ok()?;
             self.nodes.number_of(d, identity(&st))
         };
         let listed = |at, d: &Draft| Some(item(&name(&d.place())?, Kind::Dir, number(d).unwrap_or(0), at));

@@ -11,13 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, mknodat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
 use super::draft_node::{DraftNode, Open};
 use super::nodes::DraftAt;
-use super::reach::{identity, proc_path};
+use super::reach::identity;
+use super::sys::{OFlag, RenameFlags, SFlag};
 use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
 use super::{Result, VfsError, View, sys};
 use crate::cache::{Closed, Gate};
@@ -46,18 +44,6 @@ pub(super) fn draft_attr(ino: Ino, st: &libc::stat) -> Attr {
 pub(super) fn draft_found(node: &DraftNode, st: &libc::stat) -> Found {
     let attr_ttl = if node.has_writer() { Duration::ZERO } else { NAMES };
     Found { attr: draft_attr(node.ino, st), name_ttl: NAMES, attr_ttl, generation: 0 }
-}
-
-/// Sets the mode of an open file, or of what an O_PATH descriptor stands for (not of a symlink).
-fn set_mode(fd: &OwnedFd, mode: Mode) -> Result<()> {
-    match fchmod(fd, mode) {
-        Err(Errno::EBADF) => Ok(fchmodat(AT_FDCWD, &proc_path(fd), mode, FchmodatFlags::FollowSymlink)?),
-        done => Ok(done?),
-    }
-}
-
-fn stat_at(dir: &OwnedFd, name: &OsStr) -> Result<libc::stat> {
-    Ok(fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
 /// A directory that no entry can have is not begun. What is below one that is moved is not looked through: sealing does
@@ -103,7 +89,7 @@ impl View {
         if dir.kind != Kind::Dir {
             return Err(VfsError::NotDir);
         }
-        let st = stat_at(&*self.reach.dir(dir)?, name)?;
+        let st = sys::stat_at(&*self.reach.dir(dir)?, name)?;
         Ok(self.draft_enter(dir, name, &st))
     }
 
@@ -124,13 +110,12 @@ impl View {
         caller: Caller,
         mode: Option<u32>,
     ) -> Result<libc::stat> {
-        let st = fstat(new)?;
+        let st = sys::stat(new)?;
         let mut changed = false;
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (st.st_uid, st.st_gid) {
             // In a set-group-id directory the group is the directory's, as on any file system.
-            let inherits = fstat(dir)?.st_mode & libc::S_ISGID != 0;
-            let gid = (!inherits).then(|| Gid::from_raw(caller.gid));
-            fchownat(new, "", Some(Uid::from_raw(caller.uid)), gid, AtFlags::AT_EMPTY_PATH)?;
+            let inherits = sys::stat(dir)?.st_mode & libc::S_ISGID != 0;
+            sys::set_owner(new, Some(caller.uid), (!inherits).then_some(caller.gid))?;
             changed = true;
         }
         if let Some(mode) = mode {
@@ -138,17 +123,17 @@ impl View {
                 st.st_mode & libc::S_ISGID & if st.st_mode & libc::S_IFMT == libc::S_IFDIR { !0 } else { 0 };
             let want = mode & 0o7777 | inherited;
             if changed || st.st_mode & 0o7777 != want {
-                set_mode(new, Mode::from_bits_truncate(want))?;
+                sys::set_mode(new, want)?;
                 changed = true;
             }
         }
-        if changed { Ok(fstat(new)?) } else { Ok(st) }
+        if changed { Ok(sys::stat(new)?) } else { Ok(st) }
     }
 
     /// Opens what was just made at `name`, to name it from then on.
     fn just_made(&self, dir: &OwnedFd, name: &OsStr, kind: Kind) -> Result<OwnedFd> {
-        let fd = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-        let st = fstat(&fd)?;
+        let fd = sys::open_handle(dir, name)?;
+        let st = sys::stat(&fd)?;
         // Through another view somebody may have put something else there.
         match Kind::of_mode(st.st_mode) == kind && st.st_uid == self.owner.0 {
             true => Ok(fd),
@@ -172,16 +157,16 @@ impl View {
         let dir = self.reach.dir(parent)?;
         let (kind, mode) = match what {
             Make::Dir { mode } => {
-                mkdirat(&*dir, name, Mode::from_bits_truncate(mode & 0o7777))?;
+                sys::mkdir(&*dir, name, mode)?;
                 (Kind::Dir, Some(mode))
             }
             Make::Symlink { target } => {
-                symlinkat(target, &*dir, name)?;
+                sys::symlink(target, &*dir, name)?;
                 (Kind::Symlink, None)
             }
             Make::Node { mode, rdev } => {
                 let kind = SFlag::from_bits_truncate(mode & libc::S_IFMT);
-                mknodat(&*dir, name, kind, Mode::from_bits_truncate(mode & 0o7777), rdev.into())?;
+                sys::mknod(&*dir, name, kind, mode, rdev)?;
                 (Kind::of_mode(mode), Some(mode))
             }
         };
@@ -201,8 +186,7 @@ impl View {
         flags: OFlag,
     ) -> Result<(Found, OwnedFd)> {
         let dir = self.reach.dir(parent)?;
-        let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&*dir, name, flags, Mode::from_bits_truncate(mode & 0o7777))?;
+        let fd = sys::create(&*dir, name, flags, mode)?;
         self.tell_others(parent);
         let st = self.adopt_new(&dir, &fd, caller, Some(mode))?;
         Ok((self.draft_enter(parent, name, &st), fd))
@@ -220,25 +204,30 @@ impl View {
         let _gate = self.gate(parent)?;
         let dir = self.reach.dir(parent)?;
         let (fd, _) = self.reach.pin(node)?;
-        linkat(AT_FDCWD, &proc_path(&fd), &*dir, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+        sys::link(&fd, &*dir, name)?;
         self.tell_others(parent);
-        let st = stat_at(&dir, name)?;
+        let st = sys::stat_at(&*dir, name)?;
         Ok(self.draft_enter(parent, name, &st))
     }
 
     /// The known node at a name.
-    fn known_at(&self, parent: &DraftNode, dir: &OwnedFd, name: &OsStr) -> Option<Arc<DraftNode>> {
-        self.nodes.draft(&parent.draft, identity(&stat_at(dir, name).ok()?))
+    fn known_at(&self, parent: &DraftNode, dir: &OwnedFd, name: &OsStr) -> Result<Option<Arc<DraftNode>>> {
+        match sys::stat_at(dir, name) {
+            Ok(st) => Ok(self.nodes.draft(&parent.draft, identity(&st))),
+            Err(Errno::ENOENT) => Ok(None),
+            // Not looked at, it would keep a name that it has not any more.
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// The known node at a name, reachable even after the name is gone.
     fn kept_at(&self, parent: &DraftNode, dir: &OwnedFd, name: &OsStr) -> Result<Option<Kept>> {
-        let Some(node) = self.known_at(parent, dir, name) else { return Ok(None) };
+        let Some(node) = self.known_at(parent, dir, name)? else { return Ok(None) };
         match self.reach.keep(&node) {
             Ok(open) => Ok(Some((node, Some(open)))),
+            Err(VfsError::Stale | VfsError::Draft(Errno::ENOENT | Errno::ENOTDIR)) => Ok(Some((node, None))),
             // Without a name it could not be told from who gets its number next.
-            Err(e @ VfsError::Draft(Errno::ENFILE | Errno::EMFILE)) => Err(e),
-            Err(_) => Ok(Some((node, None))),
+            Err(e) => Err(e),
         }
     }
 
@@ -246,8 +235,8 @@ impl View {
         let _gate = self.gate(parent)?;
         let dir = self.reach.dir(parent)?;
         let known = self.kept_at(parent, &dir, name)?;
-        let how = if dir_wanted { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-        unlinkat(&*dir, name, how)?;
+        let remove = if dir_wanted { sys::rmdir } else { sys::unlink };
+        remove(&*dir, name)?;
         self.tell_others(parent);
         if let Some((node, open)) = known {
             node.drop_name(parent.ino, name, open);
@@ -272,12 +261,12 @@ impl View {
         let flags = RenameFlags::from_bits(flags).ok_or(VfsError::Invalid)?;
         let _gate = self.gate(from)?;
         let (from_dir, to_dir) = (self.reach.dir(from)?, self.reach.dir(to)?);
-        let moved = self.known_at(from, &from_dir, name);
+        let moved = self.known_at(from, &from_dir, name)?;
         if moved.as_ref().is_some_and(|node| node.kind == Kind::Dir) {
             not_too_deep(to, new)?;
         }
         let target = self.kept_at(to, &to_dir, new)?;
-        renameat2(&*from_dir, name, &*to_dir, new, flags)?;
+        sys::rename(&*from_dir, name, &*to_dir, new, flags)?;
         self.tell_others(from);
         self.tell_others(to);
         // Renaming one hard link over another of the same file changes nothing.
@@ -309,18 +298,17 @@ impl View {
             node.draft.cancel_ingest(node.backing.0, node.backing.1);
         }
         let (fd, st) = self.reach.pin(node)?;
-        let path = proc_path(&fd);
         if let Some(size) = set.size {
             if size > st.st_size as u64 {
                 self.has_room()?;
             }
             let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
-            match nix::unistd::truncate(&path, size) {
+            match sys::truncate(&fd, size) {
                 // Its mode keeps us from opening it, but not whoever has it open for writing.
                 Err(Errno::EACCES) => node
                     .handles()
                     .iter()
-                    .find_map(|fd| nix::unistd::ftruncate(fd, size).ok())
+                    .find_map(|fd| sys::truncate_open(fd, size).ok())
                     .ok_or(Errno::EACCES)?,
                 done => done?,
             }
@@ -328,26 +316,23 @@ impl View {
                 self.cache.emptied(&node.draft, fd.as_fd());
             }
             if set.drop_setid && st.st_mode & 0o6000 != 0 {
-                let file = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-                sys::drop_setid(&file)?;
+                sys::drop_setid(sys::reopen(&fd, OFlag::O_RDONLY)?)?;
             }
         }
         if set.uid.is_some() || set.gid.is_some() {
-            let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
-            nix::unistd::chown(&path, uid, gid)?;
+            sys::set_owner(&fd, set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
-            let mode = Mode::from_bits_truncate(mode & 0o7777);
-            fchmodat(AT_FDCWD, &path, mode, FchmodatFlags::FollowSymlink)?;
+            sys::set_mode(&fd, mode)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            sys::set_times(&path, set.atime, set.mtime)?;
+            sys::set_times(&fd, set.atime, set.mtime)?;
         }
-        Ok(draft_found(node, &fstat(&fd)?))
+        Ok(draft_found(node, &sys::stat(&fd)?))
     }
 
     pub(super) fn draft_readlink(&self, node: &Arc<DraftNode>) -> Result<Vec<u8>> {
         let (fd, _) = self.reach.pin(node)?;
-        Ok(nix::fcntl::readlinkat(&*fd, "")?.as_bytes().to_vec())
+        Ok(sys::read_link(&fd)?)
     }
 }

@@ -11,15 +11,11 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Sender, bounded};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, copy_file_range, fallocate, fcntl, open};
-use nix::sys::stat::{Mode, fstat};
-use nix::sys::uio::{pread, pwrite};
-use nix::unistd::{Whence, fsync, lseek64};
 
 use super::counted::Counted;
 use super::draft_node::{DraftNode, Open};
 use super::nodes::BlobNode;
-use super::reach::proc_path;
+use super::sys::{FallocateFlags, OFlag};
 use super::types::{Caller, Found, How, Ino, Kind, Opened};
 use super::{Result, Target, VfsError, View, sys};
 use crate::cache::{Cache, CacheError, Draft};
@@ -90,7 +86,7 @@ impl View {
         let counted = Counted::handle()?;
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
-            let fd = open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?;
+            let fd = sys::reopen(&pinned, flags & PASSED)?;
             return Ok(self.opened(node, fd, counted, flags.bits()));
         }
         let _gate = self.gate(node)?;
@@ -98,9 +94,7 @@ impl View {
         // Counted first: sealing must not overlook it; the hash's lease must be gone, or the open waits.
         node.draft.writer_opened();
         node.draft.cancel_ingest(node.backing.0, node.backing.1);
-        let opened = self.reach.pin(node).and_then(|(pinned, _)| {
-            Ok(open(&proc_path(&pinned), flags & PASSED | OFlag::O_CLOEXEC, Mode::empty())?)
-        });
+        let opened = self.reach.pin(node).and_then(|(pinned, _)| Ok(sys::reopen(&pinned, flags & PASSED)?));
         match opened {
             Ok(fd) => Ok(self.opened(node, fd, counted, flags.bits())),
             Err(e) => {
@@ -164,8 +158,7 @@ impl View {
     /// Reads from an open file (or, for sealed files and control files, by number). Never waits for a tier.
     pub fn read(&self, ino: Ino, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if fh != 0 {
-            let fd = self.file(fh)?;
-            return read_full(&fd, offset, buf);
+            return Ok(sys::read(&*self.file(fh)?, offset, buf)?);
         }
         match self.target(ino)? {
             Target::Sealed(r) => self.read_sealed(&r.entry, r.record, offset, buf),
@@ -178,8 +171,8 @@ impl View {
             Target::Blob(b) => self.read_blob(&b, offset, buf),
             Target::Draft(node) => {
                 let (pinned, _) = self.reach.pin(&node)?;
-                let fd = open(&proc_path(&pinned), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-                read_full(&fd, offset, buf)
+                let fd = sys::reopen(&pinned, OFlag::O_RDONLY)?;
+                Ok(sys::read(&fd, offset, buf)?)
             }
             _ => Err(VfsError::IsDir),
         }
@@ -215,18 +208,8 @@ impl View {
         if drop_setid {
             sys::drop_setid(&handle.open.fd)?;
         }
-        let mut done = 0;
-        while done < data.len() {
-            match pwrite(&*handle.open.fd, &data[done..], (offset + done as u64) as i64) {
-                Ok(n) => done += n,
-                Err(Errno::EINTR) => {}
-                Err(e) if done == 0 => {
-                    self.write_failed(&handle, e);
-                    return Err(e.into());
-                }
-                Err(_) => break,
-            }
-        }
+        let done =
+            sys::write(&*handle.open.fd, offset, data).inspect_err(|e| self.write_failed(&handle, *e))?;
         // The kernel has taken its pages away before this; who maps the file may have asked for one meanwhile.
         if handle.direct
             && handle.node.is_shared()
@@ -239,10 +222,8 @@ impl View {
 
     /// A write through a descriptor that syncs each of them may have been refused by the disk, and only its writer was told.
     fn write_failed(&self, handle: &Handle, e: Errno) {
-        let syncs = fcntl(&*handle.open.fd, FcntlArg::F_GETFL)
-            .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DSYNC));
         // Where there is no room a later write may be taken.
-        if syncs && e == Errno::EIO {
+        if e == Errno::EIO && sys::syncs_each_write(&*handle.open.fd) {
             self.cache.written_through(&handle.node.draft, handle.open.fd.as_fd(), Some(&e.into()));
         }
     }
@@ -256,7 +237,7 @@ impl View {
         }
         let fd = &file.fd;
         // Small files are hashed when they are packed or asked for.
-        let large = fstat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
+        let large = sys::stat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
         if large {
             // Whoever opens it later is not told of what others were told already; and who seals waits for its writers.
             self.cache.written_through(&node.draft, fd.as_fd(), None);
@@ -267,7 +248,7 @@ impl View {
         if !direct {
             self.attributes_changed(&[node.ino]);
         }
-        let reopened = large.then(|| open(&proc_path(fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()));
+        let reopened = large.then(|| sys::reopen(&**fd, OFlag::O_RDONLY));
         let draft = node.draft.clone();
         // The lease that hashing needs is not given while the writer's own descriptor is open.
         drop(handle);
@@ -285,10 +266,10 @@ impl View {
         match self.target(ino)? {
             Target::Draft(node) => {
                 let (pinned, _) = self.reach.pin(&node)?;
-                let fd = open(&proc_path(&pinned), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+                let fd = sys::reopen(&pinned, OFlag::O_RDONLY)?;
                 match node.kind {
                     Kind::File => self.sync_draft_file(&node, fd.as_fd(), data_only),
-                    _ => Ok(fsync(&fd)?),
+                    _ => Ok(sys::sync_dir(fd.as_fd())?),
                 }
             }
             _ => Ok(()),
@@ -308,19 +289,17 @@ impl View {
             sys::drop_setid(&fd)?;
         }
         let mode = FallocateFlags::from_bits(mode).ok_or(VfsError::Unsupported)?;
-        Ok(fallocate(&*fd, mode, offset as i64, len as i64)?)
+        Ok(sys::allocate(&*fd, mode, offset, len)?)
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64> {
         if fh != 0 {
             let fd = self.file(fh)?;
-            let whence = match whence {
-                libc::SEEK_DATA => Whence::SeekData,
-                libc::SEEK_HOLE => Whence::SeekHole,
-                _ => return Err(VfsError::Invalid),
+            return match whence {
+                libc::SEEK_DATA | libc::SEEK_HOLE => Ok(sys::seek(&*fd, offset, whence == libc::SEEK_DATA)?),
+                _ => Err(VfsError::Invalid),
             };
-            return Ok(lseek64(&*fd, offset, whence)?);
         }
         // Without a handle there are no holes: all is data up to the end.
         let size = self.getattr(ino)?.attr.size as i64;
@@ -347,22 +326,8 @@ impl View {
         if drop_setid {
             sys::drop_setid(&dst)?;
         }
-        let (mut at, mut into) = (from.1 as i64, to.1 as i64);
-        Ok(copy_file_range(&*src, Some(&mut at), &*dst, Some(&mut into), len)?)
+        Ok(sys::copy_range(&*src, from.1, &*dst, to.1, len)?)
     }
-}
-
-fn read_full(fd: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match pread(fd, &mut buf[done..], (offset + done as u64) as i64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(done)
 }
 
 /// Files whose last writer may have gone, hashed one after another in the background.

@@ -4,13 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
+use nix::errno::Errno;
 
 use super::draft_node::DraftNode;
 use super::types::{Caller, Ino, SetAttr};
 use super::writers::Writers;
-use super::{Overwrite, Result, Target, VfsError, View, ino};
+use super::{Overwrite, Result, Target, VfsError, View, ino, sys};
 use crate::cache::{self, CacheError, Draft, Entry, LeaseKind, SealRequest, host_name};
 use crate::model::manifest::Origin;
 use crate::model::{EntryKey, Metadata};
@@ -106,13 +105,18 @@ impl View {
     /// Whether a change of attributes is the sealing gesture: the write bits of an in-place draft's
     /// top directory go, and its metadata parses.
     pub fn seals_by_chmod(&self, ino: Ino, set: &SetAttr) -> bool {
-        let Some(mode) = set.mode else { return false };
+        // What cannot be told is found out, and answered, where sealing is.
+        self.is_seal(ino, set).unwrap_or(true)
+    }
+
+    pub(super) fn is_seal(&self, ino: Ino, set: &SetAttr) -> Result<bool> {
+        let Some(mode) = set.mode else { return Ok(false) };
         let only_mode = SetAttr { mode: Some(mode), ..SetAttr::default() } == *set;
         if mode & 0o222 != 0 || !only_mode || self.read_only() {
-            return false;
+            return Ok(false);
         }
-        let Ok(Target::Draft(node)) = self.target(ino) else { return false };
-        node.top && node.draft.place().key().is_some() && reads_metadata(&node.draft)
+        let Ok(Target::Draft(node)) = self.target(ino) else { return Ok(false) };
+        Ok(node.top && node.draft.place().key().is_some() && reads_metadata(&node.draft)?)
     }
 
     pub(super) fn seal_by_chmod(&self, node: &Arc<DraftNode>) -> Result<()> {
@@ -152,7 +156,7 @@ impl View {
                 && draft.writers() == 0
                 && draft.idle_ns() >= quiet
                 && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
-                && reads_metadata(&draft);
+                && reads_metadata(&draft).unwrap_or(false);
             if due && let Err(e) = self.seal_in_place(&draft, "quiet", true) {
                 let told = |w: &mut Writers| !w.tell(draft.last_change());
                 if !self.born_here.lock().get_mut(draft.id()).is_some_and(told) {
@@ -176,15 +180,17 @@ pub(super) fn told<T>(draft: &Draft, result: cache::Result<T>) -> cache::Result<
     result
 }
 
-/// Whether the draft has a `metadata.json` that parses.
-fn reads_metadata(draft: &Draft) -> bool {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let Ok(fd) = openat(draft.tree(), "metadata.json", flags, Mode::empty()) else { return false };
-    let plain = fstat(&fd).is_ok_and(|st| {
-        st.st_mode & libc::S_IFMT == libc::S_IFREG && st.st_size as u64 <= Metadata::MAX_BYTES
-    });
-    let mut bytes = Vec::new();
-    plain
-        && std::io::Read::read_to_end(&mut std::fs::File::from(fd), &mut bytes).is_ok()
-        && Metadata::parse(&bytes).is_ok()
+/// Whether the draft has a `metadata.json` that parses; an error where that cannot be told.
+fn reads_metadata(draft: &Draft) -> Result<bool> {
+    let fd = match sys::open_at(draft.tree(), OsStr::new("metadata.json"), sys::OFlag::O_RDONLY) {
+        // There is none, or something else.
+        Err(Errno::ENOENT | Errno::ELOOP | Errno::ENXIO | Errno::EACCES) => return Ok(false),
+        fd => fd?,
+    };
+    let st = sys::stat(&fd)?;
+    if st.st_mode & libc::S_IFMT != libc::S_IFREG || st.st_size as u64 > Metadata::MAX_BYTES {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; st.st_size as usize];
+    Ok(sys::read(&fd, 0, &mut bytes)? == bytes.len() && Metadata::parse(&bytes).is_ok())
 }

@@ -10,6 +10,7 @@ use super::draft_node::DraftNode;
 use super::ino;
 use super::reach::identity;
 use super::settling::Settling;
+use super::sys;
 use super::types::Ino;
 use crate::cache::{Draft, Entry, Holder, Known, LeaseKind, now_ns};
 use crate::model::EntryKey;
@@ -145,8 +146,7 @@ impl Holder for View {
     fn draft_changed(&self, draft: &Draft) {
         self.note_root_change();
         // One that is gone is to be asked for by its name again.
-        let top =
-            nix::sys::stat::fstat(draft.tree()).ok().and_then(|st| self.nodes.draft(draft, identity(&st)));
+        let top = sys::stat(draft.tree()).ok().and_then(|st| self.nodes.draft(draft, identity(&st)));
         if let Some(top) = top {
             if draft.has_ended() == Some(true) {
                 top.let_go();

@@ -6,15 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
-use nix::unistd::{Gid, Uid};
-
 use super::draft::{Make, draft_found};
 use super::nodes::{DraftAt, Own};
-use super::reach::{identity, proc_path};
+use super::reach::identity;
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
-use super::{Overwrite, Result, Target, VfsError, View, ino};
+use super::{Overwrite, Result, Target, VfsError, View, ino, sys};
 use crate::cache::{Draft, LeaseKind};
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
@@ -124,7 +120,7 @@ impl View {
     /// The top directory of a draft.
     pub(super) fn enter_top(&self, draft: &Arc<Draft>) -> Result<Found> {
         let top = draft.tree();
-        let st = fstat(&top)?;
+        let st = sys::stat(&top)?;
         if Kind::of_mode(st.st_mode) != Kind::Dir {
             // Gone between.
             return Err(VfsError::NotFound);
@@ -162,11 +158,10 @@ impl View {
         self.note_born(&draft);
         self.note_writer(caller, &draft);
         let top = draft.tree();
-        let path = proc_path(&top);
         if self.owner.0 == 0 && (caller.uid, caller.gid) != (0, 0) {
-            nix::unistd::chown(&path, Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(caller.gid)))?;
+            sys::set_owner(&top, Some(caller.uid), Some(caller.gid))?;
         }
-        fchmodat(AT_FDCWD, &path, Mode::from_bits_truncate(mode & 0o7777), FchmodatFlags::FollowSymlink)?;
+        sys::set_mode(&top, mode)?;
         self.enter_top(&draft)
     }
 
@@ -275,14 +270,12 @@ impl View {
     }
 
     fn remove_empty_draft(&self, draft: &Arc<Draft>) -> Result<()> {
-        let fd = nix::fcntl::openat(
-            draft.tree(),
-            ".",
-            nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let mut dir = nix::dir::Dir::from_fd(fd)?;
-        if dir.iter().flatten().any(|e| !matches!(e.file_name().to_bytes(), b"." | b"..")) {
+        let mut empty = true;
+        sys::list(draft.tree(), &mut |_| {
+            empty = false;
+            false
+        })?;
+        if !empty {
             return Err(VfsError::NotEmpty);
         }
         Ok(self.cache.drop_draft(draft, "removed")?)

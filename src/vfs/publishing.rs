@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::fstat;
 use parking_lot::Mutex;
 
 use super::draft::draft_found;
@@ -22,7 +21,7 @@ use super::draft_node::DraftNode;
 use super::gestures::told;
 use super::reach::identity;
 use super::types::{Caller, Found, Ino};
-use super::{Result, VfsError, View, ino};
+use super::{Result, VfsError, View, ino, sys};
 use crate::cache::{Draft, Entry, SealRequest, Sealed, Stage, host_name};
 use crate::model::EntryKey;
 use crate::model::manifest::Origin;
@@ -144,7 +143,7 @@ impl View {
             // Threads of a pid namespace that we do not see cannot be told apart: one RENAME does it all.
             return self.seal_publication(caller, draft, key, name).map(drop);
         }
-        let st = fstat(draft.tree())?;
+        let st = sys::stat(draft.tree())?;
         let node = self.nodes.draft(draft, identity(&st)).ok_or(VfsError::Stale)?;
         // It is the draft's for this one rename only.
         let top = Found { attr_ttl: Duration::ZERO, ..draft_found(&node, &st) };

@@ -6,19 +6,17 @@
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lru::LruCache;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
 use parking_lot::Mutex;
 
 use super::counted::Counted;
 use super::draft_node::{Climb, DraftNode, Open};
 use super::error::{Result, VfsError};
+use super::sys;
 use super::types::Ino;
 
 /// Directory descriptors kept open.
@@ -35,19 +33,14 @@ impl Default for Reach {
     }
 }
 
-/// A descriptor's name in /proc: the way to use an O_PATH descriptor where a path is wanted.
-pub fn proc_path(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
 /// Device and inode number.
 pub fn identity(st: &libc::stat) -> (u64, u64) {
     (st.st_dev, st.st_ino)
 }
 
 fn open_child(dir: &OwnedFd, name: &OsStr, node: &DraftNode) -> Result<(Arc<OwnedFd>, libc::stat)> {
-    let fd = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-    let st = fstat(&fd)?;
+    let fd = sys::open_handle(dir, name)?;
+    let st = sys::stat(&fd)?;
     if identity(&st) != node.backing {
         return Err(VfsError::Draft(Errno::ENOENT));
     }
@@ -59,13 +52,13 @@ impl Reach {
     pub fn pin(&self, node: &Arc<DraftNode>) -> Result<(Arc<OwnedFd>, libc::stat)> {
         for _ in 0..8 {
             if let Some(fd) = node.descriptor() {
-                let st = fstat(&fd)?;
+                let st = sys::stat(&fd)?;
                 return Ok((fd, st));
             }
             // A directory at hand is reached even when another view has moved it.
             let at_hand = self.dirs.lock().get(&node.ino).cloned();
             if let Some(fd) = at_hand {
-                let st = fstat(&fd)?;
+                let st = sys::stat(&fd)?;
                 return Ok((fd, st));
             }
             let Some((parent, name)) = node.place() else { break };

@@ -7,11 +7,9 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nix::fcntl::AtFlags;
-use nix::sys::stat::fstatat;
-
 use super::draft_node::{Climb, DraftNode};
 use super::reach::{Reach, identity};
+use super::sys;
 use super::types::{Ino, Kind};
 use crate::model::Manifest;
 
@@ -58,7 +56,7 @@ impl<'a> Settling<'a> {
 
     fn stands(&self, parent: &Arc<DraftNode>, name: &std::ffi::OsStr, child: &DraftNode) -> bool {
         let Some(reach) = self.look else { return true };
-        let stat = |dir: Arc<OwnedFd>| fstatat(&*dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+        let stat = |dir: Arc<OwnedFd>| sys::stat_at(&*dir, name).ok();
         reach.dir(parent).ok().and_then(stat).is_some_and(|st| identity(&st) == child.backing)
     }
 }

@@ -3,15 +3,10 @@
 //! `security.*` does not exist here and is answered at once: kernels ask for it at every write.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-
 use super::draft_node::DraftNode;
-use super::reach::proc_path;
 use super::sealed::SealedRef;
 use super::types::{Ino, Kind};
 use super::{Result, Target, VfsError, View, sys};
@@ -41,7 +36,7 @@ impl View {
             Target::Draft(node) if name_bytes.starts_with(OWN) => self.draft_own_xattr(&node, name_bytes),
             Target::Draft(node) => {
                 let (fd, _) = self.reach.pin(&node)?;
-                Ok(sys::get_xattr(&proc_path(&fd), name)?)
+                Ok(sys::get_xattr(&fd, name)?)
             }
             Target::Blob(b) if name_bytes == BLAKE3 => Ok(b.hash.to_hex().into_bytes()),
             _ => Err(VfsError::NoAttribute),
@@ -94,11 +89,11 @@ impl View {
         if let Some(hash) = node.draft.known_hash(&st) {
             return Ok(hash.to_hex().into_bytes());
         }
-        let file = File::from(open(&proc_path(&fd), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
+        let file = sys::reopen(&fd, sys::OFlag::O_RDONLY)?.into();
         if !self.cache.ingest(&node.draft, &file)? {
             return Err(VfsError::NoAttribute);
         }
-        let st = nix::sys::stat::fstat(&file)?;
+        let st = sys::stat(&file)?;
         node.draft.known_hash(&st).map(|h| h.to_hex().into_bytes()).ok_or(VfsError::NoAttribute)
     }
 
@@ -118,7 +113,7 @@ impl View {
             Target::Draft(node) => {
                 let (fd, _) = self.reach.pin(&node)?;
                 // Only what can be read back: not security.*, not ACLs.
-                let names = sys::list_xattr(&proc_path(&fd))?;
+                let names = sys::list_xattr(&fd)?;
                 names.split(|&b| b == 0).filter(|n| n.starts_with(b"user.")).for_each(&mut add);
             }
             _ => {}
@@ -131,7 +126,7 @@ impl View {
         let node = self.changing_xattr(ino, name)?;
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
-        sys::set_xattr(&proc_path(&fd), name, value, flags)?;
+        sys::set_xattr(&fd, name, value, flags)?;
         self.attributes_changed(&[node.ino]);
         Ok(())
     }
@@ -141,7 +136,7 @@ impl View {
         let node = self.changing_xattr(ino, name)?;
         let _gate = self.gate(&node)?;
         let (fd, _) = self.reach.pin(&node)?;
-        sys::remove_xattr(&proc_path(&fd), name)?;
+        sys::remove_xattr(&fd, name)?;
         self.attributes_changed(&[node.ino]);
         Ok(())
     }

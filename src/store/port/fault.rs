@@ -3,11 +3,10 @@
 //! Invariants: while there are none, a call costs one relaxed load. Must not know: what is called.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -26,10 +25,30 @@ static EVERYWHERE: Mutex<Option<Plan>> = Mutex::new(None);
 /// The number of the file whose sync was made to fail last.
 static REFUSED: Mutex<Option<u64>> = Mutex::new(None);
 
+/// What kind of call is about to be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Any,
+    /// Waits for the disk.
+    Sync,
+    /// Reads or writes more than a byte, and may do less than it is asked for.
+    Transfer,
+    /// Does all or nothing, and may be interrupted by a signal.
+    Long,
+}
+
+/// What becomes of a call that is struck.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strike {
+    Fails(i32),
+    /// It reads or writes half of what it is asked for.
+    DoesLess,
+}
+
 #[derive(Clone, Copy)]
 struct Plan {
     before: u64,
-    errno: i32,
+    strike: Strike,
     lasting: bool,
     fired: bool,
     /// No calls but those that wait for the disk.
@@ -37,9 +56,18 @@ struct Plan {
 }
 
 impl Plan {
-    /// Counts a call; the error that it is to fail with.
-    fn strike(&mut self, sync: bool) -> Option<i32> {
-        if self.syncs && !sync {
+    /// Whether it strikes calls of this kind.
+    fn is_for(&self, call: Call) -> bool {
+        match self.strike {
+            Strike::DoesLess => call == Call::Transfer,
+            Strike::Fails(libc::EINTR) => matches!(call, Call::Transfer | Call::Long),
+            Strike::Fails(_) => !self.syncs || call == Call::Sync,
+        }
+    }
+
+    /// Counts a call; what is to become of it.
+    fn strike(&mut self, call: Call) -> Option<Strike> {
+        if !self.is_for(call) {
             return None;
         }
         let strike = if self.fired {
@@ -51,7 +79,7 @@ impl Plan {
             self.before -= 1;
             false
         };
-        strike.then_some(self.errno)
+        strike.then_some(self.strike)
     }
 }
 
@@ -62,21 +90,29 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The call after the next `before` ones fails with `errno`; the later ones too if `lasting`.
+    /// The call after the next `before` ones fails with `errno`; the later ones too if `lasting`. `EINTR` strikes only what a
+    /// signal can interrupt.
     pub fn after(before: u64, errno: i32, lasting: bool) -> Fault {
-        PLAN.set(Some(Plan { before, errno, lasting, fired: false, syncs: false }));
+        PLAN.set(Some(Plan::failing(before, errno, lasting)));
         Fault::armed(false)
     }
 
     /// The same for the calls of all threads together. There must be one such fault at a time.
     pub fn everywhere(before: u64, errno: i32, lasting: bool) -> Fault {
-        *EVERYWHERE.lock() = Some(Plan { before, errno, lasting, fired: false, syncs: false });
+        *EVERYWHERE.lock() = Some(Plan::failing(before, errno, lasting));
+        Fault::armed(true)
+    }
+
+    /// The read or write (of any thread) after the next `before` ones does half of what it is asked for; the later ones too
+    /// if `lasting`.
+    pub fn of_less(before: u64, lasting: bool) -> Fault {
+        *EVERYWHERE.lock() = Some(Plan { strike: Strike::DoesLess, ..Plan::failing(before, 0, lasting) });
         Fault::armed(true)
     }
 
     /// The same for those calls of all threads that wait for the disk: it fails once, and then says that all is well.
     pub fn of_sync(before: u64, errno: i32) -> Fault {
-        *EVERYWHERE.lock() = Some(Plan { before, errno, lasting: false, fired: false, syncs: true });
+        *EVERYWHERE.lock() = Some(Plan { syncs: true, ..Plan::failing(before, errno, false) });
         Fault::armed(true)
     }
 
@@ -94,6 +130,12 @@ impl Fault {
     pub fn fired(&self) -> bool {
         let plan = if self.everywhere { *EVERYWHERE.lock() } else { PLAN.get() };
         plan.is_some_and(|p| p.fired)
+    }
+}
+
+impl Plan {
+    fn failing(before: u64, errno: i32, lasting: bool) -> Plan {
+        Plan { before, strike: Strike::Fails(errno), lasting, fired: false, syncs: false }
     }
 }
 
@@ -135,13 +177,13 @@ impl Drop for BadSpot {
 }
 
 /// Fails where a bad spot is among these bytes of a file.
-pub(super) fn look_for_spots(file: &File, offset: u64, len: u64) -> io::Result<()> {
+pub(super) fn look_for_spots(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     if ARMED.load(Ordering::Relaxed) == 0 || BAD_SPOTS.lock().is_empty() {
         return Ok(());
     }
-    let meta = file.metadata()?;
+    let stat = nix::sys::stat::fstat(file)?;
     let hit = |(dev, ino, at): &(u64, u64, Range<u64>)| {
-        (*dev, *ino) == (meta.dev(), meta.ino()) && at.start < offset + len && offset < at.end
+        (*dev, *ino) == (stat.st_dev, stat.st_ino) && at.start < offset + len && offset < at.end
     };
     if BAD_SPOTS.lock().iter().any(hit) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
 }
@@ -153,7 +195,7 @@ pub fn skip_syncs(on: bool) {
 
 /// A call is about to be made that can fail.
 pub(crate) fn step() -> io::Result<()> {
-    if ARMED.load(Ordering::Relaxed) == 0 { Ok(()) } else { struck(false) }
+    if ARMED.load(Ordering::Relaxed) == 0 { Ok(()) } else { failed(struck(Call::Any)) }
 }
 
 /// One that waits for the disk.
@@ -161,20 +203,49 @@ pub(super) fn step_of_sync(file: BorrowedFd<'_>) -> io::Result<()> {
     if ARMED.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
-    struck(true).inspect_err(|_| *REFUSED.lock() = nix::sys::stat::fstat(file).ok().map(|s| s.st_ino))
+    failed(struck(Call::Sync))
+        .inspect_err(|_| *REFUSED.lock() = nix::sys::stat::fstat(file).ok().map(|s| s.st_ino))
+}
+
+/// One that reads or writes so many bytes; of how many it is to be asked.
+pub(super) fn step_of_transfer(len: usize) -> io::Result<usize> {
+    if ARMED.load(Ordering::Relaxed) == 0 {
+        return Ok(len);
+    }
+    match struck(if len > 1 { Call::Transfer } else { Call::Long }) {
+        Some(Strike::DoesLess) => Ok(len / 2),
+        other => failed(other).map(|()| len),
+    }
+}
+
+/// Makes a call, again for as long as signals interrupt it.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let step = || if ARMED.load(Ordering::Relaxed) == 0 { Ok(()) } else { failed(struck(Call::Long)) };
+    loop {
+        match step().and_then(|()| call()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+fn failed(strike: Option<Strike>) -> io::Result<()> {
+    match strike {
+        Some(Strike::Fails(errno)) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Ok(()),
+    }
 }
 
 #[cold]
-fn struck(sync: bool) -> io::Result<()> {
-    let strike = match PLAN.get() {
+fn struck(call: Call) -> Option<Strike> {
+    match PLAN.get() {
         Some(mut plan) => {
-            let strike = plan.strike(sync);
+            let strike = plan.strike(call);
             PLAN.set(Some(plan));
             strike
         }
-        None => EVERYWHERE.lock().as_mut().and_then(|plan| plan.strike(sync)),
-    };
-    strike.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+        None => EVERYWHERE.lock().as_mut().and_then(|plan| plan.strike(call)),
+    }
 }
 
 #[cfg(test)]

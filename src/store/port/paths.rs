@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode};
 
-use super::{stat_at, step};
+use super::{read_at, stat_at, step, uninterrupted};
 
 /// Opens a file for reading.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
@@ -96,6 +96,16 @@ pub(crate) fn stat(path: &Path) -> io::Result<Option<FileStat>> {
     }
 }
 
+/// Device and number of what a path leads to; `None` when there is nothing.
+pub(crate) fn which(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    step()?;
+    match nix::sys::stat::stat(path) {
+        Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
+        Err(nix::errno::Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Calls `each` with every name in a directory and its attributes.
 pub(crate) fn each_stat(path: &Path, each: &mut dyn FnMut(&OsStr, &FileStat)) -> io::Result<()> {
     let dir = open_dir(path)?;
@@ -122,6 +132,22 @@ pub(crate) fn available(path: &Path) -> io::Result<u64> {
 
 /// Has blocks for `len` bytes given to a file.
 pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
-    step()?;
-    Ok(nix::fcntl::posix_fallocate(file, 0, len as i64)?)
+    uninterrupted(|| Ok(nix::fcntl::posix_fallocate(file, 0, len as i64)?))
+}
+
+/// All of a file's content; `None` when there is none.
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let (mut bytes, mut len) = (vec![0; 4096], 0);
+    loop {
+        len += read_at(&file, &mut bytes[len..], len as u64)?;
+        if len < bytes.len() {
+            bytes.truncate(len);
+            return Ok(Some(bytes));
+        }
+        bytes.resize(len * 2, 0);
+    }
 }
