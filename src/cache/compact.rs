@@ -144,8 +144,8 @@ impl<'a> Move<'a> {
         let added = writer.map(|w| w.finish()).transpose()?.map(|p| (p.id, p.bytes));
         let relocated = index.relocate(moved, added, from);
         if let (Err(_), Some((new, _))) = (&relocated, added) {
-            // If the index has it all the same, the sweep finds that out.
-            if index.pack(new).is_ok_and(|row| row.is_none()) {
+            // If the index has it all the same, or will have it after a death, the sweep finds that out.
+            if !index.is_in_doubt() && index.pack(new).is_ok_and(|row| row.is_none()) {
                 store.remove_pack(new)?;
             }
         }

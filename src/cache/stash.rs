@@ -420,6 +420,12 @@ impl Stash {
         let Some(inner) = self.cache.upgrade() else { return };
         let cache = Cache { inner };
         let stored = std::mem::take(&mut *self.state.lock());
+        // What failed may count after a death: then it is the next owner's to tell.
+        if cache.inner.index.is_in_doubt() {
+            cache.inner.upkeep.sweep.lock().left_something();
+            stored.loose.iter().for_each(|hash| cache.inner.claims.release(hash, self.owner));
+            return;
+        }
         // What the index knows is some entry's, whatever we think.
         let remove_pack = |id| -> Result<()> {
             if cache.inner.index.pack(id)?.is_none() {

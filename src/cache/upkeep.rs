@@ -64,6 +64,7 @@ impl Cache {
                 tracing::warn!(error = %e, "upkeep could not {what}");
             }
         };
+        part("keep the index in its place", self.inner.index.put_back().map_err(Into::into));
         part("write down accesses", self.inner.flush_accesses());
         self.ask_for_hidden();
         self.holders().iter().for_each(|holder| holder.bound_known());

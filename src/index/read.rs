@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::keys::{Kept, Known};
 use super::schema::{key_name, key_number};
+use super::writer::Recall;
 use super::{
     Backed, BlobRow, EntryRow, Glance, InTier, Index, IndexError, PackRow, Result, Totals, from_columns,
     schema, sqlite,
@@ -27,11 +28,23 @@ pub(super) struct Readers {
     file: PathBuf,
     /// Idle connections, and how often the pool was emptied for a new file.
     idle: Mutex<(u64, Vec<Connection>)>,
+    recall: Recall,
 }
 
 impl Readers {
-    pub(super) fn new(file: &Path) -> Readers {
-        Readers { file: file.to_owned(), idle: Mutex::new((0, Vec::new())) }
+    pub(super) fn new(file: &Path, recall: Recall) -> Readers {
+        Readers { file: file.to_owned(), idle: Mutex::new((0, Vec::new())), recall }
+    }
+
+    /// A new connection to the files that the writer has.
+    fn connect(&self) -> Result<Connection> {
+        let opened = schema::open_reader(&self.file);
+        if self.recall.is_in_place(&self.file) {
+            return opened;
+        }
+        drop(opened);
+        self.recall.put_back()?;
+        schema::open_reader(&self.file)
     }
 
     /// Closes idle connections, and lent ones when they come back.
@@ -52,7 +65,7 @@ impl Readers {
         };
         let db = match idle {
             Some(db) => db,
-            None => schema::open_reader(&self.file)?,
+            None => self.connect()?,
         };
         let answer = ask(&db).map_err(sqlite(op));
         let mut idle = self.idle.lock();

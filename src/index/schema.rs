@@ -4,16 +4,18 @@
 //! and left alone; a file that is no index at all is set aside, never deleted. The page caches
 //! are bounded, so that memory does not grow with the number of entries.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::functions::FunctionFlags;
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::keys::Name;
 use super::{IndexError, Result, log, sqlite};
 use crate::model::EntryKey;
-use crate::store::port::paths;
+use crate::store::port::{self, paths};
 
 /// The newest `user_version` this program knows.
 pub(super) const VERSION: u32 = 6;
@@ -188,9 +190,49 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// A connection for the pool of readers.
+/// A connection for the pool of readers. It has opened all its files.
 pub(super) fn open_reader(file: &Path) -> Result<Connection> {
-    connect(file, Role::Reader).map_err(sqlite("open its file for reading"))
+    let db = connect(file, Role::Reader).map_err(sqlite("open its file for reading"))?;
+    db.query_row("SELECT one FROM totals", [], |_| Ok(())).map_err(sqlite("read its file"))?;
+    Ok(db)
+}
+
+/// Device and number.
+type Which = Option<(u64, u64)>;
+
+/// Which files have the names of an index and its log, in which directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Files {
+    pub dir: Which,
+    files: [Which; 2],
+}
+
+impl Files {
+    pub(super) fn at(file: &Path) -> std::io::Result<Files> {
+        let dir = paths::which(file.parent().unwrap_or(Path::new(".")))?;
+        Ok(Files { dir, files: [paths::which(file)?, paths::which(&beside(file, "-wal"))?] })
+    }
+}
+
+/// Writes what an open index holds into new files, which take the place of what has its names now.
+pub(super) fn write_anew(db: &Connection, file: &Path) -> Result<Connection> {
+    let io = |op, path: &Path| {
+        let path = path.to_owned();
+        move |source| IndexError::Io { op, path, source }
+    };
+    let new = beside(file, ".new");
+    match paths::remove_file(&new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &new)(e)),
+        _ => {}
+    }
+    let name = ToSqlOutput::Borrowed(ValueRef::Text(new.as_os_str().as_encoded_bytes()));
+    db.execute("VACUUM INTO ?1", [name]).map_err(sqlite("write its file anew"))?;
+    paths::open(&new).and_then(port::sync_data).map_err(io("sync", &new))?;
+    set_aside(file)?;
+    paths::rename(&new, file).map_err(io("rename", &new))?;
+    let dir = file.parent().unwrap_or(Path::new("."));
+    paths::open_dir(dir).and_then(|dir| port::sync_dir(dir.as_fd())).map_err(io("sync", dir))?;
+    Ok(try_open(file)?.0)
 }
 
 /// The `application_id` of an index that was not told yet that it knows all that the store has.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::keys::{Kept, Keys};
-use super::read::{Readers, entry_by_key};
+use super::read::entry_by_key;
 use super::schema::{key_name, key_number};
 use super::writer::Writer;
 use super::{
@@ -36,9 +36,8 @@ impl Index {
             .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'entries'", [], |r| r.get(0))
             .optional()
             .map_err(sqlite("read its last row id"))?;
-        let readers = Arc::new(Readers::new(file));
         let keys = Arc::new(Keys::new(keys));
-        let writer = Writer::start(db, file, readers.clone(), keys.clone())?;
+        let (writer, readers) = Writer::start(db, file, keys.clone())?;
         let index = Index {
             file: file.to_owned(),
             finished: AtomicBool::new(!new),
@@ -244,6 +243,17 @@ impl Index {
             }
             Ok(())
         })
+    }
+
+    /// Sees to it that its files have their names: whoever deletes or replaces them while they are in use deletes nothing.
+    pub fn put_back(&self) -> Result<()> {
+        self.writer.put_back()
+    }
+
+    /// What failed last may count after a death: nothing that was written for it may be deleted before something was committed,
+    /// or the next owner has looked.
+    pub fn is_in_doubt(&self) -> bool {
+        self.writer.is_in_doubt()
     }
 
     /// Finishes the writer thread and checkpoints; changes fail from then on.

@@ -3,10 +3,13 @@
 //! Invariants: jobs that wait together run in one transaction, each in a savepoint of its own,
 //! so that one that fails takes nothing back from the others; a caller gets its answer only
 //! after the transaction is on disk, and every caller gets one. On a full disk a job that frees something is
-//! tried again at the cost of the spare.
+//! tried again at the cost of the spare. Nothing is committed to files that have lost their names: what was deleted or replaced
+//! below us is written anew first.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -15,6 +18,7 @@ use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::keys::Keys;
 use super::read::Readers;
+use super::schema::Files;
 use super::spare::Spare;
 use super::{IndexError, Result, schema, sqlite};
 
@@ -38,7 +42,32 @@ enum Message {
     Job(Job),
     /// Throw the file away and begin anew.
     Reset(Sender<Result<()>>),
+    /// See to it that the files that are open have their names.
+    PutBack(Sender<Result<()>>),
     Stop(Sender<Result<()>>),
+}
+
+/// Which files the writer has open, and how to have it see that they have lost their names.
+#[derive(Clone)]
+pub(super) struct Recall {
+    /// `None` when it has none.
+    files: Arc<Mutex<Option<Files>>>,
+    writer: Sender<Message>,
+}
+
+impl Recall {
+    /// What cannot be looked at counts as being there.
+    pub(super) fn is_in_place(&self, file: &Path) -> bool {
+        let Some(files) = *self.files.lock() else { return true };
+        Files::at(file).map_or(true, |there| there == files)
+    }
+
+    /// Has the writer put the files back; when this returns, they are there.
+    pub(super) fn put_back(&self) -> Result<()> {
+        let (answer, wait) = bounded(1);
+        self.writer.send(Message::PutBack(answer)).map_err(|_| IndexError::Closed)?;
+        wait.recv().unwrap_or(Err(IndexError::Closed))
+    }
 }
 
 /// The callers' end.
@@ -46,22 +75,43 @@ pub(super) struct Writer {
     /// `None` once closed.
     jobs: Mutex<Option<Sender<Message>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    recall: Recall,
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl Writer {
-    pub(super) fn start(
-        db: Connection,
-        file: &Path,
-        readers: Arc<Readers>,
-        keys: Arc<Keys>,
-    ) -> Result<Writer> {
+    /// The writer, and readers of the same files.
+    pub(super) fn start(db: Connection, file: &Path, keys: Arc<Keys>) -> Result<(Writer, Arc<Readers>)> {
         let (jobs, inbox) = unbounded();
-        let state = Thread { db, file: file.to_owned(), readers, keys, spare: Spare::beside(file) };
+        let recall = Recall { files: Arc::default(), writer: jobs.clone() };
+        let readers = Arc::new(Readers::new(file, recall.clone()));
+        let in_doubt = Arc::new(AtomicBool::new(false));
+        let state = Thread {
+            db,
+            file: file.to_owned(),
+            recall: recall.clone(),
+            readers: readers.clone(),
+            keys,
+            spare: Spare::beside(file),
+            in_doubt: in_doubt.clone(),
+        };
+        state.note_files();
         let thread = std::thread::Builder::new()
             .name("outfs-index".into())
             .spawn(move || state.run(&inbox))
             .map_err(|source| IndexError::Io { op: "start a writer for", path: file.to_owned(), source })?;
-        Ok(Writer { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
+        let (jobs, thread) = (Mutex::new(Some(jobs)), Mutex::new(Some(thread)));
+        Ok((Writer { jobs, thread, recall, in_doubt }, readers))
+    }
+
+    /// Sees to it that the files that are open have their names.
+    pub(super) fn put_back(&self) -> Result<()> {
+        self.recall.put_back()
+    }
+
+    /// A commit failed that may count after a death, and nothing could be written in its place.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Acquire)
     }
 
     fn send(&self, message: Message) -> Result<()> {
@@ -147,6 +197,18 @@ fn in_savepoint<T>(db: &Connection, job: &mut impl FnMut(&Connection) -> Result<
     result
 }
 
+/// The same for a failure of any kind.
+fn same(e: &IndexError) -> IndexError {
+    match e {
+        IndexError::Sqlite { op, source } => again(op, source),
+        IndexError::Io { op, path, source } => {
+            let source = source.raw_os_error().map_or(source.kind().into(), io::Error::from_raw_os_error);
+            IndexError::Io { op, path: path.clone(), source }
+        }
+        _ => IndexError::Closed,
+    }
+}
+
 /// The same failure for each caller of a group (SQLite's error cannot be cloned).
 fn again(op: &'static str, e: &rusqlite::Error) -> IndexError {
     let code = match e {
@@ -159,9 +221,11 @@ fn again(op: &'static str, e: &rusqlite::Error) -> IndexError {
 struct Thread {
     db: Connection,
     file: PathBuf,
+    recall: Recall,
     readers: Arc<Readers>,
     keys: Arc<Keys>,
     spare: Spare,
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl Thread {
@@ -183,11 +247,17 @@ impl Thread {
                 }
             }
             if !group.is_empty() {
-                commit(&self.db, group, &mut self.spare);
+                match self.put_back() {
+                    Ok(()) => commit(&self.db, group, &mut self.spare, &self.in_doubt),
+                    Err(e) => refuse(group, &e),
+                }
             }
             match other {
                 Some(Message::Reset(answer)) => {
                     let _ = answer.send(self.reset());
+                }
+                Some(Message::PutBack(answer)) => {
+                    let _ = answer.send(self.put_back());
                 }
                 Some(Message::Stop(answer)) => {
                     let _ = answer.send(self.stop());
@@ -200,17 +270,51 @@ impl Thread {
 
     fn reset(&mut self) -> Result<()> {
         let memory = Connection::open_in_memory().map_err(sqlite("begin anew"))?;
+        *self.recall.files.lock() = None;
         drop(std::mem::replace(&mut self.db, memory));
         self.readers.forget();
         schema::set_aside(&self.file)?;
         self.db = schema::open_writer(&self.file)?.0;
+        self.note_files();
         self.readers.forget();
         // Here, where nothing is being committed.
         self.keys.clear();
         Ok(())
     }
 
+    /// Remembers which files are open.
+    fn note_files(&self) {
+        *self.recall.files.lock() = Files::at(&self.file).ok();
+    }
+
+    /// What somebody deleted or replaced is gone with the last of us who has it open: it is written anew, in the place of
+    /// what may be there now.
+    fn put_back(&mut self) -> Result<()> {
+        if self.recall.is_in_place(&self.file) {
+            return Ok(());
+        }
+        let file = self.file.display();
+        let ours = self.recall.files.lock().and_then(|files| files.dir);
+        if Files::at(&self.file).map_or(None, |there| there.dir) != ours {
+            // What is there now may be another owner's store.
+            let source = io::Error::from_raw_os_error(libc::ESTALE);
+            return Err(IndexError::Io {
+                op: "write to a directory that is gone,",
+                path: self.file.clone(),
+                source,
+            });
+        }
+        tracing::warn!(%file, "the index was deleted or replaced while it is in use: it is written anew");
+        self.db = schema::write_anew(&self.db, &self.file)?;
+        self.note_files();
+        self.readers.forget();
+        Ok(())
+    }
+
     fn stop(mut self) -> Result<()> {
+        self.put_back()?;
+        // Whoever still reads has none of the writer's files to look for.
+        *self.recall.files.lock() = None;
         self.readers.forget();
         let emptied = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         match emptied.map_err(sqlite("checkpoint")) {
@@ -224,8 +328,13 @@ impl Thread {
     }
 }
 
-fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare) {
-    let (failed, finish) = attempt(db, &mut group);
+/// Answers all with a failure.
+fn refuse(group: Vec<Job>, why: &IndexError) {
+    group.into_iter().for_each(|mut job| (job.run)(None).0(Some(same(why))));
+}
+
+fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare, in_doubt: &AtomicBool) {
+    let (failed, finish) = attempt(db, &mut group, in_doubt);
     let answer = |failed: Option<Failed>, finish: Vec<Finish>| {
         finish.into_iter().for_each(|f| f(failed.as_ref().map(|(op, e)| again(op, e))));
     };
@@ -240,7 +349,7 @@ fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare) {
     let (retry, lost): (Vec<_>, Vec<_>) = group.into_iter().zip(finish).partition(|(job, _)| job.frees);
     answer(failed, lost.into_iter().map(|(_, f)| f).collect());
     let mut retry: Vec<Job> = retry.into_iter().map(|(job, _)| job).collect();
-    let (failed, finish) = attempt(db, &mut retry);
+    let (failed, finish) = attempt(db, &mut retry, in_doubt);
     answer(failed, finish);
 }
 
@@ -248,7 +357,7 @@ fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare) {
 type Failed = (&'static str, rusqlite::Error);
 
 /// Runs a group in one transaction.
-fn attempt(db: &Connection, group: &mut [Job]) -> (Option<Failed>, Vec<Finish>) {
+fn attempt(db: &Connection, group: &mut [Job], in_doubt: &AtomicBool) -> (Option<Failed>, Vec<Finish>) {
     let mut failed = db.execute_batch("BEGIN IMMEDIATE").err().map(|e| ("begin a transaction", e));
     let mut finish = Vec::with_capacity(group.len());
     for job in group {
@@ -263,13 +372,42 @@ fn attempt(db: &Connection, group: &mut [Job]) -> (Option<Failed>, Vec<Finish>) 
             failed = Some(why.unwrap_or_else(unknown));
         }
     }
-    if failed.is_none() {
+    let commits = failed.is_none();
+    if commits {
         failed = db.execute_batch("COMMIT").err().map(|e| ("commit", e));
     }
     if failed.is_some() && !db.is_autocommit() {
         let _ = db.execute_batch("ROLLBACK");
     }
+    match &failed {
+        None => in_doubt.store(false, Ordering::Release),
+        Some((_, e)) if commits && is_for_want_of_sync(e) => {
+            in_doubt.store(!overwrite(db), Ordering::Release)
+        }
+        Some(_) => {}
+    }
     (failed, finish)
+}
+
+/// A commit that failed may stand in the log with all but its sync, and whoever opens that after a death would take it for one
+/// that succeeded. What is committed next is written over it: something that changes nothing.
+fn overwrite(db: &Connection) -> bool {
+    let written = db.execute_batch(
+        "BEGIN IMMEDIATE;
+         UPDATE totals SET entries = entries + 1;
+         UPDATE totals SET entries = entries - 1;
+         COMMIT",
+    );
+    if written.is_err() && !db.is_autocommit() {
+        let _ = db.execute_batch("ROLLBACK");
+    }
+    written.is_ok()
+}
+
+/// All was written, and the disk did not take it.
+fn is_for_want_of_sync(e: &rusqlite::Error) -> bool {
+    matches!(e, rusqlite::Error::SqliteFailure(e, _)
+        if matches!(e.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
 /// What SQLite said, where it was SQLite.
