@@ -45,10 +45,14 @@ impl Verdicts {
         let mut damaged = Vec::new();
         loop {
             match self.load(store) {
-                Err(CacheError::Store(e)) if e.is_damage() => {
-                    store.quarantine(&path_of(&e))?;
-                    damaged.push(e);
-                }
+                Err(CacheError::Store(e)) if e.is_damage() => match store.quarantine(&path_of(&e)) {
+                    // It is no file that cannot be read, but where they are.
+                    Err(StoreError::Unsuitable { .. }) => return Err(e.into()),
+                    aside => {
+                        aside?;
+                        damaged.push(e);
+                    }
+                },
                 other => return other.map(|()| damaged),
             }
         }
