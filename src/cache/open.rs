@@ -101,10 +101,17 @@ impl Cache {
     pub fn close(self) -> Result<()> {
         self.inner.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         self.inner.background.stop();
+        let ended = self.or_sweep(self.write_down());
+        // Also when that failed: what is left behind then is what the next start looks for.
+        self.remember_sweep();
+        ended
+    }
+
+    /// The last that a cache does.
+    fn write_down(&self) -> Result<()> {
         self.inner.flush_accesses()?;
         self.reap()?;
         self.free_let_go()?;
-        self.remember_sweep();
         // Without a daemon nobody else does; once for each segment that was written.
         if self.inner.store.has_new_segment() {
             self.trim_events()?;

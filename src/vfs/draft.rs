@@ -236,7 +236,7 @@ impl View {
         let dir = self.reach.dir(parent)?;
         let known = self.kept_at(parent, &dir, name)?;
         let remove = if dir_wanted { sys::rmdir } else { sys::unlink };
-        remove(&*dir, name)?;
+        remove(&dir, name)?;
         self.tell_others(parent);
         if let Some((node, open)) = known {
             node.drop_name(parent.ino, name, open);

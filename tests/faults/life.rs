@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outfs::cache::{
     Cache, CacheError, FsckOptions, LeaseKind, Limits, Lookup, Process, SealRequest, TaskFacts,
@@ -12,8 +12,11 @@ use outfs::cache::{
 use outfs::model::EntryKey;
 use outfs::model::manifest::Origin;
 use outfs::model::units::Size;
-use outfs::store::DraftPlace;
+use outfs::store::{DraftPlace, StoreError};
+use outfs::vfs::{VfsError, ino};
 
+use super::causes;
+use super::client::{self, Client};
 use super::doors::{Armed, Door, Kind};
 
 type Result<T> = std::result::Result<T, CacheError>;
@@ -123,24 +126,54 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Opens a store; a view's last thread may still be on its way out of it.
+fn open_soon(store: &Path) -> Result<Cache> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Cache::open(store, limits()) {
+            Err(CacheError::Store(StoreError::Locked { .. })) if Instant::now() < end => {
+                std::thread::yield_now()
+            }
+            opened => return opened,
+        }
+    }
+}
+
 /// One life on a store of its own.
 struct Life {
     dir: tempfile::TempDir,
+    door: Door,
+    kind: Kind,
     /// For messages: the fault.
     fault: String,
     /// What was reported sealed, and is not evicted since.
     sealed: BTreeSet<&'static str>,
     /// What may be there or not: its sealing or eviction failed.
     unsure: BTreeSet<&'static str>,
-    errors: Vec<(&'static str, String)>,
+    errors: Vec<(&'static str, CacheError)>,
+    /// What clients store through views must be there in the end.
+    through_views: bool,
+    /// What clients of a view were told.
+    told: Vec<(&'static str, VfsError)>,
 }
 
 impl Life {
-    fn new(template: &Template, fault: String) -> Life {
+    fn new(template: &Template, (door, kind, n): (Door, Kind, u64)) -> Life {
         let dir = quick_dir();
         copy(&template.dir.path().join("store"), &dir.path().join("store"));
         let sealed = SEALED.into_iter().collect();
-        Life { dir, fault, sealed, unsure: BTreeSet::new(), errors: Vec::new() }
+        let fault = format!("{kind:?} at call {n} of the {door:?}");
+        Life {
+            dir,
+            door,
+            kind,
+            fault,
+            sealed,
+            unsure: BTreeSet::new(),
+            errors: Vec::new(),
+            through_views: false,
+            told: Vec::new(),
+        }
     }
 
     fn store(&self) -> PathBuf {
@@ -152,14 +185,26 @@ impl Life {
         match work(self.dir.path()) {
             Ok(done) => Some(done),
             Err(e) => {
-                self.errors.push((what, e.to_string()));
+                let door = self.door;
+                assert!(causes::explains(door, self.kind, &e), "{what}: {e:?} with {}", self.fault);
+                self.errors.push((what, e));
                 None
             }
         }
     }
 
+    /// Does something through a view that may fail.
+    fn ask<T>(&mut self, what: &'static str, answer: client::Result<T>) -> Option<T> {
+        let answer = answer.map_err(|e| {
+            let explained = causes::explains_to_client(self.door, self.kind, &e);
+            assert!(explained, "a client is told {e:?} when it is to {what}, with {}", self.fault);
+            self.told.push((what, e));
+        });
+        answer.ok()
+    }
+
     fn open(&mut self) -> Option<Cache> {
-        self.step("open", |dir| Cache::open(&dir.join("store"), limits()))
+        self.step("open", |dir| open_soon(&dir.join("store")))
     }
 
     /// Seals, by `work`.
@@ -202,8 +247,7 @@ impl Life {
     /// A process that took the store over sees to what is left.
     fn check_store(&self, store: &Path, which: &str) {
         let told = || format!("{which}, with {}; it failed: {:?}", self.fault, self.errors);
-        let cache =
-            Cache::open(store, limits()).unwrap_or_else(|e| panic!("cannot be opened: {e}; {}", told()));
+        let cache = open_soon(store).unwrap_or_else(|e| panic!("cannot be opened: {e}; {}", told()));
         self.check(&cache, which);
         assert_eq!(ephemeral(store, &cache), 0, "a dead session's result is left: {}", told());
         cache.finish_sweep().unwrap();
@@ -232,11 +276,19 @@ impl Life {
                     sealed => drop(sealed.unwrap()),
                 }
             }
+            if self.through_views {
+                let client = Client::new(&cache).unwrap();
+                client.have("published", Client::publish);
+                client.have("sealed-by-chmod", Client::seal_by_chmod);
+            }
             cache.evict(&key("mostly-dead"), "request").unwrap();
             cache.compact().unwrap();
             cache.close().unwrap();
             self.check_store(&copied, "after a kill");
             self.sealed.insert("after");
+            if self.through_views {
+                self.sealed.extend(["published", "sealed-by-chmod"]);
+            }
             self.sealed.remove("mostly-dead");
             self.unsure.remove("mostly-dead");
         } else {
@@ -253,14 +305,19 @@ fn with_fault(
     prepare: impl FnOnce(&Path),
     script: impl FnOnce(&mut Life) -> Option<Cache>,
 ) -> bool {
-    let mut life = Life::new(template, format!("{kind:?} at call {n} of the {door:?}"));
+    let mut life = Life::new(template, (door, kind, n));
     prepare(&life.store());
     let fault = Armed::at(door, kind, n);
     let cache = script(&mut life);
     let fired = fault.fired();
     drop(fault);
-    if !fired {
-        assert_eq!(life.errors, [], "nothing failed, and yet");
+    if !fired || kind.is_no_failure() {
+        let (errors, told) = (&life.errors, &life.told);
+        assert!(
+            errors.is_empty() && told.is_empty(),
+            "nothing failed, and yet: {errors:?} {told:?} with {}",
+            life.fault
+        );
     }
     life.end(cache);
     fired
@@ -303,6 +360,67 @@ pub fn work(template: &Template, door: Door, kind: Kind, n: u64) -> bool {
             Some(cache)
         },
     )
+}
+
+impl Life {
+    /// A client stores an entry, once more if it could not and what was wrong is over.
+    fn store_by(
+        &mut self,
+        client: &Client,
+        of: &'static str,
+        store: fn(&Client, &str) -> client::Result<()>,
+    ) {
+        match self.ask("store", store(client, of)) {
+            None if self.kind.lasts() => drop(self.unsure.insert(of)),
+            None => client.have(of, store),
+            Some(()) => {}
+        }
+        if !self.unsure.contains(of) {
+            self.sealed.insert(of);
+        }
+    }
+
+    /// Clients read all that must be there.
+    fn read_by(&mut self, client: &Client) {
+        for of in self.sealed.clone() {
+            let found = self.ask("read", client.read(of));
+            assert_ne!(found, Some(false), "{of} is a miss with {}", self.fault);
+        }
+    }
+
+    /// What a client does with a view.
+    fn serve(&mut self, client: &Client) {
+        self.read_by(client);
+        self.store_by(client, "published", Client::publish);
+        self.store_by(client, "sealed-by-chmod", Client::seal_by_chmod);
+        self.sealed.remove("mostly-dead");
+        if self.ask("evict", client.throw_away(ino::ROOT, "mostly-dead")).is_none() {
+            self.unsure.insert("mostly-dead");
+        }
+        self.read_by(client);
+    }
+}
+
+/// Opens, and has clients read, write, store and evict through a view; compacts, and opens again.
+pub fn views(template: &Template, door: Door, kind: Kind, n: u64) -> bool {
+    let script = |life: &mut Life| {
+        life.through_views = true;
+        let cache = life.open()?;
+        let client = life.ask("view", Client::new(&cache));
+        if let Some(client) = &client {
+            life.serve(client);
+        }
+        drop(client);
+        life.step("compact", |_| cache.compact());
+        cache.settle();
+        cache.tick();
+        life.step("close", |_| cache.close());
+        let cache = life.open()?;
+        let client = life.ask("view", Client::new(&cache));
+        client.iter().for_each(|client| life.read_by(client));
+        Some(cache)
+    };
+    with_fault(template, (door, kind, n), |_| {}, script)
 }
 
 /// Opens, closes and opens again.

@@ -3,9 +3,13 @@
 //!
 //! After each: no wrong hit, no lost sealed entry, nothing but typed errors, and the cache works again once the
 //! fault is gone: the one that is open, one opened after that, and one opened on a copy of the store as the
-//! process would have left it if it had been killed. `OUTFS_FAULTS=all` tries every point; without it a sample.
+//! process would have left it if it had been killed. `OUTFS_FAULTS=all` tries every point, `OUTFS_FAULTS=2/4` the second of four
+//! parts of them; without it a sample is tried.
 
+mod causes;
+mod client;
 mod doors;
+mod index;
 mod life;
 mod regions;
 mod rot;
@@ -24,9 +28,16 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Every how many points one is tried, where not all are.
-fn stride(sample: u64) -> u64 {
-    if std::env::var("OUTFS_FAULTS").is_ok_and(|v| v == "all") { 1 } else { sample }
+/// The first point that is tried, and every how many one is: all are, a part of them, or every so many for a sample.
+fn points(sample: u64) -> (u64, u64) {
+    let Ok(asked) = std::env::var("OUTFS_FAULTS") else { return (0, sample) };
+    let (part, parts) = match asked.split_once('/') {
+        Some((part, parts)) => (part.parse().unwrap(), parts.parse().unwrap()),
+        None if asked == "all" => (1, 1),
+        None => panic!("OUTFS_FAULTS is all, or a part such as 2/4"),
+    };
+    assert!((1..=parts).contains(&part), "OUTFS_FAULTS has no part {asked}");
+    (part - 1, parts)
 }
 
 /// Lives once for every point at which a fault can strike.
@@ -41,8 +52,8 @@ fn try_all(
     let template = Template::make();
     let (begun, mut tried, mut failed) = (Instant::now(), 0, Vec::new());
     for (i, kind) in (0..).zip(kinds) {
-        let stride = stride(sample);
-        let mut n = i % stride;
+        let (first, stride) = points(sample);
+        let mut n = (first + i) % stride;
         // The message of one that failed is on the screen; the others are tried all the same.
         loop {
             match std::panic::catch_unwind(|| live(&template, door, *kind, n)) {
@@ -72,6 +83,27 @@ fn restarts_survive_the_fault_of_any_file_system_call() {
 #[test]
 fn rebuilding_survives_the_fault_of_any_file_system_call() {
     try_all("rebuild, store", Door::Store, &Kind::ALL, 787, life::rebuild);
+}
+
+#[test]
+fn whoever_is_given_less_each_time_asks_again() {
+    let _alone = alone();
+    let template = Template::make();
+    for door in [Door::Store, Door::Index] {
+        assert!(life::work(&template, door, Kind::Trickle, 0));
+        assert!(life::views(&template, door, Kind::Trickle, 0));
+        assert!(life::rebuild(&template, door, Kind::Trickle, 0));
+    }
+}
+
+#[test]
+fn views_survive_the_fault_of_any_file_system_call() {
+    try_all("views, store", Door::Store, &Kind::ALL, 211, life::views);
+}
+
+#[test]
+fn views_survive_the_fault_of_any_call_of_the_index() {
+    try_all("views, index", Door::Index, &Kind::ALL, 37, life::views);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use outfs::model::{EntryKey, Event, EventKind};
 use outfs::store::StoreError;
 
 use super::life::{SEALED, Template, copy, key, limits, look_up, put, quick_dir};
-use super::{alone, regions, stride};
+use super::{alone, points, regions};
 
 const INDEX: &str = "index.sqlite";
 
@@ -137,7 +137,9 @@ fn live_on(store: &Path, file: &Path) {
         Ok(cache) => cache,
         Err(e) => {
             assert!(file == Path::new("format"), "it cannot be opened: {e}");
-            assert!(e.to_string().contains("format"), "{e}");
+            let typed = matches!(&e, CacheError::Store(StoreError::Corrupt { path, .. } | StoreError::Unsuitable { path, .. }
+                | StoreError::TooNew { path, .. }) if path.starts_with(store));
+            assert!(typed, "{e:?}");
             return;
         }
     };
@@ -261,7 +263,8 @@ fn whatever_rots_nobody_reads_wrong_bytes_and_a_repair_says_what_is_lost() {
     let missed: Vec<_> = regions::names().filter(|name| !hit.contains(name)).collect();
     assert!(missed.is_empty(), "no file has {missed:?}");
     let mut failed = Vec::new();
-    for (store, file, harm) in cases.iter().step_by(stride(11) as usize) {
+    let (first, stride) = points(11);
+    for (store, file, harm) in cases.iter().skip(first as usize).step_by(stride as usize) {
         let dir = quick_dir();
         let copied = dir.path().join("store");
         copy(store, &copied);
