@@ -95,7 +95,12 @@ impl Client {
     /// Asks the daemon; it may refuse in these words.
     fn ask(&self, args: &[&str], refusals: &[&[&str]]) -> Done {
         let daemon = &self.day.daemon;
-        match within(COMMAND, "a command", &daemon.store(), || daemon.ask(args)) {
+        let asked = || within(COMMAND, "a command", &daemon.store(), || daemon.ask(args));
+        let answer = match args {
+            ["evict", key] => self.day.removals.during(key, asked),
+            _ => asked(),
+        };
+        match answer {
             Ok(_) => Ok(true),
             Err(why) if refusals.iter().copied().flatten().any(|words| why.contains(words)) => Ok(false),
             Err(why) => Err(why),
@@ -104,9 +109,13 @@ impl Client {
 
     /// It is thrown away, if it is there.
     fn trash_of(&self, at: &Path, name: &str) -> Done {
-        let trash = self.day.mnt().join(".outfs/trash").join(name);
-        let moved = call("rename into the trash", at, || fs::rename(at, trash));
-        allowed("trashing", moved, &[libc::ENOENT, libc::EBUSY])
+        self.trash_in(&self.day.mnt(), at, name)
+    }
+
+    fn trash_in(&self, mnt: &Path, at: &Path, name: &str) -> Done {
+        let trash = mnt.join(".outfs/trash").join(name);
+        let thrown = || call("rename into the trash", at, || fs::rename(at, trash));
+        allowed("trashing", self.day.removals.during(name, thrown), &[libc::ENOENT, libc::EBUSY])
     }
 
     fn publish(&self, random: &mut Random) -> Done {
@@ -308,6 +317,7 @@ impl Client {
         let key = self.day.some_key(random);
         let to = self.day.place.path().join(format!("restored{}", self.number));
         let how = ["auto", "copy", "link"][random.below(3) as usize];
+        let over = self.day.removals.over(&key);
         let restored = self.ask(&["restore", &key, to.to_str().expect("text"), "--as", how], &[NOT_FOUND])?;
         // A link holds its entry.
         let read = if restored {
@@ -320,6 +330,12 @@ impl Client {
             Ok(_) => fs::remove_dir_all(&to),
             Err(_) => Ok(()),
         };
+        // A link is a lease: what somebody takes away on purpose is hidden at once all the same.
+        let gone =
+            |e: &io::Error| e.raw_os_error() == Some(libc::ENOENT) && self.day.removals.any_since(&key, over);
+        if how == "link" && read.as_ref().is_err_and(gone) {
+            return removed.map(|()| false).map_err(|e| format!("removing a link: {e}"));
+        }
         let bytes =
             read.and_then(|bytes| removed.map(|()| bytes)).map_err(|e| format!("restored as {how}: {e}"))?;
         assert!(!restored || bytes == files(&key)[2].1, "{key}: restored as {how} it has other bytes");
@@ -418,9 +434,7 @@ impl Client {
         let written = call("write into an entry", &extra, || fs::write(&extra, key.as_bytes()));
         let sealed = written.is_ok() && self.ask(&["seal", &key], &[NO_DRAFT, NO_ROOM])?;
         if !sealed {
-            let trash = self.day.replacing().join(".outfs/trash").join(&key);
-            let moved = call("rename into the trash", &at, || fs::rename(&at, trash));
-            allowed("trashing", moved, &[libc::ENOENT, libc::EBUSY])?;
+            self.trash_in(&self.day.replacing(), &at, &key)?;
         }
         let written =
             allowed("replacing", written, &[libc::ENOENT, libc::ENOSPC, libc::ESTALE, libc::EEXIST])?;

@@ -21,7 +21,7 @@ mod library;
 mod mapped;
 mod watch;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -70,7 +70,31 @@ struct Day {
     excused: Mutex<HashSet<String>>,
     /// What was stored last.
     recent: Mutex<VecDeque<String>>,
+    removals: Removals,
     tallies: [Tally; ACTIONS.len()],
+}
+
+/// How often somebody began to take a key away on purpose, and how often that was over.
+#[derive(Default)]
+struct Removals(Mutex<HashMap<String, (u64, u64)>>);
+
+impl Removals {
+    fn during<T>(&self, key: &str, remove: impl FnOnce() -> T) -> T {
+        self.0.lock().unwrap().entry(key.to_owned()).or_default().0 += 1;
+        let result = remove();
+        self.0.lock().unwrap().entry(key.to_owned()).or_default().1 += 1;
+        result
+    }
+
+    /// Removals of the key that are over.
+    fn over(&self, key: &str) -> u64 {
+        self.0.lock().unwrap().get(key).map_or(0, |(_, over)| *over)
+    }
+
+    /// Whether one has gone on since so many were over.
+    fn any_since(&self, key: &str, over: u64) -> bool {
+        self.0.lock().unwrap().get(key).is_some_and(|(begun, _)| *begun > over)
+    }
 }
 
 fn key(n: u64) -> String {
@@ -99,6 +123,7 @@ impl Day {
             calls,
             excused: Mutex::default(),
             recent: Mutex::default(),
+            removals: Removals::default(),
             tallies: Default::default(),
         }
     }
