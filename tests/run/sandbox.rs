@@ -106,7 +106,7 @@ fn a_build_in_a_sandbox_is_a_build() {
 
 #[test]
 fn outputs_of_every_kind() {
-    let p = Project::new();
+    let mut p = Project::new();
     p.write("in/1", "1");
     let options = [
         "--input",
@@ -151,6 +151,16 @@ fn outputs_of_every_kind() {
     let leads = inside(&p, &["--no-inputs", "--output", "w/passwd"], "ln -s /etc w");
     assert_eq!(leads.says("behind the symlink").code, 125);
     assert!(Path::new("/etc/passwd").exists());
+    // Nor one that the command puts in the place of its own directory.
+    let (top, others) = (p.cwd.clone(), tempfile::tempdir().unwrap());
+    fs::write(others.path().join("theirs"), "theirs").unwrap();
+    p.cwd = top.join("deep");
+    fs::create_dir_all(&p.cwd).unwrap();
+    let swap = format!("cd .. && mv deep away && ln -s {} deep", others.path().display());
+    let leads = inside(&p, &["--no-inputs", "--output", "theirs"], &swap);
+    assert_eq!(leads.says("behind the symlink").code, 125);
+    assert!(others.path().join("theirs").exists() && !p.cwd.join("theirs").exists());
+    p.cwd = top;
     assert_eq!(left_over(&p), Vec::<String>::new());
 }
 
@@ -295,7 +305,7 @@ fn what_was_started_in_a_sandbox_has_the_grace() {
         }
     };
     let options = ["--no-inputs", "--output", "o"];
-    let late = inside(&p, &[&options[..], &["--timeout", "3s"]].concat(), &script);
+    let late = inside(&p, &[&options[..], &["--timeout", "10s"]].concat(), &script);
     assert_eq!(late.kept(false).code, 124);
     cleaned();
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {

@@ -287,12 +287,14 @@ impl Sandbox for Bwrap<'_> {
     }
 
     fn snapshot(&mut self) -> Result<Left> {
-        let (cwd, work) = (&self.scene.place.cwd, self.work());
+        let (place, work) = (self.scene.place, self.work());
+        let cwd = &place.cwd;
         let wanted = self.failed.take().map(|said| hint::wanted(&said, &self.scene)).unwrap_or_default();
         // What cannot be read there is not named.
         let beside = Some(self.beside().unwrap_or_default());
         // What lies behind a symlink that the command made on the way is not its output.
-        check_way(&work, self.scene.outputs)?;
+        let below: Vec<_> = self.scene.outputs.iter().map(|output| place.below().join(output)).collect();
+        check_way(&self.root(), &below)?;
         clear(cwd, self.scene.outputs)?;
         for output in self.scene.outputs {
             if work.join(output).symlink_metadata().is_ok() {

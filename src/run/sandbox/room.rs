@@ -176,7 +176,9 @@ fn put_back(dir: &Path) -> Result<()> {
     while let Some(output) = path() {
         let (from, to) = (work.join(&output), top.join(&output));
         // What lies behind a symlink that the command made is not the project's.
-        let ours = [&work, &top].iter().all(|dir| check_way(dir, std::slice::from_ref(&output)).is_ok());
+        let from_room = work.strip_prefix(dir).map(|below| below.join(&output));
+        let ours = from_room.is_ok_and(|below| check_way(dir, &[below]).is_ok())
+            && check_way(&top, std::slice::from_ref(&output)).is_ok();
         if ours && from.symlink_metadata().is_ok() && to.symlink_metadata().is_err() {
             move_tree(&from, &to)?;
         }
