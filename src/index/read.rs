@@ -22,6 +22,8 @@ use crate::store::PackId;
 
 /// Connections kept open when idle; more are opened when more threads ask at once.
 const KEPT: usize = 4;
+/// How often the files are put back for one connection, which only somebody who goes on replacing them can need.
+const PUT_BACK: u32 = 8;
 
 /// The pool.
 pub(super) struct Readers {
@@ -38,13 +40,18 @@ impl Readers {
 
     /// A new connection to the files that the writer has.
     fn connect(&self) -> Result<Connection> {
-        let opened = schema::open_reader(&self.file);
-        if self.recall.is_in_place(&self.file) {
-            return opened;
+        let mut tries = 0;
+        loop {
+            let had = self.recall.files();
+            let opened = schema::open_reader(&self.file);
+            // What was opened may be what stood there before somebody else had them put back.
+            if self.recall.is_in_place(&self.file) && self.recall.files() == had || tries == PUT_BACK {
+                return opened;
+            }
+            drop(opened);
+            self.recall.put_back()?;
+            tries += 1;
         }
-        drop(opened);
-        self.recall.put_back()?;
-        schema::open_reader(&self.file)
     }
 
     /// Closes idle connections, and lent ones when they come back.

@@ -200,17 +200,21 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection> {
 /// Device and number.
 type Which = Option<(u64, u64)>;
 
-/// Which files have the names of an index and its log, in which directory.
+/// Which files have the names of an index and its log, in which store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Files {
-    pub dir: Which,
+    /// The directory, and the file beside the index that makes it a store.
+    pub store: [Which; 2],
     files: [Which; 2],
 }
 
 impl Files {
     pub(super) fn at(file: &Path) -> std::io::Result<Files> {
-        let dir = paths::which(file.parent().unwrap_or(Path::new(".")))?;
-        Ok(Files { dir, files: [paths::which(file)?, paths::which(&beside(file, "-wal"))?] })
+        let store = [
+            paths::which(file.parent().unwrap_or(Path::new(".")))?,
+            paths::which(&file.with_file_name("format"))?,
+        ];
+        Ok(Files { store, files: [paths::which(file)?, paths::which(&beside(file, "-wal"))?] })
     }
 }
 
@@ -221,10 +225,8 @@ pub(super) fn write_anew(db: &Connection, file: &Path) -> Result<Connection> {
         move |source| IndexError::Io { op, path, source }
     };
     let new = beside(file, ".new");
-    match paths::remove_file(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove", &new)(e)),
-        _ => {}
-    }
+    // Empty, and for the owner alone from the start.
+    paths::create(&new).map_err(io("create", &new))?;
     let name = ToSqlOutput::Borrowed(ValueRef::Text(new.as_os_str().as_encoded_bytes()));
     db.execute("VACUUM INTO ?1", [name]).map_err(sqlite("write its file anew"))?;
     paths::open(&new).and_then(port::sync_data).map_err(io("sync", &new))?;

@@ -56,9 +56,14 @@ pub(super) struct Recall {
 }
 
 impl Recall {
+    /// Which they are now.
+    pub(super) fn files(&self) -> Option<Files> {
+        *self.files.lock()
+    }
+
     /// What cannot be looked at counts as being there.
     pub(super) fn is_in_place(&self, file: &Path) -> bool {
-        let Some(files) = *self.files.lock() else { return true };
+        let Some(files) = self.files() else { return true };
         Files::at(file).map_or(true, |there| there == files)
     }
 
@@ -294,12 +299,12 @@ impl Thread {
             return Ok(());
         }
         let file = self.file.display();
-        let ours = self.recall.files.lock().and_then(|files| files.dir);
-        if Files::at(&self.file).map_or(None, |there| there.dir) != ours {
-            // What is there now may be another owner's store.
+        let ours = self.recall.files().map(|files| files.store);
+        if Files::at(&self.file).ok().map(|there| there.store) != ours {
+            // The store is being deleted, or what is there now is another owner's.
             let source = io::Error::from_raw_os_error(libc::ESTALE);
             return Err(IndexError::Io {
-                op: "write to a directory that is gone,",
+                op: "write to a store that is gone,",
                 path: self.file.clone(),
                 source,
             });
@@ -380,7 +385,9 @@ fn attempt(db: &Connection, group: &mut [Job], in_doubt: &AtomicBool) -> (Option
         let _ = db.execute_batch("ROLLBACK");
     }
     match &failed {
-        None => in_doubt.store(false, Ordering::Release),
+        // It may have written nothing.
+        None if in_doubt.load(Ordering::Acquire) => in_doubt.store(!overwrite(db), Ordering::Release),
+        None => {}
         Some((_, e)) if commits && is_for_want_of_sync(e) => {
             in_doubt.store(!overwrite(db), Ordering::Release)
         }

@@ -186,6 +186,10 @@ fn open_owned(root: &Path) -> Result<Store> {
             id
         }
         None => {
+            // Of a store that was deleted while it was in use: its index says what is not there any more.
+            for name in dir.names()?.iter().filter(|n| n.as_encoded_bytes().starts_with(b"index.")) {
+                dir.unlink(name)?;
+            }
             create_rooms(&dir)?;
             let id = random_hex();
             let tmp = Arc::new(dir.sub("tmp")?);

@@ -283,3 +283,39 @@ fn a_commit_that_could_not_be_synced_harms_nobody_after_a_death() {
     let seen = (0..).take_while(|n| all(*n)).count();
     assert!(seen > 3, "only {seen} syncs were seen");
 }
+
+/// Who deletes a store that is in use has it deleted: nothing of it is written once more, or what was is not believed.
+#[test]
+fn a_store_that_is_deleted_while_it_is_in_use_stays_deleted() {
+    let _alone = alone();
+    let template = Template::make();
+    let delete_but = |store: &Path, spared: &[&str]| {
+        for entry in fs::read_dir(store).unwrap().map(|entry| entry.unwrap()) {
+            match entry.file_type().unwrap().is_dir() {
+                true => fs::remove_dir_all(entry.path()).unwrap(),
+                false if spared.iter().any(|name| entry.file_name() == *name) => {}
+                false => fs::remove_file(entry.path()).unwrap(),
+            }
+        }
+    };
+    let dir = quick_dir();
+    let store = store_of(&template, &dir);
+    let cache = Cache::open(&store, limits()).unwrap();
+    delete_but(&store, &[]);
+    cache.tick();
+    put(&cache, dir.path(), "more").expect_err("the store is gone");
+    assert!(!store.join(INDEX).exists(), "its index was written once more");
+    drop(cache.close());
+
+    let dir = quick_dir();
+    let store = store_of(&template, &dir);
+    let cache = Cache::open(&store, limits()).unwrap();
+    fs::remove_file(store.join(INDEX)).unwrap();
+    cache.tick();
+    assert!(store.join(INDEX).exists(), "till now somebody deleted the index alone");
+    delete_but(&store, &[INDEX]);
+    drop(cache.close());
+    let cache = Cache::open(&store, limits()).unwrap();
+    assert!(!look_up(&cache, "kept").unwrap(), "it is a new store");
+    check(&cache, &[], "a store that was deleted");
+}
