@@ -44,7 +44,9 @@ pub fn views(day: &Day) -> Vec<(u64, PathBuf)> {
 /// Requests of a view that are not answered; nothing when it is gone.
 pub fn waiting(connection: u64) -> Option<u64> {
     let text = fs::read_to_string(format!("{CONNECTIONS}/{connection}/waiting")).ok()?;
-    Some(text.trim().parse().expect("a number"))
+    // Nothing is read of a connection that ends meanwhile.
+    let told = text.trim();
+    (!told.is_empty()).then(|| told.parse().expect("a number"))
 }
 
 /// What the watcher saw.
