@@ -121,9 +121,10 @@ pub(super) fn print_plan(report: &Report, parts: &Parts) -> Result<(), Failure> 
         one("input", &input.to_string())?;
     }
     match report.reasons.is_empty() {
-        true => one("would", "hit"),
-        false => report.reasons.iter().try_for_each(|r| one("would run", &r.to_string())),
+        true => one("would", "hit")?,
+        false => report.reasons.iter().try_for_each(|r| one("would run", &r.to_string()))?,
     }
+    report.refused.iter().try_for_each(|why| one("refused", why))
 }
 
 /// What came out otherwise when a hit ran again.

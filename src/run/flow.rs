@@ -331,7 +331,13 @@ impl Run<'_> {
 
     /// What would happen.
     fn plan(&mut self, prepared: Prepared) {
-        match self.decide(&prepared, true).0 {
+        let (decision, found) = self.decide(&prepared, true);
+        // A hit that stands there already replaces nothing.
+        let stands = matches!((&decision, &found), (Decision::Hit, Found::Entry(held)) if self.stands(&prepared, held));
+        if !stands {
+            self.report.refused = self.lost_work(Some(&prepared.key));
+        }
+        match decision {
             Decision::Hit => self.report.result = "hit",
             Decision::Miss(reasons) => {
                 self.report.result = "miss";

@@ -78,7 +78,7 @@ impl Run<'_> {
     }
 
     /// Do the entry's outputs stand there already, as they were seen last?
-    fn stands(&self, prepared: &Prepared, held: &Held) -> bool {
+    pub(super) fn stands(&self, prepared: &Prepared, held: &Held) -> bool {
         let links = self.ways.way == Way::Link;
         let outputs = &self.task.outputs;
         let seen = self.ledger.stand(self.cwd(), outputs);

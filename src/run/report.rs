@@ -107,6 +107,9 @@ pub struct Report {
     /// All parts of the key, with `--dry-run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parts: Option<Parts>,
+    /// Why a run would be refused, with `--dry-run`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// Why the task was not run, or not to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -132,6 +135,7 @@ impl Report {
             undeclared: Vec::new(),
             warnings: Vec::new(),
             parts: None,
+            refused: None,
             error: None,
         }
     }

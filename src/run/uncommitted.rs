@@ -2,10 +2,12 @@
 //!
 //! Purpose: outputs are cleared or replaced, and who declares a directory of sources as one must not lose what was never
 //! committed. Invariants: nothing that only stands there is taken for an earlier run's, which goes as ever; where git
-//! tracks nothing at the outputs, or there is no git, nothing is refused. Must not know: why the outputs are to be replaced.
+//! tracks nothing at the outputs, or there is no repository, nothing is refused; where git fails neither, and that is said. Must not
+//! know: why the outputs are to be replaced.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,26 +20,35 @@ use super::{Result, RunError, text};
 use crate::model::EntryKey;
 
 impl Run<'_> {
-    /// Refuses to replace what stands at the outputs if work would be lost; what the entry of a key has is not.
+    /// Refuses to replace what stands at the outputs if work would be lost.
     pub(super) fn spare_work(&mut self, key: Option<&EntryKey>) -> Result<()> {
+        self.lost_work(key).map_or(Ok(()), |why| Err(RunError::usage(why)))
+    }
+
+    /// Why what stands at the outputs is not to be replaced, if so; what the entry of a key has would not be lost.
+    pub(super) fn lost_work(&mut self, key: Option<&EntryKey>) -> Option<String> {
         let cwd = self.cwd().to_owned();
         let mut files = there(&cwd, &self.task.outputs);
         files.retain(|output| !leads_into(&cwd.join(output), &self.ways.hidden));
-        let mut work = not_in_git(&cwd, &files);
-        if work.is_empty() || self.is_as_a_run_left_it() {
-            return Ok(());
+        let (mut work, failed) = not_in_git(&cwd, &files);
+        if (work.is_empty() && failed.is_none()) || self.is_as_a_run_left_it() {
+            return None;
+        }
+        // Twice where what was to be given back has to be made.
+        if let Some(warning) = failed.filter(|warning| !self.report.warnings.contains(warning)) {
+            self.warn(warning);
         }
         self.leave_out_what_is_kept(key, &mut work);
-        let Some(first) = work.first() else { return Ok(()) };
+        let first = work.first()?;
         let first = text(first.strip_prefix(&cwd).unwrap_or(first));
         let (which, it) = match work.len() - 1 {
             0 => (format!("{first} is not in git as it stands there"), "it"),
             more => (format!("{first} and {more} more are not in git as they stand there"), "them"),
         };
-        Err(RunError::usage(format!(
+        Some(format!(
             "{which}, and a run replaces what stands at its outputs: commit {it} ('git add' is enough), or move {it} \
              elsewhere, or delete {it}"
-        )))
+        ))
     }
 
     /// Nothing at the outputs changed since a run with these outputs ended.
@@ -71,12 +82,14 @@ impl Run<'_> {
         }
     }
 
-    /// Remembers what a run has left that is not kept: where git tracks something there, the next run may take it away.
+    /// Remembers what a run has left that is not kept: where git tracks something there, or cannot tell, the next run may take it away.
     pub(super) fn remember_left(&self) {
         let (cwd, outputs) = (self.cwd(), &self.task.outputs);
         let there = there(cwd, outputs);
-        let tracks = || by_repository(cwd, &there).iter().any(|(top, paths)| !tracked(top, paths).is_empty());
-        if there.is_empty() || !tracks() {
+        let tracks = |(top, paths): (&PathBuf, &Vec<PathBuf>)| {
+            !tracked(top, paths).is_ok_and(|known| known.is_empty())
+        };
+        if there.is_empty() || !by_repository(cwd, &there).iter().any(tracks) {
             return;
         }
         if let Ok(stamp) = Stamp::take(cwd, &there)
@@ -95,26 +108,38 @@ impl Run<'_> {
     }
 }
 
-/// Files at outputs that git tracks and has otherwise, or not at all beside such ones, absolute and in order.
-fn not_in_git(cwd: &Path, outputs: &[PathBuf]) -> Vec<PathBuf> {
-    let mut work = Vec::new();
+/// Files at outputs that git tracks and has otherwise, or not at all beside such ones, absolute and in order; and what is to be said
+/// where git fails.
+fn not_in_git(cwd: &Path, outputs: &[PathBuf]) -> (Vec<PathBuf>, Option<String>) {
+    let (mut work, mut failed) = (Vec::new(), None);
     for (top, paths) in by_repository(cwd, outputs) {
-        let paths = tracked(&top, &paths);
-        if paths.is_empty() {
-            continue;
-        }
-        // Not what was touched and is the same; a submodule if anything in it is of that kind.
-        let changed = ["diff", "--name-only", "--no-ext-diff", "--no-relative", "--ignore-submodules=none"];
-        let new = ["ls-files", "--others", "--exclude-standard"];
-        for list in [&changed[..], &new] {
-            work.extend(git(&top, list, &paths).iter().map(|name| top.join(name)));
+        match not_in_repository(&top, &paths) {
+            Ok(files) => work.extend(files),
+            Err(e) => {
+                let top = top.display();
+                failed.get_or_insert(format!(
+                    "git fails in {top}, so work there that is not committed is not spared: {e}"
+                ));
+            }
         }
     }
     // What was deleted cannot be lost.
     work.retain(|path| path.symlink_metadata().is_ok());
     work.sort();
     work.dedup();
-    work
+    (work, failed)
+}
+
+fn not_in_repository(top: &Path, paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let paths = tracked(top, paths)?;
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Not what was touched and is the same; a submodule if anything in it is of that kind.
+    let changed = ["diff", "--name-only", "--no-ext-diff", "--no-relative", "--ignore-submodules=none"];
+    let mut names = git(top, &changed, &paths)?;
+    names.extend(git(top, &["ls-files", "--others", "--exclude-standard"], &paths)?);
+    Ok(names.iter().map(|name| top.join(name)).collect())
 }
 
 /// The repositories that paths below a directory lie in, each with its own, from its top; none for those that lie in none.
@@ -132,18 +157,22 @@ fn by_repository(cwd: &Path, paths: &[PathBuf]) -> BTreeMap<PathBuf, Vec<PathBuf
 }
 
 /// Those of some paths at or below which git tracks something.
-fn tracked(top: &Path, paths: &[PathBuf]) -> Vec<PathBuf> {
-    let known = git(top, &["ls-files"], paths);
-    paths.iter().filter(|path| known.iter().any(|name| Path::new(name).starts_with(path))).cloned().collect()
+fn tracked(top: &Path, paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let known = git(top, &["ls-files"], paths)?;
+    let is_known = |path: &&PathBuf| known.iter().any(|name| Path::new(name).starts_with(path));
+    Ok(paths.iter().filter(is_known).cloned().collect())
 }
 
-/// The names that git lists at some paths; none where it cannot tell.
-fn git(top: &Path, list: &[&str], paths: &[PathBuf]) -> Vec<OsString> {
+/// The names that git lists at some paths, or the first line of what it says instead.
+fn git(top: &Path, list: &[&str], paths: &[PathBuf]) -> io::Result<Vec<OsString>> {
     let mut git = Command::new("git");
     git.args(["--literal-pathspecs", "--no-optional-locks"]).args(list).args(["-z", "--"]).args(paths);
-    git.current_dir(top).stdin(Stdio::null()).stderr(Stdio::null());
-    let listed = git.output().ok().filter(|listed| listed.status.success());
-    let names = listed.map(|listed| listed.stdout).unwrap_or_default();
-    let names = names.split(|&b| b == 0).filter(|name| !name.is_empty());
-    names.map(|name| OsStr::from_bytes(name).to_owned()).collect()
+    let listed = git.current_dir(top).stdin(Stdio::null()).output()?;
+    if !listed.status.success() {
+        let said = String::from_utf8_lossy(&listed.stderr);
+        let said = said.lines().find(|line| !line.is_empty());
+        return Err(io::Error::other(said.map_or_else(|| listed.status.to_string(), str::to_owned)));
+    }
+    let names = listed.stdout.split(|&b| b == 0).filter(|name| !name.is_empty());
+    Ok(names.map(|name| OsStr::from_bytes(name).to_owned()).collect())
 }

@@ -1,6 +1,9 @@
 //! What nobody has committed is not taken away because somebody declares it as an output.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
 
 use crate::common::{Mount, need};
 use crate::project::{Project, Ran};
@@ -68,6 +71,82 @@ fn work_at_an_output_is_not_taken_away() {
     fs::remove_dir_all(p.path(".git")).unwrap();
     let outside = run(&p, "1", &[], MAKE);
     assert_eq!((outside.is_hit().stderr.lines().count(), p.read("src/a").as_str()), (1, "made\n"));
+}
+
+/// … `--dry-run` tells it, and is as fine as ever.
+#[test]
+fn what_would_be_refused_is_told_before() {
+    let p = project();
+    run(&p, "1", &[], MAKE).kept(true);
+    let refused = |n: &str| run(&p, n, &["--dry-run"], MAKE).record["refused"].clone();
+    // As a run left it.
+    assert_eq!((refused("1"), refused("2")), (Value::Null, Value::Null));
+    p.write("src/a", "edited by hand\n");
+    for n in ["1", "2"] {
+        let would = run(&p, n, &["--dry-run"], MAKE);
+        assert_eq!((would.code, &would.record["error"]), (0, &Value::Null), "{would:#?}");
+        assert_eq!(would.record["refused"], run(&p, n, &[], MAKE).record["error"], "{would:#?}");
+        assert!(would.record["refused"].as_str().unwrap().starts_with("src/a is not in git"), "{would:#?}");
+    }
+    let told = p.ok(&["run", "--dry-run", "--task", "t", "--no-inputs", "--output", "src", "--", "true"]);
+    assert!(
+        told.lines().last().unwrap().starts_with("refused    src/a is not in git as it stands"),
+        "{told}"
+    );
+    assert_eq!(p.read("src/a"), "edited by hand\n");
+    p.git(&["add", "src/a"]);
+    assert_eq!((refused("1"), refused("2")), (Value::Null, Value::Null));
+}
+
+/// … Where git fails nothing is known of work, and that is said once; not of what a run has left.
+#[test]
+fn where_git_fails_that_is_said() {
+    let p = project();
+    run(&p, "1", &[], MAKE).kept(true);
+    run(&p, "2", &[], OTHER).kept(true);
+    p.write("bin/git", "#!/bin/sh\necho 'fatal: not today' >&2; echo more >&2; exit 128\n");
+    fs::set_permissions(p.path("bin/git"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", p.path("bin").display(), std::env::var("PATH").unwrap());
+    let go = |n: &str, options: &[&str], script: &str| {
+        let param = format!("n={n}");
+        let task = ["run", "--json", "--task", "t", "--no-inputs", "--output", "src", "--param", &param];
+        let mut c = p.command(&[&task, options, &["--", "sh", "-c", script]].concat());
+        Ran::of({
+            c.env("PATH", &path);
+            c
+        })
+    };
+    let warning = format!(
+        "git fails in {}, so work there that is not committed is not spared: fatal: not today",
+        p.cwd.display()
+    );
+    let told = |ran: &Ran| {
+        let warnings: Vec<&str> =
+            ran.record["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let ours = warnings.iter().filter(|w| w.starts_with("git fails")).count();
+        let lines = ran.stderr.lines().filter(|line| *line == format!("outfs: warning: {warning}")).count();
+        assert_eq!((ours, ran.stderr.contains("not today")), (lines, lines > 0), "{ran:#?}");
+        lines
+    };
+    assert_eq!(told(&go("1", &[], MAKE)), 0, "as a run left it");
+    p.write("src/a", "edited\n");
+    assert_eq!(told(&go("1", &["--dry-run"], MAKE)), 1);
+    let hit = go("1", &[], MAKE);
+    assert_eq!((told(hit.is_hit()), p.read("src/a").as_str()), (1, "made\n"));
+    // Twice asked, once said: what was to be given back has to be made.
+    const LARGE: &str = "mkdir -p src; head -c 1000000 /dev/zero > src/a";
+    go("4", &[], LARGE).kept(true);
+    fs::remove_dir_all(p.store.join("blobs")).unwrap();
+    fs::create_dir(p.store.join("blobs")).unwrap();
+    p.write("src/a", "edited\n");
+    assert_eq!(told(go("4", &[], LARGE).is_miss(&["output_missing"])), 1);
+    p.write("src/a", "edited\n");
+    assert_eq!(told(&go("3", &[], "mkdir src; echo half > src/a; exit 1")), 1);
+    assert_eq!(told(&go("3", &[], "mkdir src; echo half > src/a; exit 1")), 0, "as a run left it");
+    // No repository is no failure.
+    p.write("src/a", "edited\n");
+    fs::remove_dir_all(p.path(".git")).unwrap();
+    assert_eq!(told(&go("1", &[], MAKE)), 0);
 }
 
 /// … What runs have made there goes as ever, however they ended.
