@@ -22,7 +22,7 @@ use super::spec::Place;
 
 /// The variable that tells a command which turns, and flights, are those of the runs that it is in.
 pub(super) const WITHIN: &str = "OUTFS_WITHIN";
-/// The process that has a place for itself alone, in bytes; marks come behind it.
+/// The process that has a place for itself alone, in bytes; behind it stand the runs that it is within, then marks.
 const SIGNATURE: usize = 11;
 
 /// The places that a run writes to; dropping it lets others in.
@@ -98,8 +98,9 @@ impl Turns {
         }
     }
 
-    /// Leaves out, of paths in order, what is another run's that was under way since a moment of the file clock.
-    pub fn leave_out_others(&self, paths: &mut Vec<PathBuf>, since: i128) {
+    /// Leaves out, of paths in order, what is another run's that was under way since a moment of the file clock. Outputs of those within
+    /// one of `ours` stay.
+    pub fn leave_out_others(&self, paths: &mut Vec<PathBuf>, since: i128, ours: &[String]) {
         let mut last: Option<(PathBuf, bool)> = None;
         paths.retain(|path| {
             let dir = path.parent().unwrap_or(path);
@@ -107,8 +108,20 @@ impl Turns {
                 Some((same, theirs)) if same == dir => *theirs,
                 _ => last.insert((dir.to_owned(), self.is_anothers(dir, since))).1,
             };
-            !theirs && !self.was_taken(path, since)
+            !theirs && !self.was_taken(path, since) || self.was_taken_within(path, since, ours)
         });
+    }
+
+    /// A path is, or was since then, at an output of a run that is within one of these.
+    fn was_taken_within(&self, path: &Path, since: i128, ours: &[String]) -> bool {
+        let is_ours = |path: &Path| {
+            let text = std::fs::read_to_string(self.dir.join(self.name(path))).unwrap_or_default();
+            let mut within =
+                text.get(SIGNATURE..).unwrap_or_default().lines().take(1).flat_map(|names| names.split(','));
+            within.any(|name| ours.iter().any(|own| own == name))
+        };
+        let places = path.ancestors().take_while(|above| above.starts_with(&self.place.root));
+        places.into_iter().any(|place| self.was_taken(place, since) && is_ours(place))
     }
 
     fn is_anothers(&self, dir: &Path, since: i128) -> bool {
@@ -152,7 +165,7 @@ impl Turns {
         let mut turn = Turn::default();
         for (name, alone) in self.places.iter().filter(|(name, _)| !within.contains(name)) {
             // What was swept in between is made again.
-            while !self.take_one(name, *alone, &mut turn, &mut wait)? {}
+            while !self.take_one((name, *alone), within, &mut turn, &mut wait)? {}
         }
         Ok(turn)
     }
@@ -160,8 +173,8 @@ impl Turns {
     /// One of the places; false if the file was swept before it was locked.
     fn take_one(
         &self,
-        name: &str,
-        alone: bool,
+        (name, alone): (&str, bool),
+        within: &[String],
         turn: &mut Turn,
         wait: &mut Option<&mut dyn FnMut(Option<u32>)>,
     ) -> io::Result<bool> {
@@ -184,7 +197,9 @@ impl Turns {
             passing.lock()?;
         }
         if alone {
-            sign(&file, &format!("{:>10}\n", std::process::id()))?;
+            let who = format!("{:>10}\n{}\n", std::process::id(), within.join(","));
+            sign(&file, &who)?;
+            file.set_len(who.len() as u64)?;
         }
         let marks = file.metadata()?.len();
         turn.held.push(Held { name: name.to_owned(), file, alone, marks });
@@ -282,6 +297,11 @@ impl Turn {
         self.held.iter().map(|held| held.name.as_str())
     }
 
+    /// Those of them that nobody else has meanwhile.
+    pub fn own_names(&self) -> impl Iterator<Item = &str> {
+        self.held.iter().filter(|held| held.alone).map(|held| held.name.as_str())
+    }
+
     /// What has to be open for as long as the turn is to last.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.held.iter().map(|held| held.file.as_fd()).chain(self.passed.iter().map(AsFd::as_fd))
@@ -325,7 +345,7 @@ mod tests {
         let left = |moment: i128| {
             let paths = ["/p/a/x", "/p/b/out/f", "/p/b/stray", "/p/b/sub/g", "/p/c", "/p/top"];
             let mut paths = paths.map(PathBuf::from).to_vec();
-            ours.leave_out_others(&mut paths, moment);
+            ours.leave_out_others(&mut paths, moment, &[]);
             paths.iter().map(|path| path.to_str().unwrap()[3..].to_owned()).collect::<Vec<_>>().join(" ")
         };
         let all = "a/x b/out/f b/stray b/sub/g c top";

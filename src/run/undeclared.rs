@@ -3,8 +3,8 @@
 //! Purpose: to name it as a warning, at little cost: nothing is looked at before the command runs, and the rest while
 //! its result is stored. What it made or wrote is told by the time of a file's last change (ctime), which nobody can
 //! choose; who else wrote meanwhile, an editor for one, cannot be told apart, but other runs can. Invariants: outputs, inputs
-//! (whose changes are another matter), what git ignores, what other runs make and what is outfs's own are never named; what cannot
-//! be looked at is not named either. Must not know: how other runs are known.
+//! (whose changes are another matter), what git ignores, what other runs make (unless the command called them) and what is outfs's own
+//! are never named; what cannot be looked at is not named either. Must not know: how other runs are known.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -43,6 +43,8 @@ impl Run<'_> {
         let apart: Vec<PathBuf> = outputs.chain(own).chain(lock).collect();
         let (root, cwd) = (place.root.clone(), place.cwd.clone());
         let turns = self.ledger.turns(place, &self.task.outputs);
+        let key = self.report.key.iter().map(ToString::to_string);
+        let ours: Vec<String> = self.turn.own_names().map(str::to_owned).chain(key).collect();
         let look = move || {
             let mut found = match root.join(".git").exists() {
                 true => not_as_in_git(&root, &apart).unwrap_or_default(),
@@ -52,7 +54,7 @@ impl Run<'_> {
             let mut made = gathered.others(found);
             made.retain(|path| changed_since(path, began));
             if let Some(turns) = turns {
-                turns.leave_out_others(&mut made, began);
+                turns.leave_out_others(&mut made, began, &ours);
             }
             made
         };

@@ -88,6 +88,25 @@ fn runs_inside_of_runs() {
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(ran.stderr.contains("inside of a run of the same"), "{ran:#?}");
     assert_eq!(p.read("i"), "1\n");
+    assert_eq!(ran.record["undeclared"], serde_json::json!(["i"]));
+}
+
+/// S13.14 What a command has another run make is made by the command; what that one did not declare it has named itself.
+#[test]
+fn outputs_of_a_run_inside_are_named() {
+    let p = Project::new();
+    let outfs = env!("CARGO_BIN_EXE_outfs");
+    p.write("sub/source", "");
+    let inner = format!(
+        "cd sub && {outfs} run --force --task inner --no-inputs --output deep/i -- sh -c 'mkdir -p deep/i; touch deep/i/f stray'"
+    );
+    let task = ["--task", "t", "--no-inputs"];
+    for outputs in [&["--output", "o"][..], &[]] {
+        let ran = p.sh(&[&task, outputs].concat(), &format!("({inner}) && touch o"));
+        let named: &[&str] = if outputs.is_empty() { &["o", "sub/deep/i/f"] } else { &["sub/deep/i/f"] };
+        assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(named), "{ran:#?}");
+        ran.says("changed while the command ran, not declared as outputs, and so not kept: stray");
+    }
 }
 
 /// S13.14 … what other runs make meanwhile is not.
