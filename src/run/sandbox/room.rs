@@ -135,7 +135,8 @@ fn sweep(rooms: &Path) {
         let lock = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(dir.join(LOCK));
         let dead = match &lock {
             Ok(lock) => lock.try_lock().is_ok(),
-            // Not locked yet, or half swept.
+            // Not locked yet, or all but gone; whoever makes it makes another one then.
+            Err(_) if std::fs::remove_dir(&dir).is_ok() => continue,
             Err(_) => is_old(&dir),
         };
         if dead && let Err(e) = put_back(&dir) {
@@ -145,7 +146,7 @@ fn sweep(rooms: &Path) {
             // What was made later may be inside of what was made before.
             owns.split(|b| *b == 0).rev().for_each(remove_owned);
             leave(&dir);
-            if let Err(e) = remove_all(&dir) {
+            if let Err(e) = remove_room(&dir) {
                 tracing::debug!("{} is left: {e}", dir.display());
             }
         }
@@ -209,6 +210,17 @@ pub(super) fn remove_all(dir: &Path) -> std::io::Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Deletes a room. Its lock goes last: what a death leaves of it is then swept at once, as any other.
+fn remove_room(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)?.flatten().filter(|entry| entry.file_name() != LOCK) {
+        match entry.file_type()?.is_dir() {
+            true => remove_all(&entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    remove_all(dir)
 }
 
 impl Room {
@@ -282,7 +294,7 @@ impl Drop for Room {
             return;
         }
         // Locked until it is gone.
-        if let Err(e) = remove_all(&self.dir) {
+        if let Err(e) = remove_room(&self.dir) {
             tracing::debug!("{} is left: {e}", self.dir.display());
         }
     }
@@ -327,6 +339,36 @@ mod tests {
         assert!(alive.dir.exists());
         drop((alive, third, dead));
         assert_eq!(std::fs::read_dir(rooms.remembered.unwrap()).unwrap().count(), 0);
+    }
+
+    /// However far its removal came when this process died, no room waits for anything to be swept.
+    #[test]
+    fn a_room_is_locked_until_it_is_gone() {
+        let top = tempfile::tempdir().unwrap();
+        let rooms = Rooms::of(Some(top.path()));
+        for dead in [true, false] {
+            let room = rooms.make().unwrap();
+            let (lock, tree) = (room.path(LOCK), room.dir("tree/sub").unwrap());
+            (0..3000).for_each(|n| drop(File::create(tree.join(n.to_string())).unwrap()));
+            let look = std::thread::spawn(move || {
+                // In this order: what is seen in between is there, and the lock was not.
+                while tree.exists() {
+                    assert!(lock.exists() || !tree.exists(), "it is not locked, and more is left");
+                }
+            });
+            if dead {
+                // As by a death: the lock goes, the rest stays.
+                room.lock.unlock().unwrap();
+                rooms.sweep();
+            }
+            drop(room);
+            look.join().unwrap();
+        }
+        let all = rooms.remembered.as_ref().unwrap();
+        // Neither locked yet nor anything else.
+        let _ = private("run-").tempdir_in(all).unwrap().keep();
+        rooms.sweep();
+        assert_eq!(std::fs::read_dir(all).unwrap().count(), 0);
     }
 
     /// What was taken into a room is nobody's to delete.
