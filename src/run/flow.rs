@@ -41,6 +41,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         turn: Turn::default(),
         began: file_clock(),
         cannot_tell: false,
+        copies: false,
     };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
@@ -67,6 +68,8 @@ pub(super) struct Run<'a> {
     pub(super) began: i128,
     /// What came before it was asked of a store that fails.
     cannot_tell: bool,
+    /// Whoever mounted what it was to read has died.
+    pub(super) copies: bool,
 }
 
 impl Run<'_> {
@@ -113,7 +116,7 @@ impl Run<'_> {
         self.turn = self.take_turn();
         let writing = prepared.as_ref().filter(|_| session.is_some()).map(Writing::begin);
         let performed = self.execute(prepared.as_ref(), None)?;
-        let good = self.judge(&performed.outcome)?.is_none();
+        let good = self.judge(&performed)?.is_none();
         let mut key = None;
         if let (true, Some(session), Some(prepared), Some(writing)) = (good, session, &mut prepared, writing)
         {

@@ -11,7 +11,6 @@ use super::ledger::Stand;
 use super::outputs::Stamp;
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
-use super::stage::Performed;
 use super::{Result, RunError};
 use crate::cache::CachePolicy;
 use crate::model::EntryKey;
@@ -113,22 +112,22 @@ impl Run<'_> {
     fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<()> {
         let key = &prepared.key;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
-        let Performed { outcome, .. } = self.execute(Some(prepared), None)?;
+        let performed = self.execute(Some(prepared), None)?;
         self.remember_left();
         self.report.result = "hit";
         self.report.kept = true;
-        if let Some(status) = self.judge(&outcome)? {
+        if let Some(status) = self.judge(&performed)? {
             self.report.differs = Some(vec![format!("no result: {status}")]);
             return Ok(());
         }
-        self.compare_logs(key, &outcome);
+        self.compare_logs(key, &performed.outcome);
         let Some(now) = self.look_at_outputs() else { return Ok(()) };
         let mut differs: Vec<String> =
             kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
         differs.sort();
         differs.dedup();
-        if i32::from(outcome.end.code()) != held.exit_code {
-            differs.insert(0, format!("exit code {}, not {}", outcome.end.code(), held.exit_code));
+        if i32::from(performed.outcome.end.code()) != held.exit_code {
+            differs.insert(0, format!("exit code {}, not {}", performed.outcome.end.code(), held.exit_code));
         }
         if !differs.is_empty() && self.report.exit_code == 0 {
             self.report.exit_code = 1;

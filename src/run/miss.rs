@@ -41,7 +41,7 @@ impl Run<'_> {
         let writing = self.ways.policy.allows_write().then(|| Writing::begin(prepared));
         let performed = self.execute(Some(prepared), flight.as_ref())?;
         let left = &performed.left;
-        let status = match self.judge(&performed.outcome)? {
+        let status = match self.judge(&performed)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
             None => changed_meanwhile(prepared).inspect(|what| self.warn(format!("{what}; nothing is kept"))),
@@ -173,8 +173,13 @@ impl Run<'_> {
     }
 
     /// Why an execution gave no result, if so.
-    pub(super) fn judge(&mut self, outcome: &Outcome) -> Result<Option<String>> {
+    pub(super) fn judge(&mut self, performed: &Performed) -> Result<Option<String>> {
+        let outcome = &performed.outcome;
         let status = match outcome.end {
+            // It may not mind that it could not read something; others would take its result for the right one.
+            End::Exited(_) if performed.lost => {
+                Some("the daemon that showed it what --from names has died".to_owned())
+            }
             End::Exited(0) => None,
             End::Exited(_) if self.ways.cache_failures => None,
             End::Exited(code) => Some(format!("exit code {code}")),

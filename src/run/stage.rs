@@ -2,7 +2,10 @@
 //!
 //! Invariant: however it ends, the sandbox is destroyed. Must not know: whether the result will be kept.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::fstatvfs;
 
 use super::capture::Sink;
 use super::clock::{file_clock, file_clock_after};
@@ -30,6 +33,22 @@ pub(super) struct Performed {
     pub left: Left,
     /// Files of the outputs that are not as the base has them; `None` without one.
     pub changed: Option<Vec<PathBuf>>,
+    /// What it was given to read was not there to the end.
+    pub lost: bool,
+}
+
+/// Earlier results, mounted for one run.
+struct Shown {
+    /// Their top; closed before it is unmounted.
+    top: File,
+    _room: Room,
+}
+
+impl Shown {
+    /// Whoever showed them is gone, and whoever comes after shows others. This question is never answered from memory.
+    fn is_lost(&self) -> bool {
+        fstatvfs(&self.top).is_err()
+    }
 }
 
 /// What a command is given beside its inputs.
@@ -76,18 +95,27 @@ impl Run<'_> {
         };
         self.ledger.set_stand(self.cwd(), &task.outputs, None);
         let mut upstreams = Upstreams { base, from: prepared.map_or(&[][..], |p| &p.from), view: None };
-        let _mounted = match task.sandbox {
-            SandboxKind::Bwrap if !upstreams.from.is_empty() => self.mount(&rooms, &mut upstreams),
+        let shown = match task.sandbox {
+            SandboxKind::Bwrap if !upstreams.from.is_empty() && !self.copies => {
+                self.mount(&rooms, &mut upstreams)
+            }
             _ => None,
         };
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
         drop(at_work);
+        let lost = shown.as_ref().is_some_and(Shown::is_lost);
         let destroyed = sandbox.destroy();
         if let Some((id, _)) = draft {
             self.drop_draft(&id);
         }
+        if lost && performed.is_err() {
+            // Before the command could start: whoever has the store now has them copied.
+            self.copies = true;
+            return self.execute(prepared, flight);
+        }
         let performed = performed.inspect_err(|_| self.remember_left())?;
+        let performed = Performed { lost, ..performed };
         if let Err(e) = destroyed {
             self.warn(format!("something of the run is left: {e}"));
         }
@@ -141,14 +169,15 @@ impl Run<'_> {
     }
 
     /// Has the results that are to be read mounted, where there is a daemon for it; else they are copied.
-    fn mount(&mut self, rooms: &Rooms, upstreams: &mut Upstreams<'_>) -> Option<Room> {
+    fn mount(&mut self, rooms: &Rooms, upstreams: &mut Upstreams<'_>) -> Option<Shown> {
         let keys: Vec<_> = upstreams.from.iter().map(|(_, of)| of.key.clone()).collect();
         let room = rooms.make().ok()?;
         let at = room.dir(VIEW).ok()?;
         match self.shelf.as_mut()?.show(&keys, &at) {
             Ok(true) => {
+                let shown = Shown { top: File::open(&at).ok()?, _room: room };
                 upstreams.view = Some(at);
-                Some(room)
+                Some(shown)
             }
             Ok(false) => None,
             Err(e) => {
@@ -201,7 +230,7 @@ impl Run<'_> {
         let outcome = sandbox.exec(plan, &mut Through(self.voice, live))?;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, began, ended: file_clock(), left, changed })
+        Ok(Performed { outcome, began, ended: file_clock(), left, changed, lost: false })
     }
 
     /// A command that failed may have looked for what it was not given.

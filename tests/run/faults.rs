@@ -1,6 +1,8 @@
 //! What fails beside the command: stores, outputs that cannot be kept, what dead runs have left. The task runs all the same.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
 
 use crate::common::{Mount, eventually, files_below, need};
 use crate::project::{Project, Ran};
@@ -129,8 +131,7 @@ fn a_daemon_may_be_replaced_during_a_run() {
     for again in [true, false] {
         let args = if again { args.to_vec() } else { [&["run", "--force"], &args[1..]].concat() };
         let mut c = p.command(&args);
-        let child =
-            c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         eventually("the command to start", || p.path("started").exists());
         m.terminate();
         if again {
@@ -224,4 +225,37 @@ fn verifying_tells_of_other_logs() {
     let verified = run(&["--verify"]);
     assert_eq!(verified.says("printed on standard output is not what was kept").code, 0);
     assert_eq!(verified.record["differs"], serde_json::json!([]));
+}
+
+/// A daemon dies that shows a sandbox what another run made. What a command that does not mind makes of the rest is no result.
+#[test]
+fn what_was_lost_to_a_command_while_it_ran_is_no_result() {
+    need("bwrap");
+    let mut m = Mount::new();
+    let mut p = Project::new();
+    p.store = m.store().to_owned();
+    p.sh(&["--task", "one", "--no-inputs", "--output", "o"], "mkdir o; echo 1 > o/f").kept(true);
+    let script = "if [ -n \"$V\" ]; then echo go >&2; while cat g/o/f > /dev/null 2>&1; do sleep 0.01; done; fi; \
+                  cat g/o/f > r; true";
+    let args = ["run", "--json", "--task", "t", "--no-inputs", "--from", "g=one", "--output", "r"];
+    let args = [&args[..], &["--sandbox", "bwrap", "--", "sh", "-c", script]].concat();
+    let mut c = p.command(&args);
+    c.env("V", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = c.spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("go\n") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    m.kill9();
+    stderr.read_to_string(&mut said).unwrap();
+    let ran = Ran::ended(child.wait_with_output().unwrap());
+    assert_eq!(ran.kept(false).code, 0, "{said}");
+    assert!(
+        said.contains("the command has no result: the daemon that showed it what --from names has died"),
+        "{said}"
+    );
+    let again = Ran::of(p.command(&args));
+    again.is_miss(&["previous_run_incomplete"]).kept(true);
+    assert_eq!(p.read("r"), "1\n");
 }
