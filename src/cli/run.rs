@@ -72,7 +72,7 @@ pub(crate) struct Run {
     #[arg(long, conflicts_with = "input")]
     no_inputs: bool,
     /// A file or directory that the command makes; what stands there is deleted before it runs, but not what git tracks and
-    /// you have changed: then nothing is run
+    /// you have changed, nor a repository: then nothing is run
     #[arg(long, value_name = "PATH")]
     output: Vec<PathBuf>,
     /// A variable whose value counts

@@ -111,7 +111,7 @@ impl Task {
     ) -> Result<Vec<(PathBuf, String)>> {
         let mut from: Vec<(PathBuf, String)> = Vec::new();
         for (path, name) in given {
-            let path = output_path(&path, &place.cwd)
+            let path = output_path(&path, place)
                 .map_err(|e| RunError::usage(e.to_string().replace("the output", "--from")))?;
             let others = outputs.iter().chain(from.iter().map(|(p, _)| p));
             if let Some(other) = { others }.find(|o| path.starts_with(o) || o.starts_with(&path)) {
@@ -137,7 +137,7 @@ impl Task {
 
     /// Outputs as they are kept: sorted, none twice and none below another; and those that are below others.
     pub fn outputs_of(given: &[PathBuf], place: &Place) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-        let mut all = given.iter().map(|p| output_path(p, &place.cwd)).collect::<Result<Vec<_>>>()?;
+        let mut all = given.iter().map(|p| output_path(p, place)).collect::<Result<Vec<_>>>()?;
         all.sort();
         all.dedup();
         // Sorted by components, what lies below a path comes right behind it.
@@ -159,15 +159,15 @@ impl Task {
     }
 }
 
-/// An output's path relative to the working directory; one that leads out of it is refused.
-pub fn output_path(given: &Path, cwd: &Path) -> Result<PathBuf> {
+/// An output's path relative to the working directory; one that leads out of it, or to what is git's, is refused.
+pub fn output_path(given: &Path, place: &Place) -> Result<PathBuf> {
     let refuse = |why: &str| {
         Err(RunError::usage(format!(
             "the output {} {why}; name files or directories below the working directory",
             given.display()
         )))
     };
-    let relative = given.strip_prefix(cwd).unwrap_or(given);
+    let relative = given.strip_prefix(&place.cwd).unwrap_or(given);
     if relative.is_absolute() {
         return refuse("is outside the working directory");
     }
@@ -181,6 +181,9 @@ pub fn output_path(given: &Path, cwd: &Path) -> Result<PathBuf> {
     }
     if clean.as_os_str().is_empty() {
         return refuse("is the working directory itself");
+    }
+    if place.below().join(&clean).iter().any(|name| name == ".git") {
+        return refuse("is git's own, and outputs are deleted before a run");
     }
     Ok(clean)
 }
@@ -200,6 +203,18 @@ mod tests {
         for bad in [".", "", "..", "a/../../b", "/etc/passwd", "/p"] {
             assert!(of(&[bad]).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_gits_is_no_output() {
+        let of = |cwd: &str, output: &str| {
+            let place = Place { root: "/p".into(), cwd: cwd.into() };
+            output_path(Path::new(output), &place)
+        };
+        for (cwd, output) in [("/p", ".git"), ("/p", "sub/.git/objects"), ("/p/.git", "objects")] {
+            assert!(of(cwd, output).unwrap_err().to_string().contains("git's own"), "{cwd} {output}");
+        }
+        assert_eq!(of("/p", ".github").unwrap(), Path::new(".github"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Work at a task's outputs that would be lost with them: what git tracks there, or beside that, and does not have.
+//! Work at a task's outputs that would be lost with them: repositories there, and what git tracks there, or beside that, and does not
+//! have.
 //!
 //! Purpose: outputs are cleared or replaced, and who declares a directory of sources as one must not lose what was never
-//! committed. Invariants: nothing that only stands there is taken for an earlier run's, which goes as ever; where git
-//! tracks nothing at the outputs, or there is no repository, nothing is refused; where git fails neither, and that is said. Must not
-//! know: why the outputs are to be replaced.
+//! committed, nor commits. Invariants: nothing that only stands there is taken for an earlier run's, which goes as ever; a
+//! repository goes only if a run made it and it has nothing new; where git tracks nothing at the outputs nothing else is refused;
+//! where git fails neither, and that is said. Must not know: why the outputs are to be replaced.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,9 +16,13 @@ use std::process::{Command, Stdio};
 use super::flow::Run;
 use super::ledger::Stand;
 use super::outputs::{Stamp, leads_into, nodes, there};
+use super::shelf::{Node, Nodes};
 use super::spec::Place;
 use super::{Result, RunError, text};
 use crate::model::EntryKey;
+
+/// What every repository has, be it bare.
+const BARE: [&str; 3] = ["HEAD", "objects", "refs"];
 
 impl Run<'_> {
     /// Refuses to replace what stands at the outputs if work would be lost.
@@ -30,17 +35,28 @@ impl Run<'_> {
         let cwd = self.cwd().to_owned();
         let mut files = there(&cwd, &self.task.outputs);
         files.retain(|output| !leads_into(&cwd.join(output), &self.ways.hidden));
+        let mut repositories = repositories(&cwd, &files);
         let (mut work, failed) = not_in_git(&cwd, &files);
-        if (work.is_empty() && failed.is_none()) || self.is_as_a_run_left_it() {
+        let nothing = repositories.is_empty() && work.is_empty() && failed.is_none();
+        if nothing || self.is_as_a_run_left_it() {
             return None;
         }
         // Twice where what was to be given back has to be made.
         if let Some(warning) = failed.filter(|warning| !self.report.warnings.contains(warning)) {
             self.warn(warning);
         }
-        self.leave_out_what_is_kept(key, &mut work);
-        let first = work.first()?;
-        let first = text(first.strip_prefix(&cwd).unwrap_or(first));
+        let shown = |path: &PathBuf| text(path.strip_prefix(&cwd).unwrap_or(path));
+        // Git writes its index when it is asked for the status; commits are elsewhere.
+        self.leave_out_what_is_kept(key, &mut repositories, &|path| !path.ends_with("/index"));
+        if let Some(first) = repositories.first() {
+            return Some(format!(
+                "{} is a git repository and not as a run left it, and a run replaces what stands at its outputs: move it \
+                 elsewhere, or delete it",
+                shown(first)
+            ));
+        }
+        self.leave_out_what_is_kept(key, &mut work, &|_| true);
+        let first = shown(work.first()?);
         let (which, it) = match work.len() - 1 {
             0 => (format!("{first} is not in git as it stands there"), "it"),
             more => (format!("{first} and {more} more are not in git as they stand there"), "them"),
@@ -60,13 +76,22 @@ impl Run<'_> {
         })
     }
 
-    /// What an entry has, that of the key or one of the task's, can be had again.
-    fn leave_out_what_is_kept(&mut self, key: Option<&EntryKey>, work: &mut Vec<PathBuf>) {
+    /// What an entry has, that of the key or one of the task's, can be had again: of what `counts` at a path and below it, all.
+    fn leave_out_what_is_kept(
+        &mut self,
+        key: Option<&EntryKey>,
+        work: &mut Vec<PathBuf>,
+        counts: &dyn Fn(&str) -> bool,
+    ) {
+        if work.is_empty() {
+            return;
+        }
         let cwd = self.cwd().to_owned();
         let last = self.ledger.last_run(&self.task.id).and_then(|last| last.key);
         // A store that cannot tell keeps nothing, and is no other reason to fail.
         let earlier = self.shelf.as_mut().map(|shelf| shelf.history(&self.task.id, &|_| false));
         let earlier = earlier.and_then(std::result::Result::ok).unwrap_or_default();
+        let mut now: BTreeMap<PathBuf, Option<Nodes>> = BTreeMap::new();
         for key in key.cloned().into_iter().chain(last).chain(earlier.into_iter().map(|earlier| earlier.key))
         {
             let Some(shelf) = self.shelf.as_mut().filter(|_| !work.is_empty()) else { return };
@@ -75,21 +100,25 @@ impl Run<'_> {
                 _ => continue,
             };
             work.retain(|path| {
-                let below = path.strip_prefix(&cwd).unwrap_or(path).to_owned();
-                let now = nodes(&cwd, std::slice::from_ref(&below)).unwrap_or_default();
-                kept.get(&text(&below)).is_none_or(|node| now.get(&text(&below)) != Some(node))
+                let below = path.strip_prefix(&cwd).unwrap_or(path);
+                let look = || nodes(&cwd, &[below.to_owned()]).ok();
+                let all = now.entry(path.clone()).or_insert_with(look);
+                let has = |(path, node): (&String, &Node)| !counts(path) || kept.get(path) == Some(node);
+                !all.as_ref().is_some_and(|all| all.iter().all(has))
             });
         }
     }
 
-    /// Remembers what a run has left that is not kept: where git tracks something there, or cannot tell, the next run may take it away.
+    /// Remembers what a run has left that is not kept: where git tracks something there, or cannot tell, or a repository stands there, the next run may take it away.
     pub(super) fn remember_left(&self) {
         let (cwd, outputs) = (self.cwd(), &self.task.outputs);
         let there = there(cwd, outputs);
         let tracks = |(top, paths): (&PathBuf, &Vec<PathBuf>)| {
             !tracked(top, paths).is_ok_and(|known| known.is_empty())
         };
-        if there.is_empty() || !by_repository(cwd, &there).iter().any(tracks) {
+        let matters =
+            || by_repository(cwd, &there).iter().any(tracks) || !repositories(cwd, &there).is_empty();
+        if there.is_empty() || !matters() {
             return;
         }
         if let Ok(stamp) = Stamp::take(cwd, &there)
@@ -128,6 +157,34 @@ fn not_in_git(cwd: &Path, outputs: &[PathBuf]) -> (Vec<PathBuf>, Option<String>)
     work.sort();
     work.dedup();
     (work, failed)
+}
+
+/// What git repositories have of their own at outputs and below: a `.git`, or a directory that is a bare one; absolute and in order.
+fn repositories(cwd: &Path, outputs: &[PathBuf]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+    let mut dirs: Vec<PathBuf> = outputs.iter().map(|output| cwd.join(output)).filter(is_dir).collect();
+    while let Some(dir) = dirs.pop() {
+        // What cannot be read cannot be cleared either.
+        let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        let (mut below, mut marks) = (Vec::new(), 0);
+        for entry in entries {
+            let name = entry.file_name();
+            marks += usize::from(BARE.iter().any(|mark| name == *mark));
+            match name == ".git" {
+                true => found.push(entry.path()),
+                // Names and kinds only: a large tree is not to be looked at twice.
+                false if entry.file_type().is_ok_and(|kind| kind.is_dir()) => below.push(entry.path()),
+                false => {}
+            }
+        }
+        match marks == BARE.len() {
+            true => found.push(dir),
+            false => dirs.append(&mut below),
+        }
+    }
+    found.sort();
+    found
 }
 
 fn not_in_repository(top: &Path, paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::common::{Mount, need};
-use crate::project::{Project, Ran};
+use crate::project::{Project, Ran, said};
 
 const MAKE: &str = "mkdir -p src; echo made > src/a; echo made > src/more";
 const OTHER: &str = "mkdir -p src; echo other > src/a";
@@ -207,4 +208,83 @@ fn repositories_inside_are_looked_at() {
     refused(&p, go(&["--output", "dep/gen"]), "dep/gen/a", "edited\n");
     inner.git(&["add", "."]);
     go(&["--output", "dep/gen"]).kept(true);
+}
+
+/// S13.15 … Nor is a repository that stands at an output or below it, in git or not, on a hit or a miss: it has commits.
+#[test]
+fn repositories_are_not_taken_away() {
+    let p = Project::new();
+    let git = p.outfs(&["run", "--no-inputs", "--output", ".git", "--", "true"]);
+    assert!(git.status.code() == Some(125) && said(&git).contains("git's own"), "{}", said(&git));
+    assert!(p.path(".git/HEAD").exists());
+    let go = |n: &str, options: &[&str]| {
+        let param = format!("n={n}");
+        let task = ["--task", "t", "--no-inputs", "--output", "sub", "--param", &param];
+        p.sh(&[&task, options].concat(), "mkdir sub; echo made > sub/a")
+    };
+    go("1", &[]).kept(true);
+    // At the output and below it, as a work tree of another one, bare.
+    let kinds: [(&str, &[&str], &str); 4] = [
+        ("sub", &["init", "-q", "sub"], "sub/.git"),
+        ("sub/deep", &["init", "-q", "sub/deep"], "sub/deep/.git"),
+        ("sub/tree", &["worktree", "add", "-q", "sub/tree"], "sub/tree/.git"),
+        ("sub/bare", &["init", "-q", "--bare", "sub/bare"], "sub/bare"),
+    ];
+    p.git(&["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "one"]);
+    for inside in [true, false] {
+        for (dir, make, named) in kinds {
+            fs::remove_dir_all(p.path("sub")).unwrap();
+            p.git(make);
+            if !inside {
+                fs::rename(p.path(".git"), p.path("aside")).unwrap();
+            }
+            for (n, options) in [("1", &[][..]), ("2", &[]), ("2", &["--policy", "disabled"])] {
+                let ran = go(n, options);
+                let why = ran.record["error"].as_str().unwrap_or_default();
+                assert!(
+                    ran.code == 125 && why.starts_with(&format!("{named} is a git repository")),
+                    "{ran:#?}"
+                );
+            }
+            assert_eq!(go("2", &["--dry-run"]).record["refused"], go("2", &[]).record["error"]);
+            assert!(p.path(dir).exists(), "{dir}");
+            if !inside {
+                fs::rename(p.path("aside"), p.path(".git")).unwrap();
+            }
+            p.git(&["worktree", "prune"]);
+            let _ = Command::new("git").args(["branch", "-q", "-D", "tree"]).current_dir(&p.cwd).status();
+        }
+    }
+}
+
+/// … What a run has cloned there goes as ever, until somebody commits to it.
+#[test]
+fn repositories_that_runs_made_go_as_ever() {
+    const COMMIT: &[&str] =
+        &["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "one"];
+    let p = Project::new();
+    p.write(".gitignore", "build\n");
+    let go = |n: &str, options: &[&str], end: &str| {
+        let param = format!("n={n}");
+        let task = ["--task", "t", "--no-inputs", "--output", "build", "--param", &param];
+        let make = "git init -q build/dep; cd build/dep; echo a > a; git add a";
+        p.sh(&[&task, options].concat(), &format!("{make}; git {}; {end}", COMMIT.join(" ")))
+    };
+    let in_it = |args: &[&str]| p.git(&[&["-C", "build/dep"], args].concat());
+    go("1", &[], "").kept(true);
+    go("2", &[], "").kept(true);
+    // However it ended.
+    assert_eq!(go("3", &[], "exit 1").code, 1);
+    assert_eq!(go("4", &["--policy", "disabled"], "").code, 0);
+    go("2", &[], "").is_hit();
+    // Somebody looks at it and builds in it.
+    fs::File::open(p.path("build/dep/a")).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    in_it(&["status"]);
+    p.write("build/by-hand.o", "");
+    go("1", &[], "").is_hit();
+    in_it(COMMIT);
+    let ran = go("2", &[], "");
+    assert_eq!(ran.says("build/dep/.git is a git repository and not as a run left it").code, 125);
+    assert_eq!(go("5", &[], "").code, 125);
+    assert!(p.path("build/dep/.git/HEAD").exists());
 }
