@@ -3,7 +3,7 @@
 //! Invariants: it holds the cache only weakly, so it never keeps it open; nothing that was reported
 //! done depends on it (what it has not done is done again by recovery, or lost at no harm).
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
@@ -101,7 +101,8 @@ fn load_keys(cache: &Inner, after: i64) {
     }
 }
 
-fn flush(cache: &Inner) {
+fn flush(cache: &Arc<Inner>) {
+    cache.note_reads();
     if let Err(e) = cache.flush_accesses() {
         tracing::warn!("cannot write down accesses: {e}");
     }

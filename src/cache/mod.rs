@@ -40,6 +40,7 @@ mod holder;
 mod import;
 mod ingest;
 mod known;
+mod learned;
 mod lease;
 #[cfg(test)]
 mod lease_tests;

@@ -109,6 +109,7 @@ impl Cache {
 
     /// The last that a cache does.
     fn write_down(&self) -> Result<()> {
+        self.inner.note_reads();
         self.inner.flush_accesses()?;
         self.reap()?;
         self.free_let_go()?;

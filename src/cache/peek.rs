@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -96,16 +95,16 @@ impl Entry {
         let r = peek.record(record).filter(|r| r.size() <= MOST_CONTENT)?;
         let (groups, at) = (peek.groups(record)?, peek.bytes().location(record)?);
         let inner = &self.cache().inner;
-        let n = inner.store.read_verified(&r.hash()?, r.size(), &groups, at, offset, buf).ok()?;
-        inner.blob_bytes_read.fetch_add(n as u64, Ordering::Relaxed);
-        Some(n)
+        inner.store.read_verified(&r.hash()?, r.size(), &groups, at, offset, buf).ok()
     }
 
-    /// As `backing`, of an entry that is not in memory: the file of a large blob that lies where it lay.
-    pub(super) fn backing_peeking(&self, record: u32) -> Option<File> {
+    /// As `backing`, of an entry that is not in memory: the file of a large blob that lies where it lay,
+    /// and its size.
+    pub(super) fn backing_peeking(&self, record: u32) -> Option<(File, u64)> {
         let peek = self.peek()?;
-        let hash = peek.record(record)?.hash()?;
+        let r = peek.record(record)?;
+        let (hash, size) = (r.hash()?, r.size());
         let loose = peek.bytes().location(record)? == Location::Loose;
-        loose.then(|| self.cache().inner.store.blob_file(&hash).ok()).flatten()
+        loose.then(|| self.cache().inner.store.blob_file(&hash).ok()).flatten().map(|file| (file, size))
     }
 }

@@ -1,6 +1,6 @@
 //! Fetching before anybody reads: what only a tier has of an entry comes here, many windows at a time.
 //!
-//! Invariants: each window is asked for once; the first that fails ends it, and what came stays. In the background one entry comes
+//! Invariants: each window is asked for once, and none of it counts as read; the first that fails ends it, and what came stays. In the background one entry comes
 //! at a time, and a cache that closes is not held up by the next window. Must not know: what a tier is.
 
 use std::collections::{HashSet, VecDeque};
@@ -27,6 +27,8 @@ pub enum Prefetch {
     Manifest,
     /// All of it, in the background.
     All,
+    /// What was read first of earlier entries of its task, in the background.
+    Learned,
 }
 
 /// What came.
@@ -68,57 +70,85 @@ fn files(key: &EntryKey, manifest: &Manifest, paths: &[Vec<u8>]) -> Result<Vec<u
     Ok(found)
 }
 
+/// Where a window begins: a record, and an offset in it.
+type Begin = (u32, u64);
+
 impl Entry {
     /// Has what these paths below the entry hold (all of it, where there are none) come here, saying in `work` how far it is.
     pub fn prefetch(&self, paths: &[Vec<u8>], work: &Work) -> Result<Prefetched> {
         let (manifest, mut came) = (self.manifest()?, Prefetched::default());
-        let mut seen = HashSet::new();
-        let contents: Vec<_> = files(self.key(), &manifest, paths)?
-            .into_iter()
-            .filter_map(|n| manifest.get(n).and_then(|r| Some((n, r.hash()?, r.size()))))
-            .filter(|(_, hash, _)| seen.insert(*hash))
-            .collect();
-        let hashes: Vec<_> = contents.iter().map(|(_, hash, _)| *hash).collect();
-        let rows = self.cache().inner.index.blobs(&hashes)?;
-        let mut places = None;
-        // Where a window begins: a record, an offset in it, and how much of it comes.
-        let (mut windows, mut packs) = (Vec::new(), HashSet::new());
-        for ((record, hash, size), row) in contents.into_iter().zip(rows) {
-            if row.is_none_or(|row| row.location != Location::Elsewhere) {
-                continue;
-            }
+        let files = files(self.key(), &manifest, paths)?;
+        let lacking = self.lacking(&manifest, &files)?;
+        for (_, size) in &lacking {
             came.contents += 1;
             came.bytes += size;
-            let places = match &places {
-                Some(places) => places,
-                None => {
-                    let unknown = || StoreError::Elsewhere { what: format!("blob {hash}") };
-                    places.insert(self.cache().places_of(&manifest)?.ok_or_else(unknown)?)
-                }
-            };
-            match places.object(&hash) {
-                Some((object, range)) if size <= GROUP as u64 => {
-                    if packs.insert((object, range.start / WINDOW)) {
-                        windows.push((record, 0));
-                    }
-                }
-                _ => windows.extend((0..size.div_ceil(WINDOW)).map(|n| (record, n * WINDOW))),
-            }
         }
+        let all = |(record, size): &(u32, u64)| {
+            let record = *record;
+            (0..size.div_ceil(WINDOW)).map(move |n| (record, n * WINDOW))
+        };
         work.expect(came.contents, came.bytes);
-        self.fetch_windows(&windows)?;
+        self.fetch_each(&manifest, lacking.iter().flat_map(all).collect())?;
         work.did(came.contents, came.bytes);
         Ok(came)
     }
 
-    fn fetch_windows(&self, windows: &[(u32, u64)]) -> Result<()> {
+    /// Has what was read first of earlier entries of its task come here, in that order.
+    fn prefetch_learned(&self) -> Result<()> {
+        let (manifest, mut begin) = (self.manifest()?, self.learned()?);
+        let mut records: Vec<u32> = begin.iter().map(|(record, _)| *record).collect();
+        records.sort_unstable();
+        records.dedup();
+        let lacking = self.lacking(&manifest, &records)?;
+        let lacking: HashSet<u32> = lacking.into_iter().map(|(record, _)| record).collect();
+        begin.retain(|(record, _)| lacking.contains(record));
+        self.fetch_each(&manifest, begin)
+    }
+
+    /// Those of these file records whose contents only a tier has, each content once, with their sizes.
+    fn lacking(&self, manifest: &Manifest, files: &[u32]) -> Result<Vec<(u32, u64)>> {
+        let mut seen = HashSet::new();
+        let contents: Vec<_> = files
+            .iter()
+            .filter_map(|&n| manifest.get(n).and_then(|r| Some((n, r.hash()?, r.size()))))
+            .filter(|(_, hash, _)| seen.insert(*hash))
+            .collect();
+        let hashes: Vec<_> = contents.iter().map(|(_, hash, _)| *hash).collect();
+        let rows = self.cache().inner.index.blobs(&hashes)?.into_iter();
+        let elsewhere = rows.map(|row| row.is_some_and(|row| row.location == Location::Elsewhere));
+        Ok(contents
+            .into_iter()
+            .zip(elsewhere)
+            .filter(|(_, e)| *e)
+            .map(|((n, _, size), _)| (n, size))
+            .collect())
+    }
+
+    /// Fetches windows in this order, of a pack each once: small contents come with their neighbours.
+    fn fetch_each(&self, manifest: &Manifest, mut windows: Vec<Begin>) -> Result<()> {
+        if windows.is_empty() {
+            return Ok(());
+        }
+        let unknown = || StoreError::Elsewhere { what: format!("the contents of {}", self.key()) };
+        let places = self.cache().places_of(manifest)?.ok_or_else(unknown)?;
+        let mut packs = HashSet::new();
+        windows.retain(|(record, _)| {
+            let content = manifest.get(*record).and_then(|r| Some((r.hash()?, r.size())));
+            let small = content.filter(|(_, size)| *size <= GROUP as u64);
+            let place = small.and_then(|(hash, _)| places.object(&hash));
+            place.is_none_or(|(object, range)| packs.insert((object, range.start / WINDOW)))
+        });
+        self.fetch_windows(&windows)
+    }
+
+    fn fetch_windows(&self, windows: &[Begin]) -> Result<()> {
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
         let closing = || self.cache().inner.closing.load(Ordering::Relaxed);
         let fetch = || {
             while failed.lock().is_none() && !closing() {
                 let Some((record, at)) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                 // A byte brings all of its window.
-                if let Err(e) = self.read(*record, *at, &mut [0]) {
+                if let Err(e) = self.bring(*record, *at) {
                     *failed.lock() = Some(e);
                 }
             }
@@ -129,7 +159,7 @@ impl Entry {
 }
 
 impl Cache {
-    /// Has all of an entry come in the background, after those that are to come already.
+    /// Has an entry come in the background, as far as the mount asks for it, after those that are to come already.
     pub(super) fn prefetch_later(&self, key: &EntryKey) {
         let coming = &self.inner.tiers.coming;
         coming.keys.lock().push_back(key.clone());
@@ -163,9 +193,11 @@ impl Cache {
             next
         };
         let Some(key) = next else { return false };
-        let came = self.entry(&key, LeaseKind::Hold).and_then(|entry| match entry {
-            Some(entry) => entry.prefetch(&[], &Work::default()).map(drop),
-            None => Ok(()),
+        let wanted = self.inner.tiers.attached().1.prefetch;
+        let came = self.entry(&key, LeaseKind::Hold).and_then(|entry| match (entry, wanted) {
+            (Some(entry), Prefetch::All) => entry.prefetch(&[], &Work::default()).map(drop),
+            (Some(entry), Prefetch::Learned) => entry.prefetch_learned(),
+            _ => Ok(()),
         });
         if let Err(e) = came {
             tracing::info!(%key, "not all of an entry was fetched ahead: {e}");

@@ -182,16 +182,32 @@ impl Entry {
         buf: &mut [u8],
         by: &dyn Fn(&TierOptions) -> Instant,
     ) -> Result<usize> {
+        let n = self.read_anywhere(record, offset, buf, by)?;
+        self.count(record, offset, n);
+        Ok(n)
+    }
+
+    /// Has the window come in which this byte of a record is; nobody reads it.
+    pub(super) fn bring(&self, record: u32, offset: u64) -> Result<()> {
+        self.read_anywhere(record, offset, &mut [0], &|options| Instant::now() + options.read).map(drop)
+    }
+
+    fn read_anywhere(
+        &self,
+        record: u32,
+        offset: u64,
+        buf: &mut [u8],
+        by: &dyn Fn(&TierOptions) -> Instant,
+    ) -> Result<usize> {
         let mut tries = 0;
         loop {
-            match self.read_here(record, offset, buf) {
+            match self.read_local(record, offset, buf) {
                 Err(CacheError::Store(StoreError::Elsewhere { .. }))
                     if self.cache().has_tiers() && tries < MOVES =>
                 {
                     tries += 1;
                     // None: it has come meanwhile.
                     if let Some(n) = self.read_elsewhere(record, offset, buf, by)? {
-                        self.count(n);
                         return Ok(n);
                     }
                 }
@@ -202,6 +218,12 @@ impl Entry {
 
     /// As `read`, without asking a tier: what only one has is [`StoreError::Elsewhere`].
     pub fn read_here(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let n = self.read_local(record, offset, buf)?;
+        self.count(record, offset, n);
+        Ok(n)
+    }
+
+    fn read_local(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
             None => match self.read_peeking(record, offset, buf) {
@@ -220,21 +242,20 @@ impl Entry {
             }
             false => store.read_verified(&hash, size, groups, at, offset, &mut *buf),
         };
-        let n = match self.at_location(&loaded, record, &hash, read) {
+        match self.at_location(&loaded, record, &hash, read) {
             Err(e @ CacheError::Store(StoreError::Elsewhere { .. })) => {
                 let of = Large { hash, size, values: groups };
                 let part = if groups.is_empty() { None } else { self.cache().read_partial(of, offset, buf) };
-                part.ok_or(e)?
+                part.ok_or(e)
             }
-            other => other?,
-        };
-        self.count(n);
-        Ok(n)
+            other => other,
+        }
     }
 
     /// Content bytes were read.
-    fn count(&self, n: usize) {
+    fn count(&self, record: u32, offset: u64, n: usize) {
         self.cache().inner.blob_bytes_read.fetch_add(n as u64, Ordering::Relaxed);
+        self.was_read(record, offset, n as u64);
     }
 
     /// As `read`, of a content that only a tier had a moment ago; `None` when it is here now.
@@ -263,11 +284,14 @@ impl Entry {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
             None => match self.backing_peeking(record) {
-                Some(file) => return Ok(Some(file)),
+                Some((file, size)) => {
+                    self.was_opened(record, size);
+                    return Ok(Some(file));
+                }
                 None => self.loaded()?,
             },
         };
-        let (hash, _) = self.blob(&loaded.manifest, record)?;
+        let (hash, size) = self.blob(&loaded.manifest, record)?;
         let store = &self.cache().inner.store;
         let file = self.at_location(&loaded, record, &hash, |at| match at {
             Location::Pack { .. } => Ok(None),
@@ -277,7 +301,11 @@ impl Entry {
         });
         match file {
             Err(CacheError::Store(StoreError::Elsewhere { .. })) => Ok(None),
-            other => other,
+            other => {
+                let file = other?;
+                self.was_opened(record, size);
+                Ok(file)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::tests::{Fixture, bytes, events, eventually, key, look};
+use super::tests::{Fixture, bytes, events, eventually, key, look, request};
 use super::*;
 use crate::model::groups::GROUP;
 use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
@@ -73,19 +73,29 @@ impl World {
 
     /// Puts a directory there and sends it to the tier.
     pub fn send(&self, name: &str, dir: &std::path::Path) {
-        let entry = self.far.put(name, dir).unwrap().into_entry();
+        self.send_task(name, dir, &TaskFacts::default());
+    }
+
+    /// The same as what this task put out.
+    pub fn send_task(&self, name: &str, dir: &std::path::Path, task: &TaskFacts) {
+        let entry = self.far.cache.put_dir(dir, task, [None, None], request(name)).unwrap().into_entry();
         let manifest = entry.manifest().unwrap();
         ship(&*self.tier, &manifest, &Contents(entry), &soon).unwrap();
     }
 
     /// The same of files by name and content.
     pub fn send_files(&self, name: &str, files: &[(&str, Vec<u8>)]) {
+        self.send(name, &self.files(name, files));
+    }
+
+    /// A directory of these files.
+    pub fn files(&self, name: &str, files: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
         let dir = self.far.beside(name);
         std::fs::create_dir_all(&dir).unwrap();
         for (name, content) in files {
             std::fs::write(dir.join(name), content).unwrap();
         }
-        self.send(name, &dir);
+        dir
     }
 
     pub fn find(&self, name: &str) -> Option<Entry> {

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use super::breaker::{Asked, TierFacts};
 use super::fetch::Fetches;
 use super::flights::Flights;
+use super::learned::Learning;
 use super::prefetch::{Coming, Prefetch};
 use super::whole::Wholes;
 use super::{Cache, Entry, Inner, LeaseKind, Result};
@@ -68,6 +69,7 @@ pub(super) struct Tiers {
     pub fetches: Fetches,
     pub wholes: Wholes,
     pub coming: Coming,
+    pub learning: Learning,
 }
 
 /// Keys that no tier had, and until when that is believed.
@@ -107,6 +109,7 @@ impl Cache {
     /// From now on these tiers are asked, in this order, for what is not here.
     pub fn attach_tiers(&self, tiers: Vec<Arc<dyn Tier>>, options: TierOptions) {
         let tiers = tiers.into_iter().map(Asked::new).collect();
+        self.inner.tiers.learning.turn(options.prefetch == Prefetch::Learned);
         *self.inner.tiers.attached.write() = (tiers, options);
         self.inner.tiers.absent.0.lock().clear();
     }
@@ -171,7 +174,8 @@ impl Cache {
             let ask = move || {
                 let came = ask(&cache, &attached, &key, since + options.answer, options.absent);
                 pilot.land(came);
-                if let (true, Prefetch::All, Some(inner)) = (came, options.prefetch, cache.upgrade()) {
+                let ahead = came && options.prefetch != Prefetch::Manifest;
+                if let (true, Some(inner)) = (ahead, cache.upgrade()) {
                     Cache { inner }.prefetch_later(&key);
                 }
             };

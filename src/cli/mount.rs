@@ -55,6 +55,8 @@ enum PrefetchArg {
     Manifest,
     /// All of it, in the background
     All,
+    /// What was read first of earlier entries of its task, in the background
+    Learned,
 }
 
 /// Mount a view of the store; returns when it is ready
@@ -303,6 +305,7 @@ impl From<PrefetchArg> for Prefetch {
         match a {
             PrefetchArg::Manifest => Prefetch::Manifest,
             PrefetchArg::All => Prefetch::All,
+            PrefetchArg::Learned => Prefetch::Learned,
         }
     }
 }

@@ -69,6 +69,7 @@ fn name(prefetch: Prefetch) -> &'static str {
     match prefetch {
         Prefetch::Manifest => "manifest",
         Prefetch::All => "all",
+        Prefetch::Learned => "learned",
     }
 }
 

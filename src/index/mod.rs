@@ -9,6 +9,7 @@ mod backed;
 mod keys;
 #[cfg(test)]
 mod keys_tests;
+mod learned;
 mod log;
 mod read;
 mod schema;

@@ -18,7 +18,7 @@ use crate::model::EntryKey;
 use crate::store::port::{self, paths};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -118,6 +118,14 @@ const MIGRATIONS: [&str; VERSION as usize] = [
     ALTER TABLE entries ADD COLUMN dropped_at INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE blobs ADD COLUMN backed INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX entries_backed ON entries(accessed_at, id) WHERE backed > 0;
+    ",
+    "
+    CREATE TABLE learned(
+        id INTEGER PRIMARY KEY,
+        task_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        list BLOB NOT NULL);
+    CREATE INDEX learned_task ON learned(task_id, key);
     ",
 ];
 
@@ -292,6 +300,7 @@ fn try_open(file: &Path) -> Result<(Connection, bool)> {
         "SELECT id, key, number, manifest, accessed_at, top_perm, backed FROM entries LIMIT 1",
         "SELECT size, refs, backed, pack, off FROM blobs LIMIT 1",
         "SELECT total, live, blobs FROM packs LIMIT 1",
+        "SELECT task_id, key, list FROM learned LIMIT 1",
         "SELECT seq FROM sqlite_sequence WHERE name = 'entries'",
     ] {
         tx.query_row(probe, [], |_| Ok(())).optional().map_err(sqlite("read its tables"))?;

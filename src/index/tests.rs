@@ -22,7 +22,7 @@ fn open_at(file: &std::path::Path) -> Result<(Index, bool)> {
     Ok((index, new))
 }
 
-fn open() -> (tempfile::TempDir, Index) {
+pub(super) fn open() -> (tempfile::TempDir, Index) {
     let dir = tempfile::tempdir().unwrap();
     let (index, new) = open_at(&dir.path().join("index.sqlite")).unwrap();
     assert!(new && !index.is_finished());
@@ -34,7 +34,7 @@ fn hash(n: u8) -> BlobHash {
     BlobHash::of(&[n])
 }
 
-fn key(n: u8) -> EntryKey {
+pub(super) fn key(n: u8) -> EntryKey {
     EntryKey::parse(&format!("key-{n}")).unwrap()
 }
 
@@ -132,7 +132,10 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     let sql =
         drop_columns.map(|c| format!("ALTER TABLE entries DROP COLUMN {c};")).concat() + &totals.concat();
     let sql = format!("DROP INDEX entries_backed; DROP INDEX entries_number; {sql}");
-    run_sql(&file, &format!("{sql} ALTER TABLE blobs DROP COLUMN backed; PRAGMA user_version = 1"));
+    run_sql(
+        &file,
+        &format!("{sql} ALTER TABLE blobs DROP COLUMN backed; DROP TABLE learned; PRAGMA user_version = 1"),
+    );
 
     let (index, new) = open_at(&file).unwrap();
     assert!(!new);
