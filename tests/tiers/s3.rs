@@ -134,6 +134,36 @@ fn what_ails_a_server_is_told_apart() {
 }
 
 #[test]
+fn no_more_is_taken_than_was_asked_for() {
+    let server = Server::start();
+    let tier = open(&server, "p", true);
+    let made = odd_entry("entry-one");
+    ship(&*tier, &made.manifest, &made, &soon).unwrap();
+    let blob = Object::Blob(BlobHash::of(b"12345678"), 8);
+    tier.put(&blob, 8, &mut &b"12345678"[..], soon()).unwrap();
+    let get = || tier.get(&blob, 0..8, soon()).map(drop);
+    let find = || tier.find(&key("entry-one"), soon()).map(drop);
+    let cases: [(Wrong, &dyn Fn() -> _, _); 4] = [
+        (Wrong::Endless, &get, TierErrorKind::Corrupt),
+        (Wrong::Endless, &find, TierErrorKind::Corrupt),
+        (Wrong::EndlessDenied, &get, TierErrorKind::Permanent),
+        (Wrong::EndlessDenied, &find, TierErrorKind::Permanent),
+    ];
+    for (wrong, ask, kind) in cases {
+        server.set_wrong(move |_, _| Some(wrong));
+        let (requests, sent) = server.traffic();
+        let error = ask().unwrap_err();
+        assert_eq!(error.kind, kind, "{wrong:?}: {error}");
+        let (after, more) = server.traffic();
+        assert_eq!(after - requests, 1, "it is not asked for again");
+        // What is on its way is in the kernel's buffers.
+        assert!(more - sent < 64 << 20, "{wrong:?}: {} bytes", more - sent);
+    }
+    server.set_wrong(|_, _| None);
+    get().unwrap();
+}
+
+#[test]
 fn a_bucket_that_is_not_there_is_no_empty_one() {
     let server = Server::start();
     credentials();

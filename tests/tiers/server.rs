@@ -29,6 +29,10 @@ pub enum Wrong {
     Flipped,
     /// There is no answer.
     Silent,
+    /// It says that these are the bytes that were asked for, and sends for ever.
+    Endless,
+    /// It refuses, and says for ever why.
+    EndlessDenied,
 }
 
 type Chooser = Arc<dyn Fn(&str, &str) -> Option<Wrong> + Send + Sync>;
@@ -144,13 +148,33 @@ fn serve(state: &State, stream: TcpStream) {
         let answer = match wrong {
             Some(Wrong::Slow) => Answer::error("503 Service Unavailable", "SlowDown"),
             Some(Wrong::Often) => Answer::error("429 Too Many Requests", "TooManyRequests"),
-            Some(Wrong::Denied) => Answer::error("403 Forbidden", "AccessDenied"),
+            Some(Wrong::Denied | Wrong::EndlessDenied) => Answer::error("403 Forbidden", "AccessDenied"),
             _ => answer(state, &request),
         };
+        if matches!(wrong, Some(Wrong::Endless | Wrong::EndlessDenied)) {
+            let _ = send_for_ever(state, &mut stream, answer);
+            return;
+        }
         match send(state, &mut stream, &request, answer, wrong) {
             Ok(true) => {}
             _ => return,
         }
+    }
+}
+
+/// Until the other side has gone.
+fn send_for_ever(state: &State, stream: &mut TcpStream, answer: Answer) -> io::Result<()> {
+    let mut head = format!("HTTP/1.1 {}\r\nTransfer-Encoding: chunked\r\n", answer.status);
+    for (name, value) in &answer.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    stream.write_all(head.as_bytes())?;
+    const PIECE: usize = 64 << 10;
+    let piece = [format!("{PIECE:x}\r\n").as_bytes(), &[b'x'; PIECE], b"\r\n"].concat();
+    loop {
+        stream.write_all(&piece)?;
+        state.sent.fetch_add(PIECE as u64, Ordering::SeqCst);
     }
 }
 

@@ -7,6 +7,7 @@ use std::error::Error;
 use object_store::client::HttpError;
 
 use super::TierErrorKind;
+use super::bounded::TooMuch;
 
 /// Most of a message that is kept.
 const MOST: usize = 300;
@@ -20,12 +21,14 @@ pub(super) fn kind_of(error: &object_store::Error) -> TierErrorKind {
             true => TierErrorKind::Permanent,
             false => TierErrorKind::Absent,
         },
+        object_store::Error::Generic { .. } if has::<TooMuch>(error) => TierErrorKind::Corrupt,
         object_store::Error::Generic { .. } => match status(error) {
             Some(408 | 429 | 500..) => again,
             Some(400..) => TierErrorKind::Permanent,
             // An error in the body of what began as a success.
             Some(_) => again,
-            None if is_of_the_way(error) => again,
+            // Lost on the way, the request or its answer.
+            None if has::<HttpError>(error) => again,
             None if error.to_string().contains("redirect") => TierErrorKind::Permanent,
             // Credentials that could not be had.
             None if error.to_string().contains("redential") => again,
@@ -36,11 +39,11 @@ pub(super) fn kind_of(error: &object_store::Error) -> TierErrorKind {
     }
 }
 
-/// Whether the request or its answer was lost on the way.
-fn is_of_the_way(error: &object_store::Error) -> bool {
+/// Whether this kind of error is behind it.
+fn has<E: Error + 'static>(error: &object_store::Error) -> bool {
     let mut at: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = at {
-        if error.is::<HttpError>() {
+        if error.is::<E>() {
             return true;
         }
         at = error.source();

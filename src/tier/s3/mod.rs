@@ -1,9 +1,10 @@
 //! A tier in an S3 bucket: the objects of `docs/format.md`, below a prefix.
 //!
-//! Invariants: every call ends by its deadline, repeated requests included; content goes up under the hash of what was sent,
+//! Invariants: every call ends by its deadline, repeated requests included, and takes no more than it asked for; content goes up under the hash of what was sent,
 //! or not at all; an entry object is put last, and no conditional request is needed. Only this room knows the runtime, and
 //! nothing of it says a credential. Must not know: who asks, and what is done about errors.
 
+mod bounded;
 mod errors;
 mod profile;
 
@@ -304,7 +305,8 @@ fn builder(address: &Bucket) -> std::result::Result<AmazonS3Builder, String> {
     };
     // The deadline of each call bounds it.
     let retry = RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(60) };
-    Ok(builder.with_bucket_name(&address.bucket).with_client_options(options).with_retry(retry))
+    let builder = builder.with_bucket_name(&address.bucket).with_client_options(options);
+    Ok(builder.with_retry(retry).with_http_connector(bounded::Bounded))
 }
 
 /// Certificates of authorities to be trusted beside the system's, as the programs of AWS find them.
