@@ -12,6 +12,8 @@ mod distributed;
 #[cfg(feature = "s3")]
 mod garage;
 mod groups;
+#[cfg(feature = "s3")]
+mod link;
 mod memory;
 #[cfg(feature = "reapi")]
 mod moon;

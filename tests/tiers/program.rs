@@ -19,7 +19,7 @@ pub fn mount(tiers: &[&str]) -> Mount {
 }
 
 /// Puts an entry of these files into a tier of the server.
-fn send(server: &Server, prefix: &str, name: &str, files: &[(&str, usize, u8)]) -> Made {
+pub fn send(server: &Server, prefix: &str, name: &str, files: &[(&str, usize, u8)]) -> Made {
     let made = Made::new(name, files);
     ship(&*open(server, prefix, true), &made.manifest, &made, &soon).expect("it can be sent");
     made

@@ -1,4 +1,4 @@
-//! A proxy that breaks things: between whoever reads a tier and the server that it is in.
+//! A proxy that breaks things, or is far away: between whoever reads a tier and the server that it is in.
 //!
 //! Invariants: what it hands on it has taken, but for what ails it; a connection that it gave up stays given up. It ends
 //! with its process. Must not know: what it hands on, but for where a request ends.
@@ -6,8 +6,9 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What ails it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,15 +49,26 @@ pub struct Proxy {
 struct Line {
     ails: Arc<Mutex<Ails>>,
     dice: Arc<AtomicU64>,
+    /// How long everything is on its way, each way.
+    way: Duration,
 }
 
 impl Proxy {
     /// To the server at this port.
     pub fn start(server: u16, seed: u64) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Proxy::with(server, seed, Duration::ZERO)
+    }
+
+    /// To the server at this port, a round trip away. Nothing ails it.
+    pub fn far(server: u16, round_trip: Duration) -> Proxy {
+        Proxy::with(server, 1, round_trip / 2)
+    }
+
+    fn with(server: u16, seed: u64, way: Duration) -> Proxy {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
         let port = listener.local_addr().expect("it has one").port();
         let ails = Arc::new(Mutex::new(Ails::Nothing));
-        let line = Line { ails: ails.clone(), dice: Arc::new(AtomicU64::new(seed)) };
+        let line = Line { ails: ails.clone(), dice: Arc::new(AtomicU64::new(seed)), way };
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let line = line.clone();
@@ -75,6 +87,16 @@ impl Line {
     fn serve(&self, client: TcpStream, server: u16) -> io::Result<()> {
         let server = TcpStream::connect(("127.0.0.1", server))?;
         let (from, to) = (client.try_clone()?, server.try_clone()?);
+        if !self.way.is_zero() {
+            client.set_nodelay(true)?;
+            server.set_nodelay(true)?;
+            // To say hello takes a round trip, too.
+            std::thread::sleep(2 * self.way);
+            let way = self.way;
+            std::thread::spawn(move || carry(from, to, way));
+            carry(server, client, way);
+            return Ok(());
+        }
         let up = self.clone();
         std::thread::spawn(move || up.hand_on(from, to, false));
         self.hand_on(server, client, true);
@@ -124,4 +146,26 @@ impl Line {
         }
         let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
     }
+}
+
+/// Hands everything on when it has been on its way for so long; what comes meanwhile follows it.
+fn carry(mut from: TcpStream, to: TcpStream, way: Duration) {
+    let (sender, pieces) = sync_channel::<(Instant, Vec<u8>)>(1024);
+    let Ok(mut arrives) = to.try_clone() else { return };
+    let arriving = std::thread::spawn(move || {
+        for (due, bytes) in pieces {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if arrives.write_all(&bytes).is_err() {
+                return;
+            }
+        }
+    });
+    let mut piece = vec![0; 32 << 10];
+    while let Ok(n @ 1..) = from.read(&mut piece) {
+        if sender.send((Instant::now() + way, piece[..n].to_vec())).is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    let _ = (arriving.join(), from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }

@@ -131,6 +131,7 @@ impl Server {
 
 fn serve(state: &State, stream: TcpStream) {
     let Ok(reading) = stream.try_clone() else { return };
+    let _ = stream.set_nodelay(true);
     let (mut reader, mut stream) = (BufReader::new(reading), stream);
     while let Ok(Some(request)) = read(&mut reader) {
         state.requests.fetch_add(1, Ordering::SeqCst);
