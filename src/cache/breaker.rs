@@ -220,6 +220,14 @@ impl Tier for Asked {
         self.ask(object, by, |tier| tier.get(object, range, by))
     }
 
+    fn get_all(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<tier::Result<Vec<u8>>>> {
+        self.ask(&"contents", by, |tier| tier.get_all(objects, by))
+    }
+
+    fn put_all(&self, contents: &[(Object, Vec<u8>)], by: Instant) -> tier::Result<()> {
+        self.ask(&"contents", by, |tier| tier.put_all(contents, by))
+    }
+
     fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> tier::Result<()> {
         self.ask(object, by, |tier| tier.put(object, size, content, by))
     }

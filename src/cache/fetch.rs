@@ -12,6 +12,7 @@ use std::time::Instant;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use super::breaker::Asked;
 use super::flights::Flights;
 use super::lookup::Loaded;
 use super::partial::Large;
@@ -79,7 +80,10 @@ impl Cache {
         let (object, range) = places.object(&hash).ok_or_else(unknown)?;
         let by = by(&self.inner.tiers.attached().1);
         if size <= GROUP as u64 {
-            let came = self.fetch_small(&places, &object, &range, by)?;
+            let came = match object {
+                Object::Blob(..) => self.fetch_together(&places, hash, by)?,
+                _ => self.fetch_small(&places, &object, &range, by)?,
+            };
             let Some((_, content)) = came.iter().find(|(h, _)| *h == hash) else { return Ok(None) };
             let from = content.get(offset as usize..offset as usize + wanted).ok_or_else(unknown)?;
             buf[..wanted].copy_from_slice(from);
@@ -130,12 +134,75 @@ impl Cache {
                 return Ok(Ok(Arc::default()));
             }
             let came = self.ask_for(object, span(&wanted), by, &|bytes, at| verified(&wanted, &bytes, at));
-            if let Ok(contents) = came.as_ref()
-                && let Err(e) = self.or_sweep(self.keep(contents))
-            {
-                tracing::warn!("what came from a tier is not kept: {e}");
-            }
+            self.keep_what_came(&came);
             Ok(came)
+        })
+    }
+
+    fn keep_what_came(&self, came: &Came<Contents>) {
+        if let Ok(contents) = came
+            && let Err(e) = self.or_sweep(self.keep(contents))
+        {
+            tracing::warn!("what came from a tier is not kept: {e}");
+        }
+    }
+
+    /// A small content that is an object of its own and those around it, but for those that are here already.
+    fn fetch_together(&self, places: &Places, hash: BlobHash, by: Instant) -> Result<Arc<Contents>> {
+        let around = places.around(&hash, WINDOW);
+        let object = |(hash, size): &(BlobHash, u64)| Object::Blob(*hash, *size);
+        let Some(first) = around.first().map(object) else { return Ok(Arc::default()) };
+        share(&self.inner.tiers.fetches.packs, &(first, 0), by, || {
+            let mut wanted = self.elsewhere(around.iter().map(|one| (one.0, *one)).collect())?;
+            // What somebody waits for comes first.
+            let Some(at) = wanted.iter().position(|(one, _)| *one == hash) else {
+                return Ok(Ok(Arc::default()));
+            };
+            wanted.swap(0, at);
+            let objects: Vec<(BlobHash, Object)> =
+                wanted.iter().map(|(hash, one)| (*hash, object(one))).collect();
+            let came = self.ask_for_all(&objects, by);
+            self.keep_what_came(&came);
+            Ok(came)
+        })
+    }
+
+    /// Asks one tier after another for contents, until one gives the first of them. Of the others comes what is right.
+    fn ask_for_all(&self, objects: &[(BlobHash, Object)], by: Instant) -> Came<Contents> {
+        let wanted: Vec<Object> = objects.iter().map(|(_, object)| *object).collect();
+        self.ask_each(&wanted[0], by, &|asked, by| {
+            let (mut right, mut wrong) = (Vec::new(), None);
+            let first = asked.ask(&wanted[0], by, |tier| {
+                let mut came = match tier.get_all(&wanted, by) {
+                    // It may know no batches, whatever it says.
+                    Err(e) if !e.is_transient() && wanted.len() > 1 => tier.get_all(&wanted[..1], by)?,
+                    came => came?,
+                };
+                for ((hash, object), bytes) in objects.iter().zip(came.drain(..)) {
+                    let first = right.is_empty();
+                    match bytes {
+                        Ok(bytes) if object.names(&bytes) => right.push((*hash, bytes)),
+                        Ok(_) => {
+                            let e = TierError::corrupt(
+                                tier.name(),
+                                object,
+                                "it does not have the hash in its name",
+                            );
+                            if first {
+                                return Err(e);
+                            }
+                            wrong = Some(e);
+                        }
+                        Err(e) if first => return Err(e),
+                        Err(e) => tracing::debug!("a content does not come with another: {e}"),
+                    }
+                }
+                Ok(())
+            });
+            first.map(|()| {
+                wrong.iter().for_each(|e| asked.gave_wrong(e));
+                right
+            })
         })
     }
 
@@ -150,10 +217,15 @@ impl Cache {
                 there.push((*hash, at));
             }
         }
-        let hashes: Vec<BlobHash> = there.iter().map(|(hash, _)| *hash).collect();
+        self.elsewhere(there)
+    }
+
+    /// Those of these contents that are not here.
+    fn elsewhere<T>(&self, contents: Vec<(BlobHash, T)>) -> Result<Vec<(BlobHash, T)>> {
+        let hashes: Vec<BlobHash> = contents.iter().map(|(hash, _)| *hash).collect();
         let rows = self.inner.index.blobs(&hashes)?;
         let elsewhere = |row: &Option<BlobRow>| row.is_some_and(|r| r.location == Location::Elsewhere);
-        Ok(there
+        Ok(contents
             .into_iter()
             .zip(rows)
             .filter(|(_, row)| elsewhere(row))
@@ -200,20 +272,31 @@ impl Cache {
         by: Instant,
         check: &dyn Fn(Vec<u8>, u64) -> std::result::Result<T, &'static str>,
     ) -> Came<T> {
+        self.ask_each(object, by, &|asked, by| {
+            asked.ask(object, by, |tier| {
+                let bytes = tier.get(object, range.clone(), by)?;
+                if bytes.len() as u64 != range.end - range.start {
+                    return Err(TierError::corrupt(tier.name(), object, "it gave another number of bytes"));
+                }
+                check(bytes, range.start).map_err(|why| TierError::corrupt(tier.name(), object, why))
+            })
+        })
+    }
+
+    /// Asks one tier after another, until one answers.
+    fn ask_each<T>(
+        &self,
+        object: &Object,
+        by: Instant,
+        ask: &dyn Fn(&Asked, Instant) -> std::result::Result<T, TierError>,
+    ) -> Came<T> {
         let (tiers, _) = self.inner.tiers.attached();
         let mut failed = None;
         for (i, tier) in tiers.iter().enumerate() {
             // Each has its share of the time that is left.
             let now = Instant::now();
             let by = now + by.saturating_duration_since(now) / (tiers.len() - i) as u32;
-            let came = tier.ask(object, by, |tier| {
-                let bytes = tier.get(object, range.clone(), by)?;
-                if bytes.len() as u64 != range.end - range.start {
-                    return Err(TierError::corrupt(tier.name(), object, "it gave another number of bytes"));
-                }
-                check(bytes, range.start).map_err(|why| TierError::corrupt(tier.name(), object, why))
-            });
-            match came {
+            match ask(tier, by) {
                 Ok(good) => return Ok(Arc::new(good)),
                 Err(e) => {
                     tracing::warn!("a read goes on without a tier: {e}");

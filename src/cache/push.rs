@@ -167,6 +167,24 @@ impl Tier for Paced<'_> {
         self.tier.put(object, size, &mut PacedContent { paced: self, content }, by)
     }
 
+    fn get_all(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<tier::Result<Vec<u8>>>> {
+        self.tier.get_all(objects, by)
+    }
+
+    fn put_all(&self, contents: &[(Object, Vec<u8>)], by: Instant) -> tier::Result<()> {
+        for (object, bytes) in contents {
+            let mut content = PacedContent { paced: self, content: &mut &bytes[..] };
+            // No faster than it may be sent.
+            if let Err(e) = io::copy(&mut content, &mut io::sink()) {
+                let kind = TierErrorKind::Transient { after: None };
+                return Err(TierError::new(kind, self.name(), "put", object, e));
+            }
+        }
+        let size: u64 = contents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.tier
+            .put_all(contents, by + Duration::from_secs(self.limit.map_or(0, |limit| size / limit.max(1))))
+    }
+
     fn missing(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<Object>> {
         self.tier.missing(objects, by.min(Instant::now() + ANSWER))
     }

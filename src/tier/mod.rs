@@ -91,6 +91,20 @@ pub trait Tier: Send + Sync {
     /// such object; a range that is not wholly inside is an error, never a shorter answer.
     fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> Result<Vec<u8>>;
 
+    /// All of each of these contents, as `get` gives it, in as few calls as the tier can: in their order, and each with its own
+    /// error. They fit into memory together.
+    fn get_all(&self, objects: &[Object], by: Instant) -> Result<Vec<Result<Vec<u8>>>> {
+        let size = |object: &Object| if let Object::Blob(_, size) = object { *size } else { 0 };
+        Ok(objects.iter().map(|object| self.get(object, 0..size(object), by)).collect())
+    }
+
+    /// Stores these contents, in as few calls as the tier can; the first that fails ends it.
+    fn put_all(&self, contents: &[(Object, Vec<u8>)], by: Instant) -> Result<()> {
+        contents
+            .iter()
+            .try_for_each(|(object, bytes)| self.put(object, bytes.len() as u64, &mut &bytes[..], by))
+    }
+
     /// Stores an object of `size` bytes under its name; one that is there already may be left or written again.
     fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> Result<()>;
 

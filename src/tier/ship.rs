@@ -19,6 +19,8 @@ use crate::model::{BlobHash, Manifest};
 const PACK: u64 = 8 << 20;
 /// Contents that are looked for together.
 const TOGETHER: usize = 1000;
+/// Bytes of small contents that are sent together.
+const SENT_TOGETHER: usize = 4 << 20;
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
 
@@ -130,11 +132,26 @@ fn ship_each(
     for some in objects.chunks(TOGETHER) {
         let wanted: Vec<Object> = some.iter().map(|(object, ..)| *object).collect();
         let missing: HashSet<Object> = tier.missing(&wanted, by())?.into_iter().collect();
+        let (mut small, mut bytes) = (Vec::new(), 0);
         for (object, hash, record) in some.iter().filter(|(object, ..)| missing.contains(object)) {
             let Object::Blob(_, size) = object else { continue };
             let failed = |source| ShipError::Content { hash: *hash, source };
             let mut content = source.open(*record).map_err(failed)?;
-            tier.put(object, *size, &mut content, by())?;
+            if *size > GROUP as u64 {
+                tier.put(object, *size, &mut content, by())?;
+                continue;
+            }
+            let mut all = Vec::with_capacity(*size as usize);
+            content.take(*size + 1).read_to_end(&mut all).map_err(failed)?;
+            bytes += all.len();
+            small.push((*object, all));
+            if bytes >= SENT_TOGETHER {
+                tier.put_all(&std::mem::take(&mut small), by())?;
+                bytes = 0;
+            }
+        }
+        if !small.is_empty() {
+            tier.put_all(&small, by())?;
         }
     }
     let places = places.finish(manifest);

@@ -668,6 +668,56 @@ fn entries_of_very_many_files_come_back_as_trees() {
     assert_eq!((result.output_files.len(), result.output_directories.len()), (0, 8));
 }
 
+/// S15.19 Small contents go to a server of the Remote Execution API, and come from it, together: not each by a call of its own.
+#[test]
+fn many_small_files_cost_few_calls() {
+    let server = Server::start("main", Value::Sha256);
+    let (here, there) = (World::new(&server), World::new(&server));
+    let contents: Vec<(String, Vec<u8>)> =
+        (0..900).map(|n| (format!("dir-{}/{n}", n % 30), content(1, n, 1000 + n))).collect();
+    let files: Vec<(&str, &[u8])> = contents.iter().map(|(path, bytes)| (&path[..], &bytes[..])).collect();
+    let entry = put(&here, &key("many-files"), &files);
+    ships(&server.tier(), &entry).expect("the server takes it");
+    // 1.3 MB, of which a message takes one, and then what describes the action.
+    let sent = server.calls("batch update");
+    assert!(sent <= 5, "{sent} calls");
+    assert_eq!(server.calls("write"), 0);
+
+    let found =
+        there.cache.find(&key("many-files"), LeaseKind::Hold).expect("no trouble").expect("it is there");
+    let before = server.calls("batch read");
+    // One after another, as programs do.
+    assert_eq!(tree_of(&found), tree_of(&entry));
+    let came = server.calls("batch read") - before;
+    assert!(came <= 5, "{came} calls");
+    assert_eq!(server.calls("read"), 0);
+}
+
+/// What one cannot have does not keep others from being read that would come with it.
+#[test]
+fn small_files_come_without_those_that_cannot() {
+    let server = Server::start("main", Value::Sha256);
+    let files = ["first", "gone", "wrong", "last"].map(|name| file(&server, name, name.as_bytes()));
+    let digest = |n: usize| files[n].digest.clone().expect("it has one");
+    let (gone, wrong) = (digest(1), digest(2));
+    server.set_result(&action(1), result(files.to_vec()));
+    let world = World::new(&server);
+    let entry = world.find(&action(1)).expect("it is there");
+    server.set(&gone, None);
+    server.set(&wrong, Some(b"WRONG".to_vec()));
+    for name in ["last", "first"] {
+        assert_eq!(read(&entry, &format!("outputs/{name}")).unwrap(), name.as_bytes());
+    }
+    read(&entry, "outputs/gone").expect_err("it is gone");
+    read(&entry, "outputs/wrong").expect_err("it is wrong");
+    assert!(world.cache.tier_facts()[0].corrupt >= 2, "{:?}", world.cache.tier_facts());
+    server.set(&gone, Some(b"gone".to_vec()));
+    server.set(&wrong, Some(b"wrong".to_vec()));
+    for name in ["gone", "wrong"] {
+        assert_eq!(read(&entry, &format!("outputs/{name}")).unwrap(), name.as_bytes());
+    }
+}
+
 #[test]
 fn a_server_that_lacks_something_takes_no_result_and_nothing_is_sent_twice() {
     let server = Server::start("main", Value::Sha256);

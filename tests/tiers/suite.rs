@@ -102,6 +102,7 @@ pub fn conforms(empty: &dyn Fn() -> Arc<dyn Tier>) {
 /// What of it has to do with contents alone, which the tier names so.
 pub fn contents_conform(empty: &dyn Fn() -> Arc<dyn Tier>, name: Namer) {
     objects_come_back(&*empty(), name);
+    contents_come_and_go_together(&*empty(), name);
     ranges_are_exact(&*empty(), name);
     what_is_not_there_is_absent(&*empty(), name);
     deadlines_hold(&*empty(), name);
@@ -131,6 +132,29 @@ fn objects_come_back(tier: &dyn Tier, name: Namer) {
         let blob = Object::Blob(name(b"small ones"), 10);
         assert_eq!(tier.missing(&[pack, blob], soon()).unwrap(), [blob], "a pack is no blob");
     }
+}
+
+fn contents_come_and_go_together(tier: &dyn Tier, name: Namer) {
+    let made = |n: usize| vec![n as u8; 1 + n * 100];
+    let object = |bytes: &[u8]| Object::Blob(name(bytes), bytes.len() as u64);
+    let mut all: Vec<(Object, Vec<u8>)> = (0..250).map(made).map(|bytes| (object(&bytes), bytes)).collect();
+    let large = vec![7; 5 << 20];
+    all.insert(100, (object(&large), large));
+    tier.put_all(&all, soon()).unwrap();
+    tier.put_all(&[], soon()).unwrap();
+    let mut objects: Vec<Object> = all.iter().map(|(object, _)| *object).collect();
+    assert!(tier.missing(&objects, soon()).unwrap().is_empty());
+    // One that is not there, and one that is asked for twice.
+    objects.insert(50, object(b"never put"));
+    objects.push(objects[3]);
+    let mut came = tier.get_all(&objects, soon()).unwrap();
+    assert_eq!(came.len(), objects.len());
+    assert!(came.pop().unwrap().unwrap() == all[3].1);
+    assert!(came.remove(50).unwrap_err().is_absent());
+    assert!(came.iter().zip(&all).all(|(came, (_, bytes))| came.as_ref().unwrap() == bytes));
+    assert!(tier.get_all(&[], soon()).unwrap().is_empty());
+    let wrong = [all[0].clone(), (object(b"other"), b"wrong".to_vec())];
+    assert_eq!(tier.put_all(&wrong, soon()).unwrap_err().kind, TierErrorKind::Permanent);
 }
 
 fn ranges_are_exact(tier: &dyn Tier, name: Namer) {

@@ -4,7 +4,7 @@
 //! deadline, tries included; only calls that change nothing, or the same again, are tried again. Credentials go to servers with
 //! TLS alone. Must not know: entries.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,24 +218,34 @@ impl Client {
 
     /// All of a content, unverified; it is no larger than a batch.
     pub async fn read_small(&self, of: Abilities, name: Name, by: Instant) -> Result<Vec<u8>> {
+        let mut one = self.read_batch(of, &[name], by).await?;
+        one.pop().unwrap_or_else(|| Err(Status::data_loss("it gave something else")))
+    }
+
+    /// All of each of these contents, unverified, in their order; together they are a batch. One that cannot be had just now
+    /// has all asked for again.
+    pub async fn read_batch(
+        &self,
+        of: Abilities,
+        names: &[Name],
+        by: Instant,
+    ) -> Result<Vec<Result<Vec<u8>>>> {
         let ask = || async {
             let request = re::BatchReadBlobsRequest {
                 instance_name: self.instance.clone(),
-                digests: vec![name.message()],
+                digests: names.iter().map(Name::message).collect(),
                 acceptable_compressors: Vec::new(),
                 digest_function: of.function.number(),
             };
             let answer = self.contents().batch_read_blobs(self.request(request, by)).await?.into_inner();
-            let of_it =
-                |r: &re::batch_read_blobs_response::Response| Name::parse(r.digest.as_ref()) == Some(name);
-            let Some(found) = answer.responses.into_iter().find(of_it) else {
-                return Err(Status::data_loss("it gave something else"));
-            };
-            status(found.status)?;
-            match found.compressor == 0 && found.data.len() as u64 == name.size {
-                true => Ok(found.data),
-                false => Err(Status::data_loss("it gave another number of bytes")),
-            }
+            let named =
+                |r: re::batch_read_blobs_response::Response| Some((Name::parse(r.digest.as_ref())?, r));
+            let found: HashMap<Name, _> = answer.responses.into_iter().filter_map(named).collect();
+            let all: Vec<Result<Vec<u8>>> =
+                names.iter().map(|name| content(*name, found.get(name))).collect();
+            let passing = |e: &&Status| matches!(kind_of(e.code()), TierErrorKind::Transient { .. });
+            let passing = all.iter().filter_map(|one| one.as_ref().err()).find(passing).cloned();
+            passing.map_or(Ok(all), Err)
         };
         Self::again(ask).await
     }
@@ -276,23 +286,26 @@ impl Client {
         Self::again(ask).await
     }
 
-    /// Stores a content that is no larger than a batch.
-    pub async fn write_small(&self, of: Abilities, name: Name, bytes: &[u8], by: Instant) -> Result<()> {
+    /// Stores contents that together are a batch.
+    pub async fn write_batch(&self, of: Abilities, contents: &[(Name, &[u8])], by: Instant) -> Result<()> {
         let ask = || async {
-            let digest = Some(name.message());
-            let one = re::batch_update_blobs_request::Request { digest, data: bytes.to_vec(), compressor: 0 };
+            let one = |(name, bytes): &(Name, &[u8])| {
+                let digest = Some(name.message());
+                re::batch_update_blobs_request::Request { digest, data: bytes.to_vec(), compressor: 0 }
+            };
             let request = re::BatchUpdateBlobsRequest {
                 instance_name: self.instance.clone(),
-                requests: vec![one],
+                requests: contents.iter().map(one).collect(),
                 digest_function: of.function.number(),
             };
             let answer = self.contents().batch_update_blobs(self.request(request, by)).await?.into_inner();
-            let of_it =
-                |r: &re::batch_update_blobs_response::Response| Name::parse(r.digest.as_ref()) == Some(name);
-            match answer.responses.into_iter().find(of_it) {
-                Some(found) => status(found.status),
+            let named =
+                |r: re::batch_update_blobs_response::Response| Some((Name::parse(r.digest.as_ref())?, r));
+            let said: HashMap<Name, _> = answer.responses.into_iter().filter_map(named).collect();
+            contents.iter().try_for_each(|(name, _)| match said.get(name) {
+                Some(said) => status(said.status.clone()),
                 None => Err(Status::unknown("it does not say what became of it")),
-            }
+            })
         };
         Self::again(ask).await
     }
@@ -312,6 +325,16 @@ impl Client {
             true => below.to_owned(),
             false => format!("{}/{below}", self.instance),
         }
+    }
+}
+
+/// What a server gave of a content.
+fn content(name: Name, given: Option<&re::batch_read_blobs_response::Response>) -> Result<Vec<u8>> {
+    let Some(given) = given else { return Err(Status::data_loss("it gave something else")) };
+    status(given.status.clone())?;
+    match given.compressor == 0 && given.data.len() as u64 == name.size {
+        true => Ok(given.data.clone()),
+        false => Err(Status::data_loss("it gave another number of bytes")),
     }
 }
 

@@ -32,6 +32,9 @@ const TOKEN: &str = "OUTFS_GRPC_TOKEN";
 /// Bytes of a content that are sent in one message.
 const PIECE: u64 = 1 << 20;
 
+/// Contents in one batch: their digests, too, must fit into a message.
+const TOGETHER: usize = 500;
+
 /// The tier.
 pub(super) struct ReapiTier {
     name: String,
@@ -90,11 +93,16 @@ impl ReapiTier {
         }
         match answer {
             Err(_) => Err(late()),
-            Ok(Err(status)) => match kind_of(status.code()) {
-                TierErrorKind::Absent => Err(self.absent(asked)),
-                kind => Err(self.error(kind, asked, why(&status))),
-            },
+            Ok(Err(status)) => Err(self.said(asked, &status)),
             Ok(Ok(done)) => Ok(done),
+        }
+    }
+
+    /// What the server said instead of an answer.
+    fn said(&self, asked: Asked<'_>, status: &Status) -> TierError {
+        match kind_of(status.code()) {
+            TierErrorKind::Absent => self.absent(asked),
+            kind => self.error(kind, asked, why(status)),
         }
     }
 
@@ -309,7 +317,53 @@ impl Tier for ReapiTier {
         let bytes = self.read_content(asked, size, content)?;
         self.at_its_end(asked, content)?;
         self.is_named(asked, name, of.function.name(&bytes).hash)?;
-        self.wait(asked, by, self.client.write_small(of, name, &bytes, by))
+        self.wait(asked, by, self.client.write_batch(of, &[(name, &bytes)], by))
+    }
+
+    fn get_all(&self, objects: &[Object], by: Instant) -> Result<Vec<Result<Vec<u8>>>> {
+        let what = format!("{} objects", objects.len());
+        let of = self.abilities(("get", &what), by)?;
+        let mut all = Vec::with_capacity(objects.len());
+        for some in batches(objects, of.batch, |object| name_of(object).map_or(u64::MAX, |name| name.size)) {
+            let names: Vec<Name> = some.iter().filter_map(name_of).collect();
+            // One that is no content, empty or larger than a batch is alone.
+            if names.len() < 2 {
+                all.extend(
+                    some.iter()
+                        .map(|object| self.get(object, 0..name_of(object).map_or(0, |name| name.size), by)),
+                );
+                continue;
+            }
+            let came = self.wait(("get", &what), by, self.client.read_batch(of, &names, by))?;
+            let each = came.into_iter().zip(some);
+            all.extend(each.map(|(one, object)| one.map_err(|status| self.said(("get", object), &status))));
+        }
+        Ok(all)
+    }
+
+    fn put_all(&self, contents: &[(Object, Vec<u8>)], by: Instant) -> Result<()> {
+        let what = format!("{} objects", contents.len());
+        let asked: Asked<'_> = ("put", &what);
+        if !self.push {
+            return self.refuse(asked, "it was opened for reading only");
+        }
+        let of = self.abilities(asked, by)?;
+        for some in batches(contents, of.batch, |(_, bytes)| bytes.len() as u64) {
+            if let [(object, bytes)] = some {
+                self.put(object, bytes.len() as u64, &mut &bytes[..], by)?;
+                continue;
+            }
+            let mut named = Vec::with_capacity(some.len());
+            for (object, bytes) in some {
+                let name = of.function.name(bytes);
+                if name_of(object) != Some(name) {
+                    return self.refuse(("put", object), "the content is not what its name says");
+                }
+                named.push((name, &bytes[..]));
+            }
+            self.wait(asked, by, self.client.write_batch(of, &named, by))?;
+        }
+        Ok(())
     }
 
     fn missing(&self, objects: &[Object], by: Instant) -> Result<Vec<Object>> {
@@ -319,14 +373,10 @@ impl Tier for ReapiTier {
         let what = format!("{} objects", objects.len());
         let asked: Asked<'_> = ("look for", &what);
         let of = self.abilities(asked, by)?;
-        let name = |object: &Object| match *object {
-            Object::Blob(hash, size) => Some(Name { hash, size }),
-            _ => None,
-        };
-        let names: Vec<Name> = objects.iter().filter_map(name).collect();
+        let names: Vec<Name> = objects.iter().filter_map(name_of).collect();
         let missing: std::collections::HashSet<Name> =
             self.wait(asked, by, self.client.missing(of, &names, by))?.into_iter().collect();
-        let lacks = |object: &&Object| name(object).is_none_or(|name| missing.contains(&name));
+        let lacks = |object: &&Object| name_of(object).is_none_or(|name| missing.contains(&name));
         Ok(objects.iter().filter(lacks).copied().collect())
     }
 
@@ -347,11 +397,34 @@ impl Tier for ReapiTier {
         let given = give::result(manifest, metadata, places, of.function);
         let names: Vec<Name> = given.made.iter().map(|(name, _)| *name).collect();
         let missing = self.wait(asked, by, self.client.missing(of, &names, by))?;
-        for (name, bytes) in given.made.iter().filter(|(name, _)| missing.contains(name)) {
-            self.put(&Object::Blob(name.hash, name.size), name.size, &mut &bytes[..], by)?;
-        }
+        let lacking = given.made.into_iter().filter(|(name, _)| missing.contains(name));
+        let lacking = lacking.map(|(name, bytes)| (Object::Blob(name.hash, name.size), bytes));
+        self.put_all(&lacking.collect::<Vec<_>>(), by)?;
         self.wait(asked, by, self.client.update(of, given.action, given.result, by))
     }
+}
+
+/// What the API calls a content; `None` of anything else.
+fn name_of(object: &Object) -> Option<Name> {
+    match *object {
+        Object::Blob(hash, size) => Some(Name { hash, size }),
+        _ => None,
+    }
+}
+
+/// In their order, as many together as have `most` bytes and go into a message; what has more is alone.
+fn batches<T>(all: &[T], most: u64, size: impl Fn(&T) -> u64) -> impl Iterator<Item = &[T]> {
+    let mut rest = all;
+    std::iter::from_fn(move || {
+        let mut bytes = 0u64;
+        let fit = rest.iter().take(TOGETHER).take_while(|one| {
+            bytes = bytes.saturating_add(size(one));
+            bytes <= most
+        });
+        let (some, after) = rest.split_at(fit.count().max(1).min(rest.len()));
+        rest = after;
+        (!some.is_empty()).then_some(some)
+    })
 }
 
 /// Hashes what is sent.
