@@ -16,6 +16,9 @@ use crate::model::{BlobHash, EventKind, Manifest};
 use crate::store::{Hashed, Location, StoreError, parts_of};
 use crate::tier::{Places, TierError, TierErrorKind, Tree};
 
+/// Before places of an entry that was sealed here and brought to a tier.
+const BROUGHT: &[u8] = b"OUTFSBR1";
+
 impl Cache {
     /// Makes an entry of what a tier has, unless there is one under its key: durable when it returns. True when it was made.
     pub fn adopt(&self, tier: &str, tree: &Tree) -> Result<bool> {
@@ -124,16 +127,35 @@ impl Cache {
         Ok(blobs.iter().map(|(hash, size, _)| (*hash, *size, here(hash))).collect())
     }
 
-    /// Where in a tier the contents of a manifest are; `None` when it never came from one.
+    /// Where in a tier the contents of a manifest are; `None` when no tier is known to have it.
     pub(super) fn places_of(&self, manifest: &Manifest) -> std::result::Result<Option<Places>, StoreError> {
+        Ok(self.places_and_how(manifest)?.map(|(places, _)| places))
+    }
+
+    /// The same, and how it is known: the entry came from there, or was brought there.
+    pub(super) fn places_and_how(
+        &self,
+        manifest: &Manifest,
+    ) -> std::result::Result<Option<(Places, Backed)>, StoreError> {
         let store = &self.inner.store;
         let Some(bytes) = store.read_places(&manifest.hash())? else { return Ok(None) };
-        match Places::parse(&bytes, manifest) {
-            Ok(places) => Ok(Some(places)),
+        let (bytes, how) = match bytes.strip_prefix(BROUGHT) {
+            Some(places) => (places, Backed::Brought),
+            None => (&bytes[..], Backed::Came),
+        };
+        match Places::parse(bytes, manifest) {
+            Ok(places) => Ok(Some((places, how))),
             Err(e) => {
                 let path = store.places_path(&manifest.hash());
                 Err(StoreError::Corrupt { path, line: None, why: e.to_string() })
             }
         }
+    }
+
+    /// Writes down where the contents of a manifest are in a tier that it was brought to; how many bytes that takes.
+    pub(super) fn write_places_brought(&self, places: &Places) -> std::result::Result<usize, StoreError> {
+        let bytes = [BROUGHT, &places.encode()].concat();
+        self.inner.store.write_places(&places.manifest(), &bytes)?;
+        Ok(bytes.len())
     }
 }

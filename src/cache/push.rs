@@ -289,7 +289,7 @@ impl Cache {
         let came = match row.in_tier.backed {
             Backed::Came => true,
             Backed::Brought => false,
-            // A row of an older index says nothing.
+            // A row of an older index says nothing, nor do places that were written then.
             Backed::No => self.inner.store.read_places(&row.manifest)?.is_some(),
         };
         let own = !came && row.readable && !row.inferred && SessionId::of_key(&row.key).is_none();

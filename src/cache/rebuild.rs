@@ -142,14 +142,14 @@ impl Cache {
         let blobs = manifest.blobs();
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.inner.index.blobs(&hashes)?;
-        let places = match read_twice(&mut rebuilt.unread, || self.places_of(&manifest))? {
+        let places = match read_twice(&mut rebuilt.unread, || self.places_and_how(&manifest))? {
             Ok(places) => places,
             Err(e) => {
                 tracing::warn!("where contents of {} are is lost: {e}", manifest.seal().key);
                 None
             }
         };
-        let elsewhere = |hash| places.as_ref()?.get(hash).map(|_| Location::Elsewhere);
+        let elsewhere = |hash| places.as_ref()?.0.get(hash).map(|_| Location::Elsewhere);
         let known: Vec<_> = blobs
             .iter()
             .zip(rows)
@@ -167,7 +167,7 @@ impl Cache {
         let metadata = self.metadata_of(&manifest, &known, &mut rebuilt.unread_blobs)?;
         rebuilt.unread |= rebuilt.unread_blobs.len() > before;
         // By which tier is forgotten.
-        let backed = if places.is_some() { Backed::Came } else { Backed::No };
+        let backed = places.as_ref().map_or(Backed::No, |(_, how)| *how);
         Ok(Some(NewEntry {
             row: EntryRow {
                 id: 0,
@@ -182,7 +182,7 @@ impl Cache {
                 readable: metadata.is_some(),
                 metadata_bytes: super::usage::metadata_bytes(
                     &manifest,
-                    places.map_or(0, |p| p.encoded_len()),
+                    places.map_or(0, |(places, _)| places.encoded_len()),
                 ),
                 top: Some(manifest.top()),
                 in_tier: InTier { backed, ..InTier::default() },

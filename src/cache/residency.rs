@@ -87,8 +87,7 @@ impl Cache {
         if current.is_none_or(|now| now.manifest != row.manifest || now.in_tier.is_backed()) {
             return Ok(());
         }
-        self.inner.store.write_places(&row.manifest, &places.encode())?;
-        let bytes = occupied(places.encoded_len() as u64);
+        let bytes = occupied(self.write_places_brought(places)? as u64);
         self.inner.index.back_entry(row.id, &row.manifest, tier, blobs, bytes)?;
         Ok(())
     }

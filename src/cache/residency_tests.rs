@@ -229,6 +229,24 @@ fn what_a_tier_was_brought_gives_up_its_bytes_and_comes_back() {
 }
 
 #[test]
+fn what_was_brought_to_one_tier_is_brought_to_another_also_after_the_index_was_lost() {
+    let mut w = World::new();
+    w.send_files("came", &[("f", bytes(2 * GROUP, 7))]);
+    w.find("came").unwrap();
+    put(&w.near, "brought", &[("large", bytes(2 * GROUP, 1)), ("small", bytes(5000, 2))]);
+    push(&w.near);
+    w.near = w.near.reopen();
+    let options = FsckOptions { rebuild_index: true, ..FsckOptions::default() };
+    assert!(w.near.cache.fsck(options, &mut |_| {}).unwrap().is_sound());
+    let other = memory("other");
+    w.near.cache.attach_tiers(vec![other.clone()], patient());
+    push(&w.near);
+    let has = |name: &str| other.find(&key(name), soon()).is_ok();
+    assert_eq!((has("brought"), has("came")), (true, false));
+    sound(&w.near);
+}
+
+#[test]
 fn only_what_all_can_read_from_tiers_is_given_up() {
     let w = World::new();
     let shared = ("shared", bytes(2 * GROUP, 1));
