@@ -16,7 +16,7 @@ use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
-use crate::store::{Location, PackId, StoreError};
+use crate::store::{Location, PackId, StoreError, shards};
 
 /// Rows read from the index at a time.
 const PAGE: usize = 1000;
@@ -519,7 +519,7 @@ impl<'a> Check<'a> {
         let since = cache.inner.upkeep.sweep.lock().since_ns();
         let mut orphans = Orphans::default();
         let Some(_all) = cache.index_knows_all() else { return Ok(orphans) };
-        for shard in 0..=255 {
+        for shard in shards::all() {
             (self.progress)(FsckProgress { stage: "orphans", done: u64::from(shard), total: 256 });
             for name in index.unknown_manifests(&store.manifests_in(Some(shard))?)? {
                 let old = store.manifest_changed_at_ns(&name)?.is_some_and(|at| at < since);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::upkeep_tests::{Fixture, key, noise};
 use super::*;
-use crate::store::BadSpot;
+use crate::store::{BadSpot, shards};
 
 const MIB: usize = 1 << 20;
 
@@ -125,7 +125,7 @@ fn a_damaged_manifest_and_one_that_is_gone() {
     let mut f = filled();
     let manifest = |f: &Fixture, k: &str| {
         let name = f.cache().index().entry(&key(k)).unwrap().unwrap().manifest;
-        f.store().join("manifests").join(name.shard()).join(name.to_hex())
+        f.store().join("manifests").join(shards::of(name.as_bytes())).join(name.to_hex())
     };
     let (one, two) = (manifest(&f, "key1"), manifest(&f, "key2"));
     f.reopen(|_| {

@@ -11,7 +11,7 @@ use super::verify::twice;
 use super::{Cache, CacheError, Result};
 use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry, Replaced};
 use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
-use crate::store::{Location, StoreError};
+use crate::store::{Location, StoreError, shards};
 
 /// Rows written at a time.
 const BATCH: usize = 2000;
@@ -103,7 +103,7 @@ impl Cache {
             }
         }
         let mut shared = Vec::new();
-        for shard in 0..=255 {
+        for shard in shards::all() {
             let found = store.loose_blobs_in(Some(shard))?;
             shared.extend(found.iter().filter(|blob| blob.shared).map(|blob| blob.hash));
             blobs.extend(found.into_iter().map(|blob| (blob.hash, blob.size, Location::Loose)));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::here::now_ns;
 use super::{Cache, CacheError, Result};
 use crate::model::{BlobHash, EventKind, ManifestHash};
-use crate::store::Location;
+use crate::store::{Location, shards};
 
 /// Its presence says that a sweep is due or not finished.
 const MARKER: &str = "index.sweep";
@@ -145,7 +145,7 @@ impl Cache {
                 let sweep = self.inner.upkeep.sweep.lock();
                 (sweep.stage, sweep.since_ns)
             };
-            let next_shard = |shard: u8| shard.checked_add(1);
+            let next_shard = |shard: u8| shard.checked_add(1).filter(|next| shards::all().contains(next));
             let next = match stage {
                 Stage::Done => return Ok(()),
                 Stage::Rows => {

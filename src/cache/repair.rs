@@ -11,7 +11,7 @@ use super::{Cache, Result};
 use crate::index::EntryRow;
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, EventKind};
-use crate::store::{Location, PackId, StoreError};
+use crate::store::{Location, PackId, StoreError, shards};
 
 const DROPPED: &str = "set aside; the entries that need it were dropped";
 
@@ -42,7 +42,7 @@ impl Check<'_> {
             self.damage("pack", path_of(&e), e.to_string(), Vec::new());
         }
         for (key, manifest, missing) in rebuilt.incomplete {
-            let path = self.cache.inner.store.root().join("manifests").join(manifest.shard());
+            let path = self.cache.inner.store.root().join("manifests").join(shards::of(manifest.as_bytes()));
             let what = format!("{} of the entry {key} lost", counted(missing as u64, "blob", "blobs"));
             self.damage("manifest", path.join(manifest.to_hex()), what, vec![key.clone()]);
             self.report.lost.push(key);

@@ -5,6 +5,7 @@ use super::tier_tests::*;
 use super::*;
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, EventKind};
+use crate::store::shards;
 use crate::tier::{Call, Tier};
 
 const WINDOW: usize = 2 * GROUP;
@@ -310,7 +311,8 @@ fn what_cannot_be_read_holds_up_nothing_else() {
     put(&w.near, "damaged", &[("large", large.clone())]);
     put(&w.near, "sound", &[("large", bytes(3 * GROUP, 2))]);
     let hash = BlobHash::of(&large);
-    let path = w.near.cache.store().root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let path =
+        w.near.cache.store().root().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(&path, bytes(3 * GROUP, 3)).unwrap();
     push_for_a_while(&w.near);
@@ -344,7 +346,7 @@ fn what_is_damaged_here_comes_from_a_tier_that_has_it() {
     let entry = near(&w, "brought");
     let hash = BlobHash::of(&files[0].1);
     let store = w.near.cache.store().root();
-    let large = store.join("blobs").join(hash.shard()).join(hash.to_hex());
+    let large = store.join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     let pack = std::fs::read_dir(store.join("packs")).unwrap().map(|e| e.unwrap().path());
     let pack = pack
         .filter(|p| p.extension().is_some_and(|e| e == "pack"))

@@ -6,6 +6,7 @@ use super::fsck_tests::flip;
 use super::upkeep_tests::{Fixture, key, noise};
 use super::*;
 use crate::model::EventKind;
+use crate::store::shards;
 
 const MIB: usize = 1 << 20;
 
@@ -92,7 +93,7 @@ fn lost_content_and_damaged_manifests_are_found() {
             std::fs::read(path).unwrap().windows(64).any(|w| w == &noise(5, 5000)[..64])
         };
         std::fs::remove_file(packs.find(of_key2).unwrap()).unwrap();
-        flip(&store.join("manifests").join(manifest.shard()), b"key3", 1);
+        flip(&store.join("manifests").join(shards::of(manifest.as_bytes())), b"key3", 1);
     });
     // In key2's pack are its file, and its metadata.
     assert_eq!(round(f.cache()).found, 3);

@@ -11,6 +11,7 @@ use crate::index::EntryRow;
 use crate::model::EventKind;
 use crate::model::manifest::Origin;
 use crate::model::units::Size;
+use crate::store::shards;
 
 pub(super) struct Fixture {
     pub dir: tempfile::TempDir,
@@ -554,7 +555,7 @@ fn an_index_that_is_made_anew_takes_up_no_file_that_a_draft_can_write_to() {
     f.cache().prepare(&draft, Instant::now() + Duration::from_secs(10)).unwrap();
     let blob = |n| {
         let hash = crate::model::BlobHash::of(&noise(n, MIB));
-        f.store().join("blobs").join(hash.shard()).join(hash.to_hex())
+        f.store().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex())
     };
     let (first, second) = (blob(1), blob(2));
     f.put("key2", &[("large", noise(2, MIB))]);

@@ -35,11 +35,6 @@ macro_rules! hash_type {
             pub fn to_hex(&self) -> String {
                 blake3::Hash::from(self.0).to_hex().to_string()
             }
-
-            /// The shard directory `ab` of the store that holds this object.
-            pub fn shard(&self) -> String {
-                format!("{:02x}", self.0[0])
-            }
         }
 
         impl fmt::Display for $name {

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use super::dir::{Dir, Temp};
 use super::manifests::each_in_shards;
 use super::read::FileKey;
-use super::{Adopt, Result, Store, StoreError, port};
+use super::{Adopt, Result, Store, StoreError, port, shards};
 use crate::model::BlobHash;
 use crate::model::groups::{GroupHash, GroupHasher};
 use crate::model::hash::Sha256;
@@ -236,12 +236,12 @@ impl Store {
     }
 
     pub(super) fn blob_place(&self, hash: &BlobHash) -> Result<(Dir, String)> {
-        Ok((self.blobs.sub(hash.shard())?, hash.to_hex()))
+        Ok((self.blobs.sub(shards::of(hash.as_bytes()))?, hash.to_hex()))
     }
 
     /// The blob's path, for messages.
     pub(super) fn blob_path(&self, hash: &BlobHash) -> PathBuf {
-        self.blobs.path().join(hash.shard()).join(hash.to_hex())
+        self.blobs.path().join(shards::of(hash.as_bytes())).join(hash.to_hex())
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::dir::{Dir, Temp};
 use super::peek::part_count;
-use super::{Location, PackId, Result, Store, StoreError};
+use super::{Location, PackId, Result, Store, StoreError, shards};
 use crate::model::groups::GroupHash;
 use crate::model::{Manifest, ManifestHash};
 
@@ -77,7 +77,7 @@ impl Store {
 
     /// Where that is, for messages.
     pub fn places_path(&self, manifest: &ManifestHash) -> PathBuf {
-        self.manifests.path().join(manifest.shard()).join(places_name(&manifest.to_hex()))
+        self.manifests.path().join(shards::of(manifest.as_bytes())).join(places_name(&manifest.to_hex()))
     }
 
     /// All manifest names, in no order.
@@ -128,7 +128,7 @@ impl Store {
     }
 
     pub(super) fn manifest_place(&self, hash: &ManifestHash) -> Result<(Dir, String)> {
-        Ok((self.manifests.sub(hash.shard())?, hash.to_hex()))
+        Ok((self.manifests.sub(shards::of(hash.as_bytes()))?, hash.to_hex()))
     }
 }
 
@@ -152,8 +152,8 @@ pub(super) fn each_in_shards(
     only: Option<u8>,
     each: &mut dyn FnMut(&Dir, &OsStr) -> Result<()>,
 ) -> Result<()> {
-    for shard in only.map_or(0..=255u8, |s| s..=s) {
-        let shard = room.sub(format!("{shard:02x}"))?;
+    for shard in only.map_or(shards::all(), |s| s..=s) {
+        let shard = room.sub(shards::name(shard))?;
         for name in shard.names()? {
             each(&shard, &name)?;
         }

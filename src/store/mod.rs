@@ -32,6 +32,7 @@ mod quarantine;
 mod read;
 mod remove;
 mod sessions;
+pub(crate) mod shards;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,7 @@ pub(crate) use manifests::table_bytes;
 pub use packs::{Hashed, PackWriter};
 pub(crate) use peek::{Parts, parts_of};
 pub use port::{BadSpot, Fault, skip_syncs};
+pub use shards::four_shards;
 
 use std::fs::File;
 use std::sync::Arc;

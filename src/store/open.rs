@@ -18,7 +18,7 @@ use super::events::EventLog;
 use super::format::{self, FORMAT};
 use super::lock::{LOCK, Lock};
 use super::packs::PackIds;
-use super::{Access, Result, Space, Store, StoreError, port, remove};
+use super::{Access, Result, Space, Store, StoreError, port, remove, shards};
 
 /// Directories of a store; the first two are divided into `00` to `ff`.
 const ROOMS: [&str; 13] = [
@@ -251,8 +251,8 @@ fn create_rooms(root: &Dir) -> Result<()> {
         if i < SHARDED {
             let dir = root.sub(room)?;
             let mut new_shards = false;
-            for shard in 0..=255u8 {
-                new_shards |= dir.mkdir(format!("{shard:02x}"), 0o700)?;
+            for shard in shards::all() {
+                new_shards |= dir.mkdir(shards::name(shard), 0o700)?;
             }
             if new_shards {
                 dir.sync()?;

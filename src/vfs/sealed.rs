@@ -234,7 +234,7 @@ mod tests {
         let facts = TaskFacts::default();
         let entry = cache.put_dir(&dir.join("tree"), &facts, [None, None], request).unwrap().into_entry();
         let name = entry.manifest_hash().unwrap();
-        (cache, dir.join(format!("store/manifests/{}/{name}", name.shard())))
+        (cache, dir.join(format!("store/manifests/{}/{name}", crate::store::shards::of(name.as_bytes()))))
     }
 
     fn reopen(cache: Cache, dir: &std::path::Path) -> (Cache, Arc<View>) {

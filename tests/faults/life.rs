@@ -99,6 +99,7 @@ pub fn quick_dir() -> tempfile::TempDir {
 impl Template {
     pub fn make() -> Template {
         outfs::store::skip_syncs(true);
+        outfs::store::four_shards();
         let dir = quick_dir();
         let cache = Cache::open(&dir.path().join("store"), limits()).unwrap();
         for of in ["kept", "mostly-dead", "shares"] {

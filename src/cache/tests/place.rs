@@ -1,6 +1,7 @@
 //! Placing: exactly an entry's outputs at some paths, whatever stood there.
 
 use super::*;
+use crate::store::shards;
 
 fn place(entry: &Entry, dest: &Path, outputs: &[&str], newest_ns: Option<i64>) -> Restored {
     let outputs: Vec<PathBuf> = outputs.iter().map(PathBuf::from).collect();
@@ -90,7 +91,10 @@ fn lost_content_is_an_answer_that_names_the_output() {
     let entry = f.put("abcd", &f.odd_tree("tree")).unwrap().into_entry();
     let record = entry.file(b"outputs/one more").unwrap();
     let hash = entry.manifest().unwrap().get(record).unwrap().hash().unwrap();
-    std::fs::remove_file(f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()))).unwrap();
+    std::fs::remove_file(
+        f.cache.store().root().join(format!("blobs/{}/{hash}", shards::of(hash.as_bytes()))),
+    )
+    .unwrap();
     let dest = f.beside("dest");
     std::fs::create_dir(&dest).unwrap();
     let outputs = ["zero".into(), "one more".into()];
@@ -153,7 +157,10 @@ fn directories_are_made_aside_and_leave_nothing() {
     // What is lost half way through leaves the directory out, and no other name.
     let record = entry.file(b"outputs/out/sub/deep/large").unwrap();
     let hash = entry.manifest().unwrap().get(record).unwrap().hash().unwrap();
-    std::fs::remove_file(f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()))).unwrap();
+    std::fs::remove_file(
+        f.cache.store().root().join(format!("blobs/{}/{hash}", shards::of(hash.as_bytes()))),
+    )
+    .unwrap();
     std::fs::remove_dir_all(dest.join("out/sub")).unwrap();
     let lost = entry.place(&dest, &["out".into()], RestoreAs::Auto, None, &Work::default()).unwrap();
     assert!(matches!(lost, Placement::Lost { .. }), "{lost:?}");

@@ -3,6 +3,7 @@
 use super::*;
 use crate::model::ManifestHash;
 use crate::model::manifest::Child;
+use crate::store::shards;
 
 #[test]
 fn opening_an_entry_reads_no_content() {
@@ -92,7 +93,7 @@ fn damage_is_an_error_an_event_and_goes_to_quarantine() {
     let entry = f.put("abcd", &tree).unwrap().into_entry();
     let record = entry.file(b"outputs/large").unwrap();
     let hash = entry.manifest().unwrap().get(record).unwrap().hash().unwrap();
-    let file = f.cache.store().root().join(format!("blobs/{}/{hash}", hash.shard()));
+    let file = f.cache.store().root().join(format!("blobs/{}/{hash}", shards::of(hash.as_bytes())));
     damage(&file, 1_000_000);
     let mut buf = [0; 100];
     assert_eq!(entry.read(record, 0, &mut buf).unwrap(), 100, "other groups are sound");
@@ -146,7 +147,7 @@ fn a_damaged_manifest_is_an_error_and_the_key_can_be_stored_again() {
     let f = Fixture::new();
     let tree = f.odd_tree("tree");
     let name = f.put("abcd", &tree).unwrap().into_entry().manifest_hash().unwrap();
-    damage(&f.cache.store().root().join(format!("manifests/{}/{name}", name.shard())), 200);
+    damage(&f.cache.store().root().join(format!("manifests/{}/{name}", shards::of(name.as_bytes()))), 200);
     let f = f.reopen();
     let entry = f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().unwrap();
     assert!(entry.manifest().is_err() && entry.read(1, 0, &mut [0]).is_err() && entry.metadata().is_err());
@@ -204,7 +205,7 @@ fn a_damaged_part_of_a_manifest_is_an_error_and_an_event() {
     let f = Fixture::new();
     let (name, last) = many_files(&f);
     // The modification time of `3000`: the name would be found.
-    let path = f.cache.store().root().join(format!("manifests/{}/{name}", name.shard()));
+    let path = f.cache.store().root().join(format!("manifests/{}/{name}", shards::of(name.as_bytes())));
     damage(&path, 176 + (last - 999) * 64 + 40);
     let f = f.reopen();
     let entry = f.cache.entry(&key("many"), LeaseKind::Hold).unwrap().unwrap();
@@ -219,7 +220,7 @@ fn a_damaged_part_of_a_manifest_is_an_error_and_an_event() {
 fn a_wrong_slot_of_a_large_table_is_put_right() {
     let f = Fixture::new();
     let (name, last) = many_files(&f);
-    let table = f.cache.store().root().join(format!("manifests/{}/{name}.loc", name.shard()));
+    let table = f.cache.store().root().join(format!("manifests/{}/{name}.loc", shards::of(name.as_bytes())));
     damage(&table, 48 + last * 16 + 8);
     let f = f.reopen();
     let entry = f.cache.entry(&key("many"), LeaseKind::Hold).unwrap().unwrap();

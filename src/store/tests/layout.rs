@@ -51,7 +51,8 @@ fn a_location_table_is_laid_out_as_the_page_says() {
     }
     let check = blake3::hash(&expected);
     expected.extend(check.as_bytes());
-    let path = s.root().join("manifests").join(manifest.shard()).join(format!("{manifest}.loc"));
+    let path =
+        s.root().join("manifests").join(shards::of(manifest.as_bytes())).join(format!("{manifest}.loc"));
     assert_eq!(std::fs::read(path).unwrap(), expected);
 }
 

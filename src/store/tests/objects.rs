@@ -59,7 +59,7 @@ fn manifests_round_trip_and_damage_is_noticed() {
     assert_eq!(s.read_manifest(&hash).unwrap().as_bytes(), bytes);
     assert_eq!(s.manifests().unwrap(), [hash]);
 
-    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("manifests").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     let mut bad = bytes.clone();
     bad[200] ^= 1;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -115,7 +115,7 @@ fn a_large_manifest_is_read_in_verified_parts() {
     let asked = (1..=5000).filter(|r| peek.child(0, manifest.name(*r)).is_some()).count();
     assert!((10..1000).contains(&asked), "{asked}");
 
-    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("manifests").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     let damage = |path: &Path, at: usize| {
         let mut bytes = std::fs::read(path).unwrap();
         bytes[at] ^= 1;
@@ -151,7 +151,7 @@ fn a_location_table_is_given_back_or_is_absent() {
     s.write_locations(&hash, &table, &[]).unwrap();
     assert_eq!(s.read_locations(&hash).unwrap().unwrap(), table);
     assert_eq!(s.manifests().unwrap(), [hash]);
-    let path = s.root().join("manifests").join(hash.shard()).join(format!("{hash}.loc"));
+    let path = s.root().join("manifests").join(shards::of(hash.as_bytes())).join(format!("{hash}.loc"));
     let good = std::fs::read(&path).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     for at in 0..good.len() {
@@ -281,7 +281,7 @@ fn large_blobs_are_read_and_verified_in_groups() {
     assert!(read(bytes.len(), 5).unwrap().is_empty());
     assert_eq!(s.loose_blobs().unwrap(), [LooseBlob { hash, size, shared: false }]);
 
-    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     use std::os::unix::fs::FileExt;
@@ -310,7 +310,7 @@ fn a_link_is_the_drafts_own_inode_until_it_is_settled() {
         .unwrap();
     s.adopt(&file, &hash, Adopt::Link).unwrap();
     s.adopt(&file, &hash, Adopt::Link).unwrap();
-    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     let (a, b) = (file.metadata().unwrap(), std::fs::metadata(&path).unwrap());
     assert_eq!((a.ino(), a.nlink(), a.mode() & 0o7777), (b.ino(), 2, 0));
     s.settle(&hash).unwrap();
@@ -393,7 +393,7 @@ fn a_blob_that_another_draft_could_still_change_is_replaced() {
     let (dir, s) = store();
     let bytes = data(GROUP + 1, 3);
     let hash = BlobHash::of(&bytes);
-    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     let other = s.root().join("drafts/other");
     std::fs::write(&other, &bytes).unwrap();
     s.adopt(&std::fs::File::open(&other).unwrap(), &hash, Adopt::Link).unwrap();
@@ -437,7 +437,7 @@ fn whatever_call_fails_a_manifest_is_there_whole_or_not_at_all() {
     let (_dir, s) = store();
     let bytes = manifest_bytes(b"f");
     let hash = BlobHash::of(&bytes);
-    let path = s.root().join("manifests").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("manifests").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     fail_everywhere(
         || s.write_manifest(&bytes),
         |n, ok| {
@@ -484,7 +484,7 @@ fn whatever_call_fails_a_blob_is_there_whole_or_not_at_all() {
     let bytes = data(3 << 20, 1);
     let hash = BlobHash::of(&bytes);
     let file = file_with(&s.root().join("drafts"), &bytes);
-    let path = s.root().join("blobs").join(hash.shard()).join(hash.to_hex());
+    let path = s.root().join("blobs").join(shards::of(hash.as_bytes())).join(hash.to_hex());
     for how in [Adopt::Link, Adopt::Clone] {
         fail_everywhere(
             || s.adopt(&file, &hash, how),
