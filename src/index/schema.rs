@@ -156,7 +156,18 @@ pub(super) enum Role {
 }
 
 /// A connection with our settings. Does not look at the content.
-fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
+fn connect(file: &Path, role: Role, op: &'static str) -> Result<Connection> {
+    let db = open(file, &role).map_err(sqlite(op))?;
+    if let Role::Writer = role {
+        // Before it has a log, which takes its mode.
+        let refused = |source| IndexError::Io { op: "set the mode of", path: file.to_owned(), source };
+        paths::chmod(file, 0o600).map_err(refused)?;
+    }
+    set_up(&db, &role).map_err(sqlite(op))?;
+    Ok(db)
+}
+
+fn open(file: &Path, role: &Role) -> rusqlite::Result<Connection> {
     let access = match role {
         Role::Writer => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         Role::Reader => OpenFlags::SQLITE_OPEN_READ_WRITE,
@@ -168,16 +179,15 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
         let why = "it cannot be opened for writing: check its owner and mode, and the limit of open files";
         return Err(rusqlite::Error::SqliteFailure(code, Some(why.into())));
     }
+    Ok(db)
+}
+
+fn set_up(db: &Connection, role: &Role) -> rusqlite::Result<()> {
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(32);
     db.pragma_update(None, "mmap_size", 0)?;
     match role {
         Role::Writer => {
-            // Before it has a log, which takes its mode.
-            paths::chmod(file, 0o600).map_err(|e| {
-                let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
-                rusqlite::Error::SqliteFailure(code, Some(format!("its mode cannot be set: {e}")))
-            })?;
             // For migrations.
             let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
             db.create_scalar_function("key_number", 1, flags, |c| {
@@ -195,12 +205,12 @@ fn connect(file: &Path, role: Role) -> rusqlite::Result<Connection> {
             db.pragma_update(None, "cache_size", -1024)?;
         }
     }
-    Ok(db)
+    Ok(())
 }
 
 /// A connection for the pool of readers. It has opened all its files.
 pub(super) fn open_reader(file: &Path) -> Result<Connection> {
-    let db = connect(file, Role::Reader).map_err(sqlite("open its file for reading"))?;
+    let db = connect(file, Role::Reader, "open its file for reading")?;
     db.query_row("SELECT one FROM totals", [], |_| Ok(())).map_err(sqlite("read its file"))?;
     Ok(db)
 }
@@ -275,7 +285,7 @@ pub(super) fn open_writer(file: &Path) -> Result<(Connection, bool)> {
 }
 
 fn try_open(file: &Path) -> Result<(Connection, bool)> {
-    let mut db = connect(file, Role::Writer).map_err(sqlite("open its file"))?;
+    let mut db = connect(file, Role::Writer, "open its file")?;
     let read = |db: &Connection| db.query_row("PRAGMA user_version", [], |r| r.get::<_, u32>(0));
     let found = read(&db).map_err(sqlite("read its version"))?;
     if found > VERSION {

@@ -519,3 +519,22 @@ fn errors_of_sqlite_say_what_to_do() {
     assert!(told(rusqlite::ffi::SQLITE_IOERR_WRITE).ends_with("nothing stored is lost"));
     assert!(told(rusqlite::ffi::SQLITE_CORRUPT).ends_with("'outfs fsck --rebuild-index' makes it anew"));
 }
+
+#[test]
+fn what_the_system_refuses_around_the_file_is_its_error_and_not_sqlites() {
+    use crate::store::Fault;
+    for n in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = Fault::after(n, libc::EIO, false);
+        let opened = Index::open(&dir.path().join("index.sqlite"), 1 << 20);
+        let fired = fault.fired();
+        drop(fault);
+        match opened {
+            Ok(_) if !fired => return assert!(n > 3, "only {n} calls were seen"),
+            // It does without.
+            Ok(_) => {}
+            Err(IndexError::Io { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EIO)),
+            Err(e) => panic!("call {n}: {e:?}"),
+        }
+    }
+}
