@@ -11,12 +11,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::verify::{self, PackFound, twice};
+use super::verify::{self, PackFound};
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
-use crate::store::{Location, PackId, StoreError, shards};
+use crate::store::{Location, PackId, StoreError, shards, twice};
 
 /// Rows read from the index at a time.
 const PAGE: usize = 1000;

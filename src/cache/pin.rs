@@ -11,10 +11,9 @@ use parking_lot::Mutex;
 
 use super::fsck::path_of;
 use super::here::now_ns;
-use super::verify::twice;
 use super::{Cache, CacheError, LeaseKind, Result};
 use crate::model::{EntryKey, EventKind, ManifestHash};
-use crate::store::{Pin, Rejection, Store, StoreError};
+use crate::store::{Pin, Rejection, Store, StoreError, twice};
 
 /// What users hold and reject, in memory.
 #[derive(Default)]

@@ -7,11 +7,10 @@
 //! cut short, or that the disk kept from reading something, is done again when the cache is opened next.
 //! What is lost: the order of access.
 
-use super::verify::twice;
 use super::{Cache, CacheError, Result};
 use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry, Replaced};
 use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
-use crate::store::{Location, StoreError, shards};
+use crate::store::{Location, StoreError, shards, twice};
 
 /// Rows written at a time.
 const BATCH: usize = 2000;

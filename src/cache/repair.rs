@@ -6,12 +6,11 @@
 
 use super::evict::Condemned;
 use super::fsck::{Check, Damage, path_of};
-use super::verify::twice;
 use super::{Cache, Result};
 use crate::index::EntryRow;
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, EventKind};
-use crate::store::{Location, PackId, StoreError, shards};
+use crate::store::{Location, PackId, StoreError, shards, twice};
 
 const DROPPED: &str = "set aside; the entries that need it were dropped";
 

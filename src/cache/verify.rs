@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow};
 use crate::model::EventKind;
-use crate::store::{Location, PackId, StoreError};
+use crate::store::{Location, PackId, StoreError, twice};
 
 /// Hears how many bytes were read since it was called last; false ends the reading.
 pub(super) type Reading<'a> = dyn FnMut(u64) -> bool + 'a;
@@ -19,13 +19,6 @@ pub(super) struct PackFound {
     pub lost: Vec<(BlobRow, StoreError)>,
     /// What else is wrong with its bytes.
     pub damage: Option<StoreError>,
-}
-
-/// Reads something, and once more where the disk failed.
-pub(super) fn twice<T>(
-    mut read: impl FnMut() -> std::result::Result<T, StoreError>,
-) -> std::result::Result<T, StoreError> {
-    read().or_else(|e| if e.is_bad_spot() { read() } else { Err(e) })
 }
 
 impl Cache {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use super::dir::{Dir, Temp, temp_name};
 use super::open::random_hex;
-use super::{DraftPlace, Result, Store, StoreError, port, remove};
+use super::{DraftPlace, Result, Store, StoreError, port, remove, twice};
 use crate::model::ManifestHash;
 
 const PLACE: &str = "draft.json";
@@ -122,7 +122,7 @@ impl Store {
                 Ok(stat.map(|s| s.st_mtime * 1_000_000_000 + s.st_mtime_nsec))
             };
             let Some(tree) = time(TREE)? else { continue };
-            let place = match dir.read_all(PLACE) {
+            let place = match twice(|| dir.read_all(PLACE)) {
                 Err(e) if e.is_bad_spot() => None,
                 bytes => bytes?.and_then(|b| serde_json::from_slice(&b).ok()),
             };

@@ -102,3 +102,8 @@ impl StoreError {
 pub(super) fn is_no_space(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
+
+/// Reads something, and once more where the disk failed.
+pub(crate) fn twice<T>(mut read: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    read().or_else(|e| if e.is_bad_spot() { read() } else { Err(e) })
+}

@@ -40,6 +40,7 @@ pub use blobs::LooseBlob;
 pub use dir::Scratch;
 pub use drafts::Inode;
 pub use error::StoreError;
+pub(crate) use error::twice;
 pub use lock::owner_of;
 pub(crate) use manifests::table_bytes;
 pub use packs::{Hashed, PackWriter};

@@ -116,6 +116,22 @@ fn native_interrupted(s: &Store, outside: &Path, after: u64) -> std::path::PathB
 }
 
 #[test]
+fn a_disk_that_fails_once_takes_no_draft_from_its_place() {
+    let (_dir, s) = store();
+    let place = DraftPlace::InPlace { key: key("abcd") };
+    s.create_draft(&place).unwrap();
+    for n in 0.. {
+        let fault = Fault::after(n, libc::EIO, false);
+        let found = s.drafts();
+        if !fault.fired() {
+            return assert!(n > 6, "only {n} calls were seen");
+        }
+        drop(fault);
+        assert!(found.is_err() || found.unwrap()[0].1 == place, "it is elsewhere after call {n} failed");
+    }
+}
+
+#[test]
 fn any_tree_can_be_deleted_as_root() {
     let dir = quick_dir();
     awkward_trees_are_deleted(dir.path());
