@@ -14,9 +14,18 @@ use crate::model::units::Size;
 use crate::store::shards;
 
 pub(super) struct Fixture {
-    pub dir: tempfile::TempDir,
     pub cache: Option<Cache>,
+    pub dir: tempfile::TempDir,
     limits: Limits,
+}
+
+/// Ends what the cache does in the background before its files are deleted.
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(cache) = &self.cache {
+            cache.inner.background.stop();
+        }
+    }
 }
 
 impl Fixture {

@@ -167,6 +167,8 @@ pub struct Mount {
     without_leases: bool,
     env: Vec<(String, String)>,
     descriptors: Option<u64>,
+    /// What lies in `dir`, and goes before it.
+    disk: Option<Mounted>,
     dir: tempfile::TempDir,
 }
 
@@ -201,15 +203,23 @@ impl Mount {
             without_leases: false,
             env: Vec::new(),
             descriptors: None,
+            disk: None,
             mnt,
             dir,
         }
     }
 
-    /// Puts the store elsewhere (before the start).
-    pub fn store_at(mut self, store: PathBuf) -> Mount {
-        self.store = store;
+    /// Puts the store on a disk of its own, of this size (before the start).
+    pub fn on_disk(mut self, size: &str) -> Mount {
+        let disk = Mounted::tmpfs(&self.dir.path().join("disk"), size);
+        self.store = disk.0.join("store");
+        self.disk = Some(disk);
         self
+    }
+
+    /// Where that disk is mounted.
+    pub fn disk(&self) -> &Path {
+        &self.disk.as_ref().expect("it has one").0
     }
 
     /// Has the daemon find no leases, as on a file system without them (before the start).

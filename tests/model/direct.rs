@@ -22,7 +22,7 @@ const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 4711 };
 
 /// A view that no kernel knows.
 pub struct Direct {
-    open: Option<(Arc<View>, Cache)>,
+    served: Option<(Arc<View>, Cache)>,
     seen: Vec<Ino>,
     seen_before: Vec<Ino>,
     dir: tempfile::TempDir,
@@ -58,6 +58,16 @@ fn errno(e: VfsError) -> i32 {
     }
 }
 
+/// Whoever still has the store open would write its index anew while it is deleted.
+impl Drop for Direct {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stop();
+            self.open().close().expect("a clean close");
+        }
+    }
+}
+
 impl Direct {
     /// A new store.
     pub fn new() -> Direct {
@@ -66,30 +76,33 @@ impl Direct {
         let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let dir =
             tempfile::Builder::new().prefix("outfs-test-").tempdir_in(base).expect("a temporary directory");
-        let mut d = Direct { open: None, seen: Vec::new(), seen_before: Vec::new(), dir };
+        let mut d = Direct { served: None, seen: Vec::new(), seen_before: Vec::new(), dir };
         d.start();
         d
     }
 
-    fn start(&mut self) {
-        let root = self.dir.path().join("store");
+    fn open(&self) -> Cache {
         let end = Instant::now() + Duration::from_secs(20);
         // The former owner's last thread may still be on its way out.
-        let cache = loop {
-            match Cache::open(&root, Limits::default()) {
-                Ok(c) => break c,
+        loop {
+            match Cache::open(&self.dir.path().join("store"), Limits::default()) {
+                Ok(c) => return c,
                 Err(e) if Instant::now() > end => panic!("opening the store: {e}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
-        };
+        }
+    }
+
+    fn start(&mut self) {
+        let cache = self.open();
         // As a daemon does.
         cache.load_keys();
         let view = View::new(cache.clone(), ViewOptions::default()).expect("a view");
-        self.open = Some((view, cache));
+        self.served = Some((view, cache));
     }
 
     fn view(&self) -> &Arc<View> {
-        &self.open.as_ref().expect("open").0
+        &self.served.as_ref().expect("open").0
     }
 
     fn look_up(&mut self, parent: Ino, name: &OsStr) -> Res<Attr> {
@@ -373,19 +386,23 @@ impl Direct {
     }
 
     fn seal(&mut self, key: &EntryKey) {
-        let cache = self.open.as_ref().expect("open").1.clone();
+        let cache = self.served.as_ref().expect("open").1.clone();
         let draft = cache.draft_for(key).expect("the model knows a draft");
         let origin = Origin { how: "seal".into(), uid: 0, host: String::new(), source: String::new() };
         let request = SealRequest { key: key.clone(), origin, inferred: false, replace: false };
         cache.seal(&draft, request).expect("a draft without writers seals");
     }
 
-    fn restart(&mut self) {
+    fn stop(&mut self) {
         self.seen.clear();
         self.seen_before.clear();
-        let (view, cache) = self.open.take().expect("open");
+        let (view, cache) = self.served.take().expect("open");
         drop(view);
         cache.close().expect("a clean close");
+    }
+
+    fn restart(&mut self) {
+        self.stop();
         self.start();
     }
 

@@ -11,9 +11,8 @@ use crate::common::*;
 fn s10_2_s10_3_a_full_disk_heals() {
     need_root();
     for passthrough in ["auto", "off"] {
-        let m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--passthrough", passthrough]);
-        let disk = Mounted::tmpfs(&m.outside("disk"), "24M");
-        let mut m = m.store_at(disk.0.join("store"));
+        let mut m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--passthrough", passthrough])
+            .on_disk("24M");
         m.start();
         m.entry_of("key1", noise(40, 1 << 20));
         let top = m.draft("w", |_| {});
@@ -50,9 +49,7 @@ fn s10_2_s10_3_a_full_disk_heals() {
 #[test]
 fn s10_2_room_comes_by_itself() {
     need_root();
-    let m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", "0s"]);
-    let disk = Mounted::tmpfs(&m.outside("disk"), "24M");
-    let mut m = m.store_at(disk.0.join("store"));
+    let mut m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", "0s"]).on_disk("24M");
     m.start();
     m.entry_of("key1", noise(40, 8 << 20));
     let mut f = File::create(m.draft("w", |_| {}).join("outputs/f")).expect("create");
@@ -75,16 +72,14 @@ fn s10_2_room_comes_by_itself() {
 #[test]
 fn s10_2_sealing_on_a_full_disk_loses_nothing() {
     need_root();
-    let m = Mount::unmounted(&["--size", "4G", "--reserve", "0"]);
-    let disk = Mounted::tmpfs(&m.outside("disk"), "24M");
-    let mut m = m.store_at(disk.0.join("store"));
+    let mut m = Mount::unmounted(&["--size", "4G", "--reserve", "0"]).on_disk("24M");
     m.start();
     let top = m.draft("w", |out| {
         for i in 0..40 {
             write(out.join(format!("f{i}")), noise(i, 200_000));
         }
     });
-    let ballast = disk.0.join("ballast");
+    let ballast = m.disk().join("ballast");
     let mut f = File::create(&ballast).expect("create");
     while f.write_all(&[0; 65536]).is_ok() {}
     drop(f);
@@ -100,13 +95,13 @@ fn s10_2_sealing_on_a_full_disk_loses_nothing() {
 }
 
 /// Fills the file system to the last byte.
-fn fill(disk: &Mounted) -> std::path::PathBuf {
-    let ballast = disk.0.join("ballast");
+fn fill(disk: &std::path::Path) -> std::path::PathBuf {
+    let ballast = disk.join("ballast");
     let mut f = File::create(&ballast).expect("create");
     for size in [1 << 16, 4096, 1] {
         while f.write_all(&vec![1; size]).is_ok() {}
     }
-    let space = nix::sys::statvfs::statvfs(&disk.0).expect("statvfs");
+    let space = nix::sys::statvfs::statvfs(disk).expect("statvfs");
     assert_eq!(space.blocks_available(), 0, "the disk is full");
     ballast
 }
@@ -126,9 +121,8 @@ fn s10_5_a_disk_without_a_free_byte() {
     ] {
         let case = format!("daemon {daemon}, died {died}, young {young}");
         let min_age = if young { "10m" } else { "0s" };
-        let m = Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", min_age]);
-        let disk = Mounted::tmpfs(&m.outside("disk"), "12M");
-        let mut m = m.store_at(disk.0.join("store"));
+        let mut m =
+            Mount::unmounted(&["--size", "4G", "--reserve", "0", "--min-age", min_age]).on_disk("12M");
         m.start();
         for (i, key) in (0..).zip(["key1", "key2", "key3", "key4"]) {
             m.entry(key, |out| {
@@ -144,7 +138,7 @@ fn s10_5_a_disk_without_a_free_byte() {
         if died {
             detach(m.mnt());
         }
-        let ballast = fill(&disk);
+        let ballast = fill(m.disk());
         if daemon {
             m.start();
             assert!(read(m.path("key1/outputs/f")) == noise(0, 500_000), "reading a mount");
@@ -172,7 +166,7 @@ fn s10_5_a_disk_without_a_free_byte() {
             m.ok(&["gc", "--older-than", "0s"]);
         }
         assert_eq!(m.code(&["show", "key4"]), 3, "{case}");
-        let free = nix::sys::statvfs::statvfs(&disk.0).expect("statvfs");
+        let free = nix::sys::statvfs::statvfs(m.disk()).expect("statvfs");
         assert!(free.blocks_available() > 100, "{case}: it frees");
 
         fs::remove_file(ballast).expect("unlink");

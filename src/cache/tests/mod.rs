@@ -21,8 +21,18 @@ use crate::store::{DraftPlace, PACK_LIMIT};
 
 /// A cache on a store of its own, and room for files beside it.
 pub(super) struct Fixture {
-    pub dir: tempfile::TempDir,
+    quiet: Quiet,
     pub cache: Cache,
+    pub dir: tempfile::TempDir,
+}
+
+/// Ends what a cache does in the background before its files are deleted.
+struct Quiet(Cache);
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.0.inner.background.stop();
+    }
 }
 
 pub(super) fn key(text: &str) -> EntryKey {
@@ -48,16 +58,20 @@ pub(super) fn bytes(n: usize, seed: u64) -> Vec<u8> {
 impl Fixture {
     pub fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
+        Fixture::in_dir(dir)
+    }
+
+    fn in_dir(dir: tempfile::TempDir) -> Fixture {
         let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
-        Fixture { dir, cache }
+        Fixture { quiet: Quiet(cache.clone()), cache, dir }
     }
 
     /// Closes the cache and opens it again.
     pub fn reopen(self) -> Fixture {
-        let Fixture { dir, cache } = self;
+        let Fixture { quiet, cache, dir } = self;
+        drop(quiet);
         cache.close().unwrap();
-        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
-        Fixture { dir, cache }
+        Fixture::in_dir(dir)
     }
 
     /// A path beside the store.
