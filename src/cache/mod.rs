@@ -288,6 +288,8 @@ pub(crate) struct Inner {
     share_of_kernels: usize,
     let_go: memory::LetGo,
     damaged: damaged::DamagedBlobs,
+    /// The index was found damaged since it was made: an event told of it.
+    bad_index: std::sync::atomic::AtomicBool,
     /// Manifests of entries found damaged or lost since the start: an event told of each.
     bad_manifests: parking_lot::Mutex<std::collections::HashSet<crate::model::ManifestHash>>,
     /// Content bytes that entries were read for.

@@ -43,6 +43,7 @@ impl Cache {
                 share_of_kernels: shares.kernels,
                 let_go: Default::default(),
                 damaged: Default::default(),
+                bad_index: Default::default(),
                 bad_manifests: Default::default(),
                 blob_bytes_read: Default::default(),
                 scrub: Default::default(),

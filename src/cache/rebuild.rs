@@ -7,6 +7,8 @@
 //! cut short, or that the disk kept from reading something, is done again when the cache is opened next.
 //! What is lost: the order of access.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::{Cache, CacheError, Result};
 use crate::index::{Backed, Commit, EntryRow, InTier, NewEntry, Replaced};
 use crate::model::{BlobHash, EntryKey, EventKind, Manifest, ManifestHash, Metadata};
@@ -74,6 +76,7 @@ impl Cache {
         if !rebuilt.unread {
             self.inner.index.finish()?;
         }
+        self.inner.bad_index.store(false, Relaxed);
         rebuilt.entries = self.inner.index.totals()?.entries;
         self.note(EventKind::IndexRebuilt { entries: rebuilt.entries }, None, true);
         tracing::info!(entries = rebuilt.entries, "the index was made anew from the store");

@@ -10,6 +10,7 @@
 //! manifests those of which nobody reserves a blob, and that are older by the clock, of blobs what is claimed; a sweep
 //! that was not finished goes on after the next start.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::here::now_ns;
@@ -106,7 +107,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Hands a result on. Where the disk failed, files may be left that no entry has: the next start looks for them.
+    /// Hands a result on. Where the disk failed, files may be left that no entry has: the next start looks for them. That the index is
+    /// damaged is told once.
     pub(super) fn or_sweep<T>(&self, result: Result<T>) -> Result<T> {
         let disk = |e: &CacheError| {
             matches!(
@@ -120,6 +122,12 @@ impl Cache {
         };
         if result.as_ref().is_err_and(disk) {
             self.inner.upkeep.sweep.lock().left_something();
+        }
+        if let Err(CacheError::Index(e)) = &result
+            && e.is_damage()
+            && !self.inner.bad_index.swap(true, Relaxed)
+        {
+            self.note(EventKind::Damaged { what: e.to_string() }, None, true);
         }
         result
     }

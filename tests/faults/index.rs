@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use outfs::cache::{Cache, CacheError, FsckOptions};
 use outfs::index::IndexError;
+use outfs::model::EventKind;
 use rusqlite::ErrorCode;
 
 use super::alone;
@@ -235,6 +236,38 @@ fn an_index_that_is_deleted_or_replaced_while_it_is_in_use_loses_nothing() {
             live_on(&template, &others, harm, first);
         }
     }
+}
+
+/// What has the same number and other content (`cp` over it) is not noticed before it is read, and then it is said what to do.
+#[test]
+fn an_index_that_is_overwritten_in_place_is_told_of_and_made_anew() {
+    let _alone = alone();
+    let (template, dir) = (Template::make(), quick_dir());
+    let store = store_of(&template, &dir);
+    let cache = Cache::open(&store, limits()).unwrap();
+    let told = || {
+        let events = cache.store().read_events(0, 9999).unwrap().events;
+        let damage = events.into_iter().filter_map(|e| match e.kind {
+            EventKind::Damaged { what } => Some(what),
+            _ => None,
+        });
+        damage.collect::<Vec<_>>()
+    };
+    let len = fs::metadata(store.join(INDEX)).unwrap().len();
+    let mut file = fs::File::options().write(true).open(store.join(INDEX)).unwrap();
+    file.write_all(&vec![0xa5; len as usize]).unwrap();
+    // Some pages it has in memory.
+    let refused = (0..50).find_map(|n| put(&cache, dir.path(), &format!("more-{n}")).err());
+    let Some(CacheError::Index(e)) = &refused else { panic!("{refused:?}") };
+    assert!(e.is_damage(), "{e:?}");
+    put(&cache, dir.path(), "another").unwrap_err();
+    assert_eq!(told(), [e.to_string()]);
+    assert!(e.to_string().contains("outfs fsck --rebuild-index"), "{e}");
+
+    let options = FsckOptions { rebuild_index: true, ..FsckOptions::default() };
+    cache.fsck(options, &mut |_| {}).unwrap();
+    put(&cache, dir.path(), "another").unwrap();
+    check(&cache, &["kept", "mostly-dead", "shares", "another"], "it was made anew");
 }
 
 /// A commit whose sync fails stands in the log all the same. Nothing that it spoke of may be missing when a death makes it count.
