@@ -275,7 +275,8 @@ impl Cache {
         let file = port::paths::reopen(closed.as_fd()).map_err(fail)?;
         let Asked::Granted(lease) = ReadLease::ask_after_close(&file) else { return Ok(false) };
         let id = FileId::of(&at::stat_of(&file).map_err(fail)?);
-        let named = || at::stat_of(&file).is_ok_and(|stat| stat.st_nlink > 0);
+        // Where that cannot be asked, reading fails, too, and says so.
+        let named = || at::stat_of(&file).map_or(true, |stat| stat.st_nlink > 0);
         let closing = || self.inner.closing.load(Ordering::Relaxed);
         let go_on = || running.goes_on() && lease.stands() && named() && !closing();
         let Some(content) = hash_file(&file, &go_on).map_err(fail)? else { return Ok(false) };

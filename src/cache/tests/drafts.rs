@@ -154,6 +154,22 @@ fn a_cancelled_hash_does_not_keep_a_writer_waiting() {
 }
 
 #[test]
+fn a_hash_that_the_disk_kept_from_being_made_is_an_error_and_no_cancelled_one() {
+    let f = Fixture::new();
+    let (draft, path) = f.in_place("abcd");
+    std::fs::write(path.join("x"), bytes(300_000, 1)).unwrap();
+    let file = std::fs::File::open(path.join("x")).unwrap();
+    for n in 0.. {
+        let fault = crate::store::Fault::after(n, libc::EIO, n % 2 == 1);
+        let hashed = f.cache.ingest(&draft, &file);
+        if !fault.fired() {
+            return assert!(n > 5 && hashed.unwrap(), "only {n} calls were seen");
+        }
+        assert!(!matches!(hashed, Ok(false)), "it seems cancelled when call {n} fails");
+    }
+}
+
+#[test]
 fn closed_parts_of_a_draft_are_sealed_as_they_are() {
     let f = Fixture::new();
     let (draft, path) = f.in_place("abcd");
