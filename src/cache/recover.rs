@@ -139,7 +139,8 @@ impl Cache {
         if (held || left)
             && let Err(e) = self.inner.store.set_marker(MARKER, true)
         {
-            tracing::warn!(error = %e, "orphans will be found by 'outfs fsck' only");
+            tracing::warn!(error = %e, "what is left will be looked for as after a death");
+            self.inner.store.leave_in_disorder();
         }
     }
 

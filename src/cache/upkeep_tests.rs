@@ -702,6 +702,23 @@ fn orphans_of_a_death_are_swept_and_the_rest_stays() {
     f.sound();
 }
 
+#[test]
+fn what_a_full_disk_keeps_from_being_noted_is_looked_for_as_after_a_death() {
+    let mut f = Fixture::new();
+    let stray = crate::model::BlobHash::of(b"stray").to_hex();
+    std::fs::write(f.store().join("blobs").join(&stray[..2]).join(&stray), b"x").unwrap();
+    f.cache().inner.upkeep.sweep.lock().left_something();
+    let cache = f.cache.take().unwrap();
+    let full = crate::store::Fault::after(0, libc::ENOSPC, true);
+    let _ = cache.clone().close();
+    drop(full);
+    drop(cache);
+    assert!(!f.store().join("index.sweep").exists());
+    f.open();
+    f.cache().finish_sweep().unwrap();
+    assert_eq!(f.files("blobs").len(), 0);
+}
+
 /// By the clock a pack that is not committed yet may be older than this process, if that was set back: it is not told by the clock.
 #[test]
 fn a_pack_that_this_process_made_is_no_orphan_whatever_the_clock_says() {

@@ -50,6 +50,7 @@ pub use shards::four_shards;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -130,6 +131,8 @@ pub struct Store {
     ahead: ahead::Ahead,
     pack_ids: Mutex<packs::PackIds>,
     log: Mutex<events::EventLog>,
+    /// The next owner must not believe that this one ended in order.
+    disorder: AtomicBool,
 }
 
 /// What `PackWriter::finish` made.

@@ -9,6 +9,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
 
@@ -103,6 +104,11 @@ impl Store {
         self.lock.as_ref().is_some_and(|l| l.after_death)
     }
 
+    /// Has the next owner look for what is left, as after a death.
+    pub fn leave_in_disorder(&self) {
+        self.disorder.store(true, Relaxed);
+    }
+
     /// Where it lies.
     pub fn root(&self) -> &Path {
         self.root.path()
@@ -166,7 +172,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         let Some(lock) = &self.lock else { return };
         let mut log = self.log.lock();
-        if log.sync(self.log_rooms()).is_ok() && log.is_sound() {
+        if log.sync(self.log_rooms()).is_ok() && log.is_sound() && !self.disorder.load(Relaxed) {
             lock.closed_in_order();
         }
     }
@@ -232,6 +238,7 @@ fn assemble(root: Dir, id: String, lock: Option<Lock>) -> Result<Store> {
         ahead: Ahead::default(),
         pack_ids: Mutex::new(PackIds::default()),
         log: Mutex::new(EventLog::default()),
+        disorder: Default::default(),
         id,
         lock,
         root,
