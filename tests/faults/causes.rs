@@ -15,12 +15,12 @@ fn is(kind: Kind, source: &io::Error) -> bool {
     source.raw_os_error() == Some(kind.errno())
 }
 
-/// Whether a use case may answer this where a call at the door fails so.
-pub fn explains(door: Door, kind: Kind, e: &CacheError) -> bool {
+/// Whether a use case may answer this where a call at the door fails so; whether that was a sync.
+pub fn explains(door: Door, kind: Kind, sync: bool, e: &CacheError) -> bool {
     match e {
         _ if kind.is_no_failure() => false,
         CacheError::NoSpace(_) => kind == Kind::Full,
-        CacheError::Unwritten { .. } => door == Door::Store && kind != Kind::NoDescriptor,
+        CacheError::Unwritten { .. } => door == Door::Store && (sync || kind != Kind::NoDescriptor),
         CacheError::Io { source, .. } => door == Door::Store && is(kind, source),
         CacheError::Store(StoreError::Io { source, .. } | StoreError::Unwritten { source, .. }) => {
             door == Door::Store && is(kind, source)
@@ -44,12 +44,12 @@ fn is_of_sqlite(kind: Kind, e: &rusqlite::Error) -> bool {
 }
 
 /// Whether a client may be told this: the fault's own errno where its draft's file system answers, EIO (or ENOSPC) where the store does.
-pub fn explains_to_client(door: Door, kind: Kind, e: &VfsError) -> bool {
+pub fn explains_to_client(door: Door, kind: Kind, sync: bool, e: &VfsError) -> bool {
     let told = outfs::fuse::errno(e);
     match e {
         _ if kind.is_no_failure() => false,
         VfsError::Draft(errno) => door == Door::Store && *errno as i32 == kind.errno(),
-        VfsError::Cache(e) if explains(door, kind, e) => {
+        VfsError::Cache(e) if explains(door, kind, sync, e) => {
             told == Errno::EIO || told == Errno::ENOSPC && kind == Kind::Full
         }
         _ => false,

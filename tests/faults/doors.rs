@@ -103,6 +103,11 @@ impl Armed {
         Armed::Index
     }
 
+    /// Whether it has struck a call of the store that waits for the disk.
+    pub fn struck_a_sync(&self) -> bool {
+        matches!(self, Armed::Store(fault) if fault.refused().is_some())
+    }
+
     /// Whether it has struck.
     pub fn fired(&self) -> bool {
         match self {

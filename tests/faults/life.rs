@@ -145,6 +145,8 @@ struct Life {
     dir: tempfile::TempDir,
     door: Door,
     kind: Kind,
+    /// While there is one.
+    armed: Option<Armed>,
     /// For messages: the fault.
     fault: String,
     /// What was reported sealed, and is not evicted since.
@@ -168,6 +170,7 @@ impl Life {
             dir,
             door,
             kind,
+            armed: None,
             fault,
             sealed,
             unsure: BTreeSet::new(),
@@ -175,6 +178,10 @@ impl Life {
             through_views: false,
             told: Vec::new(),
         }
+    }
+
+    fn struck_a_sync(&self) -> bool {
+        self.armed.as_ref().is_some_and(Armed::struck_a_sync)
     }
 
     fn store(&self) -> PathBuf {
@@ -186,8 +193,8 @@ impl Life {
         match work(self.dir.path()) {
             Ok(done) => Some(done),
             Err(e) => {
-                let door = self.door;
-                assert!(causes::explains(door, self.kind, &e), "{what}: {e:?} with {}", self.fault);
+                let explained = causes::explains(self.door, self.kind, self.struck_a_sync(), &e);
+                assert!(explained, "{what}: {e:?} with {}", self.fault);
                 self.errors.push((what, e));
                 None
             }
@@ -197,7 +204,7 @@ impl Life {
     /// Does something through a view that may fail.
     fn ask<T>(&mut self, what: &'static str, answer: client::Result<T>) -> Option<T> {
         let answer = answer.map_err(|e| {
-            let explained = causes::explains_to_client(self.door, self.kind, &e);
+            let explained = causes::explains_to_client(self.door, self.kind, self.struck_a_sync(), &e);
             assert!(explained, "a client is told {e:?} when it is to {what}, with {}", self.fault);
             self.told.push((what, e));
         });
@@ -308,10 +315,9 @@ fn with_fault(
 ) -> bool {
     let mut life = Life::new(template, (door, kind, n));
     prepare(&life.store());
-    let fault = Armed::at(door, kind, n);
+    life.armed = Some(Armed::at(door, kind, n));
     let cache = script(&mut life);
-    let fired = fault.fired();
-    drop(fault);
+    let fired = life.armed.take().expect("it is armed").fired();
     if !fired || kind.is_no_failure() {
         let (errors, told) = (&life.errors, &life.told);
         assert!(

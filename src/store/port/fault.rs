@@ -116,12 +116,15 @@ impl Fault {
         Fault::armed(true)
     }
 
-    /// The number of the file or directory whose sync it made fail last.
+    /// The number of the file or directory whose sync it made fail last, if it did.
     pub fn refused(&self) -> Option<u64> {
         *REFUSED.lock()
     }
 
     fn armed(everywhere: bool) -> Fault {
+        if everywhere {
+            *REFUSED.lock() = None;
+        }
         ARMED.fetch_add(1, Ordering::Relaxed);
         Fault { everywhere, _of_this_thread: PhantomData }
     }
