@@ -31,7 +31,7 @@ pub struct Gathered {
     /// How many files were opened and read for it.
     pub read: u64,
     /// Each as it was found; without a state when it could change and look the same.
-    found: Vec<(PathBuf, Option<State>)>,
+    pub(super) found: Vec<(PathBuf, Option<State>)>,
     /// When the youngest of them was last modified, nanoseconds since 1970; times that are to come do not count.
     pub newest_ns: i128,
 }
@@ -60,6 +60,11 @@ pub fn gather(
     (outputs, stay): (&[PathBuf], bool),
     remembered: &mut Remembered,
 ) -> Result<Gathered> {
+    hash_all(place, list(inputs, place, (outputs, stay))?, remembered)
+}
+
+/// Finds all inputs, in order.
+pub(super) fn list(inputs: &Inputs, place: &Place, (outputs, stay): (&[PathBuf], bool)) -> Result<Found> {
     let mut found = Found::new();
     let apart = |path: &Path| outputs.iter().any(|o| is_at_or_below(path, o));
     match inputs {
@@ -89,7 +94,7 @@ pub fn gather(
     found.retain(|(path, _)| !is_unfinished(path) && !apart(path));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     found.dedup_by(|a, b| a.0 == b.0);
-    hash_all(place, found, remembered)
+    Ok(found)
 }
 
 /// What a run that was killed has left of an output: nobody's input.
@@ -307,7 +312,7 @@ fn unreadable(path: &Path, e: io::Error) -> RunError {
 }
 
 /// Hashes a file that must be in this state before and after; says when it was looked at before.
-fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, BlobHash)> {
+pub(super) fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, BlobHash)> {
     let fail = |e| unreadable(path, e);
     let same = |file: &File| match file.metadata() {
         Ok(meta) if State::of(&meta) == *state => Ok(()),
@@ -332,39 +337,6 @@ fn read(path: &Path, state: &State, buffer: &mut [u8]) -> Result<(SystemTime, Bl
     }
     same(&file)?;
     Ok((looked, BlobHash(*hasher.finalize().as_bytes())))
-}
-
-/// The name of the first input that is not what it was when it was gathered, if one is not.
-pub fn changed_since(gathered: &Gathered, remembered: &mut Remembered) -> Option<String> {
-    let all: Vec<usize> = (0..gathered.found.len()).collect();
-    let different = |part: &[usize]| {
-        let mut looker = Looker::default();
-        let mut same = |at: &usize| {
-            let (path, before) = &gathered.found[*at];
-            before.is_some() && looker.look(path).map(|seen| seen.state).ok() == *before
-        };
-        part.iter().filter(|at| !same(at)).copied().collect()
-    };
-    let suspects = in_threads(&all, FILES, |part| Ok(different(part)));
-    let mut suspects = suspects.unwrap_or(all).into_iter();
-    suspects.find(|at| !is_same(gathered, *at, remembered)).map(|at| gathered.inputs[at].path.clone())
-}
-
-/// Touched, or written anew, or who knows: does an input have the content that it had?
-fn is_same(gathered: &Gathered, at: usize, remembered: &mut Remembered) -> bool {
-    let ((path, _), input) = (&gathered.found[at], &gathered.inputs[at]);
-    let Ok(seen) = Seen::at(path) else { return false };
-    if input.kind == Kind::Link {
-        let same = |target: PathBuf| BlobHash::of(target.as_os_str().as_bytes()) == input.hash;
-        return std::fs::read_link(path).is_ok_and(same);
-    }
-    if !seen.is_file() || seen.is_program() != (input.kind == Kind::Program) {
-        return false;
-    }
-    let state = seen.state;
-    let Ok((looked, hash)) = read(path, &state, &mut vec![0; 1 << 17]) else { return false };
-    remembered.put(state, looked, hash);
-    hash == input.hash
 }
 
 /// The hash of a program's file.

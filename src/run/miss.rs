@@ -13,7 +13,6 @@ use super::decide::Reason;
 use super::exec::{End, Outcome};
 use super::flight::Flight;
 use super::flow::Run;
-use super::inputs::changed_since;
 use super::ledger::Stand;
 use super::outputs::{Stamp, missing};
 use super::prepare::Prepared;
@@ -41,13 +40,19 @@ impl Run<'_> {
         let writing = self.ways.policy.allows_write().then(|| Writing::begin(prepared));
         let performed = self.execute(Some(prepared), flight.as_ref())?;
         let left = &performed.left;
+        let mut new = Vec::new();
         let status = match self.judge(&performed)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
-            None => changed_meanwhile(prepared).inspect(|what| self.warn(format!("{what}; nothing is kept"))),
+            None => self.change_meanwhile(prepared, performed.began).map(|change| {
+                let status = change.text(&self.task.place);
+                self.warn(format!("{status}; nothing is kept{}", change.help()));
+                new = change.new();
+                status
+            }),
         };
         // While the result is kept.
-        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered));
+        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered), new);
         let whole = self.found_what_came_before(prepared);
         let kept = match writing.filter(|_| status.is_none() && whole) {
             Some(writing) if self.is_own(false) => self.keep(prepared, &performed, writing),
@@ -200,15 +205,6 @@ impl Run<'_> {
         }
         Ok(Some(status))
     }
-}
-
-/// What of that which counts changed while the command ran.
-fn changed_meanwhile(prepared: &mut Prepared) -> Option<String> {
-    let input =
-        changed_since(&prepared.gathered, &mut prepared.remembered).map(|name| format!("the input {name}"));
-    let after = || prepared.after.iter().find(|of| of.has_changed());
-    let what = input.or_else(|| after().map(|of| format!("what the task {} made", of.name)))?;
-    Some(format!("{what} changed while the command ran"))
 }
 
 /// The parts of a key on their way to the metadata of a result: they are long, and the command has the time for it.

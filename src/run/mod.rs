@@ -31,6 +31,9 @@ mod ledger;
 mod live;
 mod lock;
 mod marker;
+mod meanwhile;
+#[cfg(test)]
+mod meanwhile_tests;
 mod miss;
 mod outputs;
 mod own;
@@ -57,7 +60,7 @@ pub use error::RunError;
 pub use exec::{End, Outcome, Plan, execute};
 pub use flow::run;
 pub use guard::{Post, guard};
-pub use inputs::{Gathered, changed_since, gather, hash_program};
+pub use inputs::{Gathered, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
 pub use ledger::{LastRun, Ledger, Stand};
 pub use live::follow;

@@ -27,6 +27,8 @@ pub(super) struct Prepared {
     pub parts: Arc<Parts>,
     pub key: EntryKey,
     pub gathered: Arc<Gathered>,
+    /// Where nothing is an input: outputs, absolute, and what else a run writes.
+    pub apart: Vec<PathBuf>,
     pub remembered: Remembered,
     /// The lock file's content; `None` when it is not there.
     pub lock: Option<Lock>,
@@ -100,7 +102,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     };
     parts.set_inputs(gathered.inputs.clone());
     let gathered = Arc::new(gathered);
-    Ok(Prepared { key: parts.key(), parts: Arc::new(parts), gathered, remembered, lock, after, from, base })
+    let (key, parts) = (parts.key(), Arc::new(parts));
+    Ok(Prepared { key, parts, gathered, apart, remembered, lock, after, from, base })
 }
 
 /// Refuses an output that is a named input: it would be taken away before the command could read it.

@@ -31,8 +31,14 @@ const MOST_PATTERNS: usize = 200;
 type Looking = JoinHandle<Vec<PathBuf>>;
 
 impl Run<'_> {
-    /// Begins to look, after a command that was started at this moment of the file clock and had these inputs.
-    pub(super) fn look_for_undeclared(&self, began: i128, gathered: Arc<Gathered>) -> Option<Looking> {
+    /// Begins to look, after a command that was started at this moment of the file clock and had these inputs; `told` are files that
+    /// have been named already.
+    pub(super) fn look_for_undeclared(
+        &self,
+        began: i128,
+        gathered: Arc<Gathered>,
+        told: Vec<PathBuf>,
+    ) -> Option<Looking> {
         if self.task.sandbox != SandboxKind::None {
             return None;
         }
@@ -52,6 +58,8 @@ impl Run<'_> {
             };
             found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
             let mut made = gathered.others(found);
+            let told: BTreeSet<PathBuf> = told.into_iter().collect();
+            made.retain(|path| !told.contains(path));
             made.retain(|path| changed_since(path, began));
             if let Some(turns) = turns {
                 turns.leave_out_others(&mut made, began, &ours);

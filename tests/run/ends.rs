@@ -47,7 +47,7 @@ fn exit_codes_are_the_commands_own() {
 }
 
 /// S13.4 A result is kept only if the command succeeded (or failures are wanted), all declared outputs are there, and
-/// no input changed meanwhile.
+/// no input changed meanwhile, went, was away for a while or came.
 #[test]
 fn a_missing_output_is_an_error() {
     let p = Project::new();

@@ -7,11 +7,11 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::common::{eventually, need, need_root};
-use crate::project::{Project, Ran};
+use crate::project::{Project, Ran, said};
 
 const DIRS: usize = 50;
 const FILES: usize = 1000;
@@ -234,4 +234,45 @@ fn a_key_file_may_end_with_a_newline() {
     from_variable.env("OUTFS_SECRET_KEY", "team");
     Ran::of(from_file).kept(true);
     Ran::of(from_variable).is_hit();
+}
+
+/// S13.4 … no input changed meanwhile: nor came one.
+#[test]
+fn what_was_made_with_an_input_that_came_is_not_kept() {
+    let p = Project::new();
+    p.write("src/a", "a\n");
+    for inputs in [&["--input", "src/*"][..], &["--input", "src"], &[]] {
+        let run = |script: &str| p.sh(&[&["--task", "t", "--output", "o"], inputs].concat(), script);
+        let ran = run("echo b > src/b; cat src/* > o");
+        ran.kept(false).says("src/b came among the inputs while the command ran; nothing is kept");
+        assert_eq!((ran.code, &ran.record["undeclared"]), (0, &serde_json::json!([])), "{ran:#?}");
+        fs::remove_file(p.path("src/b")).unwrap();
+        run("echo b > src/b; cat src/* > o").is_miss(&["previous_run_incomplete"]).kept(false);
+        fs::remove_file(p.path("src/b")).unwrap();
+        let away = run("mv src/a o; mv o src/a; cp src/a o");
+        away.kept(false).says("the input src/a was moved");
+        run("cp src/a o; echo o > o.tmp; rm o.tmp").kept(true);
+    }
+}
+
+/// S14.1 … also not in a sandbox that sees it.
+#[test]
+fn what_a_sandbox_sees_of_an_input_that_came_is_not_kept() {
+    need("bwrap");
+    let p = Project::new();
+    (0..20).for_each(|n| p.write(&format!("src/{n}"), "a\n"));
+    let run = |script: &str| {
+        let task = ["run", "--json", "--task", "t", "--sandbox", "bwrap", "--input", "src", "--output", "o"];
+        p.command(&[&task[..], &["--", "sh", "-c", script]].concat())
+    };
+    let script = "echo started; while [ ! -e src/b ]; do sleep 0.01; done; cat src/* > o";
+    let mut child = run(script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut byte = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+    p.write("src/b", "b\n");
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(said(&out).contains("src/b came among the inputs"), "{}", said(&out));
+    fs::remove_file(p.path("src/b")).unwrap();
+    assert!(p.ok(&["ls"]).is_empty(), "nothing is kept");
 }

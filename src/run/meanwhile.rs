@@ -1,0 +1,156 @@
+//! What changed, while a command ran, of what its key was made of.
+//!
+//! Purpose: a result is only of its key if all was there, the same, and nothing else, for as long as the command could read it.
+//! Inputs are found once more, as they were found for the key, so one that came is seen like one that went. Invariants: what only
+//! looks different (touched, or written anew with what was in it) is the same; one that was away for a while is not. Must not
+//! know: what becomes of the result.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::clock::{is_since, settled_at};
+use super::flow::Run;
+use super::inputs::{Gathered, is_at_or_below, list, read};
+use super::prepare::Prepared;
+use super::remembered::Remembered;
+use super::spec::Place;
+use super::walk::{Found, Seen};
+use super::{Kind, Result};
+use crate::model::BlobHash;
+
+/// What is not as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The input of this name is another, or gone.
+    Other(String),
+    /// This one may have been away.
+    Away(String),
+    /// These are inputs and were none, absolute.
+    New(Vec<PathBuf>),
+    /// The inputs cannot be found, for this reason.
+    Lost(String),
+    /// What the task of this name made.
+    After(String),
+}
+
+impl Change {
+    /// For people.
+    pub fn text(&self, place: &Place) -> String {
+        match self {
+            Change::Other(name) => format!("the input {name} changed while the command ran"),
+            Change::Away(name) => {
+                format!("the input {name} was moved, linked or given other rights while the command ran")
+            }
+            Change::New(paths) => {
+                let some: Vec<String> = paths.iter().take(5).map(|path| place.name(path)).collect();
+                let more = paths.len().saturating_sub(5);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                format!("{}{more} came among the inputs while the command ran", some.join(", "))
+            }
+            Change::Lost(why) => format!("the inputs could not be found again after the command: {why}"),
+            Change::After(task) => format!("what the task {task} made changed while the command ran"),
+        }
+    }
+
+    /// What can be done about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Change::New(_) => ": what the command makes itself has to be an output, or no input",
+            _ => "",
+        }
+    }
+
+    /// The files that it names as new.
+    pub fn new(self) -> Vec<PathBuf> {
+        match self {
+            Change::New(paths) => paths,
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Run<'_> {
+    /// What changed while a command ran that was started at this moment of the file clock.
+    pub(super) fn change_meanwhile(&self, prepared: &mut Prepared, began: i128) -> Option<Change> {
+        let task = self.task;
+        let listed = list(&task.inputs, &task.place, (&prepared.apart, true));
+        let own = |path: &Path| {
+            self.ways.hidden.iter().chain(&self.ways.memory).any(|own| is_at_or_below(path, own))
+        };
+        changed_since(&prepared.gathered, listed, began, &own, &mut prepared.remembered).or_else(|| {
+            let changed = prepared.after.iter().find(|of| of.has_changed());
+            changed.map(|of| Change::After(of.name.clone()))
+        })
+    }
+}
+
+/// How inputs differ from what they were when they were gathered, as they are listed now. Of new ones those that are outfs's `own` do
+/// not count.
+pub(super) fn changed_since(
+    gathered: &Gathered,
+    listed: Result<Found>,
+    began: i128,
+    own: &dyn Fn(&Path) -> bool,
+    remembered: &mut Remembered,
+) -> Option<Change> {
+    let (listed, lost) = match listed {
+        Ok(listed) => (listed, None),
+        // Most often one of them is gone.
+        Err(e) => (Found::new(), Some(Change::Lost(e.to_string()))),
+    };
+    let (suspects, mut new) = differences(gathered, listed);
+    new.retain(|path| !own(path));
+    let different = suspects.into_iter().find_map(|at| {
+        let name = || gathered.inputs[at].path.clone();
+        if !is_same(gathered, at, remembered) {
+            return Some(Change::Other(name()));
+        }
+        was_away(&gathered.found[at].0, began).then(|| Change::Away(name()))
+    });
+    different.or(lost).or_else(|| (!new.is_empty()).then_some(Change::New(new)))
+}
+
+/// Those that look different or could be so unseen, and the paths that are new. Both lists are in order.
+fn differences(gathered: &Gathered, listed: Found) -> (Vec<usize>, Vec<PathBuf>) {
+    let (mut suspects, mut new) = (Vec::new(), Vec::new());
+    let mut listed = listed.into_iter().peekable();
+    for (at, (path, before)) in gathered.found.iter().enumerate() {
+        while let Some((other, _)) = listed.next_if(|(other, _)| other.as_os_str() < path.as_os_str()) {
+            new.push(other);
+        }
+        let now =
+            listed.next_if(|(same, _)| same.as_os_str() == path.as_os_str()).map(|(_, seen)| seen.state);
+        if before.is_none() || now != *before {
+            suspects.push(at);
+        }
+    }
+    new.extend(listed.map(|(path, _)| path));
+    (suspects, new)
+}
+
+/// Touched, or written anew, or who knows: does an input have the content that it had?
+fn is_same(gathered: &Gathered, at: usize, remembered: &mut Remembered) -> bool {
+    let ((path, _), input) = (&gathered.found[at], &gathered.inputs[at]);
+    let Ok(seen) = Seen::at(path) else { return false };
+    if input.kind == Kind::Link {
+        let same = |target: PathBuf| BlobHash::of(target.as_os_str().as_bytes()) == input.hash;
+        return std::fs::read_link(path).is_ok_and(same);
+    }
+    if !seen.is_file() || seen.is_program() != (input.kind == Kind::Program) {
+        return false;
+    }
+    let state = seen.state;
+    let Ok((looked, hash)) = read(path, &state, &mut vec![0; 1 << 17]) else { return false };
+    remembered.put(state, looked, hash);
+    hash == input.hash
+}
+
+/// May it have stood elsewhere since that moment? A file that is renamed gets a new ctime and no new mtime, and the directory that
+/// it comes back to changes no earlier; other rights and links to it look like that only where the directory changes as well.
+fn was_away(path: &Path, began: i128) -> bool {
+    let (Ok(seen), Some(Ok(dir))) = (Seen::at(path), path.parent().map(Seen::at)) else { return true };
+    let state = seen.state;
+    is_since(state.ctime, began)
+        && !is_since(state.mtime, began)
+        && settled_at(dir.state.mtime) >= state.ctime
+}

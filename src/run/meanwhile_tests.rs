@@ -1,0 +1,90 @@
+//! Tests of what changed while a command ran, in real directories.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::clock::{file_clock, file_clock_after};
+use super::inputs::{gather, list};
+use super::meanwhile::{Change, changed_since};
+use super::remembered::Remembered;
+use super::spec::{Inputs, Place};
+
+struct Project {
+    _dir: tempfile::TempDir,
+    top: PathBuf,
+}
+
+impl Project {
+    fn new() -> Project {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(top.join("src/sub")).unwrap();
+        ["src/a", "src/b", "src/sub/c", "top"].iter().for_each(|f| std::fs::write(top.join(f), f).unwrap());
+        assert!(Command::new("git").args(["init", "-q"]).current_dir(&top).status().unwrap().success());
+        Project { _dir: dir, top }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.top.join(name)
+    }
+
+    /// What changed while this was done.
+    fn change(&self, inputs: &Inputs, act: impl FnOnce()) -> Option<Change> {
+        let place = Place { root: self.path("").components().collect(), cwd: self.top.clone() };
+        let (apart, mut remembered) = ([self.path("src/out")], Remembered::open(None));
+        let gathered = gather(inputs, &place, (&apart, false), &mut remembered).unwrap();
+        let began = file_clock_after(file_clock());
+        act();
+        let listed = list(inputs, &place, (&apart, true));
+        let own = |path: &Path| path.starts_with(self.path("src/own"));
+        changed_since(&gathered, listed, began, &own, &mut remembered)
+    }
+}
+
+fn ways() -> [Inputs; 4] {
+    let named = |names: &[&str]| Inputs::Named(names.iter().map(Into::into).collect());
+    [Inputs::Git, named(&["src"]), named(&["src/**/*"]), named(&["src/a", "src/*", "src/sub/*"])]
+}
+
+#[test]
+fn what_comes_is_seen_however_inputs_are_named() {
+    for inputs in &ways() {
+        let p = Project::new();
+        assert_eq!(p.change(inputs, || {}), None);
+        let write = |name: &str| std::fs::write(p.path(name), name).unwrap();
+        let came = p.change(inputs, || {
+            ["src/aa", "src/sub/d", "src/out", "src/own"].map(write).iter().for_each(drop)
+        });
+        assert_eq!(came, Some(Change::New(vec![p.path("src/aa"), p.path("src/sub/d")])), "{inputs:?}");
+        // What is changed is said first, and what is gone.
+        let other = p.change(inputs, || {
+            ["src/ab", "src/b"].map(|f| std::fs::write(p.path(f), "x").unwrap()).iter().for_each(drop)
+        });
+        assert_eq!(other, Some(Change::Other("src/b".into())), "{inputs:?}");
+        let gone = p.change(inputs, || std::fs::remove_file(p.path("src/a")).unwrap());
+        assert_eq!(gone, Some(Change::Other("src/a".into())), "{inputs:?}");
+    }
+}
+
+#[test]
+fn what_was_away_for_a_while_is_seen() {
+    for inputs in &ways() {
+        let p = Project::new();
+        let rename = |from: &str, to: &str| std::fs::rename(p.path(from), p.path(to)).unwrap();
+        let away = p.change(inputs, || {
+            rename("src/b", "aside");
+            rename("aside", "src/b");
+        });
+        assert_eq!(away, Some(Change::Away("src/b".into())), "{inputs:?}");
+        // Touched beside something new, linked to, written anew: it was there.
+        let stayed = p.change(inputs, || {
+            std::fs::write(p.path("src/out"), "").unwrap();
+            let file = std::fs::File::options().write(true).open(p.path("src/a")).unwrap();
+            file.set_modified(std::time::SystemTime::now()).unwrap();
+            std::fs::write(p.path("src/b"), "src/b").unwrap();
+            std::fs::hard_link(p.path("src/sub/c"), p.path("src/out.c")).unwrap();
+            std::fs::remove_file(p.path("src/out.c")).unwrap();
+        });
+        assert_eq!(stayed, None, "{inputs:?}");
+    }
+}
