@@ -183,7 +183,7 @@ impl Run<'_> {
         let status = match outcome.end {
             // It may not mind that it could not read something; others would take its result for the right one.
             End::Exited(_) if performed.lost => {
-                Some("the daemon that showed it what --from names has died".to_owned())
+                Some("the daemon that showed it what other tasks made has died".to_owned())
             }
             End::Exited(0) => None,
             End::Exited(_) if self.ways.cache_failures => None,

@@ -19,8 +19,8 @@ use super::report::Voice;
 use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW, same_device};
 use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
 use super::turn::WITHIN;
-use super::upstream::Upstream;
-use super::{Result, RunError, text};
+use super::upstream::{After, Upstream};
+use super::{Kind, Result, RunError, text};
 use crate::cache::RestoreAs;
 
 /// A command that was executed.
@@ -39,15 +39,18 @@ pub(super) struct Performed {
 
 /// Earlier results, mounted for one run.
 struct Shown {
-    /// Their top; closed before it is unmounted.
-    top: File,
+    /// Closed before it is unmounted.
+    top: View,
     _room: Room,
 }
 
-impl Shown {
-    /// Whoever showed them is gone, and whoever comes after shows others. This question is never answered from memory.
+/// The top of a view of a store.
+struct View(File);
+
+impl View {
+    /// Whoever showed it is gone, and whoever comes after shows another one. This question is never answered from memory.
     fn is_lost(&self) -> bool {
-        fstatvfs(&self.top).is_err()
+        fstatvfs(&self.0).is_err()
     }
 }
 
@@ -101,15 +104,17 @@ impl Run<'_> {
             }
             _ => None,
         };
+        let led_into = prepared.map(|p| self.led_into(p)).unwrap_or_default();
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
         drop(at_work);
-        let lost = shown.as_ref().is_some_and(Shown::is_lost);
+        let shown_lost = shown.as_ref().is_some_and(|shown| shown.top.is_lost());
+        let lost = shown_lost || led_into.iter().any(View::is_lost);
         let destroyed = sandbox.destroy();
         if let Some((id, _)) = draft {
             self.drop_draft(&id);
         }
-        if lost && performed.is_err() {
+        if shown_lost && performed.is_err() {
             // Before the command could start: whoever has the store now has them copied.
             self.copies = true;
             return self.execute(prepared, flight);
@@ -175,7 +180,7 @@ impl Run<'_> {
         let at = room.dir(VIEW).ok()?;
         match self.shelf.as_mut()?.show(&keys, &at) {
             Ok(true) => {
-                let shown = Shown { top: File::open(&at).ok()?, _room: room };
+                let shown = Shown { top: View(File::open(&at).ok()?), _room: room };
                 upstreams.view = Some(at);
                 Some(shown)
             }
@@ -185,6 +190,17 @@ impl Run<'_> {
                 None
             }
         }
+    }
+
+    /// The views that links among the inputs, and at the outputs of what the task comes after, lead into.
+    fn led_into(&self, prepared: &Prepared) -> Vec<View> {
+        let root = &self.task.place.root;
+        let inputs = prepared.gathered.inputs.iter().filter(|input| input.kind == Kind::Link);
+        let links =
+            inputs.map(|input| root.join(&input.path)).chain(prepared.after.iter().flat_map(After::paths));
+        let targets: Vec<PathBuf> = links.filter_map(|path| path.read_link().ok()).collect();
+        let views = self.ways.hidden.iter().filter(|view| targets.iter().any(|t| t.starts_with(view)));
+        views.filter_map(|view| File::open(view).ok().map(View)).collect()
     }
 
     fn perform(

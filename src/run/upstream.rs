@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::inputs::clean;
 use super::ledger::{Ledger, Stand};
 use super::lock::Lock;
-use super::outputs::{Stamp, nodes_behind};
+use super::outputs::{Stamp, leads_into, nodes_behind};
 use super::shelf::nodes_hash;
 use super::spec::Task;
 use super::{Parts, Result, RunError};
@@ -83,15 +83,34 @@ impl After {
         matches!(self.standing, Standing::Missing)
     }
 
+    /// Where its outputs stand.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match &self.standing {
+            Standing::There { cwd, outputs, .. } => outputs.iter().map(|output| cwd.join(output)).collect(),
+            Standing::Unseen | Standing::Missing => Vec::new(),
+        }
+    }
+
     /// What stands there is not what was hashed.
     pub fn has_changed(&self) -> bool {
         let Standing::There { cwd, outputs, views, mark } = &self.standing else { return false };
         let same = |stamp: Stamp| Some(&stamp.mark) == mark.as_ref();
+        if lead_nowhere(cwd, outputs, views) {
+            return true;
+        }
         if Stamp::take(cwd, outputs).is_ok_and(same) {
             return false;
         }
         !nodes_behind(cwd, outputs, views).is_ok_and(|nodes| nodes_hash(&nodes) == self.outputs_hash)
     }
+}
+
+/// One of the outputs is a link to an entry that is gone. That looks the same as before, and there is nothing to be read.
+fn lead_nowhere(cwd: &Path, outputs: &[PathBuf], views: &[PathBuf]) -> bool {
+    outputs
+        .iter()
+        .map(|output| cwd.join(output))
+        .any(|path| leads_into(&path, views) && path.metadata().is_err())
 }
 
 /// An earlier result that is read, or started from.
@@ -165,6 +184,9 @@ impl Upstreams<'_> {
         }
         let Ok(stamp) = Stamp::take(&cwd, &outputs) else { return (Standing::Missing, None) };
         let views = self.views.to_vec();
+        if lead_nowhere(&cwd, &outputs, &views) {
+            return (Standing::Missing, None);
+        }
         let known = self.ledger.stand(&cwd, &outputs).filter(|s| s.mark == stamp.mark);
         let made = known.as_ref().is_some_and(|known| known.made);
         if let Some(hash) = known.and_then(|known| known.outputs_hash) {

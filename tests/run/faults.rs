@@ -227,35 +227,49 @@ fn verifying_tells_of_other_logs() {
     assert_eq!(verified.record["differs"], serde_json::json!([]));
 }
 
-/// A daemon dies that shows a sandbox what another run made. What a command that does not mind makes of the rest is no result.
+/// A daemon dies that shows a command what another run made. What one that does not mind makes of the rest is no result.
 #[test]
 fn what_was_lost_to_a_command_while_it_ran_is_no_result() {
     need("bwrap");
     let mut m = Mount::new();
     let mut p = Project::new();
     p.store = m.store().to_owned();
-    p.sh(&["--task", "one", "--no-inputs", "--output", "o"], "mkdir o; echo 1 > o/f").kept(true);
-    let script = "if [ -n \"$V\" ]; then echo go >&2; while cat g/o/f > /dev/null 2>&1; do sleep 0.01; done; fi; \
-                  cat g/o/f > r; true";
-    let args = ["run", "--json", "--task", "t", "--no-inputs", "--from", "g=one", "--output", "r"];
-    let args = [&args[..], &["--sandbox", "bwrap", "--", "sh", "-c", script]].concat();
-    let mut c = p.command(&args);
-    c.env("V", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = c.spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    while !said.contains("go\n") {
-        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    let one = |options: &[&str]| {
+        let task = ["--task", "one", "--no-inputs", "--output", "o"];
+        p.sh(&[&task, options].concat(), "mkdir o; echo 1 > o/f")
+    };
+    one(&[]).kept(true);
+    one(&["--as", "link"]).is_hit();
+    let ways: [(&str, &[&str]); 3] = [
+        ("g/o/f", &["--no-inputs", "--from", "g=one", "--sandbox", "bwrap"]),
+        ("o/f", &["--no-inputs", "--after", "one"]),
+        ("o/f", &["--input", "o"]),
+    ];
+    for (n, (path, options)) in ways.into_iter().enumerate() {
+        let script = format!(
+            "if [ -n \"$V\" ]; then echo go >&2; while cat {path} > /dev/null 2>&1; do sleep 0.01; done; fi; \
+             cat {path} > r; true"
+        );
+        let task = format!("t{n}");
+        let args = ["run", "--json", "--task", &task, "--output", "r"];
+        let args = [&args[..], options, &["--", "sh", "-c", &script]].concat();
+        let mut c = p.command(&args);
+        let mut child = c.env("V", "1").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("go\n") {
+            assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        m.kill9();
+        stderr.read_to_string(&mut said).unwrap();
+        let ran = Ran::ended(child.wait_with_output().unwrap());
+        assert_eq!(ran.kept(false).code, 0, "{said}");
+        let why = "the command has no result: the daemon that showed it what other tasks made has died";
+        assert!(said.contains(why), "{options:?}: {said}");
+        m.start();
+        let again = Ran::of(p.command(&args));
+        assert_eq!((again.key(), &again.record["result"]), (ran.key(), &"miss".into()), "{again:#?}");
+        again.kept(true);
+        assert_eq!(p.read("r"), "1\n");
     }
-    m.kill9();
-    stderr.read_to_string(&mut said).unwrap();
-    let ran = Ran::ended(child.wait_with_output().unwrap());
-    assert_eq!(ran.kept(false).code, 0, "{said}");
-    assert!(
-        said.contains("the command has no result: the daemon that showed it what --from names has died"),
-        "{said}"
-    );
-    let again = Ran::of(p.command(&args));
-    again.is_miss(&["previous_run_incomplete"]).kept(true);
-    assert_eq!(p.read("r"), "1\n");
 }

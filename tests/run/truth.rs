@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::Mount;
+use crate::common::{Mount, eventually};
 use crate::project::{Project, Ran};
 
 /// Other bytes each time.
@@ -140,6 +140,12 @@ fn links_are_what_they_lead_to() {
         // Also for whoever does not remember who put them there.
         fs::remove_dir_all(p.dir.path().join("memory")).unwrap();
         sum().is_hit();
+        // Nothing stands there where the entry is gone, however the link looks.
+        for key in [make(&["--as", "link"]).key(), sum().key()] {
+            p.ok(&["evict", key]);
+        }
+        eventually("the kernel to forget the name", || !p.path("a").exists());
+        sum().kept(false).says("which this one comes after, are not there");
         fs::remove_file(p.path("a")).unwrap();
     }
 }
