@@ -265,8 +265,9 @@ pub struct Cache {
 }
 
 pub(crate) struct Inner {
-    pub(crate) store: Arc<Store>,
+    // Closed before the store's lock is let go.
     pub(crate) index: Index,
+    pub(crate) store: Arc<Store>,
     anew: anew::Anew,
     pub(crate) leases: lease::LeaseTable,
     holders: holder::Holders,

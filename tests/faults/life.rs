@@ -12,7 +12,7 @@ use outfs::cache::{
 use outfs::model::EntryKey;
 use outfs::model::manifest::Origin;
 use outfs::model::units::Size;
-use outfs::store::{DraftPlace, StoreError};
+use outfs::store::{DraftPlace, StoreError, owner_of};
 use outfs::vfs::{VfsError, ino};
 
 use super::causes;
@@ -270,6 +270,12 @@ impl Life {
     /// The fault is gone: goes on with the cache that is open, with a copy of what a kill would leave, and with a
     /// cache that is opened anew.
     fn end(mut self, cache: Option<Cache>) {
+        let until = Instant::now() + Duration::from_secs(20);
+        // What is closed may still be on its way out, and a copy of what it is writing is not what a kill leaves.
+        while cache.is_none() && owner_of(&self.store()).is_some() {
+            assert!(Instant::now() < until, "a cache that was closed still has the store");
+            std::thread::yield_now();
+        }
         let copied = self.dir.path().join("killed");
         copy(&self.store(), &copied);
         if let Some(cache) = cache {
