@@ -41,6 +41,7 @@ mod prepare;
 mod remembered;
 mod report;
 mod sandbox;
+mod served;
 mod shelf;
 mod signals;
 mod spec;

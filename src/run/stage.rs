@@ -2,14 +2,11 @@
 //!
 //! Invariant: however it ends, the sandbox is destroyed. Must not know: whether the result will be kept.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
-use nix::sys::statvfs::fstatvfs;
 
 use super::capture::Sink;
 use super::clock::{file_clock, file_clock_after};
-use super::exec::{Outcome, Plan};
+use super::exec::{End, Outcome, Plan};
 use super::flight::Flight;
 use super::flow::Run;
 use super::live::Live;
@@ -17,6 +14,7 @@ use super::outputs::{Stamp, States};
 use super::prepare::Prepared;
 use super::report::Voice;
 use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW, same_device};
+use super::served::Served;
 use super::shelf::{Found, Nodes, Placed, Shelf, ShelfError, Times, Way};
 use super::turn::WITHIN;
 use super::upstream::{After, Upstream};
@@ -39,19 +37,9 @@ pub(super) struct Performed {
 
 /// Earlier results, mounted for one run.
 struct Shown {
-    /// Closed before it is unmounted.
-    top: View,
+    /// Let go of before it is unmounted.
+    view: Served,
     _room: Room,
-}
-
-/// The top of a view of a store.
-struct View(File);
-
-impl View {
-    /// Whoever showed it is gone, and whoever comes after shows another one. This question is never answered from memory.
-    fn is_lost(&self) -> bool {
-        fstatvfs(&self.0).is_err()
-    }
 }
 
 /// What a command is given beside its inputs.
@@ -108,8 +96,10 @@ impl Run<'_> {
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
         drop(at_work);
-        let shown_lost = shown.as_ref().is_some_and(|shown| shown.top.is_lost());
-        let lost = shown_lost || led_into.iter().any(View::is_lost);
+        // A command that had to be ended gives no result anyway, and may have waited for a daemon that answers nobody.
+        let ended = performed.as_ref().is_ok_and(|p| !matches!(p.outcome.end, End::Exited(_)));
+        let shown_lost = !ended && shown.as_ref().is_some_and(|shown| shown.view.is_lost());
+        let lost = shown_lost || !ended && led_into.iter().any(Served::is_lost);
         let destroyed = sandbox.destroy();
         if let Some((id, _)) = draft {
             self.drop_draft(&id);
@@ -180,7 +170,7 @@ impl Run<'_> {
         let at = room.dir(VIEW).ok()?;
         match self.shelf.as_mut()?.show(&keys, &at) {
             Ok(true) => {
-                let shown = Shown { top: View(File::open(&at).ok()?), _room: room };
+                let shown = Shown { view: Served::hold(&at)?, _room: room };
                 upstreams.view = Some(at);
                 Some(shown)
             }
@@ -193,14 +183,14 @@ impl Run<'_> {
     }
 
     /// The views that links among the inputs, and at the outputs of what the task comes after, lead into.
-    fn led_into(&self, prepared: &Prepared) -> Vec<View> {
+    fn led_into(&self, prepared: &Prepared) -> Vec<Served> {
         let root = &self.task.place.root;
         let inputs = prepared.gathered.inputs.iter().filter(|input| input.kind == Kind::Link);
         let links =
             inputs.map(|input| root.join(&input.path)).chain(prepared.after.iter().flat_map(After::paths));
         let targets: Vec<PathBuf> = links.filter_map(|path| path.read_link().ok()).collect();
         let views = self.ways.hidden.iter().filter(|view| targets.iter().any(|t| t.starts_with(view)));
-        views.filter_map(|view| File::open(view).ok().map(View)).collect()
+        views.filter_map(|view| Served::hold(view)).collect()
     }
 
     fn perform(

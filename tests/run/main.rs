@@ -15,6 +15,7 @@ mod inputs;
 mod options;
 mod project;
 mod sandbox;
+mod served;
 mod sessions;
 mod tasks;
 mod truth;

@@ -1,7 +1,8 @@
 //! Directories of runs that are under way, and what dead runs have left.
 //!
 //! Invariants: a room is locked for as long as its run lives, so what is not locked is nobody's; it is swept
-//! when a run starts, with the paths outside that it says are its own; what was taken into it stands again where it was before
+//! when a run starts, with the paths outside that it says are its own; what is mounted in it is unmounted without being asked
+//! anything; what was taken into it stands again where it was before
 //! anything of it is deleted; only what this user wrote, where nobody else can write, is believed. Must not know: what is in a room.
 
 use std::ffi::{OsStr, OsString};
@@ -139,13 +140,17 @@ fn sweep(rooms: &Path) {
             Err(_) if std::fs::remove_dir(&dir).is_ok() => continue,
             Err(_) => is_old(&dir),
         };
-        if dead && let Err(e) = put_back(&dir) {
+        if !dead {
+            continue;
+        }
+        if let Err(e) = leave(&dir) {
+            tracing::debug!("{} is left, with what is mounted there: {e}", dir.display());
+        } else if let Err(e) = put_back(&dir) {
             tracing::debug!("{} is left, with what was taken: {e}", dir.display());
-        } else if dead {
+        } else {
             let owns = own::read(&dir.join(OWNS)).unwrap_or_default();
             // What was made later may be inside of what was made before.
             owns.split(|b| *b == 0).rev().for_each(remove_owned);
-            leave(&dir);
             if let Err(e) = remove_room(&dir) {
                 tracing::debug!("{} is left: {e}", dir.display());
             }
@@ -275,20 +280,27 @@ impl Room {
     }
 }
 
-/// Unmounts what is mounted in a room.
-fn leave(dir: &Path) {
+/// Unmounts what is mounted in a room. Nothing is asked of it: its daemon may be dead, or answer nobody. The kernel says of a directory
+/// that it would delete whether anything is mounted there.
+fn leave(dir: &Path) -> io::Result<()> {
     let view = dir.join(VIEW);
-    if view.symlink_metadata().is_err() {
-        return;
-    }
-    if let Err(e) = crate::fuse::detach(&view, true) {
-        tracing::debug!("{} is not unmounted: {e}", view.display());
+    loop {
+        match std::fs::remove_dir(&view) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => crate::fuse::detach(&view, true)?,
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => return Ok(()),
+        }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        leave(&self.dir);
+        // With its lock, so that it is swept once that can be done.
+        if let Err(e) = leave(&self.dir) {
+            tracing::debug!("{} is left, with what is mounted there: {e}", self.dir.display());
+            self._top.take().map(TempDir::keep);
+            return;
+        }
         if let Err(e) = self.put_back() {
             tracing::debug!("{} is left, with what was taken: {e}", self.dir.display());
             return;
