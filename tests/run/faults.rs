@@ -247,7 +247,7 @@ fn what_was_lost_to_a_command_while_it_ran_is_no_result() {
     ];
     for (n, (path, options)) in ways.into_iter().enumerate() {
         let script = format!(
-            "if [ -n \"$V\" ]; then echo go >&2; while cat {path} > /dev/null 2>&1; do sleep 0.01; done; fi; \
+            "if [ -n \"$V\" ]; then echo go >&2; while stat -f {path} > /dev/null 2>&1; do sleep 0.01; done; fi; \
              cat {path} > r; true"
         );
         let task = format!("t{n}");
