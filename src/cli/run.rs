@@ -346,7 +346,8 @@ impl Run {
             lock: self.lock,
             team_key,
             guard: vec!["/proc/self/exe".into(), "guard".into()],
-            memory: memory(caches().as_deref()),
+            // As paths of the project are.
+            memory: memory(caches().as_deref()).map(|dir| dir.canonicalize().unwrap_or(dir)),
             hidden,
         }
     }

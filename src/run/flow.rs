@@ -319,6 +319,7 @@ impl Run<'_> {
                 team_key: ways.team_key.as_deref(),
                 session: ways.session.as_ref(),
                 views: &ways.hidden,
+                own: ways.own().cloned().collect(),
                 ask: &mut |sought| self.made(sought),
             },
         );

@@ -1,6 +1,6 @@
 //! The files a task reads: which, and what is in them.
 //!
-//! Invariants: outputs are no inputs; symlinks are inputs themselves and are not followed below a named
+//! Invariants: outputs are no inputs, nor is what outfs itself keeps in the project; symlinks are inputs themselves and are not followed below a named
 //! directory; a file that goes away or changes while it is read is an error that names it;
 //! a file whose state is remembered is not opened. Must not know: keys, the store.
 
@@ -53,23 +53,35 @@ impl Gathered {
     }
 }
 
-/// Finds and hashes all inputs; `outputs` are absolute, and taken away before the command runs unless they `stay`.
+/// What is no input, absolute.
+#[derive(Debug, Clone)]
+pub struct Apart {
+    /// What the command makes, and what else is not looked at.
+    pub outputs: Vec<PathBuf>,
+    /// That is not taken away before it runs.
+    pub stay: bool,
+    /// outfs's own directories: stores, what shows them, its memory. What is named in one is an input all the same.
+    pub own: Vec<PathBuf>,
+}
+
+/// Finds and hashes all inputs.
 pub fn gather(
     inputs: &Inputs,
     place: &Place,
-    (outputs, stay): (&[PathBuf], bool),
+    apart: &Apart,
     remembered: &mut Remembered,
 ) -> Result<Gathered> {
-    hash_all(place, list(inputs, place, (outputs, stay))?, remembered)
+    hash_all(place, list(inputs, place, apart)?, remembered)
 }
 
 /// Finds all inputs, in order.
-pub(super) fn list(inputs: &Inputs, place: &Place, (outputs, stay): (&[PathBuf], bool)) -> Result<Found> {
-    let mut found = Found::new();
+pub(super) fn list(inputs: &Inputs, place: &Place, apart: &Apart) -> Result<Found> {
+    let (mut found, own) = (Found::new(), &apart.own);
+    let (stay, outputs) = (apart.stay, &apart.outputs);
     let apart = |path: &Path| outputs.iter().any(|o| is_at_or_below(path, o));
     match inputs {
         Inputs::Git => {
-            let has_untracked = of_git(&place.cwd, &mut found)?;
+            let has_untracked = of_git(&place.cwd, &beside(&place.cwd, own), &mut found)?;
             // An ignored directory has no files that git does not know.
             if !has_untracked && place.cwd != place.root && is_ignored(&place.cwd) {
                 return Err(no_git(&place.cwd, "git ignores that directory"));
@@ -78,7 +90,7 @@ pub(super) fn list(inputs: &Inputs, place: &Place, (outputs, stay): (&[PathBuf],
         Inputs::Named(names) => {
             for name in names {
                 let before = found.len();
-                named(&place.cwd, name, &mut found)?;
+                named(&place.cwd, name, own, &mut found)?;
                 let taken = found[before..].iter().all(|(path, _)| apart(path)) && found.len() > before;
                 // What else a directory has may come.
                 if taken && !stay && !place.cwd.join(name).is_dir() {
@@ -100,6 +112,11 @@ pub(super) fn list(inputs: &Inputs, place: &Place, (outputs, stay): (&[PathBuf],
 /// What a run that was killed has left of an output: nobody's input.
 pub(super) fn is_unfinished(path: &Path) -> bool {
     path.file_name().is_some_and(|name| temp_owner(name.as_bytes()).is_some())
+}
+
+/// Those directories that a path does not lie in.
+fn beside(path: &Path, own: &[PathBuf]) -> Vec<PathBuf> {
+    own.iter().filter(|dir| !is_at_or_below(path, dir)).cloned().collect()
 }
 
 /// By bytes: both are clean, and comparing components takes longer than all else here.
@@ -125,9 +142,9 @@ fn is_ignored(dir: &Path) -> bool {
     git.status().is_ok_and(|status| status.success())
 }
 
-/// What git tracks or does not ignore; true if there is something that it does not track. What it tracks and is not there
-/// is no input.
-fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
+/// What git tracks or does not ignore, but for our `own`; true if there is something that it does not track. What it tracks and is
+/// not there is no input.
+fn of_git(dir: &Path, own: &[PathBuf], found: &mut Found) -> Result<bool> {
     let no_git = |why: &str| no_git(dir, why);
     let listed = Command::new("git")
         .args(["ls-files", "-z", "-t", "--cached", "--others", "--exclude-standard"])
@@ -152,12 +169,13 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
         let seen: Vec<_> = paths.iter().map(|path| looker.look(path)).collect();
         Ok(paths.into_iter().zip(seen).collect())
     })?;
-    for (path, seen) in looked {
+    let is_own = |path: &Path| own.iter().any(|dir| is_at_or_below(path, dir));
+    for (path, seen) in looked.into_iter().filter(|(path, _)| !is_own(path)) {
         match seen {
             // A submodule, or a repository inside.
             Ok(seen) if seen.is_dir() => match path.join(".git").exists() {
-                true => drop(of_git(&path, found)?),
-                false => walk(&path, found)?,
+                true => drop(of_git(&path, own, found)?),
+                false => walk(&path, own, found)?,
             },
             Ok(seen) => found.push((path, seen)),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
@@ -168,10 +186,11 @@ fn of_git(dir: &Path, found: &mut Found) -> Result<bool> {
 }
 
 /// A file, all below a directory, or what a glob matches.
-fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
+fn named(cwd: &Path, name: &OsStr, own: &[PathBuf], found: &mut Found) -> Result<()> {
     let path = clean(&cwd.join(name));
+    let own = &beside(&path, own);
     match Seen::at(&path) {
-        Ok(seen) if seen.is_dir() => return walk(&path, found),
+        Ok(seen) if seen.is_dir() => return walk(&path, own, found),
         Ok(seen) => {
             found.push((path, seen));
             return Ok(());
@@ -185,7 +204,7 @@ fn named(cwd: &Path, name: &OsStr, found: &mut Found) -> Result<()> {
     };
     let matcher = matcher(&glob).map_err(|e| RunError::usage(format!("the input {shown}: {e}")))?;
     let mut all = Found::new();
-    match walk_to(&top, depth(&glob), &mut all) {
+    match walk_to(&top, depth(&glob), own, &mut all) {
         Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         other => other?,
     }
@@ -234,16 +253,17 @@ fn matcher(glob: &Path) -> std::result::Result<GlobMatcher, String> {
     Ok(glob.compile_matcher())
 }
 
-/// All files and symlinks below a directory, but not git's own.
-fn walk(top: &Path, found: &mut Found) -> Result<()> {
-    walk_to(top, usize::MAX, found)
+/// All files and symlinks below a directory, but not git's own, nor ours.
+fn walk(top: &Path, own: &[PathBuf], found: &mut Found) -> Result<()> {
+    walk_to(top, usize::MAX, own, found)
 }
 
 /// The same, not in directories that are deeper than so many levels.
-fn walk_to(top: &Path, levels: usize, found: &mut Found) -> Result<()> {
-    let enter = |dir: &Path, depth: usize| depth < levels && dir.file_name() != Some(OsStr::new(".git"));
+fn walk_to(top: &Path, levels: usize, own: &[PathBuf], found: &mut Found) -> Result<()> {
+    let is_apart = |dir: &Path| dir.file_name() == Some(OsStr::new(".git")) || own.iter().any(|o| o == dir);
+    let enter = |dir: &Path, depth: usize| depth < levels && !is_apart(dir);
     let all = super::walk::walk(vec![top.to_owned()], &enter)?;
-    found.extend(all.into_iter().filter(|(_, seen)| !seen.is_dir()));
+    found.extend(all.into_iter().filter(|(path, seen)| !seen.is_dir() && !own.contains(path)));
     Ok(())
 }
 

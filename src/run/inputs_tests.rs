@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::inputs::{Gathered, gather};
+use super::inputs::{Apart, Gathered, gather};
 use super::remembered::Remembered;
 use super::spec::{Inputs, Place};
 use super::{Kind, Result, RunError};
@@ -44,7 +44,8 @@ impl Project {
 
     fn gather(&self, cwd: &str, inputs: Inputs, remembered: &mut Remembered) -> Result<Gathered> {
         let place = Place { root: self.path(""), cwd: self.path(cwd) };
-        gather(&inputs, &place, (&[self.path("out"), self.path("sub/out.o")], false), remembered)
+        let outputs = vec![self.path("out"), self.path("sub/out.o")];
+        gather(&inputs, &place, &Apart { outputs, stay: false, own: Vec::new() }, remembered)
     }
 
     fn names(&self, cwd: &str, inputs: Inputs) -> Vec<String> {

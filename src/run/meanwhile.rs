@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::clock::{is_since, settled_at};
 use super::flow::Run;
-use super::inputs::{Gathered, is_at_or_below, list, read};
+use super::inputs::{Apart, Gathered, list, read};
 use super::prepare::Prepared;
 use super::remembered::Remembered;
 use super::spec::Place;
@@ -73,24 +73,19 @@ impl Run<'_> {
     /// What changed while a command ran that was started at this moment of the file clock.
     pub(super) fn change_meanwhile(&self, prepared: &mut Prepared, began: i128) -> Option<Change> {
         let task = self.task;
-        let listed = list(&task.inputs, &task.place, (&prepared.apart, true));
-        let own = |path: &Path| {
-            self.ways.hidden.iter().chain(&self.ways.memory).any(|own| is_at_or_below(path, own))
-        };
-        changed_since(&prepared.gathered, listed, began, &own, &mut prepared.remembered).or_else(|| {
+        let listed = list(&task.inputs, &task.place, &Apart { stay: true, ..prepared.apart.clone() });
+        changed_since(&prepared.gathered, listed, began, &mut prepared.remembered).or_else(|| {
             let changed = prepared.after.iter().find(|of| of.has_changed());
             changed.map(|of| Change::After(of.name.clone()))
         })
     }
 }
 
-/// How inputs differ from what they were when they were gathered, as they are listed now. Of new ones those that are outfs's `own` do
-/// not count.
+/// How inputs differ from what they were when they were gathered, as they are listed now.
 pub(super) fn changed_since(
     gathered: &Gathered,
     listed: Result<Found>,
     began: i128,
-    own: &dyn Fn(&Path) -> bool,
     remembered: &mut Remembered,
 ) -> Option<Change> {
     let (listed, lost) = match listed {
@@ -98,8 +93,7 @@ pub(super) fn changed_since(
         // Most often one of them is gone.
         Err(e) => (Found::new(), Some(Change::Lost(e.to_string()))),
     };
-    let (suspects, mut new) = differences(gathered, listed);
-    new.retain(|path| !own(path));
+    let (suspects, new) = differences(gathered, listed);
     let different = suspects.into_iter().find_map(|at| {
         let name = || gathered.inputs[at].path.clone();
         if !is_same(gathered, at, remembered) {

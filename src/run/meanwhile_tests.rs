@@ -1,10 +1,10 @@
 //! Tests of what changed while a command ran, in real directories.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::clock::{file_clock, file_clock_after};
-use super::inputs::{gather, list};
+use super::inputs::{Apart, gather, list};
 use super::meanwhile::{Change, changed_since};
 use super::remembered::Remembered;
 use super::spec::{Inputs, Place};
@@ -31,13 +31,16 @@ impl Project {
     /// What changed while this was done.
     fn change(&self, inputs: &Inputs, act: impl FnOnce()) -> Option<Change> {
         let place = Place { root: self.path("").components().collect(), cwd: self.top.clone() };
-        let (apart, mut remembered) = ([self.path("src/out")], Remembered::open(None));
-        let gathered = gather(inputs, &place, (&apart, false), &mut remembered).unwrap();
+        let (apart, mut remembered) = (self.apart(), Remembered::open(None));
+        let gathered = gather(inputs, &place, &apart, &mut remembered).unwrap();
         let began = file_clock_after(file_clock());
         act();
-        let listed = list(inputs, &place, (&apart, true));
-        let own = |path: &Path| path.starts_with(self.path("src/own"));
-        changed_since(&gathered, listed, began, &own, &mut remembered)
+        let listed = list(inputs, &place, &apart);
+        changed_since(&gathered, listed, began, &mut remembered)
+    }
+
+    fn apart(&self) -> Apart {
+        Apart { outputs: vec![self.path("src/out")], stay: true, own: vec![self.path("src/own")] }
     }
 }
 

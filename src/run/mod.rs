@@ -61,7 +61,7 @@ pub use error::RunError;
 pub use exec::{End, Outcome, Plan, execute};
 pub use flow::run;
 pub use guard::{Post, guard};
-pub use inputs::{Gathered, gather, hash_program};
+pub use inputs::{Apart, Gathered, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
 pub use ledger::{LastRun, Ledger, Stand};
 pub use live::follow;

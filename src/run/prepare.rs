@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::inputs::{Gathered, clean, gather, hash_program};
+use super::inputs::{Apart, Gathered, clean, gather, hash_program};
 use super::ledger::Ledger;
 use super::lock::Lock;
 use super::outputs::check_way;
@@ -28,7 +28,7 @@ pub(super) struct Prepared {
     pub key: EntryKey,
     pub gathered: Arc<Gathered>,
     /// Where nothing is an input: outputs, absolute, and what else a run writes.
-    pub apart: Vec<PathBuf>,
+    pub apart: Apart,
     pub remembered: Remembered,
     /// The lock file's content; `None` when it is not there.
     pub lock: Option<Lock>,
@@ -49,6 +49,8 @@ pub(super) struct Around<'a> {
     pub session: Option<&'a SessionId>,
     /// What outputs that stand as links lead into.
     pub views: &'a [PathBuf],
+    /// Those, and where projects are remembered.
+    pub own: Vec<PathBuf>,
     /// Asks the store for a result.
     pub ask: &'a mut dyn FnMut(Sought<'_>) -> Option<Made>,
 }
@@ -70,7 +72,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     // The lock file is written by every run, so it is no input.
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
-    let gathered = gather(&task.inputs, &task.place, (&apart, task.base.is_some()), &mut remembered)?;
+    let apart = Apart { outputs: apart, stay: task.base.is_some(), own: around.own };
+    let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
     let mut upstream = Upstreams {
         ledger: around.ledger,
         lock: lock.as_ref(),

@@ -54,6 +54,13 @@ pub struct Ways {
     pub hidden: Vec<PathBuf>,
 }
 
+impl Ways {
+    /// Directories that are outfs's own, whatever project they lie in.
+    pub(super) fn own(&self) -> impl Iterator<Item = &PathBuf> {
+        self.hidden.iter().chain(&self.memory)
+    }
+}
+
 /// Whoever tells people; gets the command's output, too.
 pub trait Voice: Sink {
     /// The task will be executed, because of this.

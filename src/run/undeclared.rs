@@ -44,9 +44,8 @@ impl Run<'_> {
         }
         let place = &self.task.place;
         let outputs = self.task.outputs.iter().map(|o| place.cwd.join(o));
-        let own = self.ways.hidden.iter().chain(&self.ways.memory).cloned();
         let lock = self.ways.lock.as_deref().map(|lock| place.file(lock));
-        let apart: Vec<PathBuf> = outputs.chain(own).chain(lock).collect();
+        let apart: Vec<PathBuf> = outputs.chain(self.ways.own().cloned()).chain(lock).collect();
         let (root, cwd) = (place.root.clone(), place.cwd.clone());
         let turns = self.ledger.turns(place, &self.task.outputs);
         let key = self.report.key.iter().map(ToString::to_string);

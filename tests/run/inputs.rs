@@ -276,3 +276,38 @@ fn what_a_sandbox_sees_of_an_input_that_came_is_not_kept() {
     fs::remove_file(p.path("src/b")).unwrap();
     assert!(p.ok(&["ls"]).is_empty(), "nothing is kept");
 }
+
+/// S13.1 A store, its mounts and the memory of runs may lie in the project, as CI wants its caches: they are no inputs, and are in no sandbox.
+#[test]
+fn what_is_our_own_in_a_project_is_no_input() {
+    need("bwrap");
+    let p = Project::new();
+    p.write("a", "1");
+    let run = |options: &[&str], script: &str| {
+        let task = ["run", "--json", "--output", "o"];
+        let mut c = p.command(&[&task, options, &["--", "sh", "-c", script]].concat());
+        c.env("OUTFS_STORE", ".cache/outfs").env("XDG_CACHE_HOME", p.path(".cache"));
+        Ran::of(c)
+    };
+    for (n, inputs) in
+        [&[][..], &["--input", "."], &["--input", ".cache/*/**", "--input", "a"]].iter().enumerate()
+    {
+        p.write(".cache/others/b", "");
+        for sandbox in ["none", "bwrap"] {
+            let options = [inputs, &["--sandbox", sandbox][..]].concat();
+            let script = format!("cp a o; ls -A .cache >> o; : {n}");
+            let ran = run(&options, &script);
+            assert_eq!(ran.kept(true).record["inputs"], 2, "{ran:#?}");
+            let listed = if sandbox == "none" { "1others\noutfs\noutfs-run\n" } else { "1others\n" };
+            assert_eq!(p.read("o"), listed);
+            for _ in 0..2 {
+                assert_eq!(run(&options, &script).is_hit().record["inputs"], 2);
+            }
+        }
+    }
+    // Whoever names it means it.
+    assert_eq!(
+        run(&["--input", ".cache/outfs/format"], "cp .cache/outfs/format o").kept(true).record["inputs"],
+        1
+    );
+}
