@@ -90,7 +90,7 @@ pub(super) fn list(inputs: &Inputs, place: &Place, apart: &Apart) -> Result<Foun
         Inputs::Named(names) => {
             for name in names {
                 let before = found.len();
-                named(&place.cwd, name, own, &mut found)?;
+                named(place, name, own, &mut found)?;
                 let taken = found[before..].iter().all(|(path, _)| apart(path)) && found.len() > before;
                 // What else a directory has may come.
                 if taken && !stay && !place.cwd.join(name).is_dir() {
@@ -186,8 +186,8 @@ fn of_git(dir: &Path, own: &[PathBuf], found: &mut Found) -> Result<bool> {
 }
 
 /// A file, all below a directory, or what a glob matches.
-fn named(cwd: &Path, name: &OsStr, own: &[PathBuf], found: &mut Found) -> Result<()> {
-    let path = clean(&cwd.join(name));
+fn named(place: &Place, name: &OsStr, own: &[PathBuf], found: &mut Found) -> Result<()> {
+    let path = place.inside(Path::new(name));
     let own = &beside(&path, own);
     match Seen::at(&path) {
         Ok(seen) if seen.is_dir() => return walk(&path, own, found),

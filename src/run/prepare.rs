@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::inputs::{Apart, Gathered, clean, gather, hash_program};
+use super::inputs::{Apart, Gathered, gather, hash_program};
 use super::ledger::Ledger;
 use super::lock::Lock;
 use super::outputs::check_way;
@@ -114,7 +114,7 @@ fn check_apart(task: &Task) -> Result<()> {
     let Inputs::Named(names) = &task.inputs else { return Ok(()) };
     let cwd = &task.place.cwd;
     for name in names.iter().filter(|_| task.base.is_none()) {
-        let path = clean(&cwd.join(name));
+        let path = task.place.inside(Path::new(name));
         let taken = task.outputs.iter().any(|output| path.starts_with(cwd.join(output)));
         if taken && path.symlink_metadata().is_ok() {
             return Err(RunError::usage(format!(

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::inputs::clean;
 use super::{Result, RunError, SandboxKind, text};
 
 /// Where a task runs.
@@ -40,6 +41,25 @@ impl Place {
             (Some(dir), Some(name)) => dir.join(name),
             _ => path,
         }
+    }
+
+    /// A path that is named from the working directory, clean. What leads into the project through a symlink, as `$PWD` may, is below
+    /// its top.
+    pub fn inside(&self, given: &Path) -> PathBuf {
+        let path = clean(&self.cwd.join(given));
+        if path.starts_with(&self.root) {
+            return path;
+        }
+        let mut above: Vec<&Path> = path.ancestors().collect();
+        above.reverse();
+        let led = above.into_iter().find_map(|dir| {
+            let real = dir.canonicalize().ok()?;
+            // A symlink that is named is one, but for the directory where we are.
+            let leads = real == self.cwd || dir != path && real.starts_with(&self.root);
+            let below = path.strip_prefix(dir).ok().filter(|_| leads)?;
+            Some(real.join(below).components().collect())
+        });
+        led.unwrap_or(path)
     }
 
     /// A path as it stands in a key: below the project's top, or absolute when it is outside.
@@ -167,7 +187,10 @@ pub fn output_path(given: &Path, place: &Place) -> Result<PathBuf> {
             given.display()
         )))
     };
-    let relative = given.strip_prefix(&place.cwd).unwrap_or(given);
+    let real = place.inside(given);
+    let leads_up = given.components().any(|part| part == Component::ParentDir);
+    let relative = if given.is_absolute() && !leads_up { &real } else { given };
+    let relative = relative.strip_prefix(&place.cwd).unwrap_or(relative);
     if relative.is_absolute() {
         return refuse("is outside the working directory");
     }

@@ -311,3 +311,42 @@ fn what_is_our_own_in_a_project_is_no_input() {
         1
     );
 }
+
+/// S13.1 … However the way to the project is named: `$PWD` may go through a symlink.
+#[test]
+fn paths_through_a_symlink_to_the_project_are_in_it() {
+    let p = Project::new();
+    p.write("sub/a", "1");
+    p.write("sub/deep/b", "1");
+    let link = p.dir.path().join("link");
+    std::os::unix::fs::symlink(p.path("sub"), &link).unwrap();
+    let top = p.dir.path().join("top");
+    std::os::unix::fs::symlink(&p.cwd, &top).unwrap();
+    let keys = |dirs: &[&Path]| -> Vec<String> {
+        let run = |dir: &&Path| {
+            let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+            let (a, glob, out) = (at("a"), at("deep/*"), at("new/o"));
+            let task = ["run", "--json", "--task", "t", "--input", &a, "--input", &glob, "--output", &out];
+            let mut c = p.command(&[&task[..], &["--", "sh", "-c", "mkdir -p new; cp a new/o"]].concat());
+            c.current_dir(p.path("sub"));
+            Ran::of(c).kept(true).key().to_owned()
+        };
+        dirs.iter().map(run).collect()
+    };
+    let keys = keys(&[Path::new(""), &link, &top.join("sub"), &p.path("sub")]);
+    assert!(!keys[0].is_empty() && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    // The directory itself, whatever it is called.
+    let whole = |name: &str| {
+        let mut c = p.command(&["run", "--json", "--input", name, "--", "true"]);
+        Ran::of({
+            c.current_dir(p.path("sub"));
+            c
+        })
+    };
+    let here = whole(".");
+    assert_eq!(whole(link.to_str().unwrap()).key(), here.key());
+    let mut c =
+        p.command(&["run", "--json", "--no-inputs", "--output", link.to_str().unwrap(), "--", "true"]);
+    c.current_dir(p.path("sub"));
+    assert_eq!(Ran::of(c).says("is the working directory itself").code, 125);
+}
