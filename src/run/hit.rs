@@ -2,6 +2,7 @@
 //!
 //! Invariant: what cannot be given back whole is a reason to run. Must not know: how it was decided.
 
+use super::Result;
 use super::capture::Order;
 use super::decide::Reason;
 use super::exec::Outcome;
@@ -11,8 +12,7 @@ use super::ledger::Stand;
 use super::outputs::Stamp;
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
-use super::{Result, RunError};
-use crate::cache::CachePolicy;
+use crate::cache::{CachePolicy, RestoreAs};
 use crate::model::EntryKey;
 
 impl Run<'_> {
@@ -39,22 +39,24 @@ impl Run<'_> {
             self.spare_work(Some(key))?;
             let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
             let times = self.ways.times;
-            let placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
+            let mut placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, way, times));
+            if let Some(Placed::NoReflinks { why }) = &placed {
+                self.warn(format!(
+                    "the outputs are copied: {why} (--as reflink is for a store on the same file system, one that has reflinks)"
+                ));
+                let copies = Way::Files(RestoreAs::Copy);
+                placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, copies, times));
+            }
             match placed {
                 Some(Placed::Done(_)) => self.remember_stand(held),
                 Some(Placed::Lost { path, why }) => {
                     self.warn(format!("the entry {key} has lost content: {why}"));
                     return Ok(Some(Reason::OutputMissing { path }));
                 }
-                Some(Placed::NoReflinks { why }) => {
-                    return Err(RunError::usage(format!(
-                        "{why}; --as reflink is for a store on the same file system, one that has reflinks (--as auto copies)"
-                    )));
-                }
                 Some(Placed::InTheWay { path }) => {
                     return Ok(Some(Reason::InTheWay { path }));
                 }
-                None => {
+                Some(Placed::NoReflinks { .. }) | None => {
                     return Ok(Some(Reason::Unusable { detail: "its outputs cannot be given back".into() }));
                 }
             }
