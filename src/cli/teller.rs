@@ -75,6 +75,10 @@ impl Voice for Teller {
     fn warn(&mut self, what: &str) {
         out::note(&out::clean(&format!("warning: {what}")));
     }
+
+    fn fail(&mut self, what: &str) {
+        out::note(&out::clean(what));
+    }
 }
 
 /// `1.2 s`, `5 min`: the two leading figures of a time.

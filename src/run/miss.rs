@@ -199,9 +199,13 @@ impl Run<'_> {
         let declared = self.task.declared();
         let Some(output) = missing(self.cwd(), &declared) else { return Ok(None) };
         let status = format!("the declared output {} is missing", output.display());
-        self.warn(format!("{status}; nothing is kept"));
+        let told = format!("{status}; nothing is kept");
         if outcome.end == End::Exited(0) {
             self.report.exit_code = 125;
+            self.voice.fail(&told);
+            self.report.error = Some(told);
+        } else {
+            self.warn(told);
         }
         Ok(Some(status))
     }

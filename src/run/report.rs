@@ -73,6 +73,8 @@ pub trait Voice: Sink {
     fn wait_turn(&mut self, pid: Option<u32>);
     /// Something is not as it should be, and the run goes on.
     fn warn(&mut self, what: &str);
+    /// The task has failed, though its command has not.
+    fn fail(&mut self, what: &str);
 }
 
 /// What came of it.
@@ -117,7 +119,7 @@ pub struct Report {
     /// Why a run would be refused, with `--dry-run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Why the task was not run, or not to its end.
+    /// Why the task was not run, or not to its end, or has failed though its command has not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

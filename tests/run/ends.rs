@@ -54,7 +54,17 @@ fn a_missing_output_is_an_error() {
     let run =
         |script: &str| p.sh(&["--task", "t", "--no-inputs", "--output", "a", "--output", "b/c"], script);
     let missing = run("touch a");
-    assert_eq!(missing.kept(false).says("the declared output b/c is missing").code, 125);
+    let why = "the declared output b/c is missing; nothing is kept";
+    assert_eq!(missing.kept(false).says(&format!("\noutfs: {why}\n")).code, 125);
+    assert_eq!(
+        (&missing.record["error"], &missing.record["warnings"]),
+        (&why.into(), &serde_json::json!([]))
+    );
+    let failing = p.sh(&["--no-inputs", "--output", "a", "--cache-failures"], "exit 3");
+    assert_eq!(
+        (failing.says("warning: the declared output a").code, &failing.record["error"]),
+        (3, &serde_json::Value::Null)
+    );
     run("touch a").is_miss(&["previous_run_incomplete"]);
     let undeclared = run("touch a; mkdir b; touch b/c b/d");
     assert_eq!(undeclared.kept(true).record["undeclared"], serde_json::json!(["b/d"]));
