@@ -88,7 +88,13 @@ impl Run<'_> {
             Ok(answer) => Some(answer),
             Err(e) => {
                 self.shelf = None;
-                self.warn(format!("the cache fails, the task goes on without it: {e}"));
+                let also = match self.ways.policy {
+                    CachePolicy::Readonly => {
+                        " (with --policy readonly, too, a store has to be this user's and writable, for its lock and index)"
+                    }
+                    _ => "",
+                };
+                self.warn(format!("the cache fails, the task goes on without it: {e}{also}"));
                 None
             }
         }

@@ -277,3 +277,15 @@ fn what_was_lost_to_a_command_while_it_ran_is_no_result() {
         assert_eq!(p.read("r"), "1\n");
     }
 }
+
+/// Who only reads is told what a store has to be for that.
+#[test]
+fn a_store_that_only_reading_cannot_open_says_why() {
+    let p = Project::new();
+    fs::create_dir(&p.store).unwrap();
+    fs::write(p.store.join("format"), "none").unwrap();
+    let go = |policy: &str| p.run(&["--no-inputs", "--policy", policy], &["true"]);
+    let also = "(with --policy readonly, too, a store has to be this user's and writable";
+    assert_eq!(go("readonly").says("the cache fails").says(also).code, 0);
+    assert!(!go("normal").says("the cache fails").stderr.contains(also));
+}
