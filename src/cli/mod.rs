@@ -45,6 +45,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::{Failure, Kind, Reply};
@@ -59,14 +60,13 @@ const EXIT_CODES: &str = "A KEY is given whole, as 'outfs ls' lists it; 'outfs r
 #[derive(Parser)]
 #[command(name = "outfs", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// The store [default: $XDG_CACHE_HOME/outfs, else ~/.cache/outfs]
+    /// The store [default: $OUTFS_STORE, else $XDG_CACHE_HOME/outfs, else ~/.cache/outfs]
+    // An option that clap itself takes from the environment is in all its usages, as if it were required. Unlike a path's own
+    // parser this takes an empty one, which is as good as none.
     #[arg(
         long,
         global = true,
         value_name = "DIR",
-        env = "OUTFS_STORE",
-        hide_env_values = true,
-        // Unlike a path's own parser this takes an empty OUTFS_STORE, which is as good as none.
         value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     store: Option<PathBuf>,
@@ -132,7 +132,7 @@ struct Context {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => return refuse(&e),
+        Err(e) => return refuse(e),
     };
     match run(cli) {
         Ok(code) => code,
@@ -146,23 +146,42 @@ pub fn main() -> ExitCode {
 
 /// Says what is wrong with the command line, or prints the help that was asked for. In `outfs run` 2 may be the command's
 /// own code.
-fn refuse(e: &clap::Error) -> ExitCode {
-    let _ = e.print();
+fn refuse(mut e: clap::Error) -> ExitCode {
     let is_run = || {
         let matches = Cli::command().ignore_errors(true).try_get_matches();
         matches.is_ok_and(|m| m.subcommand_name() == Some("run"))
     };
+    let is_run = e.exit_code() != 0 && is_run();
+    let hint = is_run.then(|| before_the_command(&e)).flatten();
+    if let Some(hint) = &hint {
+        e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.clone().into()]));
+    }
+    let _ = e.print();
     match e.exit_code() {
         0 => ExitCode::SUCCESS,
-        _ if is_run() => {
+        _ if is_run => {
             if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
                 let text = e.render().to_string();
                 let said = text.lines().next().unwrap_or_default();
-                let _ = out::json(&run::refused("", said.trim_start_matches("error: ")));
+                let said = said.trim_start_matches("error: ");
+                let said = hint.map_or(said.to_owned(), |hint| format!("{said}: {hint}"));
+                let _ = out::json(&run::refused("", &said));
             }
             ExitCode::from(run::OWN_ERROR)
         }
         code => ExitCode::from(code as u8),
+    }
+}
+
+/// What is missing where the command stands among the options.
+fn before_the_command(e: &clap::Error) -> Option<String> {
+    match e.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word))
+            if e.kind() == ErrorKind::UnknownArgument && !word.starts_with('-') =>
+        {
+            Some(format!("put '--' before the command: 'outfs run [OPTIONS] -- {word}'"))
+        }
+        _ => None,
     }
 }
 
@@ -178,6 +197,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
 }
 
 fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Failure> {
+    let store = store.or_else(|| std::env::var_os("OUTFS_STORE").map(PathBuf::from));
     let store = match store.filter(|s| !s.as_os_str().is_empty()) {
         Some(store) => Ok(store),
         None => session::default_store(),

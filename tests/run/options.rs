@@ -102,3 +102,29 @@ fn an_entry_has_no_difference_from_itself() {
     let key = p.sh(&["--no-inputs"], "echo 1").key().to_owned();
     assert_eq!(p.ok(&["diff", &key, &key]), "no difference\n");
 }
+
+/// Who leaves out the `--` is told so, and no usage has what the environment says.
+#[test]
+fn a_command_without_its_dashes() {
+    let p = Project::new();
+    let hint = "put '--' before the command: 'outfs run [OPTIONS] -- make'";
+    let told = said(&p.outfs(&["run", "--output", "app", "make", "app"]));
+    assert!(told.contains(&format!("tip: {hint}")) && !told.contains("--store"), "{told}");
+    let out = p.outfs(&["run", "--json", "make", "app"]);
+    let record: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (out.status.code(), &record["error"]),
+        (Some(125), &format!("unexpected argument 'make' found: {hint}").into())
+    );
+    for args in [&["run"][..], &["run", "--output", "o"], &["put"]] {
+        let told = said(&p.outfs(args));
+        assert!(told.contains("Usage: outfs") && !told.contains("--store"), "{told}");
+    }
+    assert!(!said(&p.outfs(&["run", "--no-such-option"])).contains(hint));
+    // It is asked all the same, unless an option says otherwise.
+    p.run(&["--no-inputs"], &["true"]).kept(true);
+    assert!(p.store.join("format").exists());
+    let other = p.dir.path().join("other");
+    p.ok(&["--store", other.to_str().unwrap(), "run", "--no-inputs", "--", "true"]);
+    assert!(other.join("format").exists());
+}
