@@ -86,7 +86,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::upkeep_tests::{Fixture, key};
+    use super::super::fixture::{Fixture, key};
     use super::*;
     use crate::model::EventKind;
 

@@ -27,6 +27,8 @@ mod error;
 mod events;
 mod evict;
 mod fetch;
+#[cfg(test)]
+mod fixture;
 mod flights;
 #[cfg(test)]
 mod flights_tests;
@@ -61,6 +63,8 @@ mod push;
 mod put;
 mod read;
 mod rebuild;
+#[cfg(test)]
+mod rebuild_tests;
 mod recent;
 mod recover;
 mod repair;

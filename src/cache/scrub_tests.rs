@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::fixture::{Fixture, key, noise};
 use super::fsck_tests::flip;
-use super::upkeep_tests::{Fixture, key, noise};
 use super::*;
 use crate::model::EventKind;
 use crate::store::shards;

@@ -104,8 +104,7 @@ impl Adapter {
         op: impl Fn(&View) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
-        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::jobs as Pool));
-        self.pools.jobs.run(move || serve(view, later, reply, op, answer));
+        self.serve_in(Pools::jobs, reply, op, answer);
     }
 
     /// As `serve`, in a thread for what waits for the disk alone: seals do not hold it up.
@@ -115,8 +114,19 @@ impl Adapter {
         op: impl Fn(&View) -> Result<T> + Send + 'static,
         answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
-        let (view, later) = (self.view.clone(), (self.pools.clone(), Pools::disk as Pool));
-        self.pools.disk.run(move || serve(view, later, reply, op, answer));
+        self.serve_in(Pools::disk, reply, op, answer);
+    }
+
+    /// As `serve`, in a thread of that pool.
+    fn serve_in<T>(
+        &self,
+        pool: Pool,
+        reply: Reply,
+        op: impl Fn(&View) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        let (view, later) = (self.view.clone(), (self.pools.clone(), pool));
+        pool(&self.pools).run(move || serve(view, later, reply, op, answer));
     }
 
     /// As `serve`, for a change of what these numbers stand for. If it begins a replacement, a job makes that and

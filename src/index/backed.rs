@@ -6,7 +6,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::{ENTRY, entry_row};
-use super::write::{Sums, place};
+use super::sums::Sums;
+use super::write::place;
 use super::{Backed, EntryRow, Freed, Index, Result, from_columns, sqlite};
 use crate::model::{BlobHash, ManifestHash};
 use crate::store::Location;

@@ -14,6 +14,7 @@ mod log;
 mod read;
 mod schema;
 mod spare;
+mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
 mod write;

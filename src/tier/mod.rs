@@ -15,6 +15,8 @@ mod object;
 mod places;
 #[cfg(feature = "reapi")]
 mod reapi;
+#[cfg(any(feature = "reapi", feature = "s3"))]
+mod runtime;
 #[cfg(feature = "s3")]
 mod s3;
 mod ship;

@@ -62,12 +62,7 @@ impl ReapiTier {
     pub(super) fn open(server: &Server, push: bool) -> std::result::Result<ReapiTier, OpenError> {
         let name = super::Address::Server(server.clone()).to_string();
         let fail = |why: String| OpenError::Unusable { tier: name.clone(), why };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("tier-io")
-            .enable_all()
-            .build()
-            .map_err(|e| fail(e.to_string()))?;
+        let runtime = super::runtime::runtime().map_err(&fail)?;
         let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
         let client = {
             let _within = runtime.enter();

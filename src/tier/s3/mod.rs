@@ -65,12 +65,7 @@ impl S3Tier {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let bucket = builder(address).map_err(&fail)?.build().map_err(|e| fail(why(&e)))?;
         let prefix = Path::parse(&address.prefix).map_err(|e| fail(e.to_string()))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("tier-io")
-            .enable_all()
-            .build()
-            .map_err(|e| fail(e.to_string()))?;
+        let runtime = super::runtime::runtime().map_err(&fail)?;
         Ok(S3Tier { name: name.clone(), prefix, push, bucket: Arc::new(bucket), runtime: Some(runtime) })
     }
 
