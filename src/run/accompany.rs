@@ -1,7 +1,7 @@
 //! Running a command as it is, with this process's own input and output, to its end.
 //!
-//! Invariant: what asks this process to end is told to the command, which decides; what the terminal tells both is told
-//! once. Must not know: why.
+//! Invariant: what asks this process to end is told to the command and to what it has started beside it, which decide; what the
+//! terminal tells all of them is told once. Must not know: why.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::guard::not_started;
+use super::kin::of_own_group;
 use super::signals::Signals;
 use crate::cache::pidfd_open;
 
@@ -36,7 +37,18 @@ pub fn accompany(argv: &[OsString], env: &[(&str, String)]) -> io::Result<(u8, O
             return Ok((code as u8, None));
         }
         if let Some(signal @ (libc::SIGTERM | libc::SIGHUP)) = signals.take() {
-            let _ = kill(Pid::from_raw(child.id() as i32), Signal::try_from(signal).ok());
+            tell(child.id(), signal);
         }
+    }
+}
+
+/// A shell that ends at once leaves what it waited for, which nobody would ask then. What has a group of its own is the affair of
+/// who gave it one.
+fn tell(command: u32, signal: i32) {
+    let Ok(signal) = Signal::try_from(signal) else { return };
+    let others = of_own_group();
+    let _ = kill(Pid::from_raw(command as i32), signal);
+    for kin in others.iter().filter(|kin| kin.pid() != command) {
+        kin.tell(signal);
     }
 }

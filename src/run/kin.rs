@@ -23,6 +23,10 @@ impl Kin {
         Some(Kin { pid, stat: Stat::of(pid)? })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Sends a signal to this process; false when it is gone.
     pub fn tell(&self, signal: Signal) -> bool {
         let Ok(process) = pidfd_open(self.pid) else { return false };
@@ -62,6 +66,12 @@ pub(super) fn descendants() -> Vec<Kin> {
         true
     });
     found
+}
+
+/// The processes that come from this one and are in its group: what comes from a terminal reaches them all.
+pub(super) fn of_own_group() -> Vec<Kin> {
+    let own = nix::unistd::getpgrp().as_raw();
+    descendants().into_iter().filter(|kin| kin.stat.group as i32 == own).collect()
 }
 
 /// Of each group of processes that come from this one beside the group `command` those whose parents are in another: they pass a signal

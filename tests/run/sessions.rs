@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{Mount, eventually};
+use crate::common::{Mount, eventually, eventually_some};
 use crate::project::{Project, Ran, said, tree};
 
 /// `outfs run --ephemeral` of a task `a` that makes `o`.
@@ -154,6 +154,27 @@ fn a_killed_session_is_swept() {
     assert!(is_empty(&p.store.join("sessions")));
     let child = nix::unistd::Pid::from_raw(child.trim().parse().unwrap());
     nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// A session that is asked to end leaves no run behind: the shell that waited for it is gone.
+#[test]
+fn a_session_that_is_asked_to_end_ends_its_runs() {
+    let p = Project::new();
+    let script = format!(
+        "{} run --task a --no-inputs --output o -- sh -c 'echo $$ > ../pid.new; mv ../pid.new ../pid; exec sleep 600'; :",
+        env!("CARGO_BIN_EXE_outfs")
+    );
+    let mut session =
+        p.command(&["session", "--", "sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    let pid = eventually_some("the command", || fs::read_to_string(p.dir.path().join("pid")).ok());
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(session.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    assert!(!session.wait().unwrap().success());
+    eventually("the command to end", || !Path::new("/proc").join(pid.trim()).exists());
+    assert_eq!(p.ok(&["drafts", "--json"]), "");
 }
 
 /// A result whose session nobody knows any more goes when the store is opened; what merely has such a name does not.
