@@ -134,7 +134,9 @@ impl Why {
                 line("after", task)?;
             }
             for (path, outputs) in parts.from {
-                line("from", format!("{path}: {}", outputs.chars().take(12).collect::<String>()))?;
+                let name = parts.sources.get(&path).map(|name| format!(" of {name}")).unwrap_or_default();
+                let outputs: String = outputs.chars().take(12).collect();
+                line("from", format!("{path}: {outputs}{name}"))?;
             }
             for (name, _) in parts.base {
                 line("base", name)?;

@@ -390,11 +390,7 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
         removed: !now.contains_key(&task),
         task,
     }));
-    reasons.extend(names(&old.from, &new.from).map(|path| Reason::DepChanged {
-        old: old.from.get(&path).map(|hash| hash.chars().take(12).collect()),
-        new: new.from.get(&path).map(|hash| hash.chars().take(12).collect()),
-        path,
-    }));
+    reasons.extend(names(&old.from, &new.from).map(|path| changed_from(old, new, path)));
     reasons.extend(changed_base(old, new));
     if old.inputs_hash != new.inputs_hash {
         reasons.extend(changed_inputs(old, new).map(|(a, b)| Reason::DepChanged {
@@ -408,6 +404,20 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
         reasons.push(Reason::CacheKeyMismatch { old: before.join(", "), new: now.join(", ") });
     }
     reasons
+}
+
+/// Other outputs are read at this path: the same task's, or another result's, or there was or is none.
+fn changed_from(old: &Parts, new: &Parts, path: String) -> Reason {
+    match (old.sources.get(&path), new.sources.get(&path)) {
+        (Some(before), Some(now)) if before == now => {
+            Reason::UpstreamRerun { task: now.clone(), new: false, removed: false }
+        }
+        _ => Reason::DepChanged {
+            old: old.from.get(&path).map(|hash| hash.chars().take(12).collect()),
+            new: new.from.get(&path).map(|hash| hash.chars().take(12).collect()),
+            path,
+        },
+    }
 }
 
 /// The base, when there was and is one, and it is another now: made again, or another one.

@@ -369,6 +369,14 @@ fn table() -> Vec<Row> {
         (
             "a result that is read was made again",
             after(changed(|p| set(&mut p.from, "lib", "45"))),
+            upstream("dep"),
+        ),
+        (
+            "another result is read there",
+            after(changed(|p| {
+                set(&mut p.from, "lib", "45");
+                set(&mut p.sources, "lib", "another");
+            })),
             dep("lib", Some("45"), Some("44")),
         ),
         ("a result that is read, too", after(changed(|p| p.from.clear())), dep("lib", None, Some("44"))),

@@ -127,6 +127,9 @@ pub struct Parts {
     /// Paths at which earlier results are read, and what those hash to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub from: BTreeMap<String, String>,
+    /// The same paths, and those results as they were named (which does not count).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, String>,
     /// The earlier result that the command starts from, as it was named (which does not count), and what it hashes to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub base: BTreeMap<String, String>,
@@ -209,6 +212,7 @@ impl Parts {
             params,
             after,
             from,
+            sources: _,
             base,
             platform,
             sandbox,
@@ -295,6 +299,7 @@ pub(super) mod tests {
             params: map("level", "3"),
             after: map("gen", "33"),
             from: map("lib", "44"),
+            sources: map("lib", "dep"),
             base: map("step", "55"),
             platform: "linux-x86_64".into(),
             sandbox: "none".into(),
@@ -348,6 +353,7 @@ pub(super) mod tests {
         other.set_inputs(vec![input("sub/a.c", "a"), input("sub/b.c", "b")]);
         assert_eq!(other.key(), base.key());
         other.base = BTreeMap::from([("the same by another name".to_owned(), "55".to_owned())]);
+        other.sources = BTreeMap::from([("lib".to_owned(), "the same by another name".to_owned())]);
         assert_eq!(other.key(), base.key());
     }
 

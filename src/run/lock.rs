@@ -222,6 +222,7 @@ impl Block {
             ("params", &p.params),
             ("after", &p.after),
             ("from", &p.from),
+            ("sources", &p.sources),
             ("base", &p.base),
         ];
         for (field, map) in maps.into_iter().filter(|(_, map)| !map.is_empty()) {

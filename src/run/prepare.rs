@@ -97,6 +97,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         params: task.params.clone(),
         after: after.iter().map(|of| (of.name.clone(), of.outputs_hash.clone())).collect(),
         from: from.iter().map(|(path, of)| (text(path), of.outputs_hash.clone())).collect(),
+        sources: from.iter().map(|(path, of)| (text(path), of.name.clone())).collect(),
         base: base.iter().map(|of| (of.name.clone(), of.outputs_hash.clone())).collect(),
         platform: platform(),
         sandbox: task.sandbox.name().into(),
