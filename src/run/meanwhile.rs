@@ -61,7 +61,7 @@ impl Change {
     }
 
     /// The files that it names as new.
-    pub fn new(self) -> Vec<PathBuf> {
+    pub fn into_new(self) -> Vec<PathBuf> {
         match self {
             Change::New(paths) => paths,
             _ => Vec::new(),

@@ -47,7 +47,7 @@ impl Run<'_> {
             None => self.change_meanwhile(prepared, performed.began).map(|change| {
                 let status = change.text(&self.task.place);
                 self.warn(format!("{status}; nothing is kept{}", change.help()));
-                new = change.new();
+                new = change.into_new();
                 status
             }),
         };
