@@ -379,7 +379,14 @@ fn table() -> Vec<Row> {
             })),
             dep("lib", Some("45"), Some("44")),
         ),
-        ("a result that is read, too", after(changed(|p| p.from.clear())), dep("lib", None, Some("44"))),
+        (
+            "a result that is read, too",
+            after(changed(|p| {
+                p.from.clear();
+                p.sources.clear();
+            })),
+            dep("lib", None, Some("44")),
+        ),
         (
             "an input's content",
             after(inputs(&[("sub/a.c", "c"), ("sub/b.c", "b")])),
