@@ -42,6 +42,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         began: file_clock(),
         cannot_tell: false,
         copies: false,
+        executed: false,
     };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
@@ -70,6 +71,8 @@ pub(super) struct Run<'a> {
     cannot_tell: bool,
     /// Whoever mounted what it was to read has died.
     pub(super) copies: bool,
+    /// The command has been started, and has ended.
+    pub(super) executed: bool,
 }
 
 impl Run<'_> {
@@ -447,6 +450,8 @@ impl Run<'_> {
         let Some(path) = self.ways.lock.as_ref().filter(|_| writes).map(|l| self.task.place.file(l)) else {
             return;
         };
+        // Elsewhere nothing stands at the outputs of what was not kept.
+        let outputs_hash = outputs_hash.filter(|_| status.is_none());
         let block =
             Block { key: prepared.key.clone(), outputs_hash, status, parts: Parts::clone(&prepared.parts) };
         if prepared.lock.as_ref().and_then(|l| l.tasks.get(&task)) == Some(&block) {

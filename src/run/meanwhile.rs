@@ -2,18 +2,19 @@
 //!
 //! Purpose: a result is only of its key if all was there, the same, and nothing else, for as long as the command could read it.
 //! Inputs are found once more, as they were found for the key, so one that came is seen like one that went. Invariants: what only
-//! looks different (touched, or written anew with what was in it) is the same; one that was away for a while is not. Must not
-//! know: what becomes of the result.
+//! looks different (touched, given other rights and back, written anew with what was in it) is the same, and so is one that was elsewhere
+//! for a while: times tell that from nothing that builds do. Must not know: what becomes of the result.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::clock::{is_since, settled_at};
 use super::flow::Run;
 use super::inputs::{Apart, Gathered, list, read};
 use super::prepare::Prepared;
 use super::remembered::Remembered;
 use super::spec::Place;
+use super::undeclared::not_ignored;
 use super::walk::{Found, Seen};
 use super::{Kind, Result};
 use crate::model::BlobHash;
@@ -23,8 +24,6 @@ use crate::model::BlobHash;
 pub(super) enum Change {
     /// The input of this name is another, or gone.
     Other(String),
-    /// This one may have been away.
-    Away(String),
     /// These are inputs and were none, absolute.
     New(Vec<PathBuf>),
     /// The inputs cannot be found, for this reason.
@@ -38,9 +37,6 @@ impl Change {
     pub fn text(&self, place: &Place) -> String {
         match self {
             Change::Other(name) => format!("the input {name} changed while the command ran"),
-            Change::Away(name) => {
-                format!("the input {name} was moved, linked or given other rights while the command ran")
-            }
             Change::New(paths) => {
                 let some: Vec<String> = paths.iter().take(5).map(|path| place.name(path)).collect();
                 let more = paths.len().saturating_sub(5);
@@ -70,22 +66,33 @@ impl Change {
 }
 
 impl Run<'_> {
-    /// What changed while a command ran that was started at this moment of the file clock.
-    pub(super) fn change_meanwhile(&self, prepared: &mut Prepared, began: i128) -> Option<Change> {
+    /// What changed while a command ran.
+    pub(super) fn change_meanwhile(&self, prepared: &mut Prepared) -> Option<Change> {
         let task = self.task;
         let listed = list(&task.inputs, &task.place, &Apart { stay: true, ..prepared.apart.clone() });
-        changed_since(&prepared.gathered, listed, began, &mut prepared.remembered).or_else(|| {
+        let change = changed_since(&prepared.gathered, listed, &mut prepared.remembered);
+        change.and_then(|change| without_ignored(change, &task.place)).or_else(|| {
             let changed = prepared.after.iter().find(|of| of.has_changed());
             changed.map(|of| Change::After(of.name.clone()))
         })
     }
 }
 
+/// What git ignores and came below a named input is what commands leave beside their sources (`__pycache__`), and no change.
+fn without_ignored(change: Change, place: &Place) -> Option<Change> {
+    let Change::New(paths) = change else { return Some(change) };
+    let below = |path: &PathBuf| path.strip_prefix(&place.root).map(Path::to_owned).ok();
+    let inside = not_ignored(&place.root, paths.iter().filter_map(below).collect());
+    let inside: BTreeSet<PathBuf> = inside.into_iter().collect();
+    let counts = |path: &PathBuf| below(path).is_none_or(|path| inside.contains(&path));
+    let paths: Vec<PathBuf> = paths.into_iter().filter(counts).collect();
+    (!paths.is_empty()).then_some(Change::New(paths))
+}
+
 /// How inputs differ from what they were when they were gathered, as they are listed now.
 pub(super) fn changed_since(
     gathered: &Gathered,
     listed: Result<Found>,
-    began: i128,
     remembered: &mut Remembered,
 ) -> Option<Change> {
     let (listed, lost) = match listed {
@@ -94,14 +101,9 @@ pub(super) fn changed_since(
         Err(e) => (Found::new(), Some(Change::Lost(e.to_string()))),
     };
     let (suspects, new) = differences(gathered, listed);
-    let different = suspects.into_iter().find_map(|at| {
-        let name = || gathered.inputs[at].path.clone();
-        if !is_same(gathered, at, remembered) {
-            return Some(Change::Other(name()));
-        }
-        was_away(&gathered.found[at].0, began).then(|| Change::Away(name()))
-    });
-    different.or(lost).or_else(|| (!new.is_empty()).then_some(Change::New(new)))
+    let other = suspects.into_iter().find(|at| !is_same(gathered, *at, remembered));
+    let other = other.map(|at| Change::Other(gathered.inputs[at].path.clone()));
+    other.or(lost).or_else(|| (!new.is_empty()).then_some(Change::New(new)))
 }
 
 /// Those that look different or could be so unseen, and the paths that are new. Both lists are in order.
@@ -137,14 +139,4 @@ fn is_same(gathered: &Gathered, at: usize, remembered: &mut Remembered) -> bool 
     let Ok((looked, hash)) = read(path, &state, &mut vec![0; 1 << 17]) else { return false };
     remembered.put(state, looked, hash);
     hash == input.hash
-}
-
-/// May it have stood elsewhere since that moment? A file that is renamed gets a new ctime and no new mtime, and the directory that
-/// it comes back to changes no earlier; other rights and links to it look like that only where the directory changes as well.
-fn was_away(path: &Path, began: i128) -> bool {
-    let (Ok(seen), Some(Ok(dir))) = (Seen::at(path), path.parent().map(Seen::at)) else { return true };
-    let state = seen.state;
-    is_since(state.ctime, began)
-        && !is_since(state.mtime, began)
-        && settled_at(dir.state.mtime) >= state.ctime
 }

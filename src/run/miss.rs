@@ -40,14 +40,14 @@ impl Run<'_> {
         let writing = self.ways.policy.allows_write().then(|| Writing::begin(prepared));
         let performed = self.execute(Some(prepared), flight.as_ref())?;
         let left = &performed.left;
-        let mut new = Vec::new();
+        let (mut new, mut made) = (Vec::new(), false);
         let status = match self.judge(&performed)? {
             Some(status) if left.wanted.is_empty() => Some(status),
             Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
-            None => self.change_meanwhile(prepared, performed.began).map(|change| {
+            None => self.change_meanwhile(prepared).map(|change| {
                 let status = change.text(&self.task.place);
                 self.warn(format!("{status}; nothing is kept{}", change.help()));
-                new = change.into_new();
+                (new, made) = (change.into_new(), true);
                 status
             }),
         };
@@ -65,16 +65,22 @@ impl Run<'_> {
         }
         if let Some(status) = status {
             self.note(&key, Note::Failed { status: status.clone() });
-            self.remember_run(prepared, None, Some(status));
+            // What stands there is what tasks after this one find, though it is nobody's result.
+            let stands = made.then(|| self.outputs_hash()).flatten();
+            self.remember_run(prepared, stands, Some(status));
             return Ok(());
         }
         self.note(&key, Note::Miss { reasons: self.reasons() });
         let outputs_hash = match &kept {
             Some(kept) => Some(kept.outputs_hash.clone()),
-            None => self.look_at_outputs().map(|nodes| nodes_hash(&nodes)),
+            None => self.outputs_hash(),
         };
         self.remember_run(prepared, outputs_hash, None);
         Ok(())
+    }
+
+    fn outputs_hash(&mut self) -> Option<String> {
+        self.look_at_outputs().map(|nodes| nodes_hash(&nodes))
     }
 
     /// Nobody else has written to the outputs meanwhile.

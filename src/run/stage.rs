@@ -62,7 +62,10 @@ impl Run<'_> {
         let rooms = Rooms::of(self.ways.memory.as_deref());
         // Whose turn it is now may have been waited for by this run.
         rooms.sweep();
-        self.spare_work(prepared.map(|p| &p.key))?;
+        // When it is tried again, what stands there was looked at.
+        if !self.copies {
+            self.spare_work(prepared.map(|p| &p.key))?;
+        }
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
         let scene = Scene {
@@ -92,7 +95,9 @@ impl Run<'_> {
             }
             _ => None,
         };
-        let led_into = prepared.map(|p| self.led_into(p)).unwrap_or_default();
+        // In a sandbox there is nothing behind them.
+        let plain = prepared.filter(|_| task.sandbox == SandboxKind::None);
+        let led_into = plain.map(|p| self.led_into(p)).unwrap_or_default();
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
         let performed = self.perform(&mut *sandbox, &upstreams, flight);
         drop(at_work);
@@ -104,8 +109,8 @@ impl Run<'_> {
         if let Some((id, _)) = draft {
             self.drop_draft(&id);
         }
-        if shown_lost && performed.is_err() {
-            // Before the command could start: whoever has the store now has them copied.
+        if shown_lost && performed.is_err() && !self.executed {
+            // Whoever has the store now has them copied.
             self.copies = true;
             return self.execute(prepared, flight);
         }
@@ -234,6 +239,7 @@ impl Run<'_> {
         let began = file_clock_after(self.began);
         let live = flight.map(|flight| Live::new(flight.fd()));
         let outcome = sandbox.exec(plan, &mut Through(self.voice, live))?;
+        self.executed = true;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
         Ok(Performed { outcome, began, ended: file_clock(), left, changed, lost: false })

@@ -157,7 +157,7 @@ fn changed_below(top: &Path, apart: &[PathBuf], moment: i128) -> Vec<PathBuf> {
 }
 
 /// Those of some paths below `root` that git does not ignore; all of them outside git.
-fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
+pub(super) fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
     if paths.is_empty() {
         return paths;
     }
