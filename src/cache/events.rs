@@ -86,7 +86,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Fixture, key};
+    use super::super::fixture_tests::{Fixture, key};
     use super::*;
     use crate::model::EventKind;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use super::fixture::{Fixture, key, noise};
+use super::fixture_tests::{Fixture, key, noise};
 use super::*;
 use crate::store::{BadSpot, shards};
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::fixture::{Fixture, key, noise};
+use super::fixture_tests::{Fixture, key, noise};
 use super::*;
 
 /// With entries of these names, and all keys in memory.

@@ -28,7 +28,7 @@ mod events;
 mod evict;
 mod fetch;
 #[cfg(test)]
-mod fixture;
+mod fixture_tests;
 mod flights;
 #[cfg(test)]
 mod flights_tests;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::fixture::{Fixture, MIB, key, limited, noise};
+use super::fixture_tests::{Fixture, MIB, key, limited, noise};
 use super::*;
 use crate::index::EntryRow;
 use crate::model::manifest::Origin;

@@ -92,7 +92,7 @@ impl Inner {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crate::cache::fixture::Fixture;
+    use crate::cache::fixture_tests::Fixture;
 
     #[test]
     fn an_access_that_somebody_is_writing_down_counts() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fixture::{Fixture, key, noise};
+use super::fixture_tests::{Fixture, key, noise};
 use super::fsck_tests::flip;
 use super::*;
 use crate::model::EventKind;

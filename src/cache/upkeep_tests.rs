@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::fixture::{Fixture, MIB, key, limited, noise};
+use super::fixture_tests::{Fixture, MIB, key, limited, noise};
 use super::*;
 use crate::index::EntryRow;
 use crate::model::EventKind;
@@ -125,7 +125,8 @@ fn room_is_made_behind_very_many_that_must_stay() {
     assert!(!is_there("key1"));
     // Whoever needs it now does not wait for that.
     f.cache().inner.limits.write().size = Some(Size::Bytes(2 * limit));
-    f.put("key2", &[("f", noise(2, MIB))]);
+    // More than the index may be found to have grown by meanwhile.
+    f.put("key2", &[("f", noise(2, 4 * MIB))]);
     let usage = f.cache().usage().unwrap();
     f.cache().make_room(usage.limit - usage.used + 4096).unwrap();
     assert!(!is_there("key2"));
