@@ -3,13 +3,17 @@
 //! By the mount's device and not by paths: whoever has it in a mount namespace of its own, or bound to another place, uses it
 //! as much, and the kernel tells only of those in ours. Nothing is asked of whoever serves a mount.
 
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::mounts::{mount_table, mounted_at};
 use crate::control::{Failure, Kind};
 use crate::fuse::device_of;
 
+/// So long whoever is not to be seen is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// At most so many are named.
 const NAMED: usize = 8;
 
@@ -26,6 +30,24 @@ pub(super) fn refuse(at: &Path) -> Result<(), Failure> {
 /// The failure of an unmount that the kernel refused: names who holds it and says what to do.
 pub(super) fn busy(at: &Path) -> Failure {
     failure(at, holders(at))
+}
+
+/// Does what the kernel may refuse because a mount is in use, again for a moment where nobody is to be seen who uses it: whoever looks at the
+/// mount, as another unmount does, is in its way for that long.
+pub(super) fn patiently(at: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match act() {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EBUSY)
+                    && Instant::now() < end
+                    && holders(at).is_empty() =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn failure(at: &Path, mut found: Vec<String>) -> Failure {

@@ -23,7 +23,7 @@ pub fn unmount(at: &Path, lazy: bool) -> Result<(), Failure> {
     if !lazy {
         holders::refuse(at)?;
     }
-    detach(at, lazy).or_else(|e| match e.raw_os_error() {
+    holders::patiently(at, || detach(at, lazy)).or_else(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => Err(holders::busy(at)),
         // Its own daemon, ending, was faster.
         _ if !mounted_at(at).is_some_and(|m| m.is_outfs()) => Ok(()),

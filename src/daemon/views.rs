@@ -141,7 +141,7 @@ impl Views {
 
     fn unmount_one(active: &Active, lazy: bool) -> Result<(), Failure> {
         let at = &active.facts.at.0;
-        active.mounted.unmount(lazy).map_err(|e| match e.raw_os_error() {
+        holders::patiently(at, || active.mounted.unmount(lazy)).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => holders::busy(at),
             _ => refused(at, &e),
         })
@@ -150,9 +150,13 @@ impl Views {
     /// Who is told no is told before anything has happened. Ordinary users cannot ask the kernel: they look who uses it.
     fn refuse_busy(active: &Active) -> Result<(), Failure> {
         let at = &active.facts.at.0;
-        match active.mounted.in_use().map_err(|e| refused(at, &e))? {
-            Some(true) => Err(holders::busy(at)),
-            _ => holders::refuse(at),
+        let look = || match active.mounted.in_use()? {
+            Some(true) => Err(std::io::Error::from_raw_os_error(libc::EBUSY)),
+            _ => Ok(()),
+        };
+        match holders::patiently(at, look) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(holders::busy(at)),
+            looked => looked.map_err(|e| refused(at, &e)).and_then(|()| holders::refuse(at)),
         }
     }
 
