@@ -152,19 +152,26 @@ impl Cache {
         let around = places.around(&hash, WINDOW);
         let object = |(hash, size): &(BlobHash, u64)| Object::Blob(*hash, *size);
         let Some(first) = around.first().map(object) else { return Ok(Arc::default()) };
-        share(&self.inner.tiers.fetches.packs, &(first, 0), by, || {
-            let mut wanted = self.elsewhere(around.iter().map(|one| (one.0, *one)).collect())?;
-            // What somebody waits for comes first.
-            let Some(at) = wanted.iter().position(|(one, _)| *one == hash) else {
-                return Ok(Ok(Arc::default()));
-            };
-            wanted.swap(0, at);
-            let objects: Vec<(BlobHash, Object)> =
-                wanted.iter().map(|(hash, one)| (*hash, object(one))).collect();
-            let came = self.ask_for_all(&objects, by);
-            self.keep_what_came(&came);
-            Ok(came)
-        })
+        // Another's error is of the content that it waits for.
+        share_until(
+            &self.inner.tiers.fetches.packs,
+            &(first, 0),
+            by,
+            |_| true,
+            || {
+                let mut wanted = self.elsewhere(around.iter().map(|one| (one.0, *one)).collect())?;
+                // What somebody waits for comes first.
+                let Some(at) = wanted.iter().position(|(one, _)| *one == hash) else {
+                    return Ok(Ok(Arc::default()));
+                };
+                wanted.swap(0, at);
+                let objects: Vec<(BlobHash, Object)> =
+                    wanted.iter().map(|(hash, one)| (*hash, object(one))).collect();
+                let came = self.ask_for_all(&objects, by);
+                self.keep_what_came(&came);
+                Ok(came)
+            },
+        )
     }
 
     /// Asks one tier after another for contents, until one gives the first of them. Of the others comes what is right.
@@ -337,7 +344,18 @@ fn share<T>(
     by: Instant,
     fetch: impl Fn() -> Result<Came<T>>,
 ) -> Result<Arc<T>> {
-    let came = flights.share(window, by, TierError::is_transient, fetch)?;
+    share_until(flights, window, by, TierError::is_transient, fetch)
+}
+
+/// The same, for those that find out for themselves after an error of another's.
+fn share_until<T>(
+    flights: &Arc<Flights<Window, Came<T>>>,
+    window: &Window,
+    by: Instant,
+    again: impl Fn(&TierError) -> bool,
+    fetch: impl Fn() -> Result<Came<T>>,
+) -> Result<Arc<T>> {
+    let came = flights.share(window, by, again, fetch)?;
     Ok(came.unwrap_or_else(|| Err(late(&window.0)))?)
 }
 

@@ -94,10 +94,14 @@ pub trait Tier: Send + Sync {
     fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> Result<Vec<u8>>;
 
     /// All of each of these contents, as `get` gives it, in as few calls as the tier can: in their order, and each with its own
-    /// error. They fit into memory together.
+    /// error; none but the first where that cannot be had and each would be a call. They fit into memory together.
     fn get_all(&self, objects: &[Object], by: Instant) -> Result<Vec<Result<Vec<u8>>>> {
         let size = |object: &Object| if let Object::Blob(_, size) = object { *size } else { 0 };
-        Ok(objects.iter().map(|object| self.get(object, 0..size(object), by)).collect())
+        let get = |object| self.get(object, 0..size(object), by);
+        let Some((first, rest)) = objects.split_first() else { return Ok(Vec::new()) };
+        let first = get(first);
+        let rest = if first.is_ok() { rest } else { &[] };
+        Ok(std::iter::once(first).chain(rest.iter().map(get)).collect())
     }
 
     /// Stores these contents, in as few calls as the tier can; the first that fails ends it.

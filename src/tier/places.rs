@@ -102,7 +102,8 @@ impl Places {
     }
 
     /// The small contents around this one, in the order of their first records, that are objects of their own as it is, with their sizes:
-    /// about `most` bytes, and the same ones whichever of them is asked for. None where it is not such a one.
+    /// about `most` bytes, where each counts as 1 KiB at least, and the same ones whichever of them is asked for. None where it is not
+    /// such a one.
     pub fn around(&self, hash: &BlobHash, most: u64) -> Vec<(BlobHash, u64)> {
         let (mut end, mut wanted, mut windows) = (0, None, Vec::new());
         let small =
@@ -110,7 +111,7 @@ impl Places {
         for (one, size, _) in self.places.iter().filter(small) {
             windows.push((end / most, (*one, *size)));
             wanted = wanted.or((one == hash).then_some(end / most));
-            end += size;
+            end += (*size).max(1024);
         }
         windows.into_iter().filter(|(window, _)| Some(*window) == wanted).map(|(_, one)| one).collect()
     }
