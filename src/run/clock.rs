@@ -23,12 +23,19 @@ pub(super) fn clock_tick() -> Duration {
     *TICK.get_or_init(|| coarse(libc::clock_getres).unwrap_or(Duration::from_millis(10)))
 }
 
-/// The time that a file would get now, nanoseconds since 1970.
-pub(super) fn file_clock() -> i128 {
-    coarse(libc::clock_gettime).map_or_else(|| since_1970(SystemTime::now()), |now| now.as_nanos() as i128)
+/// The earliest time that a file could get now, nanoseconds since 1970. Files that were looked at just before get a finer one,
+/// up to [`now`].
+fn file_clock() -> i128 {
+    coarse(libc::clock_gettime).map_or_else(now, |now| now.as_nanos() as i128)
 }
 
-/// The same, once it is later than what it was; not for long, if somebody sets the clock.
+/// Now, nanoseconds since 1970: nothing has got a later time yet.
+pub(super) fn now() -> i128 {
+    since_1970(SystemTime::now())
+}
+
+/// A moment of the clock that files get their times from, later than `earlier`: whatever changes from now on gets no earlier
+/// time. Not waited for long, if somebody sets the clock.
 pub(super) fn file_clock_after(earlier: i128) -> i128 {
     let began = std::time::Instant::now();
     loop {
@@ -70,6 +77,24 @@ pub(super) fn is_since(changed: i128, moment: i128) -> bool {
 mod tests {
     use super::*;
 
+    /// A file that was looked at gets a finer time than others when it changes again: it may be ahead of theirs.
+    #[test]
+    fn what_was_there_is_earlier_than_a_moment_after_it() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        for round in 0..50 {
+            std::fs::write(&file, round.to_string()).unwrap();
+            let _ = file.metadata().unwrap();
+            std::thread::sleep(Duration::from_micros(round * 97));
+            std::fs::write(&file, "again").unwrap();
+            let meta = file.metadata().unwrap();
+            let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+            let moment = file_clock_after(now());
+            assert!(granule(changed) > 1_000_000 || changed < moment, "round {round}: {changed}, {moment}");
+        }
+    }
+
     #[test]
     fn what_changed_since_a_moment() {
         let dir = tempfile::tempdir().unwrap();
@@ -79,7 +104,7 @@ mod tests {
             i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())
         };
         std::fs::write(dir.path().join("before"), "").unwrap();
-        let earlier = file_clock();
+        let earlier = now();
         let moment = file_clock_after(earlier);
         assert!(moment > earlier);
         std::fs::write(dir.path().join("after"), "").unwrap();

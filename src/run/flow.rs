@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::clock::file_clock;
+use super::clock::now;
 use super::decide::{Decision, Earlier, Locked, Reason, Situation, decide, is_near};
 use super::flight::{Flight, Other, Takeoff};
 use super::ledger::{LastRun, Ledger};
@@ -39,7 +39,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         report,
         waited_for: None,
         turn: Turn::default(),
-        began: file_clock(),
+        began: now(),
         cannot_tell: false,
         copies: false,
         executed: false,
@@ -65,7 +65,7 @@ pub(super) struct Run<'a> {
     waited_for: Option<Option<u32>>,
     /// While it writes to outputs.
     pub(super) turn: Turn,
-    /// When it was asked for, by the clock of files.
+    /// When it was asked for, nanoseconds since 1970.
     pub(super) began: i128,
     /// What came before it was asked of a store that fails.
     cannot_tell: bool,

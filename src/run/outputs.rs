@@ -134,7 +134,7 @@ impl Stamp {
         Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), settled_ns, unchanged_since, oldest_ns })
     }
 
-    /// Has nothing changed since a moment of the [file clock](super::clock::file_clock)? Then what was read since that moment is
+    /// Has nothing changed since a moment that [`file_clock_after`](super::clock::file_clock_after) told? Then what was read since that moment is
     /// what the stamp is of.
     #[must_use]
     pub fn is_of(&self, moment: i128) -> bool {

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::capture::Sink;
-use super::clock::{file_clock, file_clock_after};
+use super::clock::{file_clock_after, now};
 use super::exec::{End, Outcome, Plan};
 use super::flight::Flight;
 use super::flow::Run;
@@ -26,7 +26,7 @@ pub(super) struct Performed {
     pub outcome: Outcome,
     /// When it was started, by the clock of files.
     pub began: i128,
-    /// When it had ended and its outputs were where they belong, by the same clock.
+    /// When it had ended and its outputs were where they belong, nanoseconds since 1970.
     pub ended: i128,
     pub left: Left,
     /// Files of the outputs that are not as the base has them; `None` without one.
@@ -242,7 +242,7 @@ impl Run<'_> {
         self.executed = true;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, began, ended: file_clock(), left, changed, lost: false })
+        Ok(Performed { outcome, began, ended: now(), left, changed, lost: false })
     }
 
     /// A command that failed may have looked for what it was not given.

@@ -324,7 +324,7 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
-    use super::super::clock::{file_clock, file_clock_after};
+    use super::super::clock::{file_clock_after, now};
     use super::*;
 
     fn turns(dir: &Path, outputs: &[&str]) -> Turns {
@@ -349,7 +349,7 @@ mod tests {
             paths.iter().map(|path| path.to_str().unwrap()[3..].to_owned()).collect::<Vec<_>>().join(" ")
         };
         let all = "a/x b/out/f b/stray b/sub/g c top";
-        let moment = file_clock_after(file_clock());
+        let moment = file_clock_after(now());
         let _ours = (ours.take(&[], None).unwrap(), ours.at_work().unwrap());
         assert_eq!(left(moment), all);
         // One that only gives a result back, and one that executes.
@@ -358,11 +358,11 @@ mod tests {
         assert_eq!(left(moment), "a/x b/stray b/sub/g c top");
         let at_work = theirs.at_work().unwrap();
         assert_eq!(left(moment), "a/x c top");
-        let later = file_clock_after(file_clock() + 20_000_000);
+        let later = file_clock_after(now() + 20_000_000);
         assert_eq!(left(later), "a/x c top", "they are under way");
         drop((turn, at_work));
         assert_eq!(left(later), "a/x c top", "they were");
-        let after = file_clock_after(file_clock() + 20_000_000);
+        let after = file_clock_after(now() + 20_000_000);
         assert_eq!(left(after), all);
         // Who works above is not nearer to what lies below us.
         let _above = at(dir.path(), "/p", &["top"]).at_work().unwrap();

@@ -186,7 +186,7 @@ pub(super) fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::clock::{file_clock, file_clock_after};
+    use crate::run::clock::{file_clock_after, now};
 
     #[test]
     fn paths_are_written_from_a_directory() {
@@ -209,7 +209,7 @@ mod tests {
         for name in ["old", "rewritten"] {
             std::fs::write(path(name), "").unwrap();
         }
-        let moment = file_clock_after(file_clock());
+        let moment = file_clock_after(now());
         for name in ["rewritten", "sub/new", "sub/out/o"] {
             std::fs::write(path(name), "1").unwrap();
         }
