@@ -101,6 +101,19 @@ pub enum CacheError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A process has had as much come from tiers by reading as one may.
+    #[error(
+        "process {pid} ({program:?}) has had as much come from tiers by reading as one process may ({budget}); 'outfs prefetch' brings an \
+         entry, whoever reads it then", budget = crate::model::units::human_bytes(*budget)
+    )]
+    OverBudget {
+        /// Its number.
+        pid: u32,
+        /// What it is called.
+        program: String,
+        /// Bytes.
+        budget: u64,
+    },
     /// A tier failed.
     #[error(transparent)]
     Tier(Box<TierError>),

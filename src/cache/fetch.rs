@@ -13,10 +13,12 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::breaker::Asked;
+use super::budget::Payer;
 use super::flights::Flights;
 use super::lookup::Loaded;
 use super::partial::Large;
-use super::{Cache, Result, TierOptions};
+use super::read::Reader;
+use super::{Cache, Result};
 use crate::index::BlobRow;
 use crate::model::groups::{GROUP, Groups};
 use crate::model::{BlobHash, ManifestHash};
@@ -56,6 +58,21 @@ impl Default for Fetches {
     }
 }
 
+/// Until when somebody waits, and whose budget what comes is taken from.
+#[derive(Clone, Copy)]
+pub(super) struct Waits<'a> {
+    pub by: Instant,
+    pub payer: Option<&'a Payer>,
+}
+
+impl Waits<'_> {
+    fn pay(&self, bytes: usize) {
+        if let Some(payer) = self.payer {
+            payer.pay(bytes as u64);
+        }
+    }
+}
+
 impl Cache {
     /// Fills `buf` from `offset` of the content of this name and size, which a record has and only a tier had a moment
     /// ago; `None` when it is here now.
@@ -66,7 +83,7 @@ impl Cache {
         (hash, size): (BlobHash, u64),
         offset: u64,
         buf: &mut [u8],
-        by: &dyn Fn(&TierOptions) -> Instant,
+        who: &Reader<'_>,
     ) -> Result<Option<usize>> {
         let wanted = buf.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let unknown = || StoreError::Elsewhere { what: format!("blob {hash}") };
@@ -78,11 +95,11 @@ impl Cache {
             return Ok(Some(wanted));
         }
         let (object, range) = places.object(&hash).ok_or_else(unknown)?;
-        let by = by(&self.inner.tiers.attached().1);
+        let waits = Waits { by: (who.by)(&self.inner.tiers.attached().1), payer: who.payer.as_ref() };
         if size <= GROUP as u64 {
             let came = match object {
-                Object::Blob(..) => self.fetch_together(&places, hash, by)?,
-                _ => self.fetch_small(&places, &object, &range, by)?,
+                Object::Blob(..) => self.fetch_together(&places, hash, waits)?,
+                _ => self.fetch_small(&places, &object, &range, waits)?,
             };
             let Some((_, content)) = came.iter().find(|(h, _)| *h == hash) else { return Ok(None) };
             let from = content.get(offset as usize..offset as usize + wanted).ok_or_else(unknown)?;
@@ -91,7 +108,7 @@ impl Cache {
         }
         let of = Large { hash, size, values: loaded.manifest.groups(record) };
         if of.values.is_empty() {
-            self.fetch_whole(&object, hash, size, by)?;
+            self.fetch_whole(&object, hash, size, waits)?;
             return Ok(None);
         }
         let mut done = 0;
@@ -100,7 +117,7 @@ impl Cache {
             let n = (WINDOW - at % WINDOW).min((wanted - done) as u64) as usize;
             let piece = &mut buf[done..done + n];
             if self.read_partial(of, at, piece).is_none() {
-                let window = self.fetch_large(&object, of, at / WINDOW, by)?;
+                let window = self.fetch_large(&object, of, at / WINDOW, waits)?;
                 let skip = (at % WINDOW) as usize;
                 piece.copy_from_slice(window.get(skip..skip + n).ok_or_else(unknown)?);
             }
@@ -125,30 +142,31 @@ impl Cache {
         places: &Places,
         object: &Object,
         range: &Range<u64>,
-        by: Instant,
+        waits: Waits<'_>,
     ) -> Result<Arc<Contents>> {
         let window = (*object, range.start / WINDOW);
-        share(&self.inner.tiers.fetches.packs, &window, by, || {
+        share(&self.inner.tiers.fetches.packs, &window, waits.by, || {
             let wanted = self.in_window(places, window)?;
             if wanted.is_empty() {
                 return Ok(Ok(Arc::default()));
             }
-            let came = self.ask_for(object, span(&wanted), by, &|bytes, at| verified(&wanted, &bytes, at));
-            self.keep_what_came(&came);
+            let check = |bytes: Vec<u8>, at| verified(&wanted, &bytes, at);
+            let came = self.ask_for(object, span(&wanted), waits.by, &check);
+            self.keep_what_came(&came, waits);
             Ok(came)
         })
     }
 
-    fn keep_what_came(&self, came: &Came<Contents>) {
-        if let Ok(contents) = came
-            && let Err(e) = self.or_sweep(self.keep(contents))
-        {
+    fn keep_what_came(&self, came: &Came<Contents>, waits: Waits<'_>) {
+        let Ok(contents) = came else { return };
+        waits.pay(contents.iter().map(|(_, bytes)| bytes.len()).sum());
+        if let Err(e) = self.or_sweep(self.keep(contents)) {
             tracing::warn!("what came from a tier is not kept: {e}");
         }
     }
 
     /// A small content that is an object of its own and those around it, but for those that are here already.
-    fn fetch_together(&self, places: &Places, hash: BlobHash, by: Instant) -> Result<Arc<Contents>> {
+    fn fetch_together(&self, places: &Places, hash: BlobHash, waits: Waits<'_>) -> Result<Arc<Contents>> {
         let around = places.around(&hash, WINDOW);
         let object = |(hash, size): &(BlobHash, u64)| Object::Blob(*hash, *size);
         let Some(first) = around.first().map(object) else { return Ok(Arc::default()) };
@@ -156,7 +174,7 @@ impl Cache {
         share_until(
             &self.inner.tiers.fetches.packs,
             &(first, 0),
-            by,
+            waits.by,
             |_| true,
             || {
                 let mut wanted = self.elsewhere(around.iter().map(|one| (one.0, *one)).collect())?;
@@ -167,8 +185,8 @@ impl Cache {
                 wanted.swap(0, at);
                 let objects: Vec<(BlobHash, Object)> =
                     wanted.iter().map(|(hash, one)| (*hash, object(one))).collect();
-                let came = self.ask_for_all(&objects, by);
-                self.keep_what_came(&came);
+                let came = self.ask_for_all(&objects, waits.by);
+                self.keep_what_came(&came, waits);
                 Ok(came)
             },
         )
@@ -241,12 +259,18 @@ impl Cache {
     }
 
     /// A window of a large content, verified group by group, and kept.
-    fn fetch_large(&self, object: &Object, of: Large<'_>, window: u64, by: Instant) -> Result<Arc<Vec<u8>>> {
+    fn fetch_large(
+        &self,
+        object: &Object,
+        of: Large<'_>,
+        window: u64,
+        waits: Waits<'_>,
+    ) -> Result<Arc<Vec<u8>>> {
         let (fetches, key) = (&self.inner.tiers.fetches, (*object, window));
         let groups = Groups::checked(of.hash, of.size, of.values);
         let wanted = groups.touched(window * WINDOW, WINDOW);
         let range = groups.bytes(wanted.clone());
-        share(&fetches.larges, &key, by, || {
+        share(&fetches.larges, &key, waits.by, || {
             // It may have come since we looked.
             if let Some(there) = fetches.windows.lock().get(&key) {
                 return Ok(Ok(there.clone()));
@@ -259,12 +283,13 @@ impl Cache {
                 let right = groups.verified(wanted.clone(), &bytes).is_some();
                 right.then_some(bytes).ok_or("a group is not what its value says")
             };
-            let came = self.ask_for(object, range.clone(), by, &check);
-            if let Ok(bytes) = &came
-                && let Err(e) = self.keep_partial(of, range.start, bytes)
-            {
-                tracing::debug!("what came from a tier is kept in memory only: {e}");
-                fetches.windows.lock().put(key, bytes.clone());
+            let came = self.ask_for(object, range.clone(), waits.by, &check);
+            if let Ok(bytes) = &came {
+                waits.pay(bytes.len());
+                if let Err(e) = self.keep_partial(of, range.start, bytes) {
+                    tracing::debug!("what came from a tier is kept in memory only: {e}");
+                    fetches.windows.lock().put(key, bytes.clone());
+                }
             }
             Ok(came)
         })

@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// The flag of the kernel's own threads.
+const KERNELS: u64 = 0x0020_0000;
+
 /// A process, also when it is gone. Its text has no spaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -57,6 +60,38 @@ impl Stat {
         let ended = matches!(rest.next()?, "Z" | "X");
         let (parent, group) = (rest.next()?.parse().ok()?, rest.next()?.parse().ok()?);
         Some(Stat { ended, parent, group, started: rest.nth(16)?.parse().ok()? })
+    }
+}
+
+/// The process of a thread, which may be its first one; `None` when it is gone, and where it cannot be seen from here.
+pub(crate) fn process_of(thread: u32) -> Option<u32> {
+    // 0: the thread is of a pid namespace that this one does not see.
+    let status = std::fs::read(format!("/proc/{thread}/status")).ok().filter(|_| thread != 0)?;
+    let mut lines = status.split(|b| *b == b'\n');
+    let number = lines.find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    std::str::from_utf8(number).ok()?.trim().parse().ok()
+}
+
+/// A process as a user knows it.
+pub(super) struct Program {
+    pub pid: u32,
+    /// As in [`Process`].
+    pub started: u64,
+    /// What it is called: whatever it likes.
+    pub name: String,
+}
+
+impl Program {
+    /// The one that a thread is of; `None` as for [`process_of`], and where it is the kernel's own.
+    pub fn of_thread(thread: u32) -> Option<Program> {
+        let pid = process_of(thread)?;
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let (begin, end) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
+        let name = String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned();
+        let mut rest = std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace();
+        let flags: u64 = rest.nth(6)?.parse().ok()?;
+        let started = rest.nth(12)?.parse().ok()?;
+        (flags & KERNELS == 0).then_some(Program { pid, started, name })
     }
 }
 
@@ -124,6 +159,26 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(lives(), [Some(false), Some(false), None, Some(false)]);
+    }
+
+    #[test]
+    fn a_thread_leads_to_its_process() {
+        let here = std::thread::spawn(|| Program::of_thread(nix::unistd::gettid().as_raw() as u32));
+        let (here, us) = (here.join().unwrap().unwrap(), Process::this().unwrap());
+        assert_eq!((here.pid, here.started), (us.pid, us.started));
+        assert!(Program::of_thread(0).is_none());
+        assert!(Program::of_thread(2).is_none_or(|p| p.name != "kthreadd"), "the kernel's");
+        // A name may be anything.
+        let (dir, name) = (tempfile::tempdir().unwrap(), "a) (\n5 6 7 8 9");
+        std::os::unix::fs::symlink("/bin/sleep", dir.path().join(name)).unwrap();
+        let mut odd = std::process::Command::new(dir.path().join(name));
+        let mut child =
+            std::os::unix::process::CommandExt::arg0(&mut odd, "sleep").arg("60").spawn().unwrap();
+        let its = Program::of_thread(child.id()).unwrap();
+        assert_eq!((its.pid, &its.name[..]), (child.id(), name));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Program::of_thread(child.id()).is_none());
     }
 
     #[test]

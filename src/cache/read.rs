@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::lookup::Loaded;
 use super::partial::Large;
-use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result, TierOptions, at};
+use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Payer, Result, TierOptions, at};
 use crate::index::{BlobRow, Glance};
 use crate::model::groups::group_count;
 use crate::model::manifest::Top;
@@ -22,6 +22,19 @@ use crate::store::{Location, StoreError};
 const MOVES: u32 = 8;
 /// Records whose blobs are looked for together, where one was found to have come from a tier.
 const NEAR: usize = 256;
+
+/// Who reads what only a tier has.
+pub struct Reader<'a> {
+    /// Until when it waits; called when tiers are asked.
+    pub by: &'a dyn Fn(&TierOptions) -> Instant,
+    /// Whose budget what comes is taken from.
+    pub payer: Option<Payer>,
+}
+
+impl Reader<'_> {
+    /// Who waits as long as a read may, and has no budget.
+    const ANY: Reader<'static> = Reader { by: &|options| Instant::now() + options.read, payer: None };
+}
 
 impl Entry {
     /// The same entry, held by another lease of this kind.
@@ -171,34 +184,22 @@ impl Entry {
     /// Survives compaction under its feet (asks the index again). What only a tier has is fetched, and waited for as long
     /// as a read may wait.
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.read_by(record, offset, buf, &|options| Instant::now() + options.read)
+        self.read_by(record, offset, buf, &Reader::ANY)
     }
 
-    /// As `read`, of what tiers are asked for until `by`, which is called when they are.
-    pub fn read_by(
-        &self,
-        record: u32,
-        offset: u64,
-        buf: &mut [u8],
-        by: &dyn Fn(&TierOptions) -> Instant,
-    ) -> Result<usize> {
-        let n = self.read_anywhere(record, offset, buf, by)?;
+    /// As `read`, of what tiers are asked for on behalf of `who`.
+    pub fn read_by(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
+        let n = self.read_anywhere(record, offset, buf, who)?;
         self.count(record, offset, n);
         Ok(n)
     }
 
     /// Has the window come in which this byte of a record is; nobody reads it.
     pub(super) fn bring(&self, record: u32, offset: u64) -> Result<()> {
-        self.read_anywhere(record, offset, &mut [0], &|options| Instant::now() + options.read).map(drop)
+        self.read_anywhere(record, offset, &mut [0], &Reader::ANY).map(drop)
     }
 
-    fn read_anywhere(
-        &self,
-        record: u32,
-        offset: u64,
-        buf: &mut [u8],
-        by: &dyn Fn(&TierOptions) -> Instant,
-    ) -> Result<usize> {
+    fn read_anywhere(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
         let mut tries = 0;
         loop {
             match self.read_local(record, offset, buf) {
@@ -207,7 +208,7 @@ impl Entry {
                 {
                     tries += 1;
                     // None: it has come meanwhile.
-                    if let Some(n) = self.read_elsewhere(record, offset, buf, by)? {
+                    if let Some(n) = self.read_elsewhere(record, offset, buf, who)? {
                         return Ok(n);
                     }
                 }
@@ -264,13 +265,13 @@ impl Entry {
         record: u32,
         offset: u64,
         buf: &mut [u8],
-        by: &dyn Fn(&TierOptions) -> Instant,
+        who: &Reader<'_>,
     ) -> Result<Option<usize>> {
         let loaded = self.loaded()?;
         let content = self.blob(&loaded.manifest, record)?;
         // From now on some of it is here.
         self.cache().touch(self);
-        self.cache().fetch(&loaded, record, content, offset, buf, by)
+        self.cache().fetch(&loaded, record, content, offset, buf, who)
     }
 
     /// Whether a file record's content is in a tier only.

@@ -35,14 +35,7 @@ pub(super) fn soon() -> Instant {
 /// Waits for a busy machine.
 pub(super) fn patient() -> TierOptions {
     let long = Duration::from_secs(120);
-    TierOptions {
-        look_up: long,
-        answer: long,
-        read: long,
-        absent: long,
-        push_limit: None,
-        prefetch: Prefetch::Manifest,
-    }
+    TierOptions { look_up: long, answer: long, read: long, absent: long, ..TierOptions::default() }
 }
 
 pub(super) fn memory(name: &str) -> Arc<MemoryTier> {

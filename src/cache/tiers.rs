@@ -12,6 +12,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::breaker::{Asked, TierFacts};
+use super::budget::Budgets;
 use super::fetch::Fetches;
 use super::flights::Flights;
 use super::learned::Learning;
@@ -39,6 +40,8 @@ pub struct TierOptions {
     pub prefetch: Prefetch,
     /// Bytes a second that each tier is brought at most.
     pub push_limit: Option<u64>,
+    /// What a process may have come by reading, in bytes, where each entry counts for some more.
+    pub scan_budget: Option<u64>,
     /// A key that no tier has is not asked for again for so long.
     pub absent: Duration,
 }
@@ -51,6 +54,7 @@ impl Default for TierOptions {
             read: Duration::from_secs(30),
             prefetch: Prefetch::Manifest,
             push_limit: None,
+            scan_budget: Some(64 << 30),
             absent: Duration::from_secs(5),
         }
     }
@@ -70,6 +74,7 @@ pub(super) struct Tiers {
     pub wholes: Wholes,
     pub coming: Coming,
     pub learning: Learning,
+    pub budgets: Budgets,
 }
 
 /// Keys that no tier had, and until when that is believed.

@@ -101,6 +101,9 @@ pub struct Stats {
     pub scrub: super::ScrubFacts,
     /// The tiers, in the order in which they are asked.
     pub tiers: Vec<super::TierFacts>,
+    /// What budgets kept from coming from them.
+    #[serde(default)]
+    pub scans: super::ScanFacts,
 }
 
 /// What one entry costs.
@@ -206,6 +209,7 @@ impl Cache {
         Ok(Stats {
             scrub: self.scrub_facts(&usage),
             tiers: self.tier_facts(),
+            scans: self.scan_facts(),
             pid: std::process::id(),
             store_id: self.inner.store.id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -14,7 +14,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::breaker::Asked;
-use super::fetch::late;
+use super::budget::Payer;
+use super::fetch::{Waits, late};
 use super::flights::Flights;
 use super::partial::Large;
 use super::{Cache, CacheError, Inner, Result};
@@ -29,6 +30,8 @@ const PIECE: u64 = 16 * GROUP as u64;
 const LISTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 type Came = std::result::Result<(), TierError>;
+/// What a tier gave.
+type Given = std::result::Result<Vec<u8>, TierError>;
 type Lists = LruCache<BlobHash, Arc<Vec<GroupHash>>>;
 
 /// What is coming, and the values of what came.
@@ -63,17 +66,24 @@ impl Cache {
     }
 
     /// Has all of a content come here; it is, when this returns.
-    pub(super) fn fetch_whole(&self, object: &Object, hash: BlobHash, size: u64, by: Instant) -> Result<()> {
+    pub(super) fn fetch_whole(
+        &self,
+        object: &Object,
+        hash: BlobHash,
+        size: u64,
+        waits: Waits<'_>,
+    ) -> Result<()> {
         let coming = &self.inner.tiers.wholes.coming;
         let (flight, pilot) = coming.board(&hash);
         if let Some(pilot) = pilot {
-            let (cache, object) = (Arc::downgrade(&self.inner), *object);
+            let (cache, object, payer) = (Arc::downgrade(&self.inner), *object, waits.payer.cloned());
+            let of = Large { hash, size, values: &[] };
             // A thread of its own: what was begun is worth having when nobody waits for it any more.
-            let bring = move || pilot.land(bring(&cache, &object, Large { hash, size, values: &[] }));
+            let bring = move || pilot.land(bring(&cache, &object, of, payer.as_ref()));
             let started = std::thread::Builder::new().name("tier".into()).spawn(bring);
             started.map_err(|e| CacheError::io("start a thread for", object.path(), e))?;
         }
-        Ok(flight.wait(by).unwrap_or_else(|| Err(late(object)))?)
+        Ok(flight.wait(waits.by).unwrap_or_else(|| Err(late(object)))?)
     }
 
     fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
@@ -82,16 +92,20 @@ impl Cache {
 }
 
 /// Asks one tier after another for what lacks, until the whole is right.
-fn bring(cache: &Weak<Inner>, object: &Object, of: Large<'_>) -> Came {
+fn bring(cache: &Weak<Inner>, object: &Object, of: Large<'_>, payer: Option<&Payer>) -> Came {
     let Some(inner) = cache.upgrade() else { return Err(over(object)) };
     let (tiers, options) = inner.tiers.attached();
     drop(inner);
     let mut failed = None;
     for tier in tiers.iter() {
-        let by = || Instant::now() + options.read;
+        let ask = |range: &Range<u64>| {
+            let bytes = get(tier, object, range.clone(), Instant::now() + options.read)?;
+            payer.inspect(|payer| payer.pay(bytes.len() as u64));
+            Ok(bytes)
+        };
         // What was there before may be what is wrong.
-        let came = match bring_from(cache, tier, object, of, &by) {
-            Ok(Brought { right: false, resumed: true }) => bring_from(cache, tier, object, of, &by),
+        let came = match bring_from(cache, object, of, &ask) {
+            Ok(Brought { right: false, resumed: true }) => bring_from(cache, object, of, &ask),
             other => other,
         };
         let error = match came {
@@ -121,10 +135,9 @@ struct Brought {
 
 fn bring_from(
     cache: &Weak<Inner>,
-    tier: &Asked,
     object: &Object,
     of: Large<'_>,
-    by: &dyn Fn() -> Instant,
+    ask: &dyn Fn(&Range<u64>) -> Given,
 ) -> std::result::Result<Brought, TierError> {
     let here = || cache.upgrade().map(|inner| Cache { inner }).ok_or_else(|| over(object));
     let kept = |e: CacheError| {
@@ -133,7 +146,7 @@ fn bring_from(
     let lacking = here()?.pieces_lacking(of, PIECE).map_err(kept)?;
     let resumed = lacking.iter().map(|piece| piece.end - piece.start).sum::<u64>() < of.size;
     for range in lacking {
-        let bytes = get(tier, object, range.clone(), by())?;
+        let bytes = ask(&range)?;
         let cache = here()?;
         if cache.inner.closing.load(Ordering::Relaxed) {
             return Err(over(object));
@@ -146,12 +159,7 @@ fn bring_from(
     Ok(Brought { right, resumed })
 }
 
-fn get(
-    tier: &Asked,
-    object: &Object,
-    range: Range<u64>,
-    by: Instant,
-) -> std::result::Result<Vec<u8>, TierError> {
+fn get(tier: &Asked, object: &Object, range: Range<u64>, by: Instant) -> Given {
     tier.ask(object, by, |tier| {
         let bytes = tier.get(object, range.clone(), by)?;
         match bytes.len() as u64 == range.end - range.start {

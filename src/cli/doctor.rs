@@ -6,7 +6,7 @@ use super::out::{self, Streams};
 use super::session::connect;
 use super::{Context, Output};
 use crate::control::{Failure, Reply, Request};
-use crate::daemon::{Health, examine, faults_check, tier_check};
+use crate::daemon::{Health, examine, faults_check, scans_check, tier_check};
 
 /// Say why there is no mount here, what would make it faster, and which tiers are ill
 ///
@@ -26,6 +26,7 @@ impl Doctor {
             && let Ok(Reply::Stats(stats)) = client.call(Request::Stats, &mut Streams::to_stdout())
         {
             checks.extend(stats.tiers.iter().map(tier_check));
+            checks.extend(scans_check(&stats.scans));
             checks.extend(stats.daemon.as_ref().and_then(faults_check));
         }
         for check in &checks {

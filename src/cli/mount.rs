@@ -127,6 +127,10 @@ pub(crate) struct Mount {
     /// Bring no more than so many bytes a second, as 10M, to each tier [default: no limit]
     #[arg(long, value_name = "SIZE")]
     push_limit: Option<Bytes>,
+    /// What a process may have come from tiers by reading, as 64G, or 0 for no limit; each entry it reads counts as 32 MiB
+    /// more. Then it gets EDQUOT [default: 64G]
+    #[arg(long, value_name = "SIZE")]
+    scan_budget: Option<Bytes>,
     /// Let other users enter
     #[arg(long)]
     allow_other: bool,
@@ -199,6 +203,7 @@ impl Mount {
                 push: self.push,
                 prefetch: self.prefetch.map(Prefetch::from),
                 push_limit: self.push_limit,
+                scan_budget: self.scan_budget,
                 log: self.log.as_ref().map(LogSpec::to_string),
             },
         };
@@ -238,6 +243,7 @@ impl Mount {
             push: self.push || m.push.unwrap_or(false),
             prefetch: self.prefetch.map(Prefetch::from).or(m.prefetch).unwrap_or_default(),
             push_limit: self.push_limit.or(m.push_limit).filter(|limit| limit.0 > 0),
+            scan_budget: self.scan_budget.or(m.scan_budget),
             tiers: match self.tiers.is_empty() {
                 true => m.tiers.clone().unwrap_or_default(),
                 false => self.tiers.clone(),

@@ -5,7 +5,7 @@ use clap::Args;
 use super::out;
 use super::session::Session;
 use super::{Context, Output, unexpected};
-use crate::cache::{ScrubFacts, TierFacts};
+use crate::cache::{ScanFacts, ScrubFacts, TierFacts};
 use crate::control::{Failure, Reply, Request};
 use crate::model::units::{counted, human_bytes};
 
@@ -50,6 +50,9 @@ impl Stats {
         for tier in &s.tiers {
             field("tier", tier_does(tier))?;
         }
+        if let Some(scans) = stopped(&s.scans) {
+            field("scans", scans)?;
+        }
         session.close()
     }
 }
@@ -70,6 +73,19 @@ fn tier_does(tier: &TierFacts) -> String {
         said.push_str(&format!(", last {}: {}", out::time(at), out::clean(why)));
     }
     said
+}
+
+/// What budgets kept from coming.
+fn stopped(scans: &ScanFacts) -> Option<String> {
+    let (at, pid, program) = scans.last.as_ref()?;
+    let at = jiff::Timestamp::from_nanosecond((*at).into()).unwrap_or_default();
+    Some(format!(
+        "{} had used up what they may have come from tiers, {} refused, last {}: process {pid} ({})",
+        counted(scans.stopped, "process", "processes"),
+        counted(scans.refused, "read", "reads"),
+        out::time(at),
+        out::clean(program)
+    ))
 }
 
 /// How far the scrub is, and what it found.

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{LimitFlags, LogStream, RawPath};
 use crate::cache::{
-    Du, FsckReport, GcReport, ImportReport, Known, Prefetched, Residency, Restored, ScrubFacts, TierFacts,
-    Usage,
+    Du, FsckReport, GcReport, ImportReport, Known, Prefetched, Residency, Restored, ScanFacts, ScrubFacts,
+    TierFacts, Usage,
 };
 use crate::fuse::{MountOptions, Transport};
 use crate::index::Totals;
@@ -204,6 +204,9 @@ pub struct StatsFacts {
     /// The tiers, in the order in which they are asked.
     #[serde(default)]
     pub tiers: Vec<TierFacts>,
+    /// What budgets kept from coming from them.
+    #[serde(default)]
+    pub scans: ScanFacts,
     /// What limits hold.
     pub limits: LimitFlags,
 }

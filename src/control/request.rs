@@ -108,6 +108,9 @@ pub struct Wanted {
     /// Bytes a second that go to each tier, at most; 0 is no limit.
     #[serde(default)]
     pub push_limit: Option<Bytes>,
+    /// What a process may have come from them by reading; 0 is no limit.
+    #[serde(default)]
+    pub scan_budget: Option<Bytes>,
     /// Where it logs, as its `log` says it.
     #[serde(default)]
     pub log: Option<String>,

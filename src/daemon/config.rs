@@ -49,6 +49,8 @@ pub struct MountConfig {
     pub prefetch: Option<Prefetch>,
     /// As `--push-limit`.
     pub push_limit: Option<Bytes>,
+    /// As `--scan-budget`.
+    pub scan_budget: Option<Bytes>,
     /// As `--allow-other`.
     pub allow_other: Option<bool>,
     /// As `--threads`.
@@ -136,7 +138,7 @@ mod tests {
         let config = read(
             "log = 'json:stderr'\n[limits]\nsize = '20%'\nreserve = '1G'\nentries = 9\nhigh_water = 90\n\
              low_water = 80\nmin_age = '1m'\ndraft_ttl = '2h'\nscrub = 'off'\nmemory = '64M'\n[mount]\nread_only = false\n\
-             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\ntiers = ['s3://b/p']\npush = true\nprefetch = 'all'\npush_limit = '10M'\nallow_other = true\nthreads = 8\n",
+             seal_quiet = '10s'\noverwrite = 'replace'\npassthrough = 'off'\ntransport = 'dev'\ntiers = ['s3://b/p']\npush = true\nprefetch = 'all'\npush_limit = '10M'\nscan_budget = '1T'\nallow_other = true\nthreads = 8\n",
         )
         .unwrap();
         assert_eq!(config.limits.size, Some("20%".parse().unwrap()));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::mounts::mount_table;
-use crate::cache::TierFacts;
+use crate::cache::{ScanFacts, TierFacts};
 use crate::control::DaemonFacts;
 use crate::fuse;
 use crate::model::units::{counted, human_bytes};
@@ -55,6 +55,18 @@ pub fn tier(facts: &TierFacts) -> Check {
         _ => (Health::Good, format!("{} answers", facts.name), ""),
     };
     check("tier", health, found, advice)
+}
+
+/// Whether processes were kept from having more come from tiers.
+pub fn scans(facts: &ScanFacts) -> Option<Check> {
+    let (_, pid, program) = facts.last.as_ref()?;
+    let found = format!(
+        "{} had used up what they may have come from tiers, and got EDQUOT; last: {program} (process {pid})",
+        counted(facts.stopped, "process", "processes")
+    );
+    let advice = "if that was no scan: 'outfs prefetch KEY' brings an entry, and 'outfs mount --scan-budget SIZE' lets each process have \
+                  more come";
+    Some(check("scans", Health::Limited, found, advice))
 }
 
 /// Whether the daemon that runs has met faults of outfs itself.

@@ -26,7 +26,7 @@ mod views;
 mod workers;
 
 pub use config::{Config, ConfigError, MountConfig};
-pub use doctor::{Check, Health, examine, faults as faults_check, tier as tier_check};
+pub use doctor::{Check, Health, examine, faults as faults_check, scans as scans_check, tier as tier_check};
 pub use links::Links;
 pub use log::{LogSpec, LogTarget};
 pub use mountpoint::{DeadView, canonical, dead_views, take_over_ours};
@@ -77,12 +77,29 @@ pub struct Start {
     /// No more than so many bytes a second, to each.
     #[serde(default)]
     pub push_limit: Option<Bytes>,
+    /// What a process may have come from them by reading; 0 is no limit, and absent the default.
+    #[serde(default)]
+    pub scan_budget: Option<Bytes>,
     /// Its first view's mount point.
     pub at: RawPath,
     /// What the first view shows.
     pub view: ViewOptions,
     /// How it is mounted.
     pub mount: MountOptions,
+}
+
+impl Start {
+    /// How tiers are asked.
+    fn tier_options(&self) -> TierOptions {
+        let usual = TierOptions::default();
+        let scan_budget = match self.scan_budget {
+            Some(Bytes(0)) => None,
+            Some(Bytes(bytes)) => Some(bytes),
+            None => usual.scan_budget,
+        };
+        let push_limit = self.push_limit.map(|limit| limit.0);
+        TierOptions { push_limit, scan_budget, prefetch: self.prefetch, ..usual }
+    }
 }
 
 /// Why the main thread wakes.
@@ -189,8 +206,7 @@ fn open(start: &Start) -> Result<Cache, Failure> {
         start.tiers.iter().map(|address| tier::open(address, start.push)).collect::<Result<Vec<_>, _>>();
     let tiers = tiers.map_err(|e| Failure::failed(e.to_string()))?;
     let cache = Cache::open(store, limits.clone())?;
-    let push_limit = start.push_limit.map(|limit| limit.0);
-    cache.attach_tiers(tiers, TierOptions { push_limit, prefetch: start.prefetch, ..TierOptions::default() });
+    cache.attach_tiers(tiers, start.tier_options());
     record::take_over(store);
     record::remember_limits(store, &LimitFlags::of(&limits));
     Ok(cache)

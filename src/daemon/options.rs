@@ -17,6 +17,7 @@ pub(super) struct RunsWith {
     push: bool,
     prefetch: Prefetch,
     push_limit: Option<Bytes>,
+    scan_budget: Option<u64>,
 }
 
 impl RunsWith {
@@ -27,6 +28,7 @@ impl RunsWith {
             push: start.push,
             prefetch: start.prefetch,
             push_limit: start.push_limit,
+            scan_budget: start.tier_options().scan_budget,
         }
     }
 
@@ -45,10 +47,17 @@ impl RunsWith {
         if let Some(prefetch) = wanted.prefetch.filter(|p| *p != self.prefetch) {
             found.push(differs("--prefetch", &name(prefetch), &name(self.prefetch)));
         }
-        let none_at_all = |limit: &Option<Bytes>| limit.filter(|limit| limit.0 > 0);
-        if wanted.push_limit.is_some() && none_at_all(&wanted.push_limit) != none_at_all(&self.push_limit) {
-            let rate = |limit| none_at_all(limit).map_or("no limit".into(), |limit| human_bytes(limit.0));
-            found.push(differs("--push-limit", &rate(&wanted.push_limit), &rate(&self.push_limit)));
+        let limit = |limit: Option<u64>| limit.map_or("no limit".into(), human_bytes);
+        for (flag, wanted, runs) in [
+            ("--push-limit", wanted.push_limit, self.push_limit.map(|limit| limit.0)),
+            ("--scan-budget", wanted.scan_budget, self.scan_budget),
+        ] {
+            let Some(wanted) = wanted.map(|wanted| Some(wanted.0).filter(|bytes| *bytes > 0)) else {
+                continue;
+            };
+            if wanted != runs {
+                found.push(differs(flag, &limit(wanted), &limit(runs)));
+            }
         }
         if let Some(log) = wanted.log.as_ref().filter(|log| **log != self.log) {
             found.push(differs("--log", log, &self.log));
@@ -85,11 +94,13 @@ mod tests {
             push: false,
             prefetch: Prefetch::All,
             push_limit: None,
+            scan_budget: Some(1 << 30),
         };
         let same = Wanted {
             log: Some("/x".into()),
             prefetch: Some(Prefetch::All),
             push_limit: Some(Bytes(0)),
+            scan_budget: Some(Bytes(1 << 30)),
             ..Wanted::default()
         };
         assert!(runs.conflicts(&same).is_empty() && runs.conflicts(&Wanted::default()).is_empty());
@@ -97,14 +108,20 @@ mod tests {
             log: Some("journal".into()),
             prefetch: Some(Prefetch::Manifest),
             push_limit: Some(Bytes(1 << 20)),
+            scan_budget: Some(Bytes(0)),
             push: true,
             tiers: vec!["s3://b/p".parse().unwrap()],
             ..Wanted::default()
         };
         let said = runs.conflicts(&other).join(", ");
-        for part in
-            ["--log journal", "--prefetch manifest", "--push-limit 1.0 MiB", "--push ", "--tier s3://b/p"]
-        {
+        for part in [
+            "--log journal",
+            "--prefetch manifest",
+            "--push-limit 1.0 MiB",
+            "--scan-budget no limit",
+            "--push ",
+            "--tier s3://b/p",
+        ] {
             assert!(said.contains(part), "{part}: {said}");
         }
     }

@@ -156,7 +156,7 @@ impl Adapter {
         match op {
             Op::Lookup { .. } | Op::Getattr | Op::Readlink | Op::Statfs => self.look(who, ino, op, reply),
             Op::Read { fh, offset, size } => {
-                self.read(ino, fh, offset, size as usize, reply);
+                self.read(who, (ino, fh), offset, size as usize, reply);
             }
             Op::Readdir { offset, size } => reply.listing(run(|| self.list(ino, offset, size as usize))),
             Op::Readdirplus { offset, size } => {

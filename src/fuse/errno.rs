@@ -47,6 +47,8 @@ fn cache_errno(error: &CacheError) -> Errno {
         CacheError::SpecialFile { .. } | CacheError::Tree(_) => Errno::EOPNOTSUPP,
         CacheError::BadInput { .. } => Errno::EINVAL,
         CacheError::NoSpace(_) => Errno::ENOSPC,
+        // Not EAGAIN, which programs obey at once, for ever.
+        CacheError::OverBudget { .. } => Errno::EDQUOT,
         CacheError::Store(e) => store_errno(e),
         CacheError::Tier(_) | CacheError::Unwritten { .. } => return store_failed(error),
         CacheError::Io { source, .. } if is_full(source) => Errno::ENOSPC,

@@ -60,7 +60,7 @@ impl Adapter {
     }
 
     /// Reads.
-    pub(super) fn read(&self, ino: u64, fh: u64, offset: u64, size: usize, reply: Reply) {
+    pub(super) fn read(&self, who: Caller, (ino, fh): (u64, u64), offset: u64, size: usize, reply: Reply) {
         let mut remote = false;
         let unanswered = reply.content(size, |buf| {
             let read = run(|| {
@@ -70,18 +70,18 @@ impl Adapter {
             (!remote).then_some(read)
         });
         if let Some(reply) = unanswered {
-            self.read_far(ino, offset, size, reply);
+            self.read_far(who.pid, (ino, offset), size, reply);
         }
     }
 
-    fn read_far(&self, ino: u64, offset: u64, size: usize, mut reply: Reply) {
+    fn read_far(&self, thread: u32, from: (u64, u64), size: usize, mut reply: Reply) {
         let since = Instant::now();
         let crowded = !reply.park() || self.far.reads.len() >= MOST_READS;
         let most = crowded.then_some(CROWDED);
         let view = self.view.clone();
         self.far.reads.run(move || {
             let answered = reply.content(size, |buf| {
-                let read = run(|| view.read_from_tiers(ino, offset, buf, since, most));
+                let read = run(|| view.read_from_tiers(thread, from, buf, since, most));
                 Some(match read {
                     Err(Errno::EIO) if crowded && since.elapsed() >= CROWDED => {
                         say_crowded();

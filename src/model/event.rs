@@ -54,6 +54,22 @@ pub enum EventKind {
         /// Bytes that were freed on disk.
         freed: u64,
     },
+    /// A process had as much come from tiers by reading as one may: what it reads of entries that is not here is refused (EDQUOT) until some of its
+    /// budget is back.
+    OverBudget {
+        /// Its number.
+        pid: u32,
+        /// What it is called.
+        program: String,
+        /// Entries of which something came.
+        entries: u64,
+        /// Bytes that came.
+        bytes: u64,
+        /// The budget, in bytes; each entry counts for some more.
+        budget: u64,
+        /// What to do.
+        go_on: String,
+    },
     /// The same key was sealed with different outputs.
     NotDeterministic {
         /// The first path that differs.

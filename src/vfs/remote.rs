@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::namespace::{CONTROL_NAME, key_of_shard, shard_part};
 use super::types::{Caller, Found, Ino};
 use super::{Result, Target, VfsError, View, ino};
-use crate::cache::{CacheError, Entry, LeaseKind};
+use crate::cache::{CacheError, Entry, LeaseKind, Reader};
 use crate::model::EntryKey;
 use crate::store::StoreError;
 
@@ -56,19 +56,20 @@ impl View {
         }
     }
 
-    /// As [`read`](Self::read), of a file that only a tier has. It is waited for from `since` on, no longer than a read
-    /// may, nor than `most`.
+    /// As [`read`](Self::read), of a file that only a tier has, for a thread whose process has a budget for it. It is waited for
+    /// from `since` on, no longer than a read may, nor than `most`.
     pub fn read_from_tiers(
         &self,
-        ino: Ino,
-        offset: u64,
+        thread: u32,
+        (ino, offset): (Ino, u64),
         buf: &mut [u8],
         since: Instant,
         most: Option<Duration>,
     ) -> Result<usize> {
         let Target::Sealed(r) = self.target(ino)? else { return Err(VfsError::Stale) };
         let by = |options: &crate::cache::TierOptions| since + most.unwrap_or(options.read).min(options.read);
-        Ok(r.entry.read_by(r.record, offset, buf, &by)?)
+        let payer = self.cache.payer(thread, &r.entry)?;
+        Ok(r.entry.read_by(r.record, offset, buf, &Reader { by: &by, payer })?)
     }
 
     /// Reads what is here.

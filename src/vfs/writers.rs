@@ -7,12 +7,11 @@
 //! Must not know: what a draft is for, or when it is quiet.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cache::pidfd_open;
+use crate::cache::{pidfd_open, process_of};
 
 /// From so many on, processes that ended well are forgotten: a build has thousands, each a descriptor here.
 const SWEEP: usize = 64;
@@ -96,9 +95,7 @@ impl Writers {
 
 /// The process of a thread, and a pidfd of it.
 fn open(thread: u32) -> Option<(u32, OwnedFd)> {
-    // 0: the process is of a pid namespace that this one does not see.
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok().filter(|_| thread != 0)?;
-    let process: u32 = status.lines().find_map(|l| l.strip_prefix("Tgid:"))?.trim().parse().ok()?;
+    let process = process_of(thread)?;
     Some((process, pidfd_open(process).ok()?))
 }
 

@@ -61,7 +61,9 @@ fn a_second_mount_with_other_limits_says_so() {
     let said = p.fails("--size 7.0 GiB", &["mount", "m2", "--size", "7G"]);
     assert!(said.contains(&p.pid().to_string()) && said.contains("6.0 GiB"), "{said}");
     p.fails("--foreground", &["mount", "m2", "--foreground"]);
-    for (option, value) in [("--prefetch", "all"), ("--push-limit", "1M"), ("--log", "journal")] {
+    for (option, value) in
+        [("--prefetch", "all"), ("--push-limit", "1M"), ("--scan-budget", "1G"), ("--log", "journal")]
+    {
         p.fails(option, &["mount", "m2", option, value]);
     }
     p.ok(&["mount", "m2", "--prefetch", "manifest", "--push-limit", "0", "--log", "store/daemon.log"]);

@@ -29,6 +29,8 @@ mod reapi;
 #[cfg(feature = "s3")]
 mod s3;
 #[cfg(feature = "s3")]
+mod scans;
+#[cfg(feature = "s3")]
 mod server;
 mod suite;
 #[cfg(all(feature = "reapi", feature = "s3"))]

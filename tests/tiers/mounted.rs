@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use outfs::cache::{Cache, Entry, LeaseKind, Limits, Prefetch, SealRequest, TaskFacts, TierOptions};
+use outfs::cache::{Cache, Entry, LeaseKind, Limits, SealRequest, TaskFacts, TierOptions};
 use outfs::fuse::{self, MountOptions, Mounted, Transport};
 use outfs::model::manifest::Origin;
 use outfs::tier::{Call, Capabilities, Fault, MemoryTier, Source, ship};
@@ -29,14 +29,7 @@ impl Source for Contents {
 /// Waits for a busy machine.
 pub fn patient() -> TierOptions {
     let long = Duration::from_secs(120);
-    TierOptions {
-        look_up: long,
-        answer: long,
-        read: long,
-        absent: Duration::ZERO,
-        push_limit: None,
-        prefetch: Prefetch::Manifest,
-    }
+    TierOptions { look_up: long, answer: long, read: long, absent: Duration::ZERO, ..TierOptions::default() }
 }
 
 /// A mount of a store with a tier attached.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2 as re;
 use bazel_remote_apis::google::protobuf::{Timestamp, UInt32Value};
-use outfs::cache::{Cache, Entry, LeaseKind, Limits, SealRequest, TaskFacts};
+use outfs::cache::{Cache, Entry, LeaseKind, Limits, Reader, SealRequest, TaskFacts};
 use outfs::model::manifest::{DigestKind, Origin};
 use outfs::model::{BlobHash, EntryKey, RecordKind};
 use outfs::tier::{self, Object, Source, Tier, TierErrorKind, ship};
@@ -389,7 +389,8 @@ fn a_read_that_is_late_is_an_error_and_what_was_begun_goes_on() {
     });
     let record = entry.file(b"outputs/large").unwrap();
     let begun = Instant::now();
-    let late = entry.read_by(record, 0, &mut [0; 10], &|_| Instant::now() + Duration::from_millis(100));
+    let who = Reader { by: &|_| Instant::now() + Duration::from_millis(100), payer: None };
+    let late = entry.read_by(record, 0, &mut [0; 10], &who);
     assert!(late.is_err() && begun.elapsed() < Duration::from_secs(60));
     drop(hold);
     assert!(read(&entry, "outputs/large").unwrap() == bytes);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use outfs::cache::{Cache, LeaseKind, Limits, Prefetch, TierOptions};
+use outfs::cache::{Cache, LeaseKind, Limits, TierOptions};
 use outfs::fuse::Transport;
 use outfs::model::groups::{GroupHash, GroupHasher};
 use outfs::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
@@ -128,14 +128,8 @@ fn a_page_of_a_gibibyte_moves_less_than_a_mebibyte() -> io::Result<()> {
     let cache = Cache::open(&dir.path().join("store"), Limits::default()).expect("a new store");
     let tier = Arc::new(Huge::new());
     let long = Duration::from_secs(120);
-    let options = TierOptions {
-        look_up: long,
-        answer: long,
-        read: long,
-        absent: long,
-        push_limit: None,
-        prefetch: Prefetch::Manifest,
-    };
+    let options =
+        TierOptions { look_up: long, answer: long, read: long, absent: long, ..TierOptions::default() };
     cache.attach_tiers(vec![tier.clone()], options);
     let entry = cache.find(&key("far-away"), LeaseKind::Hold).expect("an answer").expect("it is there");
     let record = entry.file(b"huge").expect("it has it");

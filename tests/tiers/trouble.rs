@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use outfs::cache::{Cache, Entry, LeaseKind, Limits, Prefetch, TierOptions};
+use outfs::cache::{Cache, Entry, LeaseKind, Limits, TierOptions};
 use outfs::tier::{self, ship};
 
 use super::proxy::{ALL, Ails, Proxy, chance};
@@ -83,8 +83,7 @@ fn survives(server: u16, tier: impl Fn(u16) -> String, far: &Far) {
         answer: READ,
         read: READ,
         absent: Duration::ZERO,
-        push_limit: None,
-        prefetch: Prefetch::Manifest,
+        ..TierOptions::default()
     };
     cache.attach_tiers(vec![tier::open(&address, false).expect("it opens")], options);
     let find = || cache.find(&key("far-away"), LeaseKind::Hold).expect("it can be looked for");

@@ -176,6 +176,7 @@ pub(super) fn stats(cache: &Cache) -> Result<Reply, Failure> {
         known: stats.known,
         scrub: stats.scrub,
         tiers: stats.tiers,
+        scans: stats.scans,
         limits: LimitFlags::of(&cache.limits()),
     })))
 }
