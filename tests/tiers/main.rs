@@ -26,6 +26,10 @@ mod program;
 mod proxy;
 #[cfg(feature = "reapi")]
 mod reapi;
+#[cfg(feature = "reapi")]
+mod reapi_push;
+#[cfg(feature = "reapi")]
+mod reapi_results;
 #[cfg(feature = "s3")]
 mod s3;
 #[cfg(feature = "s3")]
