@@ -16,6 +16,8 @@ mod anew;
 mod at;
 mod backend;
 mod background;
+#[cfg(test)]
+mod batch_tests;
 mod breaker;
 mod budget;
 mod commit;

@@ -147,6 +147,41 @@ fn a_newer_entry_object_says_so() {
     assert_eq!(EntryObject::parse(text), Err(LayoutError::Version(2)));
 }
 
+/// So that no window has more of them than a server takes in one call.
+#[test]
+fn a_window_of_tiny_contents_has_few_of_them() {
+    const WINDOW: u64 = 512 << 10;
+    let files: Vec<Vec<u8>> = (0..1500u32).map(|n| n.to_le_bytes().to_vec()).collect();
+    let places = PlacesBuilder::new(300).finish(&manifest("some-key", &files));
+    let all: Vec<(BlobHash, u64)> = places.contents().iter().map(|(hash, size, _)| (*hash, *size)).collect();
+    for window in [&all[..512], &all[512..1024], &all[1024..]] {
+        for (hash, _) in [window[0], window[window.len() / 2], window[window.len() - 1]] {
+            assert!(places.around(&hash, WINDOW) == window, "{} of them", places.around(&hash, WINDOW).len());
+        }
+    }
+}
+
+/// A tier without batches has each asked for by a call: what nobody waits for must not cost more of them when the first cannot be had.
+#[test]
+fn without_batches_nothing_is_asked_for_after_a_first_that_fails() {
+    let tier = MemoryTier::new("memory", Capabilities { push: true, packs: false });
+    let soon = Instant::now() + std::time::Duration::from_secs(60);
+    let contents = [b"one", b"two", b"six"];
+    let [one, two, six] = contents.map(|bytes| Object::Blob(BlobHash::of(bytes), 3));
+    for (object, bytes) in [(one, b"one"), (six, b"six")] {
+        tier.put(&object, 3, &mut &bytes[..], soon).unwrap();
+    }
+    let came = |wanted: &[Object]| {
+        let before = tier.traffic().calls;
+        let came = tier.get_all(wanted, soon).unwrap().into_iter().map(|one| one.map_err(|e| e.kind));
+        (came.collect::<Vec<_>>(), tier.traffic().calls - before)
+    };
+    let absent = || Err(TierErrorKind::Absent);
+    assert_eq!(came(&[two, one, six]), (vec![absent()], 1));
+    assert_eq!(came(&[one, two, six]), (vec![Ok(b"one".to_vec()), absent(), Ok(b"six".to_vec())], 3));
+    assert_eq!(came(&[]), (vec![], 0));
+}
+
 /// A few bytes could stand for any number of contents, all of which would be kept here.
 #[test]
 fn contents_that_share_bytes_are_refused() {

@@ -1,7 +1,7 @@
 //! A server of the Remote Execution API in this process: strict about what it is asked and given, and as ill as it is told to
 //! be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -50,6 +50,8 @@ struct State {
     function: Value,
     batch: usize,
     blobs: HashMap<(String, i64), Vec<u8>>,
+    /// Hashes of contents that it cannot give just now.
+    busy: HashSet<String>,
     actions: HashMap<(String, i64), re::ActionResult>,
     wrong: Chooser,
     calls: HashMap<String, u64>,
@@ -77,6 +79,7 @@ impl Server {
             function,
             batch: BATCH,
             blobs: HashMap::new(),
+            busy: HashSet::new(),
             actions: HashMap::new(),
             wrong: Arc::new(|_| None),
             calls: HashMap::new(),
@@ -151,6 +154,11 @@ impl Server {
         }
     }
 
+    /// It cannot give this content just now, and does not say when.
+    pub fn set_busy(&self, digest: &re::Digest) {
+        self.state.lock().busy.insert(digest.hash.clone());
+    }
+
     /// It has this result of this action, whatever it says.
     pub fn set_result(&self, action: &re::Digest, result: re::ActionResult) {
         self.state.lock().actions.insert((action.hash.clone(), action.size_bytes), result);
@@ -219,7 +227,11 @@ impl Shared {
 
     fn blob(&self, digest: &Option<re::Digest>) -> Result<Vec<u8>, Status> {
         let Some(digest) = digest else { return bad("there is no digest") };
-        let found = self.lock().blobs.get(&(digest.hash.clone(), digest.size_bytes)).cloned();
+        let state = self.lock();
+        if state.busy.contains(&digest.hash) {
+            return Err(Status::unavailable("not now"));
+        }
+        let found = state.blobs.get(&(digest.hash.clone(), digest.size_bytes)).cloned();
         found.ok_or_else(|| Status::not_found("it is not here"))
     }
 

@@ -288,3 +288,25 @@ fn small_files_come_without_those_that_cannot() {
         assert_eq!(read(&entry, &format!("outputs/{name}")).unwrap(), name.as_bytes());
     }
 }
+
+/// What a server cannot give just now is asked for again, and what came beside it comes, whatever becomes of that.
+#[test]
+fn one_content_that_is_not_to_be_had_keeps_no_others_back() {
+    let server = Server::start("main", Value::Sha256);
+    let tier = open(&server.tier(), false);
+    let contents: [&[u8]; 4] = [b"first", b"busy", b"absent", b"last"];
+    let object = |bytes: &[u8]| Object::Blob(BlobHash::sha256_of(bytes), bytes.len() as u64);
+    contents.iter().filter(|bytes| **bytes != b"absent").for_each(|bytes| drop(server.add(bytes)));
+    let come = || tier.get_all(&contents.map(object), soon()).expect("it answers");
+    let calls = server.calls("batch read");
+    assert!(come()[1].as_ref().is_ok_and(|bytes| bytes == b"busy"));
+    assert_eq!(server.calls("batch read") - calls, 1, "what is absent is not asked for again");
+    server.set_busy(&server.digest(b"busy"));
+    let came = come();
+    assert_eq!(server.calls("batch read") - calls, 1 + 4, "it was tried");
+    assert!(came[1].as_ref().is_err_and(|e| e.is_transient()), "{:?}", came[1]);
+    assert!(came[2].as_ref().is_err_and(|e| e.is_absent()), "{:?}", came[2]);
+    for n in [0, 3] {
+        assert!(came[n].as_ref().is_ok_and(|bytes| bytes == contents[n]), "{:?}", came[n]);
+    }
+}
