@@ -39,6 +39,8 @@ pub struct Plan<'a> {
     pub cwd: &'a Path,
     /// Variables to set, or to take away, in this process's environment.
     pub env: &'a [(OsString, Option<OsString>)],
+    /// It has no others.
+    pub bare: bool,
     /// How [`guard`](super::guard()) is started: a program, by its path, and arguments that take options, `--` and a command behind
     /// them. Without it the process group alone is asked, has the grace and is killed, and what the command leaves outside may
     /// outlive this. With it this process becomes a subreaper, and if the guard is killed all children of this process are.
@@ -165,6 +167,9 @@ impl Running {
         let stdin = if plan.guard.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.args(words).current_dir(plan.cwd).stdin(stdin);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        if plan.bare {
+            command.env_clear();
+        }
         for (name, value) in plan.env {
             match value {
                 Some(value) => command.env(name, value),

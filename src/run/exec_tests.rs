@@ -20,6 +20,7 @@ fn run_with(argv: &[&str], env: &Env, change: impl FnOnce(&mut Plan<'_>)) -> Run
         argv: &argv,
         cwd: Path::new("/"),
         env,
+        bare: false,
         guard: &[],
         hold: &[],
         inner: false,

@@ -42,8 +42,10 @@ impl Run<'_> {
         let left = &performed.left;
         let (mut new, mut made) = (Vec::new(), false);
         let status = match self.judge(&performed)? {
-            Some(status) if left.wanted.is_empty() => Some(status),
-            Some(status) => Some(format!("{status}; it lacked {}", left.wanted_names())),
+            Some(status) => Some(match left.lacked() {
+                Some(lacked) => format!("{status}; it lacked {lacked}"),
+                None => status,
+            }),
             None => self.change_meanwhile(prepared).map(|change| {
                 let status = change.text(&self.task.place);
                 self.warn(format!("{status}; nothing is kept{}", change.help()));

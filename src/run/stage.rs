@@ -68,11 +68,13 @@ impl Run<'_> {
         }
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
+        let variables = [&task.env[..], &task.secrets].concat();
         let scene = Scene {
             place: &task.place,
             outputs: &task.outputs,
             inputs: &inputs,
             given: &given,
+            variables: &variables,
             net: task.net,
             hidden: &self.ways.hidden,
         };
@@ -229,6 +231,7 @@ impl Run<'_> {
             argv: &self.task.argv,
             cwd: &self.task.place.cwd,
             env: &[(WITHIN.into(), Some(self.within().join(",").into()))],
+            bare: false,
             guard: &self.ways.guard,
             hold: &hold,
             inner: false,
@@ -251,6 +254,12 @@ impl Run<'_> {
             let names = left.wanted_names();
             self.warn(format!(
                 "in the sandbox only declared inputs exist; the command names what is none: {names} (--input declares it)"
+            ));
+        }
+        if !left.variables.is_empty() {
+            let names = left.variables.join(", ");
+            self.warn(format!(
+                "in the sandbox only declared variables are set; the command names what is none: {names} (--env declares it)"
             ));
         }
     }

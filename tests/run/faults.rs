@@ -251,14 +251,15 @@ fn what_was_lost_to_a_command_while_it_ran_is_no_result() {
     ];
     for (n, (path, options)) in ways.into_iter().enumerate() {
         let script = format!(
-            "if [ -n \"$V\" ]; then echo go >&2; while stat -f {path} > /dev/null 2>&1; do sleep 0.01; done; fi; \
+            "if [ \"$USER\" = waits ]; then echo go >&2; while stat -f {path} > /dev/null 2>&1; do sleep 0.01; done; fi; \
              cat {path} > r; true"
         );
         let task = format!("t{n}");
         let args = ["run", "--json", "--task", &task, "--output", "r"];
         let args = [&args[..], options, &["--", "sh", "-c", &script]].concat();
         let mut c = p.command(&args);
-        let mut child = c.env("V", "1").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A variable that everybody has and that does not count.
+        let mut child = c.env("USER", "waits").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while !said.contains("go\n") {

@@ -80,7 +80,7 @@ fn the_machine_is_read_only_and_has_no_network() {
     let ours = fs::read_to_string("/proc/net/dev").unwrap().lines().count();
     assert_eq!(with.stdout.trim(), ours.to_string());
     let outside = p.sh(&["--task", "t", "--no-inputs"], links);
-    outside.is_miss(&["cache_key_mismatch"]).says("sandbox bwrap -> sandbox none");
+    outside.is_miss(&["cache_key_mismatch"]).says("sandbox bwrap/2 -> sandbox none");
 }
 
 /// S14.3 What a command makes in a sandbox stands at its outputs afterwards as if it had run in the project.
@@ -367,6 +367,105 @@ fn the_guard_inside_cannot_be_changed() {
         ls -l /proc/self/fd | grep -c outfs; exit 0";
     let ran = inside(&p, &["--no-inputs"], script);
     assert_eq!((ran.code, &ran.stdout[..]), (0, "/dev/outfs-guard guard -\n0\n"), "{ran:#?}");
+}
+
+/// In a sandbox: what `script` does where these variables are set.
+fn with(p: &Project, variables: &[(&str, &str)], options: &[&str], script: &str) -> Ran {
+    need("bwrap");
+    let run = ["run", "--json", "--task", "t", "--sandbox", "bwrap", "--no-inputs"];
+    let mut c = p.command(&[&run[..], options, &["--", "sh", "-c", script]].concat());
+    c.envs(variables.iter().copied());
+    Ran::of(c)
+}
+
+/// S14.9 Variables that are not declared are not set in a sandbox, or the same for everybody: a caller's cannot make another result
+/// under the same key.
+#[test]
+fn variables_that_are_not_declared_do_not_count() {
+    let p = Project::new();
+    let all = "env | grep -v -e ^PWD= -e ^OUTFS_WITHIN= | cut -d = -f 1 | sort | xargs; echo $LANG $TZ $TERM $TMPDIR";
+    let one =
+        [("FOO", "1"), ("LANG", "de_DE"), ("TZ", "Asia/Tokyo"), ("LC_ALL", "C"), ("http_proxy", "http://p")];
+    let ran = with(&p, &one, &[], all);
+    let (names, values) = ran.is_miss(&["first_run"]).stdout.split_once('\n').unwrap();
+    let fine = ["HOME", "LANG", "LOGNAME", "OUTFS_STORE", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
+    // What a shell sets for itself.
+    let own = ["OLDPWD", "SHLVL", "_"];
+    let odd: Vec<_> = names.split(' ').filter(|n| !fine.contains(n) && !own.contains(n)).collect();
+    assert!(odd.is_empty(), "{odd:?} of {names}");
+    assert_eq!(values, "C.UTF-8 UTC dumb /tmp\n");
+    with(&p, &[("FOO", "2")], &[], all).is_hit();
+    // Declared, they are the caller's, and part of the key.
+    let print = "echo $FOO $LANG $TOKEN";
+    let options = ["--env", "FOO", "--env", "LANG", "--secret", "TOKEN"];
+    let of = |foo| {
+        with(&p, &[("FOO", foo), ("LANG", "C"), ("TOKEN", "t"), ("OUTFS_SECRET_KEY", "k")], &options, print)
+    };
+    assert_eq!(of("1").stdout, "1 C t\n");
+    assert_eq!(of("2").is_miss(&["env_changed"]).stdout, "2 C t\n");
+    of("1").is_hit();
+    // With the network a command knows how it is reached.
+    assert_eq!(with(&p, &one, &["--net"], "echo $FOO$http_proxy").stdout, "http://p\n");
+}
+
+/// S14.9 A command that fails for want of a variable is told so, then and later.
+#[test]
+fn a_variable_that_is_wanted_is_named() {
+    let p = Project::new();
+    let wanted = [("DEPLOY_TARGET", "there"), ("OTHER", "x")];
+    let run = || with(&p, &wanted, &[], ": ${DEPLOY_TARGET:?}");
+    run().kept(false).says("the command names what is none: DEPLOY_TARGET (--env declares it)");
+    run().is_miss(&["previous_run_incomplete"]).says("it lacked the variable DEPLOY_TARGET");
+    let fine =
+        with(&p, &wanted, &["--env", "DEPLOY_TARGET"], ": ${DEPLOY_TARGET:?}; echo $DEPLOY_TARGET; exit 3");
+    assert_eq!((fine.code, &fine.stdout[..]), (3, "there\n"));
+    assert!(!fine.stderr.contains("declared variables"), "{fine:#?}");
+}
+
+/// S14.2 Without the network services of the machine cannot be reached by their sockets either.
+#[test]
+fn sockets_of_services_are_not_there() {
+    let p = Project::new();
+    let of_user = format!("/run/user/{}", nix::unistd::geteuid());
+    let name = format!("outfs-test-{}.sock", std::process::id());
+    let found = ["/run", &of_user].iter().find_map(|dir| {
+        let path = Path::new(dir).join(&name);
+        Some((std::os::unix::net::UnixListener::bind(&path).ok()?, path))
+    });
+    let look = found.as_ref().map_or("true".into(), |(_, path)| format!("test -S {}", path.display()));
+    let alone = with(&p, &[], &[], &look);
+    let nets = with(&p, &[], &["--net"], &look);
+    let all = with(&p, &[], &[], "find /run /var/run/ -type s; touch /run/mine && echo fine");
+    if let Some((_, path)) = &found {
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(all.stdout, "fine\n", "{all:#?}");
+    assert_eq!(nets.code, 0, "{nets:#?}");
+    assert_eq!(alone.code, i32::from(found.is_some()), "{alone:#?}");
+    // What is needed of it is there: what programs are found by, and inputs.
+    if let Some(path) = found.map(|(_, path)| path.with_extension("d")) {
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("in"), "in\n").unwrap();
+        fs::write(path.join("outfs-tool"), "#!/bin/sh\necho tool\n").unwrap();
+        crate::common::chmod(path.join("outfs-tool"), 0o755).unwrap();
+        let dirs = format!("{}:{}", path.display(), std::env::var("PATH").unwrap());
+        let tool = with(&p, &[("PATH", &dirs)], &[], "outfs-tool");
+        let input = path.join("in").display().to_string();
+        let read = p.run(&[&BWRAP[..], &["--input", &input]].concat(), &["cat", &input]);
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!((&tool.stdout[..], &read.stdout[..]), ("tool\n", "in\n"), "{tool:#?} {read:#?}");
+    }
+}
+
+/// A run inside of a sandbox has no store but an empty one of its own, and runs its command.
+#[test]
+fn a_run_inside_of_a_sandbox() {
+    let p = Project::new();
+    let outfs = env!("CARGO_BIN_EXE_outfs");
+    let nested = ["run", "--task", "in", "--no-inputs", "--", "echo", "nested"];
+    let ran = p.run(&[&BWRAP[..], &["--input", outfs]].concat(), &[&[outfs][..], &nested].concat());
+    assert_eq!((ran.kept(true).code, &ran.stdout[..]), (0, "nested\n"), "{ran:#?}");
+    assert_eq!(p.ok(&["ls"]).lines().count(), 1, "what it keeps goes with the sandbox");
 }
 
 #[test]

@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use super::hint;
 use super::layout::{self, Layout};
 use super::room::{Room, remove_all};
 use super::{Left, Rooms, Sandbox, Scene, Tree, move_tree};
+use super::{environment, hint};
 use crate::run::capture::Sink;
 use crate::run::exec::{End, Outcome, Plan, execute};
 use crate::run::guard::{self, Post};
@@ -33,6 +33,8 @@ const ROOTS: [&str; 9] = [
 ];
 /// Directories that are empty and private inside.
 const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+/// Where services have their sockets: these, too, without the network.
+const SERVICES: [&str; 2] = ["/run", "/var/run"];
 /// Where the program is inside that looks after the command: read-only, as everything there that is not the command's.
 const GUARD: &str = "/dev/outfs-guard";
 /// What bubblewrap's complaints begin with; what else looks like one is the command's.
@@ -152,15 +154,19 @@ impl<'a> Bwrap<'a> {
             words.all(["--as-pid-1"]);
             words.three("--ro-bind", guard, Path::new(GUARD));
         }
-        let private = PRIVATE.iter().map(Path::new).chain(scene.hidden.iter().map(PathBuf::as_path));
-        for dir in private.filter(|d| d.is_dir() && !d.is_symlink()) {
+        let private = self.private();
+        let empty = private.iter().copied().chain(scene.hidden.iter().map(PathBuf::as_path));
+        for dir in empty.filter(|d| d.is_dir() && !d.is_symlink()) {
             words.two("--tmpfs", dir);
+        }
+        if !scene.net {
+            SERVICES.iter().for_each(|dir| toolchains(Path::new(dir), &mut words));
         }
         words.three("--bind", &self.root(), &place.root);
         for path in &self.layout.bound {
             words.three("--ro-bind", path, path);
         }
-        let outside = |i: &&&Path| !i.starts_with(&place.root) && PRIVATE.iter().any(|p| i.starts_with(p));
+        let outside = |i: &&&Path| !i.starts_with(&place.root) && private.iter().any(|p| i.starts_with(p));
         for path in scene.inputs.iter().filter(outside) {
             words.three("--ro-bind", path, path);
         }
@@ -168,8 +174,19 @@ impl<'a> Bwrap<'a> {
             words.three("--ro-bind", tree, &place.cwd.join(at));
         }
         words.two("--chdir", &place.cwd);
-        words.all(["--unsetenv", "TMPDIR", "--"]);
+        words.all(["--"]);
         words.0
+    }
+
+    /// Directories that are empty and private inside.
+    fn private(&self) -> Vec<&'static Path> {
+        let services = if self.scene.net { &[][..] } else { &SERVICES };
+        PRIVATE.iter().chain(services).map(Path::new).collect()
+    }
+
+    /// The variables inside. They are bubblewrap's own, and not on its command line, which everybody can read.
+    fn variables(&self) -> Vec<(OsString, OsString)> {
+        environment::inside(std::env::vars_os(), self.scene.variables, self.scene.net)
     }
 
     /// What the command made beside its outputs: the topmost names of it.
@@ -274,8 +291,11 @@ impl Sandbox for Bwrap<'_> {
     fn exec(&mut self, plan: Plan<'_>, sink: &mut dyn Sink) -> Result<Outcome> {
         let argv: Vec<OsString> = self.words(&plan)?.into_iter().chain(plan.argv.iter().cloned()).collect();
         let hold: Vec<_> = plan.hold.iter().copied().chain(self.room.iter().map(Room::fd)).collect();
-        let outcome = execute(&Plan { argv: &argv, inner: true, hold: &hold, ..plan }, sink)
-            .map_err(|e| RunError::io("run", &self.program, e))?;
+        let variables = self.variables().into_iter().map(|(name, value)| (name, Some(value)));
+        let env: Vec<_> = variables.chain(plan.env.iter().cloned()).collect();
+        let outcome =
+            execute(&Plan { argv: &argv, env: &env, bare: true, inner: true, hold: &hold, ..plan }, sink)
+                .map_err(|e| RunError::io("run", &self.program, e))?;
         let unstarted = || plan.argv.first().and_then(|command| Self::unstarted(command, &outcome));
         if let Some(e) = Self::unmade(&outcome).or_else(unstarted) {
             return Err(e);
@@ -289,7 +309,10 @@ impl Sandbox for Bwrap<'_> {
     fn snapshot(&mut self) -> Result<Left> {
         let (place, work) = (self.scene.place, self.work());
         let cwd = &place.cwd;
-        let wanted = self.failed.take().map(|said| hint::wanted(&said, &self.scene)).unwrap_or_default();
+        let said = self.failed.take();
+        let wanted = said.as_ref().map(|said| hint::wanted(said, &self.scene)).unwrap_or_default();
+        let named = |said: &Vec<u8>| environment::wanted(said, std::env::vars_os(), &self.variables());
+        let variables = said.as_ref().map(named).unwrap_or_default();
         // What cannot be read there is not named.
         let beside = Some(self.beside().unwrap_or_default());
         // What lies behind a symlink that the command made on the way is not its output.
@@ -301,7 +324,7 @@ impl Sandbox for Bwrap<'_> {
                 move_tree(&work.join(output), &cwd.join(output))?;
             }
         }
-        Ok(Left { beside, wanted })
+        Ok(Left { beside, wanted, variables })
     }
 
     fn exists(&self) -> bool {
@@ -337,6 +360,27 @@ impl Words {
     fn three(&mut self, option: &str, from: &Path, to: &Path) {
         self.two(option, from);
         self.0.push(to.into());
+    }
+}
+
+/// Has what programs are found by stand in a directory that is empty otherwise: symlinks (NixOS has its system behind one), and
+/// directories of PATH.
+fn toolchains(dir: &Path, words: &mut Words) {
+    if !dir.is_dir() || dir.is_symlink() {
+        return;
+    }
+    let mut links = Vec::new();
+    for path in std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if let Ok(target) = path.read_link() {
+            words.three("--symlink", &target, &path);
+            links.push(path);
+        }
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        |at: &PathBuf| at.starts_with(dir) && at != dir && !links.iter().any(|link| at.starts_with(link));
+    for at in std::env::split_paths(&path).filter(|at| found(at) && at.is_dir()) {
+        words.three("--ro-bind", &at, &at);
     }
 }
 

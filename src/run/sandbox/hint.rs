@@ -60,8 +60,15 @@ mod tests {
         }
         let place = Place { root: root.to_owned(), cwd: cwd.clone() };
         let (main, out) = (cwd.join("main.c"), [PathBuf::from("out")]);
-        let scene =
-            Scene { place: &place, outputs: &out, inputs: &[&main], given: &[], net: false, hidden: &[] };
+        let scene = Scene {
+            place: &place,
+            outputs: &out,
+            inputs: &[&main],
+            given: &[],
+            variables: &[],
+            net: false,
+            hidden: &[],
+        };
         let said = format!(
             "main.c:1:10: fatal error: h.h: No such file\ncannot open 'inc/i.h'.\nout/o missing, nothing missing\n\
              cat: {}: No such file or directory\n../other /etc/passwd . {}",

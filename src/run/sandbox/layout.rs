@@ -220,8 +220,15 @@ mod tests {
         let place = Place { root: root.to_owned(), cwd: root.to_owned() };
         let outputs = [PathBuf::from("gen/in/out")];
         let paths: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-        let scene =
-            Scene { place: &place, outputs: &outputs, inputs: &paths, given: &[], net: false, hidden: &[] };
+        let scene = Scene {
+            place: &place,
+            outputs: &outputs,
+            inputs: &paths,
+            given: &[],
+            variables: &[],
+            net: false,
+            hidden: &[],
+        };
         let layout = plan(&scene).unwrap();
         assert_eq!(layout.bound, [root.join("large"), root.join("src")]);
         assert_eq!(layout.copied.len(), 21);
@@ -244,8 +251,15 @@ mod tests {
         inputs.iter().for_each(|i| touch(i, 1));
         let place = Place { root: root.to_owned(), cwd: root.to_owned() };
         let paths: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-        let scene =
-            Scene { place: &place, outputs: &[], inputs: &paths, given: &[], net: false, hidden: &[] };
+        let scene = Scene {
+            place: &place,
+            outputs: &[],
+            inputs: &paths,
+            given: &[],
+            variables: &[],
+            net: false,
+            hidden: &[],
+        };
         let layout = plan(&scene).unwrap();
         assert_eq!(layout.bound.len(), MOST_BOUND);
         assert_eq!(layout.copied.len(), (0..5).map(|d| FEW + d).sum::<usize>());

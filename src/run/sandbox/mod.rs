@@ -7,6 +7,7 @@
 //! away all there is, also of a place that was half made. Must not know: keys, stores (trees come through [`Tree`]).
 
 mod bwrap;
+mod environment;
 mod hint;
 mod layout;
 mod plain;
@@ -41,7 +42,8 @@ impl SandboxKind {
     pub fn name(self) -> &'static str {
         match self {
             SandboxKind::None => "none",
-            SandboxKind::Bwrap => "bwrap",
+            // The number goes up when commands see something else in it.
+            SandboxKind::Bwrap => "bwrap/2",
         }
     }
 }
@@ -57,6 +59,8 @@ pub struct Scene<'a> {
     pub inputs: &'a [&'a Path],
     /// Paths below the working directory where trees will be put in.
     pub given: &'a [PathBuf],
+    /// Declared variables.
+    pub variables: &'a [String],
     /// The command may use the network.
     pub net: bool,
     /// Directories that no command has business with: the store.
@@ -106,12 +110,21 @@ pub struct Left {
     pub beside: Option<Vec<PathBuf>>,
     /// Files that it may have looked for and that only exist outside, when it failed.
     pub wanted: Vec<PathBuf>,
+    /// Variables that it may have looked for and that are only set outside, when it failed.
+    pub variables: Vec<String>,
 }
 
 impl Left {
     /// The files that it may have looked for, for people.
     pub fn wanted_names(&self) -> String {
         self.wanted.iter().map(text).collect::<Vec<_>>().join(", ")
+    }
+
+    /// All that it may have lacked, for people.
+    pub fn lacked(&self) -> Option<String> {
+        let variables = self.variables.iter().map(|name| format!("the variable {name}"));
+        let all: Vec<String> = self.wanted.iter().map(text).chain(variables).collect();
+        (!all.is_empty()).then(|| all.join(", "))
     }
 }
 
