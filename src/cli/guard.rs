@@ -9,7 +9,7 @@ use clap::Args;
 use super::out;
 use crate::control::{Failure, Kind};
 use crate::model::units::parse_duration;
-use crate::run::{Post, guard};
+use crate::run::{Post, guard, lead};
 
 /// Look after a command (for outfs itself)
 #[derive(Args)]
@@ -21,8 +21,11 @@ pub(crate) struct Guard {
     /// This is the first process inside a sandbox
     #[arg(long)]
     inside: bool,
+    /// This process leads the command of a session
+    #[arg(long, value_name = "PID", conflicts_with_all = ["sandbox", "inside", "grace"])]
+    session: Option<u32>,
     /// Between being asked to end and being killed
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0")]
     grace: Duration,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -37,7 +40,11 @@ impl Guard {
             (_, true) => Post::Inside,
             _ => Post::Command,
         };
-        let (code, error) = guard(&self.command, post, self.grace);
+        let (code, error) = match self.session {
+            Some(of) => lead(&self.command, of)
+                .map_err(|e| Failure::failed(format!("the command of the session cannot be led: {e}")))?,
+            None => guard(&self.command, post, self.grace),
+        };
         if let Some(e) = error {
             let program = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
             return match code {

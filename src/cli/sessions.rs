@@ -55,7 +55,8 @@ fn lead(cx: Result<Context, Failure>, command: &[OsString]) -> Result<ExitCode, 
     }
     // Its runs are in one that they can name and nobody has begun, and not in one around it.
     let id = begun.as_ref().map_or_else(|_| SessionId::random(), |(_, id)| id.clone());
-    let ran = accompany(command, &[(VARIABLE, id.to_string())]);
+    let guard = ["/proc/self/exe", "guard"].map(OsString::from);
+    let ran = accompany(command, &[(VARIABLE, id.to_string())], &guard);
     if let Ok((cx, id)) = begun
         && let Err(failure) = end(&cx, id)
     {
@@ -64,13 +65,8 @@ fn lead(cx: Result<Context, Failure>, command: &[OsString]) -> Result<ExitCode, 
         ));
     }
     let program = || out::clean(&command.first().map(|c| c.to_string_lossy()).unwrap_or_default());
-    match ran.map_err(|e| Failure::failed(format!("cannot run {}: {e}", program())))? {
-        (code, None) => Ok(ExitCode::from(code)),
-        (code, Some(e)) => {
-            out::note(&format!("{}: {e}", program()));
-            Ok(ExitCode::from(code))
-        }
-    }
+    let code = ran.map_err(|e| Failure::failed(format!("cannot run {}: {e}", program())))?;
+    Ok(ExitCode::from(code))
 }
 
 fn warn(what: &str) {

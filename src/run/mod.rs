@@ -54,7 +54,7 @@ mod undeclared;
 mod upstream;
 mod walk;
 
-pub use accompany::accompany;
+pub use accompany::{accompany, lead};
 pub use capture::{Capture, Order, Sink, Writers};
 pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, shell_words};
 pub use error::RunError;

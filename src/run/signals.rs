@@ -23,6 +23,9 @@ pub(super) struct Signals {
     registered: Vec<SigId>,
 }
 
+/// Beside the number of a signal: some process has sent it.
+const BY_PROCESS: usize = 1 << 16;
+
 /// Who listens, and the signals whose handlers are installed, which they are for good.
 struct Listeners {
     count: usize,
@@ -80,7 +83,13 @@ impl Signals {
         Listeners::one_more(&all)?;
         let mut signals = Signals { last: Arc::default(), wake, registered: Vec::new() };
         for signal in all {
-            signals.registered.push(flag::register_usize(signal, signals.last.clone(), signal as usize)?);
+            let last = signals.last.clone();
+            let remember = move |info: &libc::siginfo_t| {
+                let by_process = if info.si_code <= 0 { BY_PROCESS } else { 0 };
+                last.store(signal as usize | by_process, Ordering::SeqCst);
+            };
+            // SAFETY: a store into an atomic number, which a handler may do.
+            signals.registered.push(unsafe { signal_hook_registry::register_sigaction(signal, remember) }?);
             signals.registered.push(low_level::pipe::register(signal, tell.try_clone()?)?);
         }
         for signal in more {
@@ -112,11 +121,16 @@ impl Signals {
 
     /// The last one that asked to end, once.
     pub fn take(&self) -> Option<i32> {
+        self.take_with_origin().map(|(signal, _)| signal)
+    }
+
+    /// The same, and whether a process has sent it, and not the kernel: for a terminal, that tells all of a group.
+    pub fn take_with_origin(&self) -> Option<(i32, bool)> {
         let mut rest = [0; 64];
         while matches!(io::Read::read(&mut &self.wake, &mut rest), Ok(n) if n > 0) {}
         match self.last.swap(0, Ordering::AcqRel) {
             0 => None,
-            signal => Some(signal as i32),
+            last => Some(((last & !BY_PROCESS) as i32, last & BY_PROCESS != 0)),
         }
     }
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{Mount, eventually, eventually_some};
+use nix::sys::signal::Signal;
+
+use crate::common::{Mount, eventually, eventually_some, need};
 use crate::project::{Project, Ran, said, tree};
 
 /// `outfs run --ephemeral` of a task `a` that makes `o`.
@@ -147,13 +149,80 @@ fn a_killed_session_is_swept() {
     let mut session = c.stdout(Stdio::null()).spawn().unwrap();
     eventually("the result", || p.dir.path().join("made").exists());
     assert_eq!(p.entries().len(), 1);
-    let child = fs::read_to_string(format!("/proc/{0}/task/{0}/children", session.id())).unwrap();
     session.kill().unwrap();
     session.wait().unwrap();
     assert_eq!(p.entries(), Vec::<String>::new(), "the next start sweeps");
     assert!(is_empty(&p.store.join("sessions")));
-    let child = nix::unistd::Pid::from_raw(child.trim().parse().unwrap());
-    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// A session whose command is this script, and the number of a process that it has started once there is one in `../pid`.
+fn with_a_process(p: &Project, script: &str) -> (std::process::Child, String) {
+    let mut c = p.command(&["session", "--", "sh", "-c", script]);
+    let session = c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = eventually_some("the process", || fs::read_to_string(p.dir.path().join("pid")).ok());
+    (session, pid.trim().to_owned())
+}
+
+const NAMED: &str = "echo $$ > ../pid.new; mv ../pid.new ../pid; exec sleep 600";
+
+/// A session that is killed leaves nothing of its command: neither its runs nor what has a session of its own. Nor does one whose
+/// process between is killed.
+#[test]
+fn a_killed_session_leaves_no_process() {
+    let p = Project::new();
+    let run = format!("{} run --task a --no-inputs -- sh -c '{NAMED}'; :", env!("CARGO_BIN_EXE_outfs"));
+    for (script, kills_the_other) in
+        [(run, false), (format!("setsid sh -c '{NAMED}'; :"), false), (format!("sh -c '{NAMED}'; :"), true)]
+    {
+        let (mut session, pid) = with_a_process(&p, &script);
+        let between = fs::read_to_string(format!("/proc/{0}/task/{0}/children", session.id())).unwrap();
+        let between = nix::unistd::Pid::from_raw(between.trim().parse().unwrap());
+        match kills_the_other {
+            true => nix::sys::signal::kill(between, nix::sys::signal::Signal::SIGKILL).unwrap(),
+            false => session.kill().unwrap(),
+        }
+        let status = session.wait().unwrap();
+        assert!(!status.success());
+        eventually("the process to end", || !Path::new("/proc").join(&pid).exists());
+        eventually("the one between to end", || !Path::new("/proc").join(between.to_string()).exists());
+        fs::remove_file(p.dir.path().join("pid")).unwrap();
+    }
+}
+
+/// What asks a session alone to end is told to its command, also what could come from a keyboard.
+#[test]
+fn a_session_that_is_interrupted_tells_its_command() {
+    let p = Project::new();
+    for (signal, code) in [(Signal::SIGINT, 3), (Signal::SIGQUIT, 4), (Signal::SIGTERM, 5)] {
+        let script = "trap 'exit 3' INT; trap 'exit 4' QUIT; trap 'exit 5' TERM; \
+            echo $$ > ../pid.new; mv ../pid.new ../pid; while :; do sleep 0.05; done";
+        let (mut session, _) = with_a_process(&p, script);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(session.id() as i32), signal).unwrap();
+        assert_eq!(session.wait().unwrap().code(), Some(code), "{signal}");
+        fs::remove_file(p.dir.path().join("pid")).unwrap();
+    }
+}
+
+/// What comes from a keyboard comes from the terminal, and no second time from the session.
+#[test]
+fn a_keyboard_interrupts_once() {
+    need("script");
+    let p = Project::new();
+    let trap = "trap 'echo >> ../told' INT; trap 'echo done >> ../told; exit' TERM; \
+        echo $PPID > ../pid.new; mv ../pid.new ../pid; while :; do sleep 0.05; done";
+    fs::write(p.path("trap"), trap).unwrap();
+    let mut c = Command::new("script");
+    c.args(["-qefc", &format!("{} session -- sh trap", env!("CARGO_BIN_EXE_outfs")), "/dev/null"]);
+    c.current_dir(&p.cwd).env("OUTFS_STORE", &p.store).env("XDG_CACHE_HOME", p.dir.path().join("memory"));
+    let mut terminal = c.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let told = || fs::read_to_string(p.dir.path().join("told")).unwrap_or_default();
+    let pid = eventually_some("the command", || fs::read_to_string(p.dir.path().join("pid")).ok());
+    std::io::Write::write_all(terminal.stdin.as_mut().unwrap(), b"\x03").unwrap();
+    eventually("the interrupt", || !told().is_empty());
+    // Whoever was to pass it on has done so before this.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
+    terminal.wait().unwrap();
+    assert_eq!(told(), "\ndone\n");
 }
 
 /// A session that is asked to end leaves no run behind: the shell that waited for it is gone.
