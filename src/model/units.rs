@@ -112,19 +112,29 @@ impl From<Size> for String {
     }
 }
 
-/// Parses `250ms`, `10s`, `10m`, `24h`, `7d`; a bare number is seconds. Milliseconds are whole (rounded up): that is how
-/// durations are written, too.
+/// Parses `250ms`, `10s`, `10m`, `24h`, `7d` and sums of them as `1h30m`; a bare number is seconds. Milliseconds are whole (rounded
+/// up): that is how durations are written, too.
 pub fn parse_duration(s: &str) -> Result<Duration, UnitError> {
-    let err = || UnitError { text: s.into(), what: "duration", example: "250ms, 10s, 10m, 24h or 7d" };
-    let (n, unit) = split_number(s).ok_or_else(err)?;
-    let seconds = match unit {
-        "ms" => n / 1e3,
-        "" | "s" => n,
-        "m" | "min" => n * 60.0,
-        "h" => n * 3600.0,
-        "d" => n * 86400.0,
-        _ => return Err(err()),
-    };
+    let err = || UnitError { text: s.into(), what: "duration", example: "250ms, 10s, 1h30m or 7d" };
+    let (mut seconds, mut rest, mut alone) = (0.0, s, true);
+    loop {
+        let (n, more) = split_number(rest).ok_or_else(err)?;
+        let end = more.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(more.len());
+        let (unit, more) = more.split_at(end);
+        seconds += match unit {
+            "ms" => n / 1e3,
+            "" if alone && more.is_empty() => n,
+            "s" => n,
+            "m" | "min" => n * 60.0,
+            "h" => n * 3600.0,
+            "d" => n * 86400.0,
+            _ => return Err(err()),
+        };
+        (rest, alone) = (more, false);
+        if rest.trim().is_empty() {
+            break;
+        }
+    }
     let exact = Duration::try_from_secs_f64(seconds).map_err(|_| err())?;
     let ms = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).map_err(|_| err())?;
     Ok(Duration::from_millis(ms))
@@ -173,8 +183,11 @@ mod tests {
         assert_eq!(parse_duration("0.1"), Ok(Duration::from_millis(100)));
         assert_eq!(parse_duration(".0444"), Ok(Duration::from_millis(45)));
         assert_eq!(parse_duration("0.001ms"), Ok(Duration::from_millis(1)), "not none at all");
-        assert!(parse_duration("soon").is_err());
-        assert!(parse_duration("99999999999999999d").is_err());
+        assert_eq!(parse_duration("10m30s"), Ok(Duration::from_secs(630)));
+        assert_eq!(parse_duration("1d 2h 1.5s 5ms"), Ok(Duration::from_millis(93_601_505)));
+        for bad in ["", "soon", "99999999999999999d", "10m30", "10 30s", "m", "1h-5m", "1h,5m", "1hm"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
