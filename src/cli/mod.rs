@@ -49,7 +49,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::{Failure, Kind, Reply};
-use crate::daemon::{LogSpec, LogTarget};
+use crate::daemon::LogSpec;
 
 const EXIT_CODES: &str = "A KEY is given whole, as 'outfs ls' lists it; 'outfs run --json' and 'outfs why TASK' tell a run's.\n\n\
     Exit codes: 0 done, 1 failed, 2 usage, 3 no such entry, 4 damage found.\n\
@@ -122,6 +122,9 @@ enum Command {
 
 /// What commands log to standard error, where OUTFS_LOG does not say.
 const LOG_LEVEL: &str = "warn,outfs::cache::fsck=off";
+
+/// The same in a run, which says itself what became of the entry that it looked up.
+const RUN_LOG_LEVEL: &str = "warn,outfs::cache::lookup=off";
 
 /// What every command is given.
 struct Context {
@@ -203,16 +206,15 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         None => session::default_store(),
     };
     let store = store.and_then(|store| absolute(&store));
-    let log = LogSpec { target: LogTarget::Stderr, json: false };
     // Whatever is wrong with the cache, a task runs.
     if let Command::Run(run) = command {
-        if let Err(failure) = log.install(LOG_LEVEL) {
+        if let Err(failure) = LogSpec::install_in_command(RUN_LOG_LEVEL) {
             out::note(&out::clean(&format!("warning: {failure}")));
         }
         return run.run(store.map_err(|failure| failure.message));
     }
     if let Command::Session(session) = command {
-        if let Err(failure) = log.install(LOG_LEVEL) {
+        if let Err(failure) = LogSpec::install_in_command(LOG_LEVEL) {
             out::note(&out::clean(&format!("warning: {failure}")));
         }
         return session.run(store.map(|store| Context { store }));
@@ -220,7 +222,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
     let cx = Context { store: store? };
     if !matches!(command, Command::Mount(_)) {
         // The daemon has a log of its own; a command warns where it stands. What a check finds, it prints.
-        log.install(LOG_LEVEL)?;
+        LogSpec::install_in_command(LOG_LEVEL)?;
     }
     match command {
         Command::Why(c) => c.run(&cx)?,

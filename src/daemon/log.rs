@@ -1,5 +1,6 @@
 //! Where the daemon logs: standard error, a file or the journal; readable or as JSON. What is
-//! logged is chosen by `OUTFS_LOG` (as in `info` or `outfs=debug`). Must not know: who logs.
+//! logged is chosen by `OUTFS_LOG` (as in `info` or `outfs=debug`); where a command does not have that, what it logs looks like what it
+//! says. Must not know: who logs.
 
 use std::fmt;
 use std::fs::File;
@@ -9,7 +10,11 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::journal::Journal;
 use crate::control::{Failure, Kind};
@@ -82,6 +87,15 @@ impl LogSpec {
     /// Sends this process's log there from now on, `level` of it unless `OUTFS_LOG` says otherwise;
     /// what was installed first stays.
     pub fn install(&self, level: &str) -> Result<(), Failure> {
+        self.set_up(level, false)
+    }
+
+    /// The same for a command, which says things on standard error itself.
+    pub fn install_in_command(level: &str) -> Result<(), Failure> {
+        LogSpec { target: LogTarget::Stderr, json: false }.set_up(level, true)
+    }
+
+    fn set_up(&self, level: &str, in_command: bool) -> Result<(), Failure> {
         static INSTALLED: Mutex<bool> = Mutex::new(false);
         let mut installed = INSTALLED.lock().unwrap_or_else(|e| e.into_inner());
         if *installed {
@@ -100,6 +114,9 @@ impl LogSpec {
             // Said on standard error, where a write that fails is a panic.
             .log_internal_errors(false);
         let done = match (&self.target, self.json) {
+            (LogTarget::Stderr, false) if in_command && std::env::var_os("OUTFS_LOG").is_none() => {
+                builder.event_format(Said).with_writer(std::io::stderr).try_init()
+            }
             (LogTarget::Stderr, false) => builder.with_writer(std::io::stderr).try_init(),
             (LogTarget::Stderr, true) => builder.json().with_writer(std::io::stderr).try_init(),
             (LogTarget::Journal, false) => builder.without_time().with_writer(Journal::connect()?).try_init(),
@@ -114,6 +131,25 @@ impl LogSpec {
         done.map_err(|e| Failure::failed(format!("cannot log to {self}: {e}")))?;
         *installed = true;
         Ok(())
+    }
+}
+
+/// In the form of what commands say: there is no time, and nobody else who could have said it.
+struct Said;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N>
+    for Said
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        write!(to, "outfs: {level}: ")?;
+        context.field_format().format_fields(to.by_ref(), event)?;
+        writeln!(to)
     }
 }
 

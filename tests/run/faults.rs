@@ -99,7 +99,8 @@ fn unfinished_outputs_of_the_dead_are_no_inputs_and_go() {
 fn damaged_content_heals_without_a_daemon() {
     let p = Project::new();
     let run = || p.sh(&["--task", "t", "--no-inputs", "--output", "o"], "echo said; seq 1000 | tee o");
-    for needle in [&b"\n500\n501\n"[..], b"said\n1\n"] {
+    let needles = [&b"\n500\n501\n"[..], b"said\n1\n"];
+    for (needle, looks) in needles.iter().flat_map(|needle| [(*needle, false), (*needle, true)]) {
         run();
         run().is_hit();
         let mut flipped = false;
@@ -115,7 +116,20 @@ fn damaged_content_heals_without_a_daemon() {
         }
         assert!(flipped, "the content lies in the store as it is");
         fs::remove_file(p.path("o")).unwrap();
-        run().is_miss(&["output_missing"]).kept(true);
+        // What a command logs looks like what it says.
+        if looks {
+            let key = p.ok(&["ls"]).trim().to_owned();
+            let restored = p.dir.path().join("restored");
+            let look = [&["restore", &key, restored.to_str().unwrap()][..], &["logs", &key]];
+            let told = look.map(|args| p.outfs(args).stderr).concat();
+            let told = String::from_utf8_lossy(&told);
+            assert!(told.lines().any(|line| line.starts_with("outfs: error: damaged: ")), "{told}");
+            assert!(told.lines().all(|line| line.starts_with("outfs: ")), "{told}");
+        }
+        let ran = run();
+        ran.is_miss(&["output_missing"]).kept(true).says("has lost content");
+        assert!(ran.stderr.lines().all(|line| line.starts_with("outfs: ")), "{ran:#?}");
+        assert!(!ran.stderr.contains("error: damaged"), "it is said once: {ran:#?}");
         fs::remove_file(p.path("o")).unwrap();
         run().is_hit();
     }
@@ -153,6 +167,8 @@ fn what_went_wrong_is_said() {
     let limited = p.sh(&[&task[..], &["--timeout", "100ms"]].concat(), "sleep 60");
     assert_eq!(limited.says("timed out after 100ms; nothing is kept").code, 124);
     p.sh(&task, "exit 3").says("exit code 3; nothing is kept");
+    let killed = p.sh(&task, "kill -9 $$");
+    assert_eq!(killed.says("exit code 137, as after SIGKILL; nothing is kept").code, 137);
     let tool = p.sh(&[&task[..], &["--tool", "no-such-tool"]].concat(), "true");
     assert_eq!(tool.says("--tool no-such-tool: not found").code, 125);
     // A task that fails now has no result to be compared.
