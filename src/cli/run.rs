@@ -19,7 +19,7 @@ use crate::daemon::{MountInfo, mount_table};
 use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
 use crate::run::{
-    Inputs, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Voice, Ways, memory, run,
+    Inputs, Lock, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Voice, Ways, memory, run,
 };
 
 /// Between being asked to end and being killed.
@@ -35,7 +35,7 @@ enum Policy {
     Readonly,
     /// Always run, and replace what is there
     Writeonly,
-    /// Neither read nor write
+    /// Neither read nor write: options about results (--force, --lock, --as …) then do nothing
     Disabled,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Run {
     /// Let the command in a sandbox use the network, which it otherwise has not
     #[arg(long)]
     net: bool,
-    /// End the command, and all it has started, after so long, as in 90s or 10m [default: 0, no limit]
+    /// End the command, and all it has started, after so long, as in 90s or 1h30m [default: 0, no limit]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// What the cache may be used for
@@ -213,8 +213,8 @@ impl Run {
     fn check_lock(&self, task: &Task) -> Result<(), RunError> {
         let Some(lock) = &self.lock else { return Ok(()) };
         let (cwd, file) = (&task.place.cwd, task.place.file(lock));
-        let given = cwd.join(lock);
-        match task.outputs.iter().find(|o| file.starts_with(cwd.join(o)) || given.starts_with(cwd.join(o))) {
+        let ways = [cwd.join(lock), task.place.file(&Lock::behind(&file)), file];
+        match task.outputs.iter().find(|o| ways.iter().any(|way| way.starts_with(cwd.join(o)))) {
             Some(output) => Err(RunError::usage(format!(
                 "the lock file {} lies in the output {}, with which it would be deleted",
                 lock.display(),

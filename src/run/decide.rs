@@ -187,14 +187,26 @@ impl fmt::Display for Reason {
             Reason::OutputMissing { path } => write!(f, "the entry lacks the output {path}"),
             Reason::Rejected { reason } => write!(f, "the entry was rejected: {reason}"),
             Reason::Evicted { when } => {
-                let second = Timestamp::from_second(when.as_second()).unwrap_or(*when);
-                write!(f, "the entry was evicted at {second}")
+                write!(f, "the entry was evicted at {}", whole_second(*when))
             }
             Reason::NotInStore => write!(f, "the lock file has this key, and the store no entry of it"),
             Reason::InTheWay { path } => write!(f, "{path} is in the way of the outputs"),
             Reason::Unusable { detail } => write!(f, "the entry cannot be used: {detail}"),
         }
     }
+}
+
+/// For people.
+pub(super) fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// An exit code for people: shells have numbers for signals.
+pub(super) fn exit_code(code: i32) -> String {
+    let signal =
+        (129..160).contains(&code).then(|| nix::sys::signal::Signal::try_from(code - 128).ok()).flatten();
+    let signal = signal.map(|signal| format!(", as after {signal}")).unwrap_or_default();
+    format!("exit code {code}{signal}")
 }
 
 /// What is to be done.
@@ -261,7 +273,7 @@ pub fn decide(s: &Situation<'_>) -> Decision {
     let reason = match s.found {
         Found::Entry(held) if held.inferred => incomplete("sealed by quiet, not by a run".into()),
         Found::Entry(held) if held.exit_code != 0 && !s.cache_failures => {
-            incomplete(format!("exit code {}", held.exit_code))
+            incomplete(exit_code(held.exit_code))
         }
         Found::Entry(held) => match &held.missing {
             Some(path) => Reason::OutputMissing { path: path.clone() },
@@ -363,11 +375,16 @@ pub fn compare(old: &Parts, new: &Parts) -> Vec<Reason> {
     }
     let names = |a, b| changed_names(a, b).into_iter();
     let (before, now) = (&old.tools, &new.tools);
-    reasons.extend(names(before, now).map(|name| Reason::ToolChanged {
-        new: !before.contains_key(&name),
-        removed: !now.contains_key(&name),
-        name,
-    }));
+    let tools: Vec<Reason> = names(before, now)
+        .map(|name| Reason::ToolChanged {
+            new: !before.contains_key(&name),
+            removed: !now.contains_key(&name),
+            name,
+        })
+        .collect();
+    // The command may be named as a tool, too.
+    let tools: Vec<Reason> = tools.into_iter().filter(|tool| !reasons.contains(tool)).collect();
+    reasons.extend(tools);
     for (before, now) in [(&old.env, &new.env), (&old.secrets, &new.secrets)] {
         reasons.extend(names(before, now).map(|name| Reason::EnvChanged {
             new: !before.contains_key(&name),

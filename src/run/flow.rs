@@ -372,7 +372,7 @@ impl Run<'_> {
         }
         let Some(dir) = self.ask(|shelf| shelf.flights()) else { return Takeoff::Nowhere };
         Flight::take(&dir, key).unwrap_or_else(|e| {
-            self.warn(format!("others are not told of this run: {e}"));
+            self.warn(format!("other runs of the same cannot wait for this one: {e}"));
             Takeoff::Nowhere
         })
     }

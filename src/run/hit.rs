@@ -12,6 +12,7 @@ use super::ledger::Stand;
 use super::outputs::Stamp;
 use super::prepare::Prepared;
 use super::shelf::{Held, Note, Placed, Times, Way, nodes_hash};
+use super::turn::Turn;
 use crate::cache::{CachePolicy, RestoreAs};
 use crate::model::EntryKey;
 
@@ -20,7 +21,11 @@ impl Run<'_> {
     pub(super) fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
         if self.ways.verify {
             self.turn = self.take_turn();
-            return self.verify(prepared, held).map(|()| None);
+            let reason = self.verify(prepared, held)?;
+            if reason.is_some() {
+                self.turn = Turn::default();
+            }
+            return Ok(reason);
         }
         let key = &prepared.key;
         let mut logs = [Vec::new(), Vec::new()];
@@ -110,20 +115,26 @@ impl Run<'_> {
         self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
     }
 
-    /// Runs a hit again and says what is different.
-    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<()> {
+    /// Runs a hit again and says what is different; a reason if there is nothing to be compared with.
+    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
         let key = &prepared.key;
-        let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else { return Ok(()) };
+        let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else {
+            return Ok(Some(Reason::Unusable { detail: "its outputs cannot be looked at".into() }));
+        };
         let performed = self.execute(Some(prepared), None)?;
         self.remember_left();
         self.report.result = "hit";
         self.report.kept = true;
         if let Some(status) = self.judge(&performed)? {
+            self.is_not_verified(&status);
             self.report.differs = Some(vec![format!("no result: {status}")]);
-            return Ok(());
+            return Ok(None);
         }
         self.compare_logs(key, &performed.outcome);
-        let Some(now) = self.look_at_outputs() else { return Ok(()) };
+        let Some(now) = self.look_at_outputs() else {
+            self.is_not_verified("what the command made cannot be looked at");
+            return Ok(None);
+        };
         let mut differs: Vec<String> =
             kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
         differs.sort();
@@ -136,7 +147,17 @@ impl Run<'_> {
         }
         self.remember_run(prepared, Some(nodes_hash(&now)), None);
         self.report.differs = Some(differs);
-        Ok(())
+        Ok(None)
+    }
+
+    /// A command that has succeeded says nothing of that.
+    fn is_not_verified(&mut self, why: &str) {
+        if self.report.exit_code == 0 {
+            let told = format!("nothing is verified: {why}");
+            self.report.exit_code = 125;
+            self.voice.fail(&told);
+            self.report.error = Some(told);
+        }
     }
 
     /// Times and numbers of processes are in many logs: what differs there is said, and is no other result.

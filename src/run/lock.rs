@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -107,8 +107,20 @@ impl Lock {
         Ok(lock)
     }
 
+    /// The file that is read and written at `path`: what that leads to, if it is a symlink.
+    pub fn behind(path: &Path) -> PathBuf {
+        let mut path = path.to_owned();
+        // As many as the kernel follows.
+        for _ in 0..40 {
+            let Ok(target) = std::fs::read_link(&path) else { break };
+            path = dir_of(&path).join(target);
+        }
+        path
+    }
+
     /// Puts a task into the file at `path` as it is then: others may have written it meanwhile.
     pub fn update(path: &Path, task: String, block: Block) -> Result<()> {
+        let path = &Lock::behind(path);
         let dir = std::fs::File::open(dir_of(path)).map_err(|e| RunError::io("open", dir_of(path), e))?;
         // Held until the end; whoever does not know of it is no worse off than with two editors.
         let _turn = nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusive)

@@ -9,7 +9,7 @@ use std::thread::{JoinHandle, ScopedJoinHandle};
 
 use super::capture::Order;
 use super::clock::file_clock_after;
-use super::decide::Reason;
+use super::decide::{Reason, exit_code};
 use super::exec::{End, Outcome};
 use super::flight::Flight;
 use super::flow::Run;
@@ -36,7 +36,6 @@ impl Run<'_> {
         let key = prepared.key.clone();
         self.report.result = "miss";
         self.report.reasons = reasons;
-        self.voice.miss(&self.report.reasons);
         let writing = self.ways.policy.allows_write().then(|| Writing::begin(prepared));
         let performed = self.execute(Some(prepared), flight.as_ref())?;
         let left = &performed.left;
@@ -54,14 +53,14 @@ impl Run<'_> {
             }),
         };
         // While the result is kept.
-        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered), new);
+        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered), new.clone());
         let whole = self.found_what_came_before(prepared);
         let kept = match writing.filter(|_| status.is_none() && whole) {
             Some(writing) if self.is_own(false) => self.keep(prepared, &performed, writing),
             _ => None,
         };
         let kept = kept.filter(|_| self.is_own(true) || self.take_back(&key));
-        self.tell_undeclared(looking, left.beside.as_deref());
+        self.tell_undeclared(looking, left.beside.as_deref(), &new);
         if kept.is_none() {
             self.remember_left();
         }
@@ -195,7 +194,7 @@ impl Run<'_> {
             }
             End::Exited(0) => None,
             End::Exited(_) if self.ways.cache_failures => None,
-            End::Exited(code) => Some(format!("exit code {code}")),
+            End::Exited(code) => Some(exit_code(code.into())),
             End::TimedOut => Some(format!("timed out after {:?}", self.ways.timeout.unwrap_or_default())),
             End::Interrupted(signal) => Some(format!("interrupted by signal {signal}")),
         };

@@ -71,7 +71,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     }
     // The lock file is written by every run, so it is no input.
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
-    let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).collect();
+    let behind = lock_file.as_deref().map(|file| task.place.file(&Lock::behind(file)));
+    let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).chain(behind).collect();
     let apart = Apart { outputs: apart, stay: task.base.is_some(), own: around.own };
     let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
     let mut upstream = Upstreams {

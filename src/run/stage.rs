@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::capture::Sink;
 use super::clock::{file_clock_after, now};
+use super::decide::whole_second;
 use super::exec::{End, Outcome, Plan};
 use super::flight::Flight;
 use super::flow::Run;
@@ -65,6 +66,7 @@ impl Run<'_> {
         // When it is tried again, what stands there was looked at.
         if !self.copies {
             self.spare_work(prepared.map(|p| &p.key))?;
+            prepared.map_or(Ok(()), |p| self.look_for_upstreams(p))?;
         }
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
@@ -89,6 +91,10 @@ impl Run<'_> {
                 Box::new(Bwrap::new(scene, &rooms, draft.as_ref().map(|(_, dir)| dir.clone()))?)
             }
         };
+        // Only now: a task that is refused does not run, for whatever reasons it would have.
+        if self.report.result == "miss" && !self.copies {
+            self.voice.miss(&self.report.reasons);
+        }
         self.ledger.set_stand(self.cwd(), &task.outputs, None);
         let mut upstreams = Upstreams { base, from: prepared.map_or(&[][..], |p| &p.from), view: None };
         let shown = match task.sandbox {
@@ -125,6 +131,23 @@ impl Run<'_> {
         self.report.exit_code = performed.outcome.end.code();
         self.tell_wanted(&performed.left);
         Ok(performed)
+    }
+
+    /// Refuses a run that needs an earlier result which the store does not have any more.
+    fn look_for_upstreams(&mut self, prepared: &Prepared) -> Result<()> {
+        for of in prepared.base.iter().chain(prepared.from.iter().map(|(_, of)| of)) {
+            let found = self.ask(|shelf| shelf.find(&of.key, &[], true));
+            if let Some(Found::Nothing { evicted, .. }) = found {
+                let gone = evicted.map_or("is not in the store any more".into(), |when| {
+                    format!("was evicted at {}", whole_second(when))
+                });
+                let name = &of.name;
+                return Err(RunError::usage(format!(
+                    "the result of {name}, which the task needs, {gone}: run what makes it again"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// A draft to be the project inside a sandbox, if the result is to be kept and what is made there can be moved out.

@@ -69,8 +69,13 @@ impl Run<'_> {
         std::thread::Builder::new().spawn(look).ok()
     }
 
-    /// Says what the command made and did not declare; `beside` is what that was in a sandbox.
-    pub(super) fn tell_undeclared(&mut self, looking: Option<Looking>, beside: Option<&[PathBuf]>) {
+    /// Says what the command made and did not declare; `beside` is what that was in a sandbox, `told` has been said.
+    pub(super) fn tell_undeclared(
+        &mut self,
+        looking: Option<Looking>,
+        beside: Option<&[PathBuf]>,
+        told: &[PathBuf],
+    ) {
         let place = &self.task.place;
         let new: Vec<PathBuf> = match (beside, looking) {
             (Some(beside), _) => {
@@ -89,6 +94,11 @@ impl Run<'_> {
             let how = if taken { "; the next run takes them for inputs" } else { "" };
             let when = if beside.is_some() { "" } else { "changed while the command ran, " };
             self.warn(format!("{when}not declared as outputs, and so not kept: {some}{more}{how}"));
+        }
+        // Nothing of a sandbox comes among the inputs.
+        if beside.is_none() {
+            new.extend(told.iter().map(|path| from_directory(&place.cwd, path)));
+            new.sort();
         }
         self.report.undeclared = new;
     }

@@ -219,8 +219,12 @@ impl Upstreams<'_> {
             None => self.of_task(name)?,
         };
         let made = made.ok_or_else(|| {
+            let help = match EntryKey::from_digest(name) {
+                Ok(_) => format!("'outfs why {name}' says what became of it"),
+                Err(_) => "run it first".to_owned(),
+            };
             RunError::usage(format!(
-                "there is no entry and no task {name} that has a result, and this task needs one: run it first"
+                "there is no entry and no task {name} that has a result, and this task needs one: {help}"
             ))
         })?;
         Ok(Upstream { name: name.to_owned(), key: made.key, outputs_hash: made.outputs_hash })

@@ -94,7 +94,7 @@ fn an_upstream_that_comes_out_the_same_changes_nothing() {
     p.ok(&["evict", &key]);
     p.ok(&["evict", one().key()]);
     let gone = p.sh(&["--task", "y", "--no-inputs", "--base", "one"], "true");
-    assert_eq!(gone.says("cannot be had").code, 125);
+    assert_eq!(gone.says("was evicted at").code, 125);
 }
 
 /// Ten steps from one to the next, each of which changes one file.
@@ -357,5 +357,23 @@ fn checkouts_at_one_path_do_not_mix() {
             within(n, run).is_hit();
             assert_eq!(fs::read_to_string(aside(n).join("report")).unwrap(), format!("lib {n}"));
         }
+    }
+}
+
+/// Who needs a result that was evicted is told that, and not why it would run.
+#[test]
+fn what_was_evicted_cannot_be_gone_on_from() {
+    let p = Project::new();
+    let made = p.sh(&["--task", "one", "--no-inputs", "--output", "o"], "echo 1 > o");
+    let key = made.key().to_owned();
+    p.ok(&["evict", &key]);
+    for options in [&["--base", "one", "--output", "o"][..], &["--from", "x=one"]] {
+        let ran = p.sh(&[&["--task", "two", "--no-inputs"], options].concat(), "true");
+        assert_eq!(ran.says("the result of one, which the task needs, was evicted at 20").code, 125);
+        assert!(!ran.stderr.contains("outfs: run "), "{ran:#?}");
+        let by_key = [options[0], &options[1].replace("one", &key)];
+        let ran = p.sh(&[&["--task", "two", "--no-inputs"][..], &by_key, &options[2..]].concat(), "true");
+        assert_eq!(ran.says(&format!("'outfs why {key}' says what became of it")).code, 125);
+        assert!(p.ok(&["why", &key]).contains("was evicted at"));
     }
 }

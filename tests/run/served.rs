@@ -66,6 +66,27 @@ fn what_was_read_of_a_dead_daemon_is_not_kept() {
     assert_eq!(p.read("o"), "1\n");
 }
 
+/// What was not compared to the end is not verified, though the command itself is content.
+#[test]
+fn verifying_past_a_dead_daemon_is_a_failure() {
+    let mut m = Mount::new();
+    let p = dependent(&m);
+    // A variable that everybody has and that does not count.
+    let script = "if [ \"$USER\" = waits ]; then echo; while stat -f in > /dev/null 2>&1; do sleep 0.01; done; fi; \
+        cat in/lib/a > o || echo none > o";
+    let run = |more: &[&str], user: &str| {
+        let mut c = p.command(&[&INSIDE[..], more, &["--no-inputs", "--", "sh", "-c", script]].concat());
+        c.env("USER", user);
+        c
+    };
+    Ran::of(run(&[], "nobody")).kept(true);
+    let child = started(run(&["--verify"], "waits"));
+    m.kill9();
+    let ran = Ran::ended(child.wait_with_output().unwrap());
+    assert_eq!(ran.says("nothing is verified: the daemon that showed it").code, 125, "{ran:#?}");
+    assert!(ran.record["error"].as_str().is_some_and(|why| why.contains("nothing is verified")), "{ran:#?}");
+}
+
 /// A run that is killed beside its daemon leaves a dead mount in its room, which the next one takes away.
 #[test]
 fn what_a_dead_run_and_a_dead_daemon_left_is_unmounted() {

@@ -31,6 +31,7 @@ fn refused(p: &Project, ran: Ran, path: &str, content: &str) {
     assert_eq!(ran.code, 125, "{ran:#?}");
     let why = ran.record["error"].as_str().unwrap_or_default();
     assert!(why.starts_with(&format!("{path} is not in git")) && why.contains("commit it"), "{ran:#?}");
+    assert!(!ran.stderr.contains("outfs: run "), "what does not run has no reasons: {ran:#?}");
     assert_eq!(p.read(path), content);
 }
 
