@@ -137,6 +137,19 @@ impl Read for PacedContent<'_, '_> {
     }
 }
 
+impl Paced<'_> {
+    /// How many of these contents go in one call: as may be sent in a quarter of a second, and one.
+    fn at_once(&self, contents: &[(Object, Vec<u8>)]) -> usize {
+        let Some(limit) = self.limit else { return contents.len() };
+        let mut bytes = 0;
+        let fit = contents.iter().take_while(|(_, content)| {
+            bytes += content.len() as u64;
+            bytes <= limit / 4
+        });
+        fit.count().max(1)
+    }
+}
+
 impl Tier for Paced<'_> {
     fn name(&self) -> &str {
         self.tier.name()
@@ -172,17 +185,23 @@ impl Tier for Paced<'_> {
     }
 
     fn put_all(&self, contents: &[(Object, Vec<u8>)], by: Instant) -> tier::Result<()> {
-        for (object, bytes) in contents {
-            let mut content = PacedContent { paced: self, content: &mut &bytes[..] };
-            // No faster than it may be sent.
-            if let Err(e) = io::copy(&mut content, &mut io::sink()) {
-                let kind = TierErrorKind::Transient { after: None };
-                return Err(TierError::new(kind, self.name(), "put", object, e));
-            }
-        }
         let size: u64 = contents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        self.tier
-            .put_all(contents, by + Duration::from_secs(self.limit.map_or(0, |limit| size / limit.max(1))))
+        let by = by + Duration::from_secs(self.limit.map_or(0, |limit| size / limit.max(1)));
+        let mut rest = contents;
+        while !rest.is_empty() {
+            let some;
+            (some, rest) = rest.split_at(self.at_once(rest));
+            for (object, bytes) in some {
+                let mut content = PacedContent { paced: self, content: &mut &bytes[..] };
+                // No faster than it may be sent.
+                if let Err(e) = io::copy(&mut content, &mut io::sink()) {
+                    let kind = TierErrorKind::Transient { after: None };
+                    return Err(TierError::new(kind, self.name(), "put", object, e));
+                }
+            }
+            self.tier.put_all(some, by)?;
+        }
+        Ok(())
     }
 
     fn missing(&self, objects: &[Object], by: Instant) -> tier::Result<Vec<Object>> {
@@ -329,5 +348,41 @@ impl Cache {
     pub(super) fn push_facts(&self, tier: &Asked) -> Result<PushFacts> {
         let waiting = self.inner.index.count_after(self.pushed_up_to(tier.name()))?;
         Ok(PushFacts { waiting, brought: tier.brought_so_far(), sent: tier.sent_so_far() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::BlobHash;
+    use crate::tier::MemoryTier;
+
+    #[test]
+    fn small_contents_go_no_faster_together() {
+        const LIMIT: u64 = 10_000_000;
+        let memory = Arc::new(MemoryTier::new("memory", Capabilities { push: true, packs: false }));
+        let tier = Asked::new(memory.clone());
+        let contents: Vec<(Object, Vec<u8>)> = (0..40u8)
+            .map(|n| vec![n; 100_000])
+            .map(|bytes| (Object::Blob(BlobHash::of(&bytes), bytes.len() as u64), bytes))
+            .collect();
+        let wait = |most: Duration| {
+            let waited_for = tier.sent_so_far() - memory.traffic().taken;
+            assert!(waited_for <= LIMIT / 4, "{waited_for} bytes go at once");
+            std::thread::sleep(most);
+            true
+        };
+        let begun = Instant::now();
+        let soon = || Instant::now() + Duration::from_secs(60);
+        let paced = Paced { tier: &tier, limit: Some(LIMIT), wait: &wait, wanted: &|| true };
+        paced.put_all(&contents, soon()).unwrap();
+        assert_eq!(memory.traffic().taken, 4_000_000);
+        assert!(begun.elapsed() >= Duration::from_millis(400));
+        // One that is larger than that goes alone, and without a limit all go at once.
+        let slow = Paced { limit: Some(1000), ..paced };
+        assert_eq!(slow.at_once(&contents), 1);
+        assert_eq!(Paced { limit: None, ..slow }.at_once(&contents), 40);
     }
 }
