@@ -236,7 +236,8 @@ impl Tier for MemoryTier {
     fn missing(&self, objects: &[Object], by: Instant) -> Result<Vec<Object>> {
         self.begin(&Call::Missing, "look for", &format!("{} objects", objects.len()), by)?;
         let state = self.state.lock();
-        Ok(objects.iter().filter(|o| !state.objects.contains_key(&o.path())).copied().collect())
+        let there = |o: &Object| state.objects.get(&o.path()).is_some_and(|is| o.may_have(is.len() as u64));
+        Ok(objects.iter().filter(|o| !there(o)).copied().collect())
     }
 
     fn publish(&self, manifest: &Manifest, places: &Places, by: Instant) -> Result<()> {

@@ -114,7 +114,7 @@ pub trait Tier: Send + Sync {
     /// Stores an object of `size` bytes under its name; one that is there already may be left or written again.
     fn put(&self, object: &Object, size: u64, content: &mut dyn Read, by: Instant) -> Result<()>;
 
-    /// Those of `objects` that it does not have, in their order.
+    /// Those of `objects` that it does not have, in their order; what has another size is not there.
     fn missing(&self, objects: &[Object], by: Instant) -> Result<Vec<Object>>;
 
     /// Makes an entry be found under its key, in place of another one that may be there. All its contents have been put.

@@ -29,6 +29,11 @@ impl Object {
         }
     }
 
+    /// Whether an object of so many bytes may be it.
+    pub fn may_have(&self, bytes: u64) -> bool {
+        !matches!(self, Object::Blob(_, size) if *size != bytes)
+    }
+
     /// Whether this is the BLAKE3 hash in its name.
     pub fn is_hash(&self, hash: &blake3::Hash) -> bool {
         let named = match self {

@@ -76,6 +76,22 @@ fn large_contents_go_in_parts_and_wrong_ones_not_at_all() {
     assert_eq!(server.uploads(), 0, "what was begun was given up");
 }
 
+/// A content that is there by half, whoever left it so, is brought again.
+#[test]
+fn what_is_there_in_another_size_is_not_there() {
+    let server = Server::start();
+    let tier = open(&server, "p", true);
+    let made = Made::new("entry-one", &[("large", 300_000, 1), ("other", 400_000, 2)]);
+    ship(&*tier, &made.manifest, &made, &soon).unwrap();
+    let (hash, size, _) = made.manifest.blobs()[0];
+    let object = Object::Blob(hash, size);
+    assert!(tier.missing(&[object], soon()).unwrap().is_empty());
+    server.set(&format!("p/{}", object.path()), &made.content(&hash)[..100_000]);
+    assert_eq!(tier.missing(&[object], soon()).unwrap(), [object]);
+    ship(&*tier, &made.manifest, &made, &soon).unwrap();
+    assert!(tier.get(&object, 0..size, soon()).unwrap() == made.content(&hash));
+}
+
 #[test]
 fn one_that_is_for_reading_takes_nothing() {
     let server = Server::start();

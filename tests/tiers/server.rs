@@ -118,6 +118,11 @@ impl Server {
         (self.state.requests.load(Ordering::SeqCst), self.state.sent.load(Ordering::SeqCst))
     }
 
+    /// It has this object, whatever its key says.
+    pub fn set(&self, key: &str, bytes: &[u8]) {
+        self.state.objects.lock().unwrap().insert(format!("/bucket/{key}"), Arc::new(bytes.to_vec()));
+    }
+
     /// The keys of all objects.
     pub fn keys(&self) -> Vec<String> {
         self.state.objects.lock().unwrap().keys().map(|k| k["/bucket/".len()..].to_owned()).collect()

@@ -224,9 +224,9 @@ impl Tier for S3Tier {
                     tokio::spawn(async move { bucket.head(&path).await })
                 });
                 let mut there = Vec::with_capacity(some.len());
-                for head in heads.collect::<Vec<_>>() {
+                for (object, head) in some.iter().zip(heads.collect::<Vec<_>>()) {
                     there.push(match head.await? {
-                        Ok(_) => true,
+                        Ok(meta) => object.may_have(meta.size),
                         Err(e) if kind_of(&e) == TierErrorKind::Absent => false,
                         Err(e) => return Err(e),
                     });
