@@ -21,9 +21,15 @@ pub(super) struct DamagedBlobs(Mutex<HashSet<BlobHash>>);
 impl Cache {
     /// After a start: what was found damaged before.
     pub(super) fn load_damaged(&self) -> Result<()> {
+        self.know_damaged()?;
+        self.forget_gone_damage()
+    }
+
+    /// The same, in a store that is only read.
+    pub(super) fn know_damaged(&self) -> Result<()> {
         let marked = self.inner.store.damaged()?;
         self.inner.damaged.0.lock().extend(marked);
-        self.forget_gone_damage()
+        Ok(())
     }
 
     /// Was this blob found damaged, and not stored anew since?

@@ -9,15 +9,40 @@ use super::background::{Background, Job};
 use super::memory::Shares;
 use super::{Cache, CacheError, Inner, Limits, Result, ingest, lease, lookup, peek};
 use crate::index::Index;
-use crate::store::{Access, Store};
+use crate::store::{Access, Store, Unowned};
+
+const INDEX: &str = "index.sqlite";
 
 impl Cache {
     /// Opens the store at `root` as its owner, creates it if missing, recovers from any kind of death.
     pub fn open(root: &Path, limits: Limits) -> Result<Cache> {
         ingest::ignore_sigio();
-        let store = Arc::new(Store::open(root, Access::Own)?);
-        let shares = Shares::of(limits.memory);
-        let (index, fresh) = Index::open(&store.path("index.sqlite"), shares.keys)?;
+        let store = Store::open(root, Access::Own)?;
+        let (index, fresh) = Index::open(&store.path(INDEX), Shares::of(limits.memory).keys)?;
+        let cache = Cache::assemble(store, index, limits)?;
+        cache.make_ready(fresh)?;
+        if let Err(e) = cache.end_dead_sessions().and_then(|()| cache.end_forgotten_sessions()) {
+            tracing::warn!(error = %e, "what ended sessions have left stays for now");
+        }
+        Ok(cache)
+    }
+
+    /// Opens the store at `root`, in which nothing can be written, for what it has: with a copy of its index in the directory `aside`. Nothing
+    /// is recovered, and nobody owns the store as long as what is returned beside the cache is held.
+    pub fn open_to_read(root: &Path, aside: &Path, limits: Limits) -> Result<(Cache, Unowned)> {
+        ingest::ignore_sigio();
+        let unowned = Unowned::hold(root)?;
+        let store = Store::open(root, Access::Read)?;
+        let keys = Shares::of(limits.memory).keys;
+        let index = Index::open_copy(&store.path(INDEX), &aside.join(INDEX), keys)?;
+        let cache = Cache::assemble(store, index, limits)?;
+        cache.inner.upkeep.verdicts.load(&cache.inner.store)?;
+        cache.know_damaged()?;
+        Ok((cache, unowned))
+    }
+
+    fn assemble(store: Store, index: Index, limits: Limits) -> Result<Cache> {
+        let (store, shares) = (Arc::new(store), Shares::of(limits.memory));
         let mut started = Ok(());
         let inner = Arc::new_cyclic(|cache| {
             let (background, thread) = Background::start(cache.clone());
@@ -51,13 +76,8 @@ impl Cache {
                 closing: Default::default(),
             }
         });
-        started.map_err(|e| CacheError::io("start a thread for", root, e))?;
-        let cache = Cache { inner };
-        cache.make_ready(fresh)?;
-        if let Err(e) = cache.end_dead_sessions().and_then(|()| cache.end_forgotten_sessions()) {
-            tracing::warn!(error = %e, "what ended sessions have left stays for now");
-        }
-        Ok(cache)
+        started.map_err(|e| CacheError::io("start a thread for", inner.store.root(), e))?;
+        Ok(Cache { inner })
     }
 
     /// Recovers. An index whose damage shows only now is no worse than one that could not be opened: it is made anew.

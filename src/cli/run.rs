@@ -19,7 +19,7 @@ use crate::daemon::{MountInfo, mount_table};
 use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
 use crate::run::{
-    Inputs, Lock, Place, Report, RunError, SandboxKind, Shelf, Task, Times, Voice, Ways, memory, run,
+    Inputs, Lock, Place, Report, Rooms, RunError, SandboxKind, Shelf, Task, Times, Voice, Ways, memory, run,
 };
 
 /// Between being asked to end and being killed.
@@ -284,7 +284,8 @@ impl Run {
         let task = self.task(id, place)?;
         self.check_lock(&task)?;
         let ways = self.ways(session, team_key, hidden(store.as_deref().ok()));
-        let mut shelf = StoreShelf::new(store);
+        let reads = (ways.policy == CachePolicy::Readonly).then(|| Rooms::of(ways.memory.as_deref()));
+        let mut shelf = StoreShelf::new(store, reads);
         let report = run(&task, &ways, &mut shelf, teller);
         shelf.rest();
         let mut report = report?;

@@ -6,6 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::out::{self, Streams};
 use super::run::caches;
 use crate::cache::{Cache, Limits};
@@ -13,7 +16,8 @@ use crate::control::{
     Caller, Channel, Client, ConnectError, Failure, Kind, LimitFlags, Reply, Request, dispatch,
 };
 use crate::daemon::{Config, Links, owned_by_us, stored_limits};
-use crate::run::{is_ours_to_make, own_caches};
+use crate::run::{Room, Rooms, RunError, is_ours_to_make, own_caches};
+use crate::store::Unowned;
 
 /// How long to wait for another owner without a daemon's socket.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A way to a store.
 pub(super) struct Session {
     store: PathBuf,
+    /// Where there is room for a copy of its index: nothing of it is to be changed.
+    reads: Option<Rooms>,
     way: Way,
 }
 
@@ -36,19 +42,32 @@ enum Way {
 struct Owned {
     cache: Option<Cache>,
     links: Option<Links>,
+    /// Of a store that is merely read: what keeps owners out, and where the copy of its index is.
+    read: Option<(Unowned, Room)>,
 }
 
 impl Owned {
     fn new(cache: Cache) -> Self {
-        Self { links: Some(Links::hold(&cache)), cache: Some(cache) }
+        Self { links: Some(Links::hold(&cache)), cache: Some(cache), read: None }
+    }
+
+    /// One that lies on a file system which cannot be written to.
+    fn to_read(store: &Path, rooms: &Rooms) -> Result<Owned, Failure> {
+        let fail = |e: RunError| Failure::failed(format!("there is no place for a copy of the index: {e}"));
+        let room = rooms.make().map_err(fail)?;
+        let aside = room.dir("index").map_err(fail)?;
+        let (cache, unowned) = Cache::open_to_read(store, &aside, limits(store)?)?;
+        Ok(Owned { cache: Some(cache), links: None, read: Some((unowned, room)) })
     }
 
     fn close(&mut self) -> Result<(), Failure> {
         self.links = None;
-        match self.cache.take() {
+        let closed = match self.cache.take() {
             Some(cache) => Ok(cache.close()?),
             None => Ok(()),
-        }
+        };
+        self.read = None;
+        closed
     }
 }
 
@@ -74,7 +93,13 @@ impl Session {
 
     /// To a store that is made when missing.
     pub(super) fn open_or_create(store: &Path) -> Result<Session, Failure> {
-        Ok(Session { store: store.to_owned(), way: Way::find(store)? })
+        Ok(Session { store: store.to_owned(), reads: None, way: Way::find(store, None)? })
+    }
+
+    /// To an existing store for who changes nothing in it. Its file system may be one that cannot be written to.
+    pub(super) fn open_to_read(store: &Path, rooms: &Rooms) -> Result<Session, Failure> {
+        let way = Way::find(store, Some(rooms))?;
+        Ok(Session { store: store.to_owned(), reads: Some(rooms.clone()), way })
     }
 
     /// This process owns the store, and keeps others out as long as it does.
@@ -95,7 +120,9 @@ impl Session {
     ) -> Result<Reply, Failure> {
         loop {
             match self.way.call(request.clone(), channel) {
-                Err(failure) if may_ask_again(&request, failure.kind) => self.way = Way::find(&self.store)?,
+                Err(failure) if may_ask_again(&request, failure.kind) => {
+                    self.way = Way::find(&self.store, self.reads.as_ref())?;
+                }
                 answer => return answer,
             }
         }
@@ -120,7 +147,8 @@ fn may_ask_again(request: &Request, kind: Kind) -> bool {
 }
 
 impl Way {
-    fn find(store: &Path) -> Result<Way, Failure> {
+    fn find(store: &Path, reads: Option<&Rooms>) -> Result<Way, Failure> {
+        let reads = reads.filter(|_| access(store, AccessFlags::W_OK) == Err(Errno::EROFS));
         let deadline = Instant::now() + PATIENCE;
         let mut said = false;
         loop {
@@ -128,7 +156,11 @@ impl Way {
                 return Ok(Way::Daemon(client));
             }
             owned_by_us(store)?;
-            match Cache::open(store, limits(store)?).map_err(Failure::from) {
+            let opened = match reads {
+                Some(rooms) => Owned::to_read(store, rooms),
+                None => Cache::open(store, limits(store)?).map(Owned::new).map_err(Failure::from),
+            };
+            match opened {
                 Err(failure) if failure.kind == Kind::Locked && Instant::now() < deadline => {
                     if !said && deadline - Instant::now() < PATIENCE - Duration::from_secs(1) {
                         out::note(&format!("waiting: {failure}"));
@@ -136,7 +168,7 @@ impl Way {
                     }
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                other => return other.map(|cache| Way::Own(Owned::new(cache))),
+                other => return other.map(Way::Own),
             }
         }
     }
@@ -144,7 +176,7 @@ impl Way {
     fn call(&mut self, request: Request, channel: &mut dyn Channel) -> Result<Reply, Failure> {
         match self {
             Way::Daemon(client) => client.call(request, channel),
-            Way::Own(Owned { cache: Some(cache), links }) => {
+            Way::Own(Owned { cache: Some(cache), links, .. }) => {
                 // What links hold keeps the index from being made anew, and what they hold may be dropped.
                 let remakes = matches!(&request, Request::Fsck(f) if f.repair || f.rebuild_index);
                 if remakes {

@@ -14,8 +14,8 @@ use crate::control::{
 use crate::fuse::MountOptions;
 use crate::model::EntryKey;
 use crate::run::{
-    Earlier, Found, Keep, Kept, Made, Nodes, Note, Placed, Shelf, ShelfError, Shelved, Snapshots, Times, Way,
-    parts_kept,
+    Earlier, Found, Keep, Kept, Made, Nodes, Note, Placed, Rooms, Shelf, ShelfError, Shelved, Snapshots,
+    Times, Way, parts_kept,
 };
 use crate::vfs::ViewOptions;
 
@@ -27,6 +27,8 @@ pub(super) struct StoreShelf {
     /// Where it is, or why there is none.
     store: Result<PathBuf, String>,
     session: Option<Session>,
+    /// Nothing of it is to be changed; where there is room for what reading needs.
+    reads: Option<Rooms>,
     /// What is not as it was asked for.
     warnings: Vec<String>,
 }
@@ -54,8 +56,8 @@ fn failed(failure: Failure) -> ShelfError {
 
 impl StoreShelf {
     /// Of the store at a path; of none, where this says why: then all fails.
-    pub(super) fn new(store: Result<PathBuf, String>) -> StoreShelf {
-        StoreShelf { store, session: None, warnings: Vec::new() }
+    pub(super) fn new(store: Result<PathBuf, String>, reads: Option<Rooms>) -> StoreShelf {
+        StoreShelf { store, session: None, reads, warnings: Vec::new() }
     }
 
     /// What was not done as it was asked for, once.
@@ -68,7 +70,12 @@ impl StoreShelf {
     }
 
     fn open(&self) -> Shelved<Session> {
-        Session::open_or_create(self.store()?).map_err(failed)
+        let store = self.store()?;
+        match &self.reads {
+            Some(rooms) => Session::open_to_read(store, rooms),
+            None => Session::open_or_create(store),
+        }
+        .map_err(failed)
     }
 
     fn call(&mut self, request: Request, to: &mut dyn Write) -> Shelved<Result<Reply, Failure>> {

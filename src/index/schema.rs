@@ -344,6 +344,18 @@ pub(super) fn is_unusable(e: &rusqlite::Error) -> bool {
 }
 
 /// The file whose name ends with `suffix` beside that.
+/// Copies the files of an index that nobody has open.
+pub(super) fn copy(file: &Path, to: &Path) -> std::io::Result<()> {
+    for suffix in ["", "-wal"] {
+        let mut from = match paths::open(&beside(file, suffix)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !suffix.is_empty() => continue,
+            opened => opened?,
+        };
+        std::io::copy(&mut from, &mut paths::create(&beside(to, suffix))?)?;
+    }
+    Ok(())
+}
+
 fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(suffix);

@@ -538,3 +538,22 @@ fn what_the_system_refuses_around_the_file_is_its_error_and_not_sqlites() {
         }
     }
 }
+
+/// What an owner that died left in the log is in a copy, too, and the files that are copied stay as they are.
+#[test]
+fn a_copy_has_what_is_in_the_log() {
+    let (dir, index) = open();
+    done(index.commit(entry(1, 1, vec![], vec![])).unwrap());
+    let (file, copy) = (dir.path().join("index.sqlite"), tempfile::tempdir().unwrap());
+    let read = || ["", "-wal"].map(|end| std::fs::read(format!("{}{end}", file.display())).unwrap());
+    let before = read();
+    assert!(!before[1].is_empty());
+    let other = Index::open_copy(&file, &copy.path().join("index.sqlite"), 0).unwrap();
+    assert!(other.entry(&key(1)).unwrap().is_some() && read() == before);
+    // One that nobody has finished, or that is not there, is none.
+    let missing = Index::open_copy(&dir.path().join("none"), &copy.path().join("none"), 0);
+    assert!(missing.err().unwrap().to_string().contains("cannot copy"));
+    std::fs::write(dir.path().join("bad"), [7; 8192]).unwrap();
+    let bad = Index::open_copy(&dir.path().join("bad"), &copy.path().join("bad"), 0);
+    assert!(bad.err().unwrap().to_string().contains("made anew"));
+}

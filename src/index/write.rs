@@ -50,6 +50,19 @@ impl Index {
         Ok((index, new))
     }
 
+    /// Opens a copy, at another path, of an index that nobody has open and that cannot be written to. One that has to be made anew is an error.
+    pub fn open_copy(file: &Path, copy: &Path, keys: usize) -> Result<Index> {
+        let io = |source| super::IndexError::Io { op: "copy", path: file.to_owned(), source };
+        schema::copy(file, copy).map_err(io)?;
+        match Index::open(copy, keys)? {
+            (index, false) => Ok(index),
+            (_, true) => {
+                let why = "it has to be made anew, for which the store has to be writable";
+                Err(io(std::io::Error::other(why)))
+            }
+        }
+    }
+
     /// Grows each time the index was created anew; part of event cursors.
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Relaxed)

@@ -93,7 +93,7 @@ impl Run<'_> {
                 self.shelf = None;
                 let also = match self.ways.policy {
                     CachePolicy::Readonly => {
-                        " (with --policy readonly, too, a store has to be this user's and writable, for its lock and index)"
+                        " (with --policy readonly, too, a store has to be this user's, and writable unless all of its file system is not)"
                     }
                     _ => "",
                 };

@@ -69,7 +69,7 @@ pub use lock::{Block, Lock};
 pub use own::{is_ours_to_make, memory, own_caches};
 pub use remembered::{Remembered, State};
 pub use report::{Report, Voice, Ways};
-pub use sandbox::{Left, Sandbox, SandboxKind, Scene, Tree};
+pub use sandbox::{Left, Room, Rooms, Sandbox, SandboxKind, Scene, Tree};
 pub use shelf::*;
 pub use spec::{Inputs, Place, Task, output_path};
 pub use text::text;

@@ -57,6 +57,24 @@ impl Lock {
     }
 }
 
+/// A store that nobody owns, and nobody will as long as this lives; others may hold it so, too.
+#[derive(Debug)]
+pub struct Unowned {
+    _lock: File,
+}
+
+impl Unowned {
+    /// Of the store at `root`, which need not be writable, or says who owns it.
+    pub fn hold(root: &Path) -> Result<Unowned> {
+        let path = root.join(LOCK);
+        let file = port::paths::open(&path).map_err(|e| StoreError::io("open", &path, e))?;
+        if !port::try_lock(&file, true).map_err(|e| StoreError::io("lock", &path, e))? {
+            return Err(StoreError::Locked { path: root.to_owned(), pid: owner(&file) });
+        }
+        Ok(Unowned { _lock: file })
+    }
+}
+
 /// The process that owns the store at `root` now (0 when it has not said so), without opening the store.
 pub fn owner_of(root: &Path) -> Option<u32> {
     let file = port::paths::open(&root.join(LOCK)).ok()?;

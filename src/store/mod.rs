@@ -41,7 +41,7 @@ pub use dir::Scratch;
 pub use drafts::Inode;
 pub use error::StoreError;
 pub(crate) use error::twice;
-pub use lock::owner_of;
+pub use lock::{Unowned, owner_of};
 pub(crate) use manifests::table_bytes;
 pub use packs::{Hashed, PackWriter};
 pub(crate) use peek::{Parts, parts_of};

@@ -302,7 +302,7 @@ fn a_store_that_only_reading_cannot_open_says_why() {
     fs::create_dir(&p.store).unwrap();
     fs::write(p.store.join("format"), "none").unwrap();
     let go = |policy: &str| p.run(&["--no-inputs", "--policy", policy], &["true"]);
-    let also = "(with --policy readonly, too, a store has to be this user's and writable";
+    let also = "(with --policy readonly, too, a store has to be this user's, and writable";
     assert_eq!(go("readonly").says("the cache fails").says(also).code, 0);
     assert!(!go("normal").says("the cache fails").stderr.contains(also));
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::common::{eventually, need};
-use crate::project::{Project, Ran, said};
+use crate::project::{Project, Ran, said, tree};
 
 /// Neither a home nor a place for caches; temporary files have one.
 fn homeless(p: &Project, args: &[&str]) -> Command {
@@ -120,4 +120,37 @@ fn a_session_that_is_none_is_a_warning() {
     run(&["--task", "t"]).kept(true);
     run(&["--task", "t"]).is_hit();
     assert_eq!(run(&["--task", "t", "--ephemeral"]).kept(false).record["result"], "uncached");
+}
+
+/// A store on a file system that cannot be written to gives hits to who only reads, and stays as it is.
+#[test]
+fn a_store_that_is_mounted_read_only() {
+    need("bwrap");
+    let p = Project::new();
+    let run = ["run", "--json", "--policy", "readonly", "--task", "t", "--no-inputs", "--output", "o"];
+    let command = ["--", "sh", "-c", "echo 1 > o; echo said"];
+    let made = Ran::of(p.command(&[&["run", "--json"], &run[4..], &command].concat()));
+    made.kept(true);
+    let read_only = |more: &[&str]| {
+        let args = [&run[..], more, &command].concat();
+        let c = p.command(&args);
+        let mut bwrap = Command::new("bwrap");
+        bwrap.args(["--dev-bind", "/", "/", "--ro-bind"]).args([&p.store, &p.store]).arg("--");
+        bwrap.arg(c.get_program()).args(args).current_dir(&p.cwd);
+        bwrap.envs(c.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        fs::remove_file(p.path("o")).unwrap();
+        Ran::of(bwrap)
+    };
+    let before = tree(&p.store);
+    let hit = read_only(&[]);
+    assert_eq!((hit.is_hit().stdout.as_str(), p.read("o").as_str()), ("said\n", "1\n"));
+    read_only(&["--param", "other=1"]).is_miss(&["params_changed"]).kept(false);
+    // What was rejected or evicted is no hit there either.
+    p.ok(&["reject", made.key(), "--reason", "bad"]);
+    read_only(&[]).is_miss(&["rejected"]).kept(false);
+    assert!(before != tree(&p.store), "it is what changes it, and reading does not");
+    let before = tree(&p.store);
+    read_only(&[]);
+    assert!(before == tree(&p.store));
+    assert!(fs::read_dir(p.dir.path().join("memory/outfs-run/rooms")).unwrap().next().is_none());
 }

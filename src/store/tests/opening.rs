@@ -174,3 +174,18 @@ fn a_store_that_cannot_be_written_says_so() {
     // std's calls and ours alike name the directory.
     assert!(e.is_some_and(|e| e.to_string().contains("s: Permission denied")));
 }
+
+/// Who reads a store that has no owner keeps owners out, and nobody who reads, too.
+#[test]
+fn who_reads_without_an_owner_keeps_owners_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let owned = Store::open(&root, Access::Own).unwrap();
+    assert!(matches!(Unowned::hold(&root), Err(StoreError::Locked { pid, .. }) if pid == std::process::id()));
+    drop(owned);
+    let readers = [Unowned::hold(&root).unwrap(), Unowned::hold(&root).unwrap()];
+    assert!(matches!(Store::open(&root, Access::Own), Err(StoreError::Locked { .. })));
+    assert!(Store::open(&root, Access::Read).is_ok());
+    drop(readers);
+    Store::open(&root, Access::Own).unwrap();
+}
