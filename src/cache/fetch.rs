@@ -198,7 +198,9 @@ impl Cache {
         self.ask_each(&wanted[0], by, &|asked, by| {
             let (mut right, mut wrong) = (Vec::new(), None);
             let first = asked.ask(&wanted[0], by, |tier| {
-                let mut came = match tier.get_all(&wanted, by) {
+                // Where small contents lie in packs, one that is alone has no others beside it.
+                let wanted = if tier.capabilities().packs { &wanted[..1] } else { &wanted[..] };
+                let mut came = match tier.get_all(wanted, by) {
                     // It may know no batches, whatever it says.
                     Err(e) if !e.is_transient() && wanted.len() > 1 => tier.get_all(&wanted[..1], by)?,
                     came => came?,
@@ -233,16 +235,7 @@ impl Cache {
 
     /// The contents in a window that are not here.
     fn in_window(&self, places: &Places, (object, window): Window) -> Result<Vec<(BlobHash, Range<u64>)>> {
-        let mut there: Vec<(BlobHash, Range<u64>)> = Vec::new();
-        for (hash, ..) in places.contents() {
-            if let Some((other, at)) = places.object(hash)
-                && other == object
-                && at.start / WINDOW == window
-            {
-                there.push((*hash, at));
-            }
-        }
-        self.elsewhere(there)
+        self.elsewhere(places.in_pack(&object, window * WINDOW..(window + 1) * WINDOW))
     }
 
     /// Those of these contents that are not here.

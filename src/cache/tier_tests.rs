@@ -15,7 +15,8 @@ use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest};
 use crate::store::StoreError;
 use crate::tier::{
-    Call, Capabilities, Fault, MemoryTier, PlacesBuilder, Source, Tier, TierErrorKind, Traffic, Tree, ship,
+    Call, Capabilities, Fault, MemoryTier, Object, PlacesBuilder, Source, Tier, TierErrorKind, Traffic, Tree,
+    ship,
 };
 
 /// Contents of an entry that is here.
@@ -392,6 +393,24 @@ fn who_reads_the_same_waits_for_one_request() {
         assert_eq!(traffic.calls, 1, "{name}");
     }
     sound(&w.near);
+}
+
+#[test]
+fn a_tier_that_has_packs_is_asked_for_no_neighbours() {
+    let w = World::new();
+    let files = [("a", bytes(1000, 1)), ("b", bytes(1000, 2)), ("c", bytes(1000, 3))];
+    let manifest = w.far.put("abcd", &w.files("dir", &files)).unwrap().into_entry().manifest().unwrap();
+    // As one has said that has none.
+    let places = PlacesBuilder::new(1).finish(&manifest);
+    assert!(w.near.cache.adopt("another", &Tree { manifest, places }).unwrap());
+    for (_, content) in &files {
+        let object = Object::Blob(BlobHash::of(content), 1000);
+        w.tier.put(&object, 1000, &mut &content[..], soon()).unwrap();
+    }
+    let entry = w.find("abcd").unwrap();
+    for (name, content) in &files {
+        assert_eq!(w.traffic(|| assert_eq!(&read(&entry, name).unwrap(), content)).calls, 1);
+    }
 }
 
 #[test]

@@ -44,6 +44,10 @@ pub struct Places {
     /// In the order of the contents' first records.
     places: Vec<(BlobHash, u64, Place)>,
     by_hash: HashMap<BlobHash, usize>,
+    /// Those in packs, by pack and offset.
+    packed: Vec<(u32, u64, usize)>,
+    /// The small ones that are objects of their own, in that order, and how many bytes come before each.
+    alone: Vec<(u64, usize)>,
     carried: Vec<u8>,
     /// What the tier calls contents that it does not call by their names here; not kept.
     names: HashMap<BlobHash, BlobHash>,
@@ -101,19 +105,28 @@ impl Places {
         }
     }
 
+    /// The contents that begin in this range of an object that is a pack, and where they lie in it.
+    pub fn in_pack(&self, object: &Object, range: Range<u64>) -> Vec<(BlobHash, Range<u64>)> {
+        let mut found = Vec::new();
+        let named =
+            |(n, (hash, _)): (usize, &(PackHash, u64))| (Object::Pack(*hash) == *object).then_some(n as u32);
+        for pack in self.packs.iter().enumerate().filter_map(named) {
+            let from = self.packed.partition_point(|(p, at, _)| (*p, *at) < (pack, range.start));
+            let inside = self.packed[from..].iter().take_while(|(p, at, _)| *p == pack && *at < range.end);
+            found.extend(inside.map(|(_, at, i)| (self.places[*i].0, *at..at + self.places[*i].1)));
+        }
+        found
+    }
+
     /// The small contents around this one, in the order of their first records, that are objects of their own as it is, with their sizes:
     /// about `most` bytes, where each counts as 1 KiB at least, and the same ones whichever of them is asked for. None where it is not
     /// such a one.
     pub fn around(&self, hash: &BlobHash, most: u64) -> Vec<(BlobHash, u64)> {
-        let (mut end, mut wanted, mut windows) = (0, None, Vec::new());
-        let small =
-            |(_, size, place): &&(BlobHash, u64, Place)| *place == Place::Own && (1..=SMALL).contains(size);
-        for (one, size, _) in self.places.iter().filter(small) {
-            windows.push((end / most, (*one, *size)));
-            wanted = wanted.or((one == hash).then_some(end / most));
-            end += (*size).max(1024);
-        }
-        windows.into_iter().filter(|(window, _)| Some(*window) == wanted).map(|(_, one)| one).collect()
+        let of = |hash| self.alone.binary_search_by_key(self.by_hash.get(hash)?, |(_, i)| *i).ok();
+        let Some(window) = of(hash).map(|n| self.alone[n].0 / most) else { return Vec::new() };
+        let from = self.alone.partition_point(|(before, _)| before / most < window);
+        let around = self.alone[from..].iter().take_while(|(before, _)| before / most == window);
+        around.map(|(_, i)| (self.places[*i].0, self.places[*i].1)).collect()
     }
 
     /// All objects that the contents are in, each once.
@@ -204,7 +217,19 @@ impl Places {
         carried: Vec<u8>,
     ) -> Places {
         let by_hash = places.iter().enumerate().map(|(i, (hash, _, _))| (*hash, i)).collect();
-        Places { manifest, packs, places, by_hash, carried, names: HashMap::new() }
+        let (mut packed, mut alone, mut before) = (Vec::new(), Vec::new(), 0);
+        for (i, (_, size, place)) in places.iter().enumerate() {
+            match *place {
+                Place::Pack(pack, offset) => packed.push((pack, offset, i)),
+                Place::Own if (1..=SMALL).contains(size) => {
+                    alone.push((before, i));
+                    before += (*size).max(1024);
+                }
+                _ => {}
+            }
+        }
+        packed.sort_unstable();
+        Places { manifest, packs, places, by_hash, packed, alone, carried, names: HashMap::new() }
     }
 }
 

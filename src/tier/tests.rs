@@ -81,8 +81,37 @@ proptest! {
         prop_assert_eq!(tree.manifest.as_bytes(), manifest.as_bytes());
         prop_assert_eq!(&tree.places, &places);
         prop_assert_eq!(Tree::encode(&tree.manifest, &tree.places), bytes);
+        for (object, bytes) in &packs {
+            let end = bytes.len() as u64;
+            for range in [0..end, end / 4..end / 2] {
+                let contents = places.contents().iter().filter_map(|(hash, ..)| Some((*hash, places.object(hash)?)));
+                let inside = contents.filter(|(_, (o, at))| o == object && range.contains(&at.start));
+                let mut all: Vec<_> = inside.map(|(hash, (_, at))| (hash, at)).collect();
+                all.sort_by_key(|(_, at)| at.start);
+                prop_assert_eq!(places.in_pack(object, range), all);
+            }
+        }
         let objects = places.objects();
         prop_assert!(objects.iter().collect::<std::collections::HashSet<_>>().len() == objects.len());
+    }
+
+    #[test]
+    fn what_is_alone_comes_in_windows(files in files(), most in 500..5000u64) {
+        let places = PlacesBuilder::new(1).finish(&manifest("some-key", &files));
+        let small = |(_, size, _): &&(BlobHash, u64, Place)| (1..=GROUP as u64).contains(size);
+        let small: Vec<_> = places.contents().iter().filter(small).map(|(hash, size, _)| (*hash, *size)).collect();
+        let mut all = Vec::new();
+        while all.len() < small.len() {
+            let window = places.around(&small[all.len()].0, most);
+            prop_assert!(!window.is_empty());
+            for (hash, _) in &window {
+                prop_assert_eq!(&places.around(hash, most), &window);
+            }
+            let (_, before) = window.split_last().expect("it is not empty");
+            prop_assert!(before.iter().map(|(_, size)| size.max(&1024)).sum::<u64>() < most);
+            all.extend(window);
+        }
+        prop_assert_eq!(all, small);
     }
 
     #[test]
