@@ -1,8 +1,8 @@
 //! What was read first of an entry, so that it comes first of the next entry of its task.
 //!
 //! Invariants: only where the mount asks for it; what is noted is bounded, in the order in which it was first read, by paths
-//! and windows, so that it means something in an entry with other contents; what cannot be noted harms nobody. What is fetched
-//! ahead is no reading. Must not know: what a tier is, who reads.
+//! and windows, so that it means something in an entry with other contents; what cannot be noted harms nobody. Only what is read
+//! in a view counts: what is fetched ahead, brought to a tier or restored does not. Must not know: what a tier is, who reads.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -18,6 +18,8 @@ use crate::model::{EntryKey, Manifest};
 
 /// Windows that are noted of one entry.
 const MOST: usize = 4096;
+/// Bytes that they take with their paths.
+const MOST_BYTES: usize = 256 << 10;
 /// Entries of which something is to be noted.
 const ENTRIES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// The kernel does not say what it reads of a file that it has opened itself: all, of one of so many bytes at most.
@@ -76,7 +78,7 @@ impl Entry {
     }
 
     /// The kernel reads the file of a record from now on.
-    pub(super) fn was_opened(&self, record: u32, size: u64) {
+    pub(crate) fn was_opened(&self, record: u32, size: u64) {
         self.was_read(record, 0, if size <= ORDINARY { size } else { 1 });
     }
 
@@ -164,7 +166,8 @@ fn joined(old: Vec<u8>, more: &[u8]) -> Vec<u8> {
     let mut seen: HashSet<(u32, &[u8])> = decode(&old).collect();
     let mut list = old.clone();
     for read in decode(more) {
-        if seen.len() < MOST && seen.insert(read) {
+        let room = seen.len() < MOST && list.len() + 8 + read.1.len() <= MOST_BYTES;
+        if room && seen.insert(read) {
             list.extend(read.0.to_le_bytes());
             list.extend((read.1.len() as u32).to_le_bytes());
             list.extend(read.1);
@@ -177,7 +180,7 @@ fn joined(old: Vec<u8>, more: &[u8]) -> Vec<u8> {
 mod tests {
     use super::super::tests::{bytes, eventually};
     use super::super::tier_tests::{World, patient, read};
-    use super::super::{FsckOptions, Prefetch, TaskFacts, TierOptions};
+    use super::super::{FsckOptions, Prefetch, Reader, RestoreAs, TaskFacts, TierOptions};
     use super::*;
 
     fn list(reads: &[(u32, &[u8])]) -> Vec<u8> {
@@ -197,6 +200,13 @@ mod tests {
         }
         let many: Vec<u8> = (0..5000).flat_map(|n| list(&[(n, b"large")])).collect();
         assert_eq!(decode(&joined(joined(Vec::new(), &many), &both)).count(), MOST);
+        let long: Vec<u8> = (0..MOST as u32).flat_map(|n| list(&[(n, &[b'a'; 4000])])).collect();
+        assert!(joined(Vec::new(), &long).len() <= MOST_BYTES);
+    }
+
+    fn read_in_view(entry: &Entry, name: &str, at: u64) {
+        let record = entry.file(format!("outputs/{name}").as_bytes()).unwrap();
+        entry.read_by(record, at, &mut [0; 10], &Reader::ANY).unwrap();
     }
 
     /// A world whose near cache learns, with an entry of the task `build` for each of these numbers, all different.
@@ -224,10 +234,10 @@ mod tests {
         let first = w.find("entry-1").unwrap();
         let record = |entry: &Entry, name: &str| entry.file(format!("outputs/{name}").as_bytes()).unwrap();
         assert_eq!(first.learned().unwrap(), [], "nothing was read yet");
-        first.read(record(&first, "small"), 0, &mut [0; 10]).unwrap();
-        first.read(record(&first, "large"), 3 * WINDOW + 5, &mut [0; 10]).unwrap();
-        first.read(record(&first, "other"), 0, &mut [0; 10]).unwrap();
-        first.read(record(&first, "large"), 3 * WINDOW, &mut [0; 10]).unwrap();
+        read_in_view(&first, "small", 0);
+        read_in_view(&first, "large", 3 * WINDOW + 5);
+        read_in_view(&first, "other", 0);
+        read_in_view(&first, "large", 3 * WINDOW);
         w.near.cache.inner.note_reads();
         let order = |entry: &Entry| {
             [(record(entry, "small"), 0), (record(entry, "large"), 3 * WINDOW), (record(entry, "other"), 0)]
@@ -258,14 +268,18 @@ mod tests {
     }
 
     #[test]
-    fn fetching_ahead_is_no_reading_and_nothing_is_noted_unless_it_is_asked_for() {
+    fn only_reading_in_a_view_is_noted_and_only_where_it_is_asked_for() {
         let w = world(1..3);
         let entry = w.find("entry-1").unwrap();
         entry.prefetch(&[], &Default::default()).unwrap();
+        // As who brings it to a tier, looks for a task's history, restores it.
+        read(&entry, "large").unwrap();
+        entry.metadata().unwrap().unwrap();
+        entry.restore(&w.near.beside("restored"), RestoreAs::Auto, false).unwrap();
         w.near.cache.inner.note_reads();
         assert_eq!(entry.learned().unwrap(), []);
         w.attach(patient());
-        read(&entry, "large").unwrap();
+        read_in_view(&entry, "large", 0);
         w.near.cache.inner.note_reads();
         assert_eq!(entry.learned().unwrap(), []);
         w.attach(TierOptions { prefetch: Prefetch::Learned, ..patient() });

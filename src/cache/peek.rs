@@ -98,13 +98,12 @@ impl Entry {
         inner.store.read_verified(&r.hash()?, r.size(), &groups, at, offset, buf).ok()
     }
 
-    /// As `backing`, of an entry that is not in memory: the file of a large blob that lies where it lay,
-    /// and its size.
-    pub(super) fn backing_peeking(&self, record: u32) -> Option<(File, u64)> {
+    /// As `backing`, of an entry that is not in memory: the file of a large blob that lies where it lay.
+    pub(super) fn backing_peeking(&self, record: u32) -> Option<File> {
         let peek = self.peek()?;
         let r = peek.record(record)?;
-        let (hash, size) = (r.hash()?, r.size());
+        let hash = r.hash()?;
         let loose = peek.bytes().location(record)? == Location::Loose;
-        loose.then(|| self.cache().inner.store.blob_file(&hash).ok()).flatten().map(|file| (file, size))
+        loose.then(|| self.cache().inner.store.blob_file(&hash).ok()).flatten()
     }
 }

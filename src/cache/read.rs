@@ -33,7 +33,12 @@ pub struct Reader<'a> {
 
 impl Reader<'_> {
     /// Who waits as long as a read may, and has no budget.
-    const ANY: Reader<'static> = Reader { by: &|options| Instant::now() + options.read, payer: None };
+    pub(super) const ANY: Reader<'static> = Reader::of(None);
+
+    /// Who waits as long as a read may.
+    pub(super) const fn of(payer: Option<Payer>) -> Reader<'static> {
+        Reader { by: &|options| Instant::now() + options.read, payer }
+    }
 }
 
 impl Entry {
@@ -184,13 +189,19 @@ impl Entry {
     /// Survives compaction under its feet (asks the index again). What only a tier has is fetched, and waited for as long
     /// as a read may wait.
     pub fn read(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.read_by(record, offset, buf, &Reader::ANY)
+        self.read_on(record, offset, buf, &Reader::ANY)
     }
 
-    /// As `read`, of what tiers are asked for on behalf of `who`.
+    /// As `read`, for who reads in a view: of what tiers are asked for on behalf of `who`.
     pub fn read_by(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
+        let n = self.read_on(record, offset, buf, who)?;
+        self.was_read(record, offset, n as u64);
+        Ok(n)
+    }
+
+    fn read_on(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
         let n = self.read_anywhere(record, offset, buf, who)?;
-        self.count(record, offset, n);
+        self.count(n);
         Ok(n)
     }
 
@@ -217,10 +228,11 @@ impl Entry {
         }
     }
 
-    /// As `read`, without asking a tier: what only one has is [`StoreError::Elsewhere`].
+    /// As `read`, for who reads in a view, without asking a tier: what only one has is [`StoreError::Elsewhere`].
     pub fn read_here(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let n = self.read_local(record, offset, buf)?;
-        self.count(record, offset, n);
+        self.count(n);
+        self.was_read(record, offset, n as u64);
         Ok(n)
     }
 
@@ -254,9 +266,8 @@ impl Entry {
     }
 
     /// Content bytes were read.
-    fn count(&self, record: u32, offset: u64, n: usize) {
+    fn count(&self, n: usize) {
         self.cache().inner.blob_bytes_read.fetch_add(n as u64, Ordering::Relaxed);
-        self.was_read(record, offset, n as u64);
     }
 
     /// As `read`, of a content that only a tier had a moment ago; `None` when it is here now.
@@ -285,14 +296,11 @@ impl Entry {
         let loaded = match self.0.loaded.get() {
             Some(loaded) => loaded,
             None => match self.backing_peeking(record) {
-                Some((file, size)) => {
-                    self.was_opened(record, size);
-                    return Ok(Some(file));
-                }
+                Some(file) => return Ok(Some(file)),
                 None => self.loaded()?,
             },
         };
-        let (hash, size) = self.blob(&loaded.manifest, record)?;
+        let (hash, _) = self.blob(&loaded.manifest, record)?;
         let store = &self.cache().inner.store;
         let file = self.at_location(&loaded, record, &hash, |at| match at {
             Location::Pack { .. } => Ok(None),
@@ -302,11 +310,7 @@ impl Entry {
         });
         match file {
             Err(CacheError::Store(StoreError::Elsewhere { .. })) => Ok(None),
-            other => {
-                let file = other?;
-                self.was_opened(record, size);
-                Ok(file)
-            }
+            other => other,
         }
     }
 

@@ -163,6 +163,9 @@ impl View {
             return Ok(Opened { fh: 0, how: How::Keep });
         }
         let file = r.entry.backing(r.record)?;
+        if file.is_some() {
+            r.entry.was_opened(r.record, size);
+        }
         Ok(Opened { fh: 0, how: file.map_or(How::Elsewhere, |file| How::Blob(Arc::new(file.into()))) })
     }
 
