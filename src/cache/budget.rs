@@ -35,6 +35,11 @@ const ENTRIES: usize = 4096;
 pub struct Payer(Arc<Mutex<Account>>);
 
 impl Payer {
+    /// Whether nothing is left of this budget.
+    pub(super) fn has_spent(&self, budget: u64) -> bool {
+        self.0.lock().used >= budget as f64
+    }
+
     /// So many bytes came for it.
     pub(super) fn pay(&self, bytes: u64) {
         self.0.lock().pay(bytes);
@@ -285,6 +290,8 @@ mod tests {
         let entry = w.find("abcd").unwrap();
         w.tier.set_faults(|_| Some(Fault::Refuses));
         read(&w, &entry, "large").unwrap_err();
+        // What was asked for beside it fails, too.
+        w.near.cache.settle();
         assert_eq!(paid(&w), 0, "nothing came");
         w.tier.set_faults(|_| None);
         assert_eq!(read(&w, &entry, "small07").unwrap(), 10_000);

@@ -11,6 +11,7 @@
 //! and the lock of pins and rejections (`pin`), which is taken before all but a draft's and the index's gate.
 
 mod adopt;
+mod ahead;
 mod alias;
 mod anew;
 mod at;

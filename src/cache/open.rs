@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::background::{Background, Job};
 use super::memory::Shares;
@@ -122,6 +123,8 @@ impl Cache {
     pub fn close(self) -> Result<()> {
         self.inner.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         self.inner.background.stop();
+        // What a tier does not answer is not waited for.
+        self.wait_for_ahead(Duration::from_secs(1));
         let ended = self.or_sweep(self.write_down());
         // Also when that failed: what is left behind then is what the next start looks for.
         self.remember_sweep();
@@ -141,8 +144,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Waits until deleted drafts are off the disk and accesses are written down.
+    /// Waits until nothing is read ahead any more, deleted drafts are off the disk and accesses are written down.
     pub fn settle(&self) {
+        self.wait_for_ahead(Duration::from_secs(60));
         self.inner.background.wait();
         if let Err(e) = self.inner.flush_accesses() {
             tracing::warn!("cannot write down accesses: {e}");

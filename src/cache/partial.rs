@@ -12,6 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::background::Job;
+use super::fetch::WINDOW;
 use super::lease::Reservation;
 use super::{Cache, Inner, Result};
 use crate::model::BlobHash;
@@ -166,6 +167,16 @@ impl Cache {
                 None
             }
         }
+    }
+
+    /// Whether all of this window of a content that is elsewhere may be here.
+    pub(super) fn has_window(&self, of: Large<'_>, window: u64) -> bool {
+        let Some(partial) = self.inner.partials.get(&of.hash) else { return false };
+        let mut state = partial.0.lock();
+        let there = self.groups_of(&mut state, of);
+        there
+            .and_then(|there| there.get(of.groups(window * WINDOW, WINDOW as usize)))
+            .is_some_and(|groups| groups.iter().all(|there| *there))
     }
 
     /// Which groups are there; `None` when that cannot be found out.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::fetch::WINDOW;
-use super::{Cache, CacheError, Entry, LeaseKind, Result, Work, at};
+use super::{Cache, CacheError, Entry, LeaseKind, Reader, Result, Work, at};
 use crate::model::groups::GROUP;
 use crate::model::{EntryKey, Manifest, RecordKind};
 use crate::store::{Location, StoreError};
@@ -148,7 +148,7 @@ impl Entry {
             while failed.lock().is_none() && !closing() {
                 let Some((record, at)) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                 // A byte brings all of its window.
-                if let Err(e) = self.bring(*record, *at) {
+                if let Err(e) = self.bring(*record, *at, &Reader::ANY) {
                     *failed.lock() = Some(e);
                 }
             }

@@ -106,7 +106,7 @@ impl Entry {
     }
 
     /// Hash and size of a file record.
-    fn blob(&self, manifest: &Manifest, record: u32) -> Result<(BlobHash, u64)> {
+    pub(super) fn blob(&self, manifest: &Manifest, record: u32) -> Result<(BlobHash, u64)> {
         let found = manifest.get(record).and_then(|r| Some((r.hash()?, r.size())));
         found.ok_or_else(|| CacheError::NoFile { key: self.key().clone(), path: format!("record {record}") })
     }
@@ -200,14 +200,15 @@ impl Entry {
     }
 
     fn read_on(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
+        self.read_ahead(record, offset, buf.len(), Some(who));
         let n = self.read_anywhere(record, offset, buf, who)?;
         self.count(n);
         Ok(n)
     }
 
     /// Has the window come in which this byte of a record is; nobody reads it.
-    pub(super) fn bring(&self, record: u32, offset: u64) -> Result<()> {
-        self.read_anywhere(record, offset, &mut [0], &Reader::ANY).map(drop)
+    pub(super) fn bring(&self, record: u32, offset: u64, who: &Reader<'_>) -> Result<()> {
+        self.read_anywhere(record, offset, &mut [0], who).map(drop)
     }
 
     fn read_anywhere(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {
@@ -231,6 +232,7 @@ impl Entry {
     /// As `read`, for who reads in a view, without asking a tier: what only one has is [`StoreError::Elsewhere`].
     pub fn read_here(&self, record: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let n = self.read_local(record, offset, buf)?;
+        self.read_ahead(record, offset, n, None);
         self.count(n);
         self.was_read(record, offset, n as u64);
         Ok(n)

@@ -184,6 +184,7 @@ fn what_is_elsewhere_is_no_damage() {
     // What the background finishes while its entry goes stays until a collection.
     let large = entry.file(b"outputs/large").unwrap();
     eventually("it is in its place", || entry.backing(large).unwrap().is_some());
+    near.cache.settle();
     drop(entry);
     assert!(near.cache.evict(&key("abcd"), "request").unwrap());
     assert_eq!(near.cache.index().totals().unwrap(), crate::index::Totals::default());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
+use super::ahead::Ahead;
 use super::breaker::{Asked, TierFacts};
 use super::budget::Budgets;
 use super::fetch::Fetches;
@@ -71,6 +72,7 @@ pub(super) struct Tiers {
     asking: Arc<Flights<EntryKey, bool>>,
     absent: Absences,
     pub fetches: Fetches,
+    pub ahead: Ahead,
     pub wholes: Wholes,
     pub coming: Coming,
     pub learning: Learning,

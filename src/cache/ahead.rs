@@ -1,0 +1,318 @@
+//! Reading ahead: who reads a large content of a tier in order finds here what comes next.
+//!
+//! Invariants: more than what is read comes only where something before it has come, at most twice as much as that and [`MOST`]
+//! windows, and more when a reader has got there; nobody waits for it but who reads it; the first that fails ends it until
+//! somebody reads on. Who has it come pays for it, and nothing comes for who has no budget left. What waits to come holds no entry and keeps no cache open. Threads begin when they are needed, and end when
+//! they are not. Must not know: what a tier is, who reads.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::{Condvar, Mutex};
+
+use super::fetch::WINDOW;
+use super::partial::Large;
+use super::{Cache, Entry, HeldEntry, Payer, Reader};
+use crate::model::BlobHash;
+use crate::store::Location;
+
+/// Windows that come because of one read.
+const MOST: u64 = 8;
+/// Windows that are fetched at a time, so that others are under way while one comes.
+const AT_A_TIME: usize = 4;
+/// Windows that are still to be fetched; what is more is left to who reads it.
+const WAITING: usize = 64;
+/// Contents of which it is remembered what came of them last.
+const CONTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// What is to come, and what came last.
+#[derive(Default)]
+pub(super) struct Ahead(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+struct State {
+    last: LruCache<BlobHash, Last>,
+    waiting: VecDeque<Next>,
+    threads: usize,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State { last: LruCache::new(CONTENTS), waiting: VecDeque::new(), threads: 0 }
+    }
+}
+
+/// What was fetched ahead of a content last.
+#[derive(Clone)]
+struct Last {
+    /// Who reads the first of these windows has more come.
+    windows: Range<u64>,
+    payer: Option<Payer>,
+}
+
+/// A window of a record, not wanted any more when nobody holds its entry.
+struct Next {
+    entry: Weak<HeldEntry>,
+    record: u32,
+    window: u64,
+    payer: Option<Payer>,
+}
+
+impl Entry {
+    /// Who reads these bytes of a record has what else of them is not here come at once, and what is read next as it seems. Who finds
+    /// them here (`None`) need not be known: who had them come pays for what follows.
+    pub(super) fn read_ahead(&self, record: u32, offset: u64, len: usize, who: Option<&Reader<'_>>) {
+        let elsewhere = Some(Location::Elsewhere);
+        let Some(loaded) = self.0.loaded.get().filter(|l| l.location(record) == elsewhere) else { return };
+        let Ok((hash, size)) = self.blob(&loaded.manifest, record) else { return };
+        let of = Large { hash, size, values: loaded.manifest.groups(record) };
+        // What has no groups comes as a whole, or with its neighbours.
+        if of.values.is_empty() || offset >= size || len == 0 {
+            return;
+        }
+        let end = offset.saturating_add(len as u64).min(size);
+        let here = |window: u64| self.cache().has_window(of, window);
+        let tiers = &self.cache().inner.tiers;
+        let read = offset / WINDOW..end.div_ceil(WINDOW);
+        let Last { windows, payer } = tiers.ahead.0.follow(&hash, read, who, &here);
+        let budget = tiers.attached().1.scan_budget.unwrap_or(u64::MAX);
+        if payer.as_ref().is_some_and(|payer| payer.has_spent(budget)) {
+            return;
+        }
+        let next: Vec<u64> = windows.take_while(|n| n * WINDOW < size).filter(|n| !here(*n)).collect();
+        tiers.ahead.0.fetch(self, record, &next, payer);
+    }
+}
+
+impl Cache {
+    /// Waits until nothing is fetched ahead, for so long at most.
+    pub(super) fn wait_for_ahead(&self, most: Duration) {
+        let (shared, by) = (&self.inner.tiers.ahead.0, Instant::now() + most);
+        let mut state = shared.state.lock();
+        while state.threads > 0 && !shared.ended.wait_until(&mut state, by).timed_out() {}
+    }
+}
+
+impl Shared {
+    /// What shall come, some of which may be here, when these windows of a content are read, and who pays for it.
+    fn follow(
+        &self,
+        hash: &BlobHash,
+        read: Range<u64>,
+        who: Option<&Reader<'_>>,
+        here: &dyn Fn(u64) -> bool,
+    ) -> Last {
+        let last = self.state.lock().last.get(hash).cloned();
+        let payer =
+            who.map_or_else(|| last.as_ref().and_then(|last| last.payer.clone()), |who| who.payer.clone());
+        let (next, length) = match last.map(|last| last.windows).filter(|last| read.contains(&last.start)) {
+            Some(last) => (last.end.max(read.end), 2 * (last.end - last.start)),
+            None => {
+                let Some(lacks) = read.clone().find(|n| !here(*n)) else {
+                    return Last { windows: 0..0, payer };
+                };
+                match (0..lacks).rev().take(MOST as usize).take_while(|n| here(*n)).count() {
+                    0 => return Last { windows: lacks + 1..read.end, payer },
+                    before => (read.end, 2 * before as u64),
+                }
+            }
+        };
+        let windows = next..next + length.min(MOST);
+        let new = Last { windows: windows.clone(), payer: payer.clone() };
+        self.state.lock().last.put(*hash, new);
+        Last { windows: read.start + 1..windows.end, payer }
+    }
+
+    fn fetch(self: &Arc<Self>, entry: &Entry, record: u32, windows: &[u64], payer: Option<Payer>) {
+        let mut state = self.state.lock();
+        let same = |next: &Next| next.record == record && next.entry.as_ptr() == Arc::as_ptr(&entry.0);
+        for &window in windows {
+            let waits = state.waiting.iter().any(|next| next.window == window && same(next));
+            if !waits && state.waiting.len() < WAITING {
+                let (entry, payer) = (Arc::downgrade(&entry.0), payer.clone());
+                state.waiting.push_back(Next { entry, record, window, payer });
+            }
+        }
+        while state.threads < AT_A_TIME.min(state.waiting.len()) {
+            let shared = self.clone();
+            let work = move || while shared.fetch_next() {};
+            if let Err(e) = std::thread::Builder::new().name("ahead".into()).spawn(work) {
+                tracing::warn!("nothing is read ahead: {e}");
+                state.waiting.clear();
+                return;
+            }
+            state.threads += 1;
+        }
+    }
+
+    /// Fetches what is next; false when there is nothing more.
+    fn fetch_next(&self) -> bool {
+        let next = {
+            let mut state = self.state.lock();
+            let next = state.waiting.pop_front();
+            if next.is_none() {
+                state.threads -= 1;
+                self.ended.notify_all();
+            }
+            next
+        };
+        let Some(Next { entry, record, window, payer }) = next else { return false };
+        let Some(entry) = entry.upgrade().map(Entry) else { return true };
+        let closing = entry.cache().inner.closing.load(Ordering::Relaxed);
+        let bring = || entry.bring(record, window * WINDOW, &Reader::of(payer));
+        let came = !closing
+            && match catch_unwind(AssertUnwindSafe(bring)) {
+                Ok(Ok(())) => true,
+                Ok(Err(e)) => {
+                    tracing::debug!(key = %entry.key(), "nothing more is read ahead: {e}");
+                    false
+                }
+                Err(_) => {
+                    tracing::error!("reading ahead panicked");
+                    false
+                }
+            };
+        if !came {
+            self.state.lock().waiting.clear();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TierOptions;
+    use super::super::tests::bytes;
+    use super::super::tier_tests::{World, patient};
+    use super::*;
+    use crate::tier::{Call, Fault, Object};
+
+    /// A cache whose tier has one file of forty windows and some bytes.
+    struct Far {
+        w: World,
+        content: Vec<u8>,
+        entry: Entry,
+        record: u32,
+        asked: Arc<Mutex<Vec<u64>>>,
+    }
+
+    impl Far {
+        fn new() -> Far {
+            let (w, content) = (World::new(), bytes(40 * WINDOW as usize + 77, 1));
+            w.send_files("abcd", &[("large", content.clone())]);
+            let entry = w.find("abcd").unwrap();
+            let record = entry.file(b"outputs/large").unwrap();
+            let r = Far { w, content, entry, record, asked: Arc::default() };
+            r.set_faults(|_| None);
+            r
+        }
+
+        /// What goes wrong with asking for a window.
+        fn set_faults(&self, choose: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static) {
+            let asked = self.asked.clone();
+            self.w.tier.set_faults(move |call| match call {
+                Call::Get(Object::Blob(..), range) => {
+                    asked.lock().push(range.start / WINDOW);
+                    choose(range.start / WINDOW)
+                }
+                _ => None,
+            });
+        }
+
+        fn read(&self, window: u64, len: u64) -> super::super::Result<()> {
+            let (at, mut buf) = ((window * WINDOW) as usize, vec![0; len as usize]);
+            let n = self.entry.read(self.record, at as u64, &mut buf)?;
+            assert!(buf[..n] == self.content[at..at + n] && n > 0, "window {window}");
+            Ok(())
+        }
+
+        /// The windows that were asked for meanwhile.
+        fn asked(&self) -> Vec<u64> {
+            self.w.near.cache.wait_for_ahead(Duration::from_secs(60));
+            let mut asked = std::mem::take(&mut *self.asked.lock());
+            asked.sort();
+            asked
+        }
+
+        /// The windows that are asked for because some of this one is read.
+        fn step(&self, window: u64) -> Vec<u64> {
+            self.read(window, 10).unwrap();
+            self.asked()
+        }
+    }
+
+    /// S15.20 Who reads a large file in order that only a tier has finds more and more of it here already.
+    #[test]
+    fn who_reads_in_order_finds_more_and_more_here() {
+        let r = Far::new();
+        let given = r.w.traffic(|| {
+            assert_eq!(r.step(0), [0]);
+            assert_eq!(r.step(1), [1, 2, 3]);
+            assert_eq!(r.step(2), [4, 5, 6, 7]);
+            assert_eq!(r.step(3), [0; 0]);
+            assert_eq!(r.step(4), (8..16).collect::<Vec<_>>());
+            let of_all = |n| r.step(n).len();
+            assert_eq!((5..8).map(of_all).sum::<usize>(), 0);
+            assert_eq!(r.step(8), (16..24).collect::<Vec<_>>(), "no more at a time than that");
+            assert_eq!((9..=40).map(of_all).sum::<usize>(), 41 - 24, "each once, to the end");
+        });
+        assert_eq!(given.given, r.content.len() as u64);
+    }
+
+    #[test]
+    fn who_reads_in_view_of_a_kernel_does_too() {
+        let r = Far::new();
+        let far = |window| {
+            let payer = r.w.near.cache.payer(std::process::id(), &r.entry).unwrap();
+            r.entry.read_by(r.record, window * WINDOW, &mut [0; 10], &Reader::of(payer)).unwrap();
+            r.asked()
+        };
+        let near = |window| {
+            r.entry.read_here(r.record, window * WINDOW, &mut [0; 10]).unwrap();
+            r.asked()
+        };
+        // An entry counts as much as 64 windows.
+        let budget = 64 * WINDOW + 15 * WINDOW;
+        r.w.attach(TierOptions { scan_budget: Some(budget), ..patient() });
+        assert_eq!((far(7), far(8)), (vec![7], vec![8, 9, 10]));
+        assert_eq!(near(9), [11, 12, 13, 14], "what is here leads on");
+        assert_eq!(near(11).len(), 8, "and is paid for, as far as there was something left");
+        assert_eq!(near(15), [0; 0]);
+        assert!(r.w.near.cache.payer(std::process::id(), &r.entry).is_err());
+    }
+
+    #[test]
+    fn who_reads_here_and_there_has_nothing_come_but_that() {
+        let r = Far::new();
+        for window in [30, 10, 20, 35, 5, 15, 25, 9, 29, 19] {
+            assert_eq!(r.step(window), [window]);
+        }
+        // All of what is read comes at once.
+        r.read(0, 3 * WINDOW).unwrap();
+        assert_eq!(r.asked(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn what_fails_ends_it() {
+        let r = Far::new();
+        r.set_faults(|window| (window >= 12).then_some(Fault::Flips));
+        (0..8).for_each(|n| drop(r.step(n)));
+        // Whatever was under way beside the first that failed.
+        assert!(r.step(8).len() <= AT_A_TIME);
+        assert!(r.read(12, 10).is_err());
+        r.set_faults(|_| None);
+        r.asked();
+        (9..=40).for_each(|n| r.read(n, 10).unwrap());
+    }
+}
