@@ -75,7 +75,7 @@ pub(crate) struct Run {
     /// you have changed, nor a repository: then nothing is run
     #[arg(long, value_name = "PATH")]
     output: Vec<PathBuf>,
-    /// A variable whose value counts
+    /// A variable whose value counts; in a sandbox no others are set but a few, such as PATH and HOME
     #[arg(long, value_name = "NAME", value_parser = variable)]
     env: Vec<String>,
     /// A variable whose value counts and is written nowhere
@@ -102,7 +102,7 @@ pub(crate) struct Run {
     /// What the command runs in
     #[arg(long, value_enum, value_name = "KIND", default_value = "none")]
     sandbox: SandboxArg,
-    /// Let the command in a sandbox use the network, which it otherwise has not
+    /// Let the command in a sandbox use the network and sockets in /run, which it otherwise has not
     #[arg(long)]
     net: bool,
     /// End the command, and all it has started, after so long, as in 90s or 1h30m [default: 0, no limit]
