@@ -26,6 +26,7 @@ mod compact;
 mod compare;
 mod content;
 mod damaged;
+mod digests;
 mod draft;
 mod error;
 mod events;

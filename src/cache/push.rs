@@ -19,7 +19,7 @@ use super::{Cache, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
 use crate::model::manifest::DigestKind;
 use crate::model::session::SessionId;
-use crate::model::{EntryKey, Manifest};
+use crate::model::{BlobHash, EntryKey, Manifest};
 use crate::tier::{
     self, Capabilities, Object, Places, ShipError, Source, Tier, TierError, TierErrorKind, Tree, ship,
 };
@@ -71,6 +71,8 @@ struct Contents<'a> {
     entry: &'a Entry,
     /// What went wrong with reading: no tier's doing, whatever the tier says that was given it.
     failed: Mutex<Option<String>>,
+    /// Other names that were found.
+    found: Mutex<Vec<(BlobHash, BlobHash)>>,
 }
 
 struct Content<'a> {
@@ -82,6 +84,15 @@ struct Content<'a> {
 impl Source for Contents<'_> {
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
         Ok(Box::new(Content { of: self, record, at: 0 }))
+    }
+
+    fn other_name(&self, hash: &BlobHash, record: u32, naming: DigestKind) -> io::Result<BlobHash> {
+        if let Some(known) = self.entry.known_digest(hash) {
+            return Ok(known);
+        }
+        let other = tier::name_of(&mut *self.open(record)?, naming)?;
+        self.found.lock().push((*hash, other));
+        Ok(other)
     }
 }
 
@@ -280,8 +291,9 @@ impl Cache {
                 return Ok(Brought::No);
             }
         };
-        let contents = Contents { entry: &entry, failed: Mutex::default() };
+        let contents = Contents { entry: &entry, failed: Mutex::default(), found: Mutex::default() };
         let shipped = ship(paced, &manifest, &contents, &|| Instant::now() + CALL);
+        self.note_digests(contents.found.into_inner());
         let unread = match shipped {
             // By another name it could not be read from there.
             Ok(places) if !places.are_enough() => return Ok(Brought::Yes),
@@ -355,8 +367,8 @@ impl Cache {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::tests::{Fixture, bytes};
     use super::*;
-    use crate::model::BlobHash;
     use crate::tier::MemoryTier;
 
     #[test]
@@ -384,5 +396,25 @@ mod tests {
         let slow = Paced { limit: Some(1000), ..paced };
         assert_eq!(slow.at_once(&contents), 1);
         assert_eq!(Paced { limit: None, ..slow }.at_once(&contents), 40);
+    }
+
+    /// What was hashed for one tier, or for one entry that has it, is not read again for another.
+    #[test]
+    fn a_name_that_was_found_is_not_looked_for_again() {
+        let f = Fixture::new();
+        let dir = f.beside("dir");
+        std::fs::create_dir(&dir).unwrap();
+        let content = bytes(300_000, 1);
+        std::fs::write(dir.join("f"), &content).unwrap();
+        let entry = f.put("abcd", &dir).unwrap().into_entry();
+        let record = entry.file(b"outputs/f").unwrap();
+        let hash = BlobHash::of(&content);
+        let contents = Contents { entry: &entry, failed: Mutex::default(), found: Mutex::default() };
+        let name = || contents.other_name(&hash, record, DigestKind::Sha256).unwrap();
+        assert_eq!((name(), entry.sha256(record).unwrap()), (BlobHash::sha256_of(&content), None));
+        // One that it does not have says that it is believed.
+        f.cache.note_digests(vec![(hash, BlobHash([7; 32]))]);
+        assert_eq!((name(), entry.sha256(record).unwrap()), (BlobHash([7; 32]), Some(BlobHash([7; 32]))));
+        assert_eq!(contents.found.lock().len(), 1);
     }
 }

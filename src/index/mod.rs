@@ -6,6 +6,7 @@
 //! Must not know: files of the store other than its own, leases, FUSE.
 
 mod backed;
+mod digests;
 mod keys;
 #[cfg(test)]
 mod keys_tests;

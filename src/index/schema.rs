@@ -18,7 +18,7 @@ use crate::model::EntryKey;
 use crate::store::port::{self, paths};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 7;
+pub(super) const VERSION: u32 = 8;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -126,6 +126,9 @@ const MIGRATIONS: [&str; VERSION as usize] = [
         key TEXT NOT NULL,
         list BLOB NOT NULL);
     CREATE INDEX learned_task ON learned(task_id, key);
+    ",
+    "
+    CREATE TABLE digests(hash BLOB PRIMARY KEY, other BLOB NOT NULL) WITHOUT ROWID;
     ",
 ];
 

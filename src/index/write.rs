@@ -451,6 +451,9 @@ fn drop_if_unreferenced(db: &Connection, hash: &BlobHash, sums: &mut Sums, freed
         })
         .map_err(sqlite("remove a blob"))?;
     let Some((size, at)) = gone else { return Ok(()) };
+    db.prepare_cached("DELETE FROM digests WHERE hash = ?1")
+        .and_then(|mut q| q.execute([&hash.0]))
+        .map_err(sqlite("forget a digest"))?;
     sums.blobs -= 1;
     sums.row(at, size, false, -1);
     match at {

@@ -29,7 +29,7 @@ pub use layout::{EntryObject, LayoutError, Tree, find_with};
 pub use memory::{Call, Fault, MemoryTier, Traffic};
 pub use object::Object;
 pub use places::{Place, Places, PlacesBuilder};
-pub use ship::{ShipError, Source, ship};
+pub use ship::{ShipError, Source, name_of, ship};
 
 use std::io::Read;
 use std::ops::Range;

@@ -28,6 +28,11 @@ const PIECE: usize = 1 << 20;
 pub trait Source {
     /// The content of a record, from its beginning. It is read once.
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>>;
+
+    /// What a record's content, which is named by another digest here, is named by this one.
+    fn other_name(&self, _hash: &BlobHash, record: u32, naming: DigestKind) -> io::Result<BlobHash> {
+        name_of(&mut *self.open(record)?, naming)
+    }
 }
 
 /// Why an entry did not get there.
@@ -115,7 +120,7 @@ fn ship_each(
         let is_sha256 = |kind| kind == DigestKind::Sha256;
         let name = match named_by.map(is_sha256) == Some(is_sha256(naming)) {
             true => hash,
-            false => source.open(record).and_then(|mut s| name_of(&mut s, naming)).map_err(failed)?,
+            false => source.other_name(&hash, record, naming).map_err(failed)?,
         };
         places.name(hash, name);
         objects.push((Object::Blob(name, size), hash, record));
@@ -160,7 +165,7 @@ fn ship_each(
 }
 
 /// The name of a content by this digest.
-fn name_of(content: &mut dyn Read, naming: DigestKind) -> io::Result<BlobHash> {
+pub fn name_of(content: &mut dyn Read, naming: DigestKind) -> io::Result<BlobHash> {
     let (mut sha256, mut blake3) = (Sha256::default(), GroupHasher::default());
     let mut piece = vec![0; PIECE];
     loop {

@@ -45,7 +45,12 @@ impl View {
 
     /// Whether asking for this attribute may have a file hashed, which takes as long as the file is large.
     pub fn hashes(&self, ino: Ino, name: &OsStr) -> bool {
-        name.as_bytes() == BLAKE3 && matches!(self.target(ino), Ok(Target::Draft(_)))
+        name.as_bytes() == BLAKE3
+            && match self.target(ino) {
+                Ok(Target::Draft(_)) => true,
+                Ok(Target::Sealed(r)) => r.entry.has_to_hash(r.record).unwrap_or(false),
+                _ => false,
+            }
     }
 
     fn sealed_xattr(&self, r: &SealedRef, name: &[u8]) -> Result<Vec<u8>> {
@@ -54,8 +59,8 @@ impl View {
         let own = match name {
             KEY => Some(r.entry.key().as_str().to_owned()),
             STATE => Some(if m.seal().inferred { "inferred" } else { "sealed" }.to_owned()),
-            BLAKE3 => rec.blake3().map(|h| h.to_hex()),
-            SHA256 => rec.sha256().map(|h| h.to_hex()),
+            BLAKE3 => r.entry.blake3(r.record)?.map(|h| h.to_hex()),
+            SHA256 => r.entry.sha256(r.record)?.map(|h| h.to_hex()),
             RESIDENCY => {
                 let remote = rec.hash().is_some() && r.entry.is_remote(r.record)?;
                 Some(if remote { "remote" } else { "local" }.to_owned())

@@ -207,4 +207,8 @@ fn what_one_machine_seals_another_one_finds_there() {
     assert_eq!(mount_read(other.path("first/outputs/f")), b"of one machine");
     assert!(mount_read(other.path("second/outputs/f")) == large);
     assert_eq!(server.results().len(), 2);
+    let sha256 = |m: &Mount, path: &str| xattr::get(m.path(path), "user.outfs.sha256").expect("attributes");
+    let hex = Some(BlobHash::sha256_of(&large).to_hex().into_bytes());
+    assert_eq!(sha256(&one, "second/outputs/f"), hex, "it is known of what went there");
+    assert_eq!(sha256(&other, "second/outputs/f"), hex);
 }
