@@ -88,7 +88,13 @@ impl Mounted {
             return Ok(());
         }
         match self.identity.whereabouts(&self.at) {
-            Whereabouts::Here => detach(&self.at, lazy)?,
+            Whereabouts::Here => {
+                detach(&self.at, lazy).or_else(|e| match self.identity.whereabouts(&self.at) {
+                    // Somebody else was faster.
+                    Whereabouts::Detached => Ok(()),
+                    _ => Err(e),
+                })?
+            }
             Whereabouts::Hidden => return Err(hidden()),
             Whereabouts::Detached => {
                 self.unmounted.store(true, Ordering::SeqCst);
