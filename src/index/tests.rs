@@ -134,7 +134,9 @@ fn an_index_of_the_first_version_keeps_its_rows() {
     let sql = format!("DROP INDEX entries_backed; DROP INDEX entries_number; {sql}");
     run_sql(
         &file,
-        &format!("{sql} ALTER TABLE blobs DROP COLUMN backed; DROP TABLE learned; DROP TABLE digests; PRAGMA user_version = 1"),
+        &format!(
+            "{sql} ALTER TABLE blobs DROP COLUMN backed; DROP TABLE learned; DROP TABLE digests; PRAGMA user_version = 1"
+        ),
     );
 
     let (index, new) = open_at(&file).unwrap();

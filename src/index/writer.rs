@@ -7,6 +7,7 @@
 //! below us is written anew first.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use super::read::Readers;
 use super::schema::Files;
 use super::spare::Spare;
 use super::{IndexError, Result, schema, sqlite};
+use crate::store::port::{self, paths};
 
 /// The most jobs of one transaction: bounds how long the first of them waits.
 const GROUP: usize = 512;
@@ -91,9 +93,16 @@ impl Writer {
         let recall = Recall { files: Arc::default(), writer: jobs.clone() };
         let readers = Arc::new(Readers::new(file, recall.clone()));
         let in_doubt = Arc::new(AtomicBool::new(false));
+        let parent = file.parent().unwrap_or(Path::new("."));
+        let dir = paths::open_dir(parent).map_err(|source| IndexError::Io {
+            op: "open",
+            path: parent.to_owned(),
+            source,
+        })?;
         let state = Thread {
             db,
             file: file.to_owned(),
+            dir,
             recall: recall.clone(),
             readers: readers.clone(),
             keys,
@@ -226,6 +235,8 @@ fn again(op: &'static str, e: &rusqlite::Error) -> IndexError {
 struct Thread {
     db: Connection,
     file: PathBuf,
+    /// Where it lies.
+    dir: OwnedFd,
     recall: Recall,
     readers: Arc<Readers>,
     keys: Arc<Keys>,
@@ -253,7 +264,7 @@ impl Thread {
             }
             if !group.is_empty() {
                 match self.put_back() {
-                    Ok(()) => commit(&self.db, group, &mut self.spare, &self.in_doubt),
+                    Ok(()) => commit((&self.db, self.dir.as_fd()), group, &mut self.spare, &self.in_doubt),
                     Err(e) => refuse(group, &e),
                 }
             }
@@ -338,8 +349,8 @@ fn refuse(group: Vec<Job>, why: &IndexError) {
     group.into_iter().for_each(|mut job| (job.run)(None).0(Some(same(why))));
 }
 
-fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare, in_doubt: &AtomicBool) {
-    let (failed, finish) = attempt(db, &mut group, in_doubt);
+fn commit(to: (&Connection, BorrowedFd<'_>), mut group: Vec<Job>, spare: &mut Spare, in_doubt: &AtomicBool) {
+    let (failed, finish) = attempt(to, &mut group, in_doubt);
     let answer = |failed: Option<Failed>, finish: Vec<Finish>| {
         finish.into_iter().for_each(|f| f(failed.as_ref().map(|(op, e)| again(op, e))));
     };
@@ -354,7 +365,7 @@ fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare, in_doubt: &At
     let (retry, lost): (Vec<_>, Vec<_>) = group.into_iter().zip(finish).partition(|(job, _)| job.frees);
     answer(failed, lost.into_iter().map(|(_, f)| f).collect());
     let mut retry: Vec<Job> = retry.into_iter().map(|(job, _)| job).collect();
-    let (failed, finish) = attempt(db, &mut retry, in_doubt);
+    let (failed, finish) = attempt(to, &mut retry, in_doubt);
     answer(failed, finish);
 }
 
@@ -362,7 +373,11 @@ fn commit(db: &Connection, mut group: Vec<Job>, spare: &mut Spare, in_doubt: &At
 type Failed = (&'static str, rusqlite::Error);
 
 /// Runs a group in one transaction.
-fn attempt(db: &Connection, group: &mut [Job], in_doubt: &AtomicBool) -> (Option<Failed>, Vec<Finish>) {
+fn attempt(
+    (db, dir): (&Connection, BorrowedFd<'_>),
+    group: &mut [Job],
+    in_doubt: &AtomicBool,
+) -> (Option<Failed>, Vec<Finish>) {
     let mut failed = db.execute_batch("BEGIN IMMEDIATE").err().map(|e| ("begin a transaction", e));
     let mut finish = Vec::with_capacity(group.len());
     for job in group {
@@ -379,7 +394,8 @@ fn attempt(db: &Connection, group: &mut [Job], in_doubt: &AtomicBool) -> (Option
     }
     let commits = failed.is_none();
     if commits {
-        failed = db.execute_batch("COMMIT").err().map(|e| ("commit", e));
+        let committed = db.execute_batch("COMMIT").and_then(|()| port::confirm(dir).map_err(unsynced));
+        failed = committed.err().map(|e| ("commit", e));
     }
     if failed.is_some() && !db.is_autocommit() {
         let _ = db.execute_batch("ROLLBACK");
@@ -409,6 +425,11 @@ fn overwrite(db: &Connection) -> bool {
         let _ = db.execute_batch("ROLLBACK");
     }
     written.is_ok()
+}
+
+/// As SQLite would say it.
+fn unsynced(e: io::Error) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), Some(e.to_string()))
 }
 
 /// All was written, and the disk did not take it.

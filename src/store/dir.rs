@@ -128,7 +128,13 @@ impl Dir {
     pub fn write_durably(&self, tmp: &Arc<Dir>, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
         let mut temp = Temp::create(tmp)?;
         temp.write(bytes)?;
-        temp.publish(self, name.as_ref(), true)
+        temp.publish(self, name.as_ref(), true)?;
+        self.confirm()
+    }
+
+    /// What was synced until now is on the disk, or this says why not.
+    pub fn confirm(&self) -> Result<()> {
+        port::confirm(self.fd()).map_err(|e| StoreError::io("sync", &self.path, e))
     }
 }
 

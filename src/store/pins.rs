@@ -77,6 +77,7 @@ impl Store {
         self.writable()?;
         let was = room.unlink(name)?;
         room.sync()?;
+        room.confirm()?;
         Ok(was)
     }
 }

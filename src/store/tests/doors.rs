@@ -134,6 +134,10 @@ fn every_function_of_a_door_counts() {
         for function in code.split("\npub").skip(1).filter(can_fail) {
             let name =
                 function.split(" fn ").nth(1).and_then(|rest| rest.split(['(', '<']).next()).unwrap_or("");
+            // What it tells of is no call that failed, but what has failed before.
+            if name == "confirm" {
+                continue;
+            }
             // Those that are made of others.
             let counts =
                 ["step()", "step_of_", "uninterrupted(", "open(", "open_dir(", "match stat(", "port::"];
