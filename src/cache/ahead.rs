@@ -252,7 +252,7 @@ mod tests {
         }
     }
 
-    /// S15.20 Who reads a large file in order that only a tier has finds more and more of it here already.
+    /// S15.21 Who reads a large file in order that only a tier has finds more and more of it here already.
     #[test]
     fn who_reads_in_order_finds_more_and_more_here() {
         let r = Far::new();

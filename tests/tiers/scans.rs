@@ -104,6 +104,29 @@ fn a_budget_is_all_threads_and_no_other_processs() {
     assert_eq!(told(&m).len(), 1);
 }
 
+/// What is read ahead for a process is taken from its budget, too, or who reads in order would find all of it here.
+#[test]
+fn one_large_file_is_no_way_around_a_budget() {
+    need("cat");
+    let server = Server::start();
+    send(&server, "p", "large-one", &[("large", 64 << 20, 3)]);
+    let address = server.tier("p");
+    // Of which the entry counts as 32 MiB.
+    let mut m = mount(&[&address, "--scan-budget=40M"]);
+    m.start();
+    assert_eq!(fs::metadata(m.path("large-one/large")).expect("it is there").len(), 64 << 20);
+    let before = server.traffic().1;
+    let out =
+        Command::new("cat").arg(m.path("large-one/large")).env("LC_ALL", "C").output().expect("cat starts");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.ends_with(": Disk quota exceeded\n"), "{said}");
+    let (read, moved) = (out.stdout.len(), server.traffic().1 - before);
+    // What was under way came.
+    assert!(moved >= 8 << 20 && moved < 32 << 20, "{moved} bytes came");
+    assert!(read > 0 && read as u64 <= moved, "{read} bytes were read");
+    assert_eq!(told(&m).len(), 1);
+}
+
 #[test]
 fn who_wants_no_budget_has_none() {
     let server = Server::start();
