@@ -2,24 +2,29 @@
 //!
 //! Purpose: a command on which others depend as long as this process lives. Between the two stands one more process, which adopts what the
 //! command leaves and ends all of it if this one is killed. Invariants: what asks this process to end is told to the command and to what
-//! it has started beside it, which decide; what the terminal tells all of them is told once. Must not know: why.
+//! it has started beside it, which decide; what the terminal tells all of them is told once (what a process tells a whole group may
+//! be told again). Must not know: why.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 
-use super::guard::{die_with_parent, kill_descendants, not_started};
+use super::guard::{die_with_parent, kill_descendants, not_started, reap_others};
 use super::kin::of_own_group;
 use super::signals::Signals;
 use crate::cache::pidfd_open;
 
 /// What the kernel tells the process between when the one above it has died.
 const ABANDONED: Signal = Signal::SIGUSR1;
+
+/// How long what the command has left may stay a zombie.
+const REAPED: Duration = Duration::from_secs(1);
 
 /// Runs a command with variables of its own; its exit code as a shell says it. `guard` is how the process between is started, which takes
 /// `--session`, the number of this process, `--` and the command.
@@ -72,7 +77,8 @@ pub fn lead(argv: &[OsString], of: u32) -> io::Result<(u8, Option<io::Error>)> {
     };
     let ended = pidfd_open(child.id())?;
     loop {
-        let ended = signals.or_readable(Some(ended.as_fd()), None)?;
+        let ended = signals.or_readable(Some(ended.as_fd()), Some(Instant::now() + REAPED))?;
+        reap_others(child.id());
         if abandoned() {
             kill_descendants();
             return Ok((137, None));

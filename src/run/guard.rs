@@ -210,6 +210,15 @@ fn reap(command: u32, asked: bool) -> (Option<u8>, bool) {
     }
 }
 
+/// Takes the status of all children that have ended but the command: what it has left became ours.
+pub(super) fn reap_others(command: u32) {
+    while let Ok(Some((pid, _))) = ended_child()
+        && pid as u32 != command
+    {
+        let _ = waitpid(Pid::from_raw(pid), None);
+    }
+}
+
 /// A child that has ended and whose status was not taken yet: its number and exit code.
 fn ended_child() -> Result<Option<(i32, u8)>, Errno> {
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;

@@ -282,7 +282,7 @@ impl Run<'_> {
         if !left.variables.is_empty() {
             let names = left.variables.join(", ");
             self.warn(format!(
-                "in the sandbox only declared variables are set; the command names what is none: {names} (--env declares it)"
+                "in the sandbox only declared variables are set; the command names what is none: {names} (--env or --secret declares it)"
             ));
         }
     }

@@ -388,7 +388,9 @@ fn variables_that_are_not_declared_do_not_count() {
         [("FOO", "1"), ("LANG", "de_DE"), ("TZ", "Asia/Tokyo"), ("LC_ALL", "C"), ("http_proxy", "http://p")];
     let ran = with(&p, &one, &[], all);
     let (names, values) = ran.is_miss(&["first_run"]).stdout.split_once('\n').unwrap();
-    let fine = ["HOME", "LANG", "LOGNAME", "OUTFS_STORE", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
+    let mut fine =
+        vec!["HOME", "LANG", "LOGNAME", "OUTFS_STORE", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
+    fine.extend(["CARGO_HOME", "RUSTUP_HOME"]);
     // What a shell sets for itself.
     let own = ["OLDPWD", "SHLVL", "_"];
     let odd: Vec<_> = names.split(' ').filter(|n| !fine.contains(n) && !own.contains(n)).collect();
@@ -414,7 +416,7 @@ fn a_variable_that_is_wanted_is_named() {
     let p = Project::new();
     let wanted = [("DEPLOY_TARGET", "there"), ("OTHER", "x")];
     let run = || with(&p, &wanted, &[], ": ${DEPLOY_TARGET:?}");
-    run().kept(false).says("the command names what is none: DEPLOY_TARGET (--env declares it)");
+    run().kept(false).says("the command names what is none: DEPLOY_TARGET (--env or --secret declares it)");
     run().is_miss(&["previous_run_incomplete"]).says("it lacked the variable DEPLOY_TARGET");
     let fine =
         with(&p, &wanted, &["--env", "DEPLOY_TARGET"], ": ${DEPLOY_TARGET:?}; echo $DEPLOY_TARGET; exit 3");
@@ -427,32 +429,37 @@ fn a_variable_that_is_wanted_is_named() {
 fn sockets_of_services_are_not_there() {
     let p = Project::new();
     let of_user = format!("/run/user/{}", nix::unistd::geteuid());
-    let name = format!("outfs-test-{}.sock", std::process::id());
-    let found = ["/run", &of_user].iter().find_map(|dir| {
-        let path = Path::new(dir).join(&name);
-        Some((std::os::unix::net::UnixListener::bind(&path).ok()?, path))
-    });
-    let look = found.as_ref().map_or("true".into(), |(_, path)| format!("test -S {}", path.display()));
+    let room = ["/run", &of_user].iter().find_map(|dir| tempfile::Builder::new().tempdir_in(dir).ok());
+    let found = room.as_ref().map(|room| room.path().join("socket"));
+    let _listener = found.as_ref().map(|path| std::os::unix::net::UnixListener::bind(path).unwrap());
+    let look = found.as_ref().map_or("true".into(), |path| format!("test -S {}", path.display()));
     let alone = with(&p, &[], &[], &look);
     let nets = with(&p, &[], &["--net"], &look);
     let all = with(&p, &[], &[], "find /run /var/run/ -type s; touch /run/mine && echo fine");
-    if let Some((_, path)) = &found {
-        fs::remove_file(path).unwrap();
-    }
     assert_eq!(all.stdout, "fine\n", "{all:#?}");
     assert_eq!(nets.code, 0, "{nets:#?}");
     assert_eq!(alone.code, i32::from(found.is_some()), "{alone:#?}");
     // What is needed of it is there: what programs are found by, and inputs.
-    if let Some(path) = found.map(|(_, path)| path.with_extension("d")) {
+    if let Some(path) = room.as_ref().map(|room| room.path().join("d")) {
         fs::create_dir(&path).unwrap();
         fs::write(path.join("in"), "in\n").unwrap();
         fs::write(path.join("outfs-tool"), "#!/bin/sh\necho tool\n").unwrap();
         crate::common::chmod(path.join("outfs-tool"), 0o755).unwrap();
+        // A program that is behind a link to where it was installed leads beside its directory.
+        let installed = path.with_extension("installed");
+        fs::create_dir_all(installed.join("bin")).unwrap();
+        fs::create_dir(installed.join("lib")).unwrap();
+        fs::write(installed.join("lib/linked"), "#!/bin/sh\necho linked\n").unwrap();
+        crate::common::chmod(installed.join("lib/linked"), 0o755).unwrap();
+        std::os::unix::fs::symlink("../lib/linked", installed.join("bin/outfs-linked")).unwrap();
+        std::os::unix::fs::symlink(&installed, path.join("shell")).unwrap();
+        let dirs = format!("{}/shell/bin:{}", path.display(), std::env::var("PATH").unwrap());
+        let linked = with(&p, &[("PATH", &dirs)], &[], "outfs-linked");
+        assert_eq!(linked.stdout, "linked\n", "{linked:#?}");
         let dirs = format!("{}:{}", path.display(), std::env::var("PATH").unwrap());
         let tool = with(&p, &[("PATH", &dirs)], &[], "outfs-tool");
         let input = path.join("in").display().to_string();
         let read = p.run(&[&BWRAP[..], &["--input", &input]].concat(), &["cat", &input]);
-        fs::remove_dir_all(&path).unwrap();
         assert_eq!((&tool.stdout[..], &read.stdout[..]), ("tool\n", "in\n"), "{tool:#?} {read:#?}");
     }
 }

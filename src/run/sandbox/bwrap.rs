@@ -35,6 +35,8 @@ const ROOTS: [&str; 9] = [
 const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
 /// Where services have their sockets: these, too, without the network.
 const SERVICES: [&str; 2] = ["/run", "/var/run"];
+/// Says where the store is.
+const STORE: &str = "OUTFS_STORE";
 /// Where the program is inside that looks after the command: read-only, as everything there that is not the command's.
 const GUARD: &str = "/dev/outfs-guard";
 /// What bubblewrap's complaints begin with; what else looks like one is the command's.
@@ -186,7 +188,13 @@ impl<'a> Bwrap<'a> {
 
     /// The variables inside. They are bubblewrap's own, and not on its command line, which everybody can read.
     fn variables(&self) -> Vec<(OsString, OsString)> {
-        environment::inside(std::env::vars_os(), self.scene.variables, self.scene.net)
+        let mut inside = environment::inside(std::env::vars_os(), self.scene.variables, self.scene.net);
+        // However it was named outside: what runs inside is to find this one, which is hidden, and no other.
+        if let Some(store) = self.scene.hidden.first() {
+            inside.retain(|(name, _)| name != STORE);
+            inside.push((STORE.into(), store.into()));
+        }
+        inside
     }
 
     /// What the command made beside its outputs: the topmost names of it.
@@ -377,10 +385,24 @@ fn toolchains(dir: &Path, words: &mut Words) {
         }
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        |at: &PathBuf| at.starts_with(dir) && at != dir && !links.iter().any(|link| at.starts_with(link));
-    for at in std::env::split_paths(&path).filter(|at| found(at) && at.is_dir()) {
-        words.three("--ro-bind", &at, &at);
+    for at in std::env::split_paths(&path).filter(|at| at.starts_with(dir) && at != dir && at.is_dir()) {
+        if links.iter().any(|link| at.starts_with(link)) {
+            continue;
+        }
+        // Bound alone, a directory behind a link would have nothing beside it that its programs lead to.
+        let below = at.ancestors().take_while(|above| *above != dir);
+        match below.filter_map(|above| Some((above, above.read_link().ok()?))).last() {
+            Some((link, target)) => {
+                words.three("--symlink", &target, link);
+                links.push(link.to_owned());
+                if let Ok(real) = link.canonicalize()
+                    && real.starts_with(dir)
+                {
+                    words.three("--ro-bind", &real, &real);
+                }
+            }
+            None => words.three("--ro-bind", &at, &at),
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 /// Of this machine and user, and what runs inside of runs have to know.
-const PASSED: [&str; 6] = ["PATH", "HOME", "USER", "LOGNAME", "OUTFS_STORE", "OUTFS_SESSION"];
-/// How the network is reached, for whom it is there.
-const PROXIES: [&str; 10] = [
+const PASSED: [&str; 8] =
+    ["PATH", "HOME", "USER", "LOGNAME", "CARGO_HOME", "RUSTUP_HOME", "OUTFS_STORE", "OUTFS_SESSION"];
+/// How the network is reached and whom it believes, for whom it is there.
+const NETWORK: [&str; 19] = [
     "http_proxy",
     "https_proxy",
     "ftp_proxy",
@@ -21,7 +22,18 @@ const PROXIES: [&str; 10] = [
     "FTP_PROXY",
     "ALL_PROXY",
     "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NIX_SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
 ];
+/// A shell sets these itself, and the last has no business in what is committed.
+const NEVER_NAMED: [&str; 4] = ["PWD", "OLDPWD", "SHLVL", "OUTFS_SECRET_KEY"];
 /// The same for everybody.
 const FIXED: [(&str, &str); 5] =
     [("LANG", "C.UTF-8"), ("TZ", "UTC"), ("TERM", "dumb"), ("SHELL", "/bin/sh"), ("TMPDIR", "/tmp")];
@@ -38,9 +50,7 @@ pub(super) fn inside(
 ) -> Vec<(OsString, OsString)> {
     let is_declared = |name: &OsString| declared.iter().any(|d| name == d.as_str());
     let passes = |name: &OsString| {
-        is_declared(name)
-            || PASSED.iter().any(|p| name == p)
-            || net && PROXIES.iter().any(|proxy| name == proxy)
+        is_declared(name) || PASSED.iter().any(|p| name == p) || net && NETWORK.iter().any(|of| name == of)
     };
     // One that is declared and not set is not set inside.
     let fixed = FIXED.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
@@ -60,7 +70,9 @@ pub(super) fn wanted(
     let named = caller.map(|(name, _)| name).filter(|name| words.contains(name.as_bytes()));
     // What is written in small letters, or is one letter, may be a word.
     let is_name = |name: &OsString| name.len() > 1 && !name.as_bytes().iter().any(u8::is_ascii_lowercase);
-    let withheld = named.filter(|name| is_name(name) && inside.iter().all(|(there, _)| there != name));
+    let is_ours = |name: &OsString| NEVER_NAMED.iter().any(|never| name == never);
+    let withheld =
+        named.filter(|name| is_name(name) && !is_ours(name) && inside.iter().all(|(there, _)| there != name));
     let mut names: Vec<String> = withheld.map(|name| name.to_string_lossy().into_owned()).collect();
     names.sort();
     names.truncate(MOST);
@@ -72,9 +84,21 @@ mod tests {
     use super::*;
 
     fn caller() -> impl Iterator<Item = (OsString, OsString)> {
-        ["PATH", "HOME", "LANG", "LC_ALL", "CC", "http_proxy", "OUTFS_SECRET_KEY", "OUTFS_STORE", "TEXT", "A"]
-            .into_iter()
-            .map(|name| (name.into(), format!("caller's {name}").into()))
+        [
+            "PATH",
+            "HOME",
+            "LANG",
+            "LC_ALL",
+            "CC",
+            "http_proxy",
+            "OUTFS_SECRET_KEY",
+            "OUTFS_STORE",
+            "TEXT",
+            "A",
+            "PWD",
+        ]
+        .into_iter()
+        .map(|name| (name.into(), format!("caller's {name}").into()))
     }
 
     fn of(declared: &[&str], net: bool) -> Vec<String> {
@@ -113,6 +137,6 @@ mod tests {
             named("sh: 1: CC: parameter not set\nLC_ALL? PATH, LANG and $TEXT"),
             ["CC", "LC_ALL", "TEXT"]
         );
-        assert_eq!(named("A CCC MY_CC http_proxy text"), Vec::<String>::new());
+        assert_eq!(named("A CCC MY_CC http_proxy text PWD OUTFS_SECRET_KEY"), Vec::<String>::new());
     }
 }
