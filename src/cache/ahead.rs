@@ -122,9 +122,10 @@ impl Shared {
                 let Some(lacks) = read.clone().find(|n| !here(*n)) else {
                     return Last { windows: 0..0, payer };
                 };
-                match (0..lacks).rev().take(MOST as usize).take_while(|n| here(*n)).count() {
-                    0 => return Last { windows: lacks + 1..read.end, payer },
-                    before => (read.end, 2 * before as u64),
+                match lacks.checked_sub(1).filter(|n| here(*n)) {
+                    None => return Last { windows: lacks + 1..read.end, payer },
+                    // Who reads here and there meets what is here, too.
+                    _ => (read.end, 1),
                 }
             }
         };
@@ -258,14 +259,15 @@ mod tests {
         let r = Far::new();
         let given = r.w.traffic(|| {
             assert_eq!(r.step(0), [0]);
-            assert_eq!(r.step(1), [1, 2, 3]);
-            assert_eq!(r.step(2), [4, 5, 6, 7]);
-            assert_eq!(r.step(3), [0; 0]);
-            assert_eq!(r.step(4), (8..16).collect::<Vec<_>>());
+            assert_eq!(r.step(1), [1, 2]);
+            assert_eq!(r.step(2), [3, 4]);
+            assert_eq!(r.step(3), [5, 6, 7, 8]);
+            assert_eq!(r.step(4), [0; 0]);
+            assert_eq!(r.step(5), (9..17).collect::<Vec<_>>());
             let of_all = |n| r.step(n).len();
-            assert_eq!((5..8).map(of_all).sum::<usize>(), 0);
-            assert_eq!(r.step(8), (16..24).collect::<Vec<_>>(), "no more at a time than that");
-            assert_eq!((9..=40).map(of_all).sum::<usize>(), 41 - 24, "each once, to the end");
+            assert_eq!((6..9).map(of_all).sum::<usize>(), 0);
+            assert_eq!(r.step(9), (17..25).collect::<Vec<_>>(), "no more at a time than that");
+            assert_eq!((10..=40).map(of_all).sum::<usize>(), 41 - 25, "each once, to the end");
         });
         assert_eq!(given.given, r.content.len() as u64);
     }
@@ -282,13 +284,14 @@ mod tests {
             r.entry.read_here(r.record, window * WINDOW, &mut [0; 10]).unwrap();
             r.asked()
         };
-        // An entry counts as much as 64 windows.
-        let budget = 64 * WINDOW + 15 * WINDOW;
+        // An entry counts as much as 8 windows.
+        let budget = 8 * WINDOW + 16 * WINDOW;
         r.w.attach(TierOptions { scan_budget: Some(budget), ..patient() });
-        assert_eq!((far(7), far(8)), (vec![7], vec![8, 9, 10]));
-        assert_eq!(near(9), [11, 12, 13, 14], "what is here leads on");
-        assert_eq!(near(11).len(), 8, "and is paid for, as far as there was something left");
-        assert_eq!(near(15), [0; 0]);
+        assert_eq!((far(7), far(8)), (vec![7], vec![8, 9]));
+        assert_eq!(near(9), [10, 11], "what is here leads on");
+        assert_eq!(near(10), [12, 13, 14, 15]);
+        assert_eq!(near(12).len(), 8, "and is paid for, as far as there was something left");
+        assert_eq!(near(16), [0; 0]);
         assert!(r.w.near.cache.payer(std::process::id(), &r.entry).is_err());
     }
 

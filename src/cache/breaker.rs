@@ -66,6 +66,8 @@ struct Health {
     last: Option<(i64, String)>,
     /// Failures since it succeeded last.
     in_a_row: u32,
+    /// When one was counted last.
+    counted: Option<Instant>,
     ill: Option<Ill>,
 }
 
@@ -92,8 +94,8 @@ impl Asked {
         let begun = Instant::now();
         self.begin(begun, by, what)?;
         let result = call(&*self.tier);
-        let (took, given) = (begun.elapsed(), by.saturating_duration_since(begun));
-        self.note(result.as_ref().err(), took, given);
+        let given = by.saturating_duration_since(begun);
+        self.note(result.as_ref().err(), begun, given);
         result
     }
 
@@ -112,13 +114,15 @@ impl Asked {
         Ok(())
     }
 
-    fn note(&self, error: Option<&TierError>, took: Duration, given: Duration) {
+    fn note(&self, error: Option<&TierError>, begun: Instant, given: Duration) {
+        let took = begun.elapsed();
         let mut health = self.health.lock();
         let Some(error) = error.filter(|e| !e.is_absent()) else { return self.is_well(&mut health) };
         health.failed += 1;
         health.corrupt += u64::from(error.kind == TierErrorKind::Corrupt);
         health.last = Some((now_ns(), error.to_string()));
         let silent = error.is_transient() && took >= given;
+        let together = took < SILENT && health.counted.is_some_and(|last| begun < last);
         match &mut health.ill {
             // Whoever tried has found it as it was. (Others may have asked before it became ill.)
             Some(ill) if ill.tried => {
@@ -128,8 +132,11 @@ impl Asked {
             }
             Some(_) => {}
             None if error.kind == TierErrorKind::Corrupt || silent && given < FAIR => {}
+            // Calls that were under way together find one trouble.
+            None if together => {}
             None => {
                 health.in_a_row += 1;
+                health.counted = Some(Instant::now());
                 if health.in_a_row >= FAILURES || silent && took >= SILENT {
                     tracing::warn!("a tier is left alone for a while: {error}");
                     let until = Instant::now() + REST.0;
@@ -148,7 +155,7 @@ impl Asked {
 
     /// What it gave turned out not to be what it should be.
     pub fn gave_wrong(&self, error: &TierError) {
-        self.note(Some(error), Duration::ZERO, FAIR);
+        self.note(Some(error), Instant::now(), FAIR);
     }
 
     /// Whether entries go to it.
@@ -301,9 +308,9 @@ mod tests {
     fn silence_makes_ill_if_the_time_was_fair() {
         let (tier, late) = (tier(), error(TierErrorKind::Transient { after: None }));
         let hasty = Duration::from_millis(20);
-        (0..20).for_each(|_| tier.note(Some(&late), hasty, hasty));
+        (0..20).for_each(|_| tier.note(Some(&late), Instant::now() - hasty, hasty));
         assert!(!tier.facts().ill);
-        tier.note(Some(&late), SILENT, SILENT);
+        tier.note(Some(&late), Instant::now() - SILENT, SILENT);
         assert!(tier.facts().ill);
     }
 }

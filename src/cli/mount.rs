@@ -127,7 +127,7 @@ pub(crate) struct Mount {
     /// Bring no more than so many bytes a second, as 10M, to each tier [default: no limit]
     #[arg(long, value_name = "SIZE")]
     push_limit: Option<Bytes>,
-    /// What a process may have come from tiers by reading, as 64G, or 0 for no limit; each entry it reads counts as 32 MiB
+    /// What a process may have come from tiers by reading, as 64G, or 0 for no limit; each entry it reads counts as 4 MiB
     /// more. Then it gets EDQUOT [default: 64G]
     #[arg(long, value_name = "SIZE")]
     scan_budget: Option<Bytes>,

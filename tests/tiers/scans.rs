@@ -10,8 +10,8 @@ use super::server::Server;
 
 /// Entries, each with a file `f` that is not here.
 const ENTRIES: u8 = 12;
-/// Of so many a process can read something: each counts as 32 MiB, and the next one is too many.
-const BUDGET: &str = "--scan-budget=200M";
+/// Of so many a process can read something: each counts as 4 MiB, and the next one is too many.
+const BUDGET: &str = "--scan-budget=26M";
 const READ: usize = 7;
 
 fn file(m: &Mount, n: u8) -> std::path::PathBuf {
@@ -111,8 +111,8 @@ fn one_large_file_is_no_way_around_a_budget() {
     let server = Server::start();
     send(&server, "p", "large-one", &[("large", 64 << 20, 3)]);
     let address = server.tier("p");
-    // Of which the entry counts as 32 MiB.
-    let mut m = mount(&[&address, "--scan-budget=40M"]);
+    // Of which the entry counts as 4 MiB.
+    let mut m = mount(&[&address, "--scan-budget=12M"]);
     m.start();
     assert_eq!(fs::metadata(m.path("large-one/large")).expect("it is there").len(), 64 << 20);
     let before = server.traffic().1;
