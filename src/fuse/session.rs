@@ -88,13 +88,15 @@ impl Mounted {
             return Ok(());
         }
         match self.identity.whereabouts(&self.at) {
-            Whereabouts::Here => {
-                detach(&self.at, lazy).or_else(|e| match self.identity.whereabouts(&self.at) {
-                    // Somebody else was faster.
-                    Whereabouts::Detached => Ok(()),
-                    _ => Err(e),
-                })?
-            }
+            Whereabouts::Here => match detach(&self.at, lazy) {
+                Ok(()) => {}
+                // Somebody else was faster.
+                Err(_) if matches!(self.identity.whereabouts(&self.at), Whereabouts::Detached) => {
+                    self.unmounted.store(true, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            },
             Whereabouts::Hidden => return Err(hidden()),
             Whereabouts::Detached => {
                 self.unmounted.store(true, Ordering::SeqCst);
