@@ -9,14 +9,17 @@ use crate::model::groups::{GROUP, GroupHasher};
 
 /// Bytes that are read at a time.
 const PIECE: usize = 4 * GROUP;
+/// So many are written down at once.
+const AT_ONCE: usize = 4096;
 
 impl Cache {
     /// Remembers contents' names here with their other names. What cannot be is found again.
     pub(super) fn note_digests(&self, pairs: Vec<(BlobHash, BlobHash)>) {
-        if !pairs.is_empty()
-            && let Err(e) = self.inner.index.note_digests(pairs)
-        {
-            tracing::debug!("digests are not remembered: {e}");
+        // Others' changes go between.
+        for some in pairs.chunks(AT_ONCE) {
+            if let Err(e) = self.inner.index.note_digests(some.to_vec()) {
+                return tracing::debug!("digests are not remembered: {e}");
+            }
         }
     }
 }

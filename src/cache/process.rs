@@ -174,8 +174,10 @@ mod tests {
         let mut odd = std::process::Command::new(dir.path().join(name));
         let mut child =
             std::os::unix::process::CommandExt::arg0(&mut odd, "sleep").arg("60").spawn().unwrap();
-        let its = Program::of_thread(child.id()).unwrap();
-        assert_eq!((its.pid, &its.name[..]), (child.id(), name));
+        // Its name comes a moment after it has begun.
+        super::super::tests::eventually("its name", || {
+            Program::of_thread(child.id()).is_some_and(|its| (its.pid, &its.name[..]) == (child.id(), name))
+        });
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(Program::of_thread(child.id()).is_none());

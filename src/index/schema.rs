@@ -346,7 +346,6 @@ pub(super) fn is_unusable(e: &rusqlite::Error) -> bool {
     }
 }
 
-/// The file whose name ends with `suffix` beside that.
 /// Copies the files of an index that nobody has open.
 pub(super) fn copy(file: &Path, to: &Path) -> std::io::Result<()> {
     for suffix in ["", "-wal"] {
@@ -359,6 +358,7 @@ pub(super) fn copy(file: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The file whose name ends with `suffix` beside that.
 fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(suffix);

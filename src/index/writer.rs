@@ -394,9 +394,11 @@ fn attempt(
     }
     let commits = failed.is_none();
     if commits {
-        let committed = db.execute_batch("COMMIT").and_then(|()| port::confirm(dir).map_err(unsynced));
-        failed = committed.err().map(|e| ("commit", e));
+        failed = db.execute_batch("COMMIT").err().map(|e| ("commit", e));
     }
+    let lost = if commits && failed.is_none() { port::confirm(dir).err() } else { None };
+    let is_lost = lost.is_some();
+    failed = failed.or(lost.map(|e| ("commit", unsynced(e))));
     if failed.is_some() && !db.is_autocommit() {
         let _ = db.execute_batch("ROLLBACK");
     }
@@ -404,6 +406,8 @@ fn attempt(
         // It may have written nothing.
         None if in_doubt.load(Ordering::Acquire) => in_doubt.store(!overwrite(db), Ordering::Release),
         None => {}
+        // It cannot be written over: nothing can be written.
+        Some(_) if is_lost => in_doubt.store(true, Ordering::Release),
         Some((_, e)) if commits && is_for_want_of_sync(e) => {
             in_doubt.store(!overwrite(db), Ordering::Release)
         }
