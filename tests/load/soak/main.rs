@@ -61,8 +61,6 @@ struct Day {
     /// Grows when the daemon is about to be killed, and when it is there again: odd while it is not.
     lives: AtomicU64,
     pid: AtomicI32,
-    /// Threads that serve one view.
-    of_a_view: AtomicU64,
     /// Held while a client does something.
     going: RwLock<()>,
     calls: Arc<Calls>,
@@ -118,7 +116,6 @@ impl Day {
             failed: AtomicBool::new(false),
             lives: AtomicU64::new(0),
             pid: AtomicI32::new(0),
-            of_a_view: AtomicU64::new(0),
             going: RwLock::new(()),
             calls,
             excused: Mutex::default(),
@@ -183,9 +180,7 @@ impl Day {
         self.daemon.mount(&options);
         self.daemon.mount_at(&self.replacing(), &["--overwrite", "replace"]);
         self.pid.store(self.daemon.pid(), Ordering::SeqCst);
-        let before = self.count("task");
         self.daemon.mount_at(&self.shared(), &["--read-only"]);
-        self.of_a_view.store(self.count("task") - before, Ordering::SeqCst);
     }
 
     /// Of the daemon.
@@ -194,13 +189,10 @@ impl Day {
         fs::read_dir(format!("/proc/{pid}/{what}")).expect("the daemon's").count() as u64
     }
 
-    /// With the threads that it would have if there were two views.
     fn holds(&self) -> Holds {
-        let of_a_view = self.of_a_view.load(Ordering::SeqCst);
-        let more = of_a_view * watch::views(self).len() as u64;
         Holds {
             descriptors: self.count("fd"),
-            threads: (self.count("task") + 2 * of_a_view).saturating_sub(more),
+            threads: self.count("task"),
             bytes: daemon::resident(self.pid.load(Ordering::SeqCst)),
         }
     }
