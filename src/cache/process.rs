@@ -48,18 +48,30 @@ pub(crate) struct Stat {
     pub parent: u32,
     /// Its process group.
     pub group: u32,
+    /// It is a thread of the kernel's own.
+    pub is_kernels: bool,
     /// As in [`Process`].
     pub started: u64,
 }
 
 impl Stat {
     pub fn of(pid: u32) -> Option<Stat> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may have spaces and parentheses in it; the state follows the last one.
-        let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+        Stat::with_name(pid).map(|(stat, _)| stat)
+    }
+
+    /// It, and what the process is called.
+    fn with_name(pid: u32) -> Option<(Stat, String)> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name may be anything, with spaces and parentheses in it; the state follows the last one.
+        let stat = String::from_utf8_lossy(&stat);
+        let (head, rest) = stat.rsplit_once(')')?;
+        let name = head.split_once('(')?.1.to_owned();
+        let mut rest = rest.split_whitespace();
         let ended = matches!(rest.next()?, "Z" | "X");
         let (parent, group) = (rest.next()?.parse().ok()?, rest.next()?.parse().ok()?);
-        Some(Stat { ended, parent, group, started: rest.nth(16)?.parse().ok()? })
+        let flags: u64 = rest.nth(3)?.parse().ok()?;
+        let started = rest.nth(12)?.parse().ok()?;
+        Some((Stat { ended, parent, group, is_kernels: flags & KERNELS != 0, started }, name))
     }
 }
 
@@ -85,13 +97,8 @@ impl Program {
     /// The one that a thread is of; `None` as for [`process_of`], and where it is the kernel's own.
     pub fn of_thread(thread: u32) -> Option<Program> {
         let pid = process_of(thread)?;
-        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let (begin, end) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
-        let name = String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned();
-        let mut rest = std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace();
-        let flags: u64 = rest.nth(6)?.parse().ok()?;
-        let started = rest.nth(12)?.parse().ok()?;
-        (flags & KERNELS == 0).then_some(Program { pid, started, name })
+        let (stat, name) = Stat::with_name(pid)?;
+        (!stat.is_kernels).then_some(Program { pid, started: stat.started, name })
     }
 }
 
