@@ -122,11 +122,11 @@ impl Shared {
                 let Some(lacks) = read.clone().find(|n| !here(*n)) else {
                     return Last { windows: 0..0, payer };
                 };
-                match lacks.checked_sub(1).filter(|n| here(*n)) {
-                    None => return Last { windows: lacks + 1..read.end, payer },
-                    // Who reads here and there meets what is here, too.
-                    _ => (read.end, 1),
+                if !lacks.checked_sub(1).is_some_and(here) {
+                    return Last { windows: lacks + 1..read.end, payer };
                 }
+                // Who reads here and there meets what is here, too.
+                (read.end, 1)
             }
         };
         let windows = next..next + length.min(MOST);
