@@ -1,6 +1,7 @@
 //! Opening, creating, owning and destroying a store.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::{is_root, mount_tmpfs, quick_dir, store, with_own_mounts};
@@ -162,6 +163,22 @@ fn a_read_only_file_system_can_be_read_but_not_owned() {
         assert!(matches!(&e, Some(StoreError::Unsuitable { why, .. }) if why.contains("read-only")), "{e:?}");
         Store::open(&root, Access::Read).unwrap();
         nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+#[test]
+fn a_file_system_that_takes_no_changes_confirms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let confirm = || port::confirm(port::paths::open_dir(dir.path()).unwrap().as_fd());
+    confirm().unwrap();
+    if !is_root() {
+        return;
+    }
+    with_own_mounts(|| {
+        mount_tmpfs(dir.path(), nix::mount::MsFlags::MS_RDONLY);
+        let confirmed = confirm();
+        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(confirmed.unwrap_err().raw_os_error(), Some(libc::EROFS));
     });
 }
 
