@@ -293,7 +293,8 @@ fn ended(child: &mut Child, round: u64) -> ExitStatus {
     }
 }
 
-fn round(p: &Project, round: u64, random: &mut Random, ways: &[Way]) -> Option<usize> {
+/// Kills at some moment of what such a run takes, and looks what comes of it.
+fn round(p: &Project, round: u64, random: &mut Random, ways: &[Way], takes: Duration) -> Option<usize> {
     let content = format!("{}\n", random.below(INPUTS));
     let way = ways[random.below(ways.len() as u64) as usize];
     fs::write(p.dir.join("in"), &content).expect("write");
@@ -309,7 +310,7 @@ fn round(p: &Project, round: u64, random: &mut Random, ways: &[Way]) -> Option<u
         let _ = fs::remove_dir_all(p.dir.join("o"));
     }
     let mut child = p.run(way).spawn().expect("outfs starts");
-    std::thread::sleep(Duration::from_millis(random.below(400)));
+    std::thread::sleep(Duration::from_micros(random.below(takes.as_micros() as u64)));
     let victim = random.below(3) as usize;
     let killed = p.kill(victim, &mut child);
     let status = ended(&mut child, round);
@@ -354,18 +355,26 @@ fn main() {
     let mut sandboxes = vec!["none"];
     fs::write(p.dir.join("in"), "0\n").expect("write");
     let inside = Way { sandbox: "bwrap", other: Other::Nothing };
-    match p.run(inside).status().expect("outfs starts").success() {
-        true => sandboxes.push("bwrap"),
-        false => println!("no sandbox here"),
+    let mut takes = Duration::ZERO;
+    for way in [inside, Way { sandbox: "none", ..inside }] {
+        let begun = Instant::now();
+        let works = p.run(way).status().expect("outfs starts").success();
+        takes = takes.max(begun.elapsed());
+        match (way.sandbox, works) {
+            ("bwrap", true) => sandboxes.push("bwrap"),
+            (_, works) => assert!(works || way.sandbox == "bwrap", "a run fails"),
+        }
     }
+    let alone = if sandboxes.len() == 1 { "; there is no sandbox here" } else { "" };
+    println!("a run takes {takes:?}{alone}");
     let others = [Other::Nothing, Other::Base, Other::From];
     let ways: Vec<Way> =
         sandboxes.iter().flat_map(|&sandbox| others.map(|other| Way { sandbox, other })).collect();
     let (mut kills, mut tried) = ([0; 3], 0);
     // Some runs have ended before they are to be killed; those rounds prove less, and do not count.
     while kills.iter().sum::<u64>() < wanted {
-        assert!(tried < 3 * wanted, "of {tried} rounds only {kills:?} killed something");
-        if let Some(victim) = round(&p, tried, &mut random, &ways) {
+        assert!(tried < 10 * wanted, "of {tried} rounds only {kills:?} killed something");
+        if let Some(victim) = round(&p, tried, &mut random, &ways, takes) {
             kills[victim] += 1;
         }
         tried += 1;
