@@ -267,7 +267,7 @@ fn a_commit_keeps_nobody_else_waiting() {
     let hold: Arc<dyn Holder> = Arc::new(Hold { held, go: Mutex::new(let_go) });
     cache.register_holder(Arc::downgrade(&hold));
     let view = View::new(cache.clone(), ViewOptions::default()).expect("a view");
-    let mounted = fuse::mount(view, &mnt, &fuse::MountOptions::default()).expect("a mount");
+    let mounted = fuse::mount(view, &mnt, &fuse::MountOptions::default(), &[]).expect("a mount");
     let request = |key: &str| SealRequest {
         key: key.parse().expect("a key"),
         origin: Origin::default(),

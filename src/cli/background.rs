@@ -57,7 +57,7 @@ impl Background {
 
 /// Closes what was handed down besides the standard streams: a lock or a pipe of the caller's would last as long as
 /// the daemon. (Linux has the call since 5.9; before that it keeps them.)
-fn let_go_of_the_callers() {
+pub(super) fn let_go_of_the_callers() {
     const FIRST: libc::c_uint = 3;
     // SAFETY: takes numbers only, and nothing in this process has opened a descriptor yet.
     unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };

@@ -19,6 +19,7 @@ mod guard;
 mod how;
 mod import;
 mod logs;
+mod look;
 mod ls;
 mod mount;
 mod out;
@@ -118,6 +119,7 @@ enum Command {
     Man(generate::Man),
     Daemon(background::Background),
     Guard(guard::Guard),
+    Look(look::Look),
 }
 
 /// What commands log to standard error, where OUTFS_LOG does not say.
@@ -193,6 +195,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Completions(c) => c.run()?,
         Command::Man(c) => c.run()?,
         Command::Daemon(c) => c.run()?,
+        Command::Look(c) => c.run()?,
         Command::Guard(c) => return c.run(),
         command => return run_on_store(cli.store, command),
     }
@@ -258,6 +261,7 @@ fn run_on_store(store: Option<PathBuf>, command: Command) -> Result<ExitCode, Fa
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Daemon(_)
+        | Command::Look(_)
         | Command::Guard(_) => {}
     }
     Ok(ExitCode::SUCCESS)

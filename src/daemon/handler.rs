@@ -1,5 +1,6 @@
 //! Requests that only a daemon answers; all others go to `control::dispatch`.
 
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::control::{
 use crate::fuse::{self, MountOptions};
 use crate::model::EntryKey;
 use crate::vfs::{VfsError, View, ViewOptions};
+
+/// The hidden command of this program that looks names up.
+const LOOKER: [&str; 2] = ["/proc/self/exe", "look"];
 
 /// The running daemon.
 pub(super) struct Daemon {
@@ -86,7 +90,7 @@ impl Daemon {
             VfsError::Cache(e) => Failure::from(e),
             e => Failure::failed(format!("cannot make the view: {e}")),
         })?;
-        let mounted = fuse::mount(made.clone(), &at, mount).map_err(|e| {
+        let mounted = fuse::mount(made.clone(), &at, mount, &LOOKER.map(OsString::from)).map_err(|e| {
             let hint = if e.no_fuse { "; 'outfs doctor' says what is missing" } else { "" };
             Failure::failed(format!("{e}{hint}"))
         })?;

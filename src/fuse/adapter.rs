@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::backing::{Backings, for_writing};
 use super::errno::errno;
 use super::far::Far;
+use super::looker::Who;
 use super::reply::Reply;
 use super::request::{Args, Op, parse};
 use super::serve::Pools;
@@ -41,6 +42,8 @@ pub(super) struct Adapter {
     pub far: Far,
     /// Reads need no open: said at the first one.
     pub no_open: bool,
+    /// Who is told that no entry is there.
+    pub looker: Who,
     /// Whose requests are served, if not everybody's.
     pub only: Option<u32>,
 }
@@ -198,6 +201,7 @@ impl Adapter {
 
     fn look(&self, who: Caller, ino: u64, op: Op<'_>, reply: Reply) {
         match op {
+            Op::Lookup { .. } if ino == ino::ROOT && self.looker.is(who.pid) => reply.error(Errno::ENOENT),
             Op::Lookup { name } => {
                 if self.view.look_up_asks_tiers(ino, &name) {
                     return self.look_up_far(who, ino, name, reply);

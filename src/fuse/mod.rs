@@ -17,6 +17,7 @@ pub mod fuzz;
 mod handshake;
 mod jobs;
 mod listing;
+mod looker;
 mod notify;
 mod place;
 mod reply;
@@ -29,6 +30,7 @@ mod without;
 
 pub use detach::detach;
 pub use errno::errno;
+pub use looker::look;
 pub use place::device_of;
 pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};
 pub use session::{Mounted, mount};

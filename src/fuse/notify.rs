@@ -5,16 +5,17 @@
 //! no other, and whoever made the change must see it. That names changed waits for the locks of the pages which hold
 //! them: for who is copying these, who waits for no request.) And nothing is sent that waits for a directory's lock,
 //! which a request in progress can hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
-//! would do any more. (Before Linux 6.18 there is only the kind that does; it is sent for entries long unused.)
+//! would do any more. (Before Linux 6.18 there is only the kind that does: there names are looked up instead, see `looker.rs`.)
 
 use std::ffi::{OsStr, OsString};
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use fuser::{INodeNo, Notifier};
 
+use super::looker::Looker;
 use crate::vfs::{Ino, Kernel, When};
 
 /// FUSE_NOTIFY_PRUNE of Linux 6.18: ask to drop unused dentries of inodes.
@@ -44,27 +45,52 @@ pub struct KernelEnd {
 
 impl KernelEnd {
     /// Starts the thread; it ends with the sender. `prunes` is false where the kernel is known not to.
-    pub fn start(notifier: Notifier, device: Arc<OwnedFd>, mut prunes: bool) -> std::io::Result<Self> {
+    pub fn start(
+        notifier: Notifier,
+        device: Arc<OwnedFd>,
+        prunes: bool,
+        looker: Looker,
+    ) -> std::io::Result<Self> {
         let (tx, rx) = unbounded::<Message>();
-        let own = notifier.clone();
+        let mut work = Work { notifier: notifier.clone(), device, prunes, looker };
         std::thread::Builder::new().name("notify".into()).spawn(move || {
-            for message in rx {
-                let (name, inos) = match message {
-                    Message::Pages(inos) => {
-                        forget_pages(&notifier, &inos);
-                        continue;
-                    }
-                    Message::Prune { name, inos } => (name, inos),
-                    // Without prunes there is nothing to choose for.
-                    Message::Forget(choose) => (None, if prunes { choose() } else { Vec::new() }),
+            loop {
+                let next = match work.looker.due() {
+                    Some(at) => rx.recv_deadline(at),
+                    None => rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 };
-                prunes = prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&device, batch));
-                if let (false, Some(name)) = (prunes, name) {
-                    log_failure(notifier.inval_entry(INodeNo(crate::vfs::ino::ROOT), &name));
+                match next {
+                    Ok(message) => work.on(message),
+                    Err(RecvTimeoutError::Timeout) => work.looker.again(),
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         })?;
-        Ok(Self { messages: tx, notifier: own })
+        Ok(Self { messages: tx, notifier })
+    }
+}
+
+/// What the thread works with.
+struct Work {
+    notifier: Notifier,
+    device: Arc<OwnedFd>,
+    /// The kernel has not refused to.
+    prunes: bool,
+    looker: Looker,
+}
+
+impl Work {
+    fn on(&mut self, message: Message) {
+        let (name, inos) = match message {
+            Message::Pages(inos) => return forget_pages(&self.notifier, &inos),
+            Message::Prune { name, inos } => (name, inos),
+            // Without prunes there is nothing to choose for.
+            Message::Forget(choose) => (None, if self.prunes { choose() } else { Vec::new() }),
+        };
+        self.prunes = self.prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&self.device, batch));
+        if let (false, Some(name)) = (self.prunes, name) {
+            self.looker.look(name);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Mounts are private, nosuid and nodev, and the kernel checks permissions. As root the mount is
 //! made directly, otherwise by fusermount3.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use super::detach::{detach, in_use};
 use super::device;
 use super::far::Far;
 use super::handshake::{Agreed, Handshake};
+use super::looker::Looker;
 use super::notify::KernelEnd;
 use super::place::{Identity, Whereabouts};
 use super::ring::{self, Rings};
@@ -87,25 +89,22 @@ impl Mounted {
         if self.unmounted.load(Ordering::SeqCst) || !self.alive() {
             return Ok(());
         }
-        match self.identity.whereabouts(&self.at) {
+        let detached = || matches!(self.identity.whereabouts(&self.at), Whereabouts::Detached);
+        let ours = match self.identity.whereabouts(&self.at) {
             Whereabouts::Here => match detach(&self.at, lazy) {
-                Ok(()) => {}
+                Ok(()) => true,
                 // Somebody else was faster.
-                Err(_) if matches!(self.identity.whereabouts(&self.at), Whereabouts::Detached) => {
-                    self.unmounted.store(true, Ordering::SeqCst);
-                    return Ok(());
-                }
+                Err(_) if detached() => false,
                 Err(e) => return Err(e),
             },
             Whereabouts::Hidden => return Err(hidden()),
-            Whereabouts::Detached => {
-                self.unmounted.store(true, Ordering::SeqCst);
-                return Ok(());
-            }
-        }
+            Whereabouts::Detached => false,
+        };
         self.unmounted.store(true, Ordering::SeqCst);
-        // There is nothing left to unmount: this is for fuser to forget the path.
-        let _ = self.fusers_own.lock().unwrap_or_else(|e| e.into_inner()).unmount();
+        if ours {
+            // There is nothing left to unmount: this is for fuser to forget the path.
+            let _ = self.fusers_own.lock().unwrap_or_else(|e| e.into_inner()).unmount();
+        }
         Ok(())
     }
 
@@ -175,8 +174,15 @@ fn explain(e: &std::io::Error, allow_other: bool) -> (String, bool) {
     }
 }
 
-/// Mounts a view; requests are answered when it returns.
-pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+/// Mounts a view; requests are answered when it returns. `looker` is a command that calls [`look`](super::look) for the
+/// directory that is its last argument with its standard input; without one, a kernel without prune keeps what it knows of entries
+/// that are to be evicted.
+pub fn mount(
+    view: Arc<View>,
+    at: &Path,
+    options: &MountOptions,
+    looker: &[OsString],
+) -> Result<Mounted, MountError> {
     let fail = |why: String, no_fuse: bool| MountError { path: at.to_owned(), why, no_fuse };
     let io = |e: std::io::Error| {
         let (why, no_fuse) = explain(&e, options.allow_other);
@@ -203,15 +209,17 @@ pub fn mount(view: Arc<View>, at: &Path, options: &MountOptions) -> Result<Mount
     let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(io)?);
     // Who is never asked to open a file cannot say that it is passed through.
     let no_open = view.read_only() && !agreed.passthrough && !without.no_open;
+    let looker = Looker::new(looker.to_vec(), &at);
     let adapter = Arc::new(Adapter {
         view: view.clone(),
         backings: Arc::new(Backings::new(agreed.passthrough.then(|| device.clone()))),
         pools: Arc::new(Pools::start().map_err(io)?),
         far: Far::new(),
         no_open,
+        looker: looker.who(),
         only: (!options.allow_other).then(|| nix::unistd::geteuid().as_raw()),
     });
-    let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune).map_err(io)?;
+    let kernel = KernelEnd::start(session.notifier(), device.clone(), !without.prune, looker).map_err(io)?;
     view.attach(Box::new(kernel));
     let fusers_own = Mutex::new(session.unmount_callable());
     let taken = rings.as_ref().map(|rings| Taken::new(rings.descriptors()));

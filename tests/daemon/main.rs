@@ -8,6 +8,7 @@ mod deaths;
 mod entries;
 mod place;
 mod views;
+mod without_prune;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -84,8 +84,8 @@ impl World {
         let mnt = at.join("mnt");
         fs::create_dir(&mnt).expect("mkdir");
         let view = View::new(cache.clone(), ViewOptions::default()).expect("a view");
-        let mounted =
-            fuse::mount(view, &mnt, &MountOptions { transport, ..MountOptions::default() }).expect("a mount");
+        let mounted = fuse::mount(view, &mnt, &MountOptions { transport, ..MountOptions::default() }, &[])
+            .expect("a mount");
         World { tier, cache, mounted, mnt, dir }
     }
 
@@ -290,7 +290,7 @@ fn a_scoped_view_has_its_entries_from_a_tier() {
     let view = View::new(w.cache.clone(), options).expect("a view");
     let mnt = w.dir.path().join("scoped");
     fs::create_dir(&mnt).expect("mkdir");
-    let mounted = fuse::mount(view, &mnt, &MountOptions::default()).expect("a mount");
+    let mounted = fuse::mount(view, &mnt, &MountOptions::default(), &[]).expect("a mount");
     assert!(w.cache.entry(&key("far-away"), LeaseKind::Hold).expect("the index works").is_some());
     assert!(read(&mnt.join("far-away/outputs/1")).expect("it comes") == content(1, 1, 3000));
     assert!(fs::metadata(mnt.join("absent-key")).is_err());

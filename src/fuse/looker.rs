@@ -1,0 +1,141 @@
+//! Having the kernel let go of an entry by its name, where it takes no prunes (before Linux 6.18).
+//!
+//! A process of its own looks the name up, is told that there is none, and so the kernel drops what it remembers of the
+//! name and all below it. The daemon does not ask for that itself, neither by `inval_entry` nor by a look-up: both can wait,
+//! uninterruptibly, for a request that the daemon is to answer. Killed in that moment it would not die, its
+//! descriptor would keep the connection, and everybody on the mount would hang. Invariants: that process has no descriptor of the device
+//! or of the mount, and ends with the daemon; only that process is told something else than everybody.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::cache::NAMES_LAST;
+
+/// The kernel asks again for a name after so long, at the latest.
+const ASKS_AGAIN: Duration = NAMES_LAST.saturating_add(Duration::from_millis(50));
+/// Names that wait for a second look; what is evicted later is asked for again anyway.
+const MOST: usize = 65_536;
+
+/// Whether a request is that process's: its number, or 0 while there is none.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Who(Arc<AtomicU32>);
+
+impl Who {
+    pub(super) fn is(&self, pid: u32) -> bool {
+        pid != 0 && self.0.load(Ordering::Acquire) == pid
+    }
+}
+
+/// That process, begun when it is needed, and what it is to do.
+pub(super) struct Looker {
+    /// What it runs: outfs, and the argument that makes it [`look`].
+    command: Vec<OsString>,
+    at: PathBuf,
+    who: Who,
+    child: Option<Child>,
+    /// To be looked at again, when the kernel surely asks.
+    again: VecDeque<(Instant, OsString)>,
+}
+
+impl Looker {
+    /// For the mount at `at`. `command` without anything: nobody looks.
+    pub(super) fn new(command: Vec<OsString>, at: &Path) -> Looker {
+        Looker { command, at: at.to_owned(), who: Who::default(), child: None, again: VecDeque::new() }
+    }
+
+    pub(super) fn who(&self) -> Who {
+        self.who.clone()
+    }
+
+    /// When [`Self::again`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.again.front().map(|(at, _)| *at)
+    }
+
+    /// Has a name looked up, now and when the kernel will ask for it even if it was in use just now.
+    pub(super) fn look(&mut self, name: OsString) {
+        self.tell(&name);
+        if self.again.len() < MOST && !self.again.iter().any(|(_, waits)| *waits == name) {
+            self.again.push_back((Instant::now() + ASKS_AGAIN, name));
+        }
+    }
+
+    /// Has those looked up that are due.
+    pub(super) fn again(&mut self) {
+        let now = Instant::now();
+        while self.due().is_some_and(|at| at <= now) {
+            if let Some((_, name)) = self.again.pop_front() {
+                self.tell(&name);
+            }
+        }
+    }
+
+    fn tell(&mut self, name: &OsStr) {
+        // One that has died is begun anew, once.
+        for _ in 0..2 {
+            match self.child().and_then(|mut names| names.write_all(&[name.as_bytes(), b"\0"].concat())) {
+                Ok(()) => return,
+                Err(e) => tracing::debug!(error = %e, "the process that looks names up cannot be told"),
+            }
+            self.end();
+        }
+    }
+
+    fn child(&mut self) -> io::Result<&std::process::ChildStdin> {
+        if self.child.is_none() {
+            let (program, args) =
+                self.command.split_first().ok_or_else(|| io::Error::other("there is none"))?;
+            let mut command = Command::new(program);
+            command.arg0("outfs").args(args).arg(&self.at);
+            command.env_clear().current_dir("/").process_group(0);
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            let child = command.spawn()?;
+            self.who.0.store(child.id(), Ordering::Release);
+            self.child = Some(child);
+        }
+        let child = self.child.as_ref().and_then(|child| child.stdin.as_ref());
+        child.ok_or_else(|| io::Error::other("it has no standard input"))
+    }
+
+    /// Ends it: it reads its input to the end.
+    fn end(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        drop(child.stdin.take());
+        // Its number is nobody's else before it was waited for.
+        self.who.0.store(0, Ordering::Release);
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Looker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What that process does: looks up each name that `names` has (they end with a zero byte) in `at`. What comes of it does not matter.
+pub fn look(at: &Path, mut names: impl Read) -> io::Result<()> {
+    let mut rest = Vec::new();
+    let mut buf = [0; 4096];
+    loop {
+        let n = names.read(&mut buf)?;
+        if n == 0 {
+            return Ok(());
+        }
+        rest.extend_from_slice(&buf[..n]);
+        let end = rest.iter().rposition(|b| *b == 0).map_or(0, |last| last + 1);
+        for name in rest[..end].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            // Nothing of the mount stays open: it would be busy.
+            let _ = at.join(OsStr::from_bytes(name)).symlink_metadata();
+        }
+        rest.drain(..end);
+    }
+}
