@@ -33,7 +33,7 @@ macro_rules! hash_type {
 
             /// 64 lower-case hexadecimal digits.
             pub fn to_hex(&self) -> String {
-                blake3::Hash::from(self.0).to_hex().to_string()
+                blake3::Hash::from(self.0).to_hex().as_str().to_owned()
             }
         }
 

@@ -105,13 +105,13 @@ pub(super) fn list(inputs: &Inputs, place: &Place, apart: &Apart) -> Result<Foun
     }
     found.retain(|(path, _)| !is_unfinished(path) && !apart(path));
     found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
-    found.dedup_by(|a, b| a.0 == b.0);
+    found.dedup_by(|a, b| a.0.as_os_str() == b.0.as_os_str());
     Ok(found)
 }
 
 /// What a run that was killed has left of an output: nobody's input.
 pub(super) fn is_unfinished(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| temp_owner(name.as_bytes()).is_some())
+    path.as_os_str().as_bytes().rsplit(|b| *b == b'/').next().is_some_and(|name| temp_owner(name).is_some())
 }
 
 /// Those directories that a path does not lie in.
@@ -263,7 +263,8 @@ fn walk_to(top: &Path, levels: usize, own: &[PathBuf], found: &mut Found) -> Res
     let is_apart = |dir: &Path| dir.file_name() == Some(OsStr::new(".git")) || own.iter().any(|o| o == dir);
     let enter = |dir: &Path, depth: usize| depth < levels && !is_apart(dir);
     let all = super::walk::walk(vec![top.to_owned()], &enter)?;
-    found.extend(all.into_iter().filter(|(path, seen)| !seen.is_dir() && !own.contains(path)));
+    let is_own = |path: &Path| own.iter().any(|own| own.as_os_str() == path.as_os_str());
+    found.extend(all.into_iter().filter(|(path, seen)| !seen.is_dir() && !is_own(path)));
     Ok(())
 }
 
@@ -273,41 +274,47 @@ struct Unknown {
     state: State,
 }
 
+/// Hashes what was found.
 pub(super) fn hash_all(place: &Place, found: Found, remembered: &mut Remembered) -> Result<Gathered> {
-    let mut gathered = Gathered::default();
-    let mut unknown = Vec::new();
     let now = SystemTime::now();
-    let now_ns = since_1970(now);
-    for (at, (path, seen)) in found.iter().enumerate() {
-        let state = seen.state;
-        // No output can be newer than what is dated in the future.
-        if state.mtime_ns() <= now_ns {
-            gathered.newest_ns = gathered.newest_ns.max(state.mtime_ns());
+    let known = in_threads(&found, FILES, |part| {
+        part.iter().map(|(path, seen)| known(path, seen, place, remembered)).collect()
+    })?;
+    let mut unknown = Vec::new();
+    let mut inputs = Vec::with_capacity(found.len());
+    for (at, (input, is_known)) in known.into_iter().enumerate() {
+        if !is_known {
+            unknown.push(Unknown { at, state: found[at].1.state });
         }
-        let (kind, hash) = if seen.is_symlink() {
-            let target = std::fs::read_link(path).map_err(|e| unreadable(path, e))?;
-            (Kind::Link, BlobHash::of(target.as_os_str().as_bytes()))
-        } else if seen.is_file() {
-            let hash = remembered.get(&state).unwrap_or_else(|| {
-                unknown.push(Unknown { at, state });
-                BlobHash([0; 32])
-            });
-            (if seen.is_program() { Kind::Program } else { Kind::File }, hash)
-        } else {
-            return Err(RunError::usage(format!(
-                "the input {} is no file, directory or symlink",
-                path.display()
-            )));
-        };
-        gathered.inputs.push(Input { path: place.name(path), kind, hash });
-        gathered.found.push((path.clone(), Some(state).filter(|state| !state.is_racy(now))));
+        inputs.push(input);
     }
-    gathered.read = unknown.len() as u64;
     for (at, state, looked, hash) in read_all(&found, &unknown)? {
-        gathered.inputs[at].hash = hash;
+        inputs[at].hash = hash;
         remembered.put(state, looked, hash);
     }
-    Ok(gathered)
+    // No output can be newer than what is dated in the future.
+    let times = found.iter().map(|(_, seen)| seen.state.mtime_ns());
+    let newest_ns = times.filter(|mtime| *mtime <= since_1970(now)).fold(0, i128::max);
+    let settled = |(path, seen): (PathBuf, Seen)| (path, Some(seen.state).filter(|s| !s.is_racy(now)));
+    let found = found.into_iter().map(settled).collect();
+    Ok(Gathered { inputs, read: unknown.len() as u64, found, newest_ns })
+}
+
+/// An input as far as it is known without reading it, and whether its hash is.
+fn known(path: &Path, seen: &Seen, place: &Place, remembered: &Remembered) -> Result<(Input, bool)> {
+    let (kind, hash) = if seen.is_symlink() {
+        let target = std::fs::read_link(path).map_err(|e| unreadable(path, e))?;
+        (Kind::Link, Some(BlobHash::of(target.as_os_str().as_bytes())))
+    } else if seen.is_file() {
+        (if seen.is_program() { Kind::Program } else { Kind::File }, remembered.get(&seen.state))
+    } else {
+        return Err(RunError::usage(format!(
+            "the input {} is no file, directory or symlink",
+            path.display()
+        )));
+    };
+    let input = Input { path: place.name(path), kind, hash: hash.unwrap_or(BlobHash([0; 32])) };
+    Ok((input, hash.is_some()))
 }
 
 type Hashed = (usize, State, SystemTime, BlobHash);

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
+use super::pieces::Pieces;
 use crate::model::{BlobHash, EntryKey};
 
 /// The version of the canonical form.
@@ -34,8 +35,8 @@ pub enum Kind {
 }
 
 /// One input.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
 pub struct Input {
     /// Below the project's top.
     pub path: String,
@@ -84,10 +85,20 @@ impl FromStr for Input {
     }
 }
 
-impl TryFrom<String> for Input {
-    type Error = String;
-    fn try_from(line: String) -> Result<Self, String> {
-        line.parse()
+/// Of a line as it lies in memory: there are very many.
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Line;
+        impl de::Visitor<'_> for Line {
+            type Value = Input;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an input")
+            }
+            fn visit_str<E: de::Error>(self, line: &str) -> Result<Input, E> {
+                line.parse().map_err(E::custom)
+            }
+        }
+        from.deserialize_str(Line)
     }
 }
 
@@ -149,12 +160,15 @@ pub struct Parts {
 }
 
 /// Writes tagged, length-prefixed fields into a hash.
-struct Canon(blake3::Hasher);
+struct Canon(Pieces);
 
 impl Canon {
+    fn of(context: &str) -> Canon {
+        Canon(Pieces::of(blake3::Hasher::new_derive_key(context)))
+    }
+
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.0.add_with_length(bytes);
     }
 
     fn one(&mut self, tag: &str, value: &str) {
@@ -168,7 +182,7 @@ impl Canon {
     ) {
         let values = values.into_iter();
         self.bytes(tag.as_bytes());
-        self.0.update(&(values.len() as u64).to_le_bytes());
+        self.0.add(&(values.len() as u64).to_le_bytes());
         values.for_each(|v| self.bytes(v.as_bytes()));
     }
 
@@ -178,7 +192,7 @@ impl Canon {
     }
 
     fn end(self) -> blake3::Hash {
-        self.0.finalize()
+        self.0.end()
     }
 }
 
@@ -187,11 +201,10 @@ impl Parts {
     pub fn set_inputs(&mut self, mut inputs: Vec<Input>) {
         inputs.sort();
         inputs.dedup_by(|a, b| a.path == b.path);
-        let mut canon = Canon(blake3::Hasher::new_derive_key("outfs run inputs 1"));
+        let mut canon = Canon::of("outfs run inputs 1");
         for input in &inputs {
             canon.bytes(input.path.as_bytes());
-            canon.0.update(&[input.kind as u8]);
-            canon.0.update(input.hash.as_bytes());
+            canon.0.add(&[input.kind as u8]).add(input.hash.as_bytes());
         }
         self.inputs_hash = canon.end().to_hex().to_string();
         self.input_count = inputs.len() as u64;
@@ -221,8 +234,8 @@ impl Parts {
             input_count: _,
             inputs_hash,
         } = self;
-        let mut canon = Canon(blake3::Hasher::new_derive_key("outfs run key"));
-        canon.0.update(&VERSION.to_le_bytes());
+        let mut canon = Canon::of("outfs run key");
+        canon.0.add(&VERSION.to_le_bytes());
         canon.list("argv", argv.iter().map(String::as_str));
         canon.one("program", program);
         canon.map("tools", tools);

@@ -37,6 +37,7 @@ mod meanwhile_tests;
 mod miss;
 mod outputs;
 mod own;
+mod pieces;
 mod prepare;
 mod remembered;
 mod report;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::clock::{LONGEST_WAIT, granule, settled_at, since_1970};
+use super::pieces::Pieces;
 use super::remembered::State;
 use super::shelf::{Node, Nodes};
 use super::walk::{self, Found, Seen};
@@ -85,9 +86,10 @@ fn walk(cwd: &Path, outputs: &[PathBuf], each: &mut dyn FnMut(&Path, &Seen) -> i
     let mut all = outputs.iter().map(|o| look(cwd.join(o))).collect::<Result<Found>>()?;
     let tops = all.iter().filter(|(_, seen)| seen.is_dir()).map(|(path, _)| path.clone()).collect();
     all.extend(walk::walk(tops, &|_, _| true)?);
-    all.sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+    // Stable, which is quick where most of it is in order.
+    all.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     for (path, seen) in &all {
-        let below = path.strip_prefix(cwd).unwrap_or(path);
+        let below = walk::below(path, cwd).unwrap_or(path);
         each(below, seen).map_err(|e| RunError::io("look at the output", path, e))?;
     }
     Ok(())
@@ -109,21 +111,21 @@ pub struct Stamp {
 impl Stamp {
     /// Takes it; an error when an output is missing.
     pub fn take(cwd: &Path, outputs: &[PathBuf]) -> Result<Stamp> {
-        let mut hasher = blake3::Hasher::new();
+        let mut pieces = Pieces::of(blake3::Hasher::new());
         let (mut settled_ns, mut unchanged_since, mut oldest_ns) = (0, 0, i128::MAX);
         walk(cwd, outputs, &mut |below, seen| {
             let path = below.as_os_str().as_bytes();
-            hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+            pieces.add_with_length(path);
             let State { dev, ino, size, mtime, ctime } = seen.state;
             let all = [dev, ino, u64::from(seen.mode), size];
             // What is in a directory is looked at itself.
             let all = if seen.is_dir() { &all[..3] } else { &all[..] };
             for n in all {
-                hasher.update(&n.to_le_bytes());
+                pieces.add(&n.to_le_bytes());
             }
             unchanged_since = unchanged_since.max(ctime + granule(ctime).max(1));
             if !seen.is_dir() {
-                hasher.update(&mtime.to_le_bytes()).update(&ctime.to_le_bytes());
+                pieces.add(&mtime.to_le_bytes()).add(&ctime.to_le_bytes());
                 settled_ns = settled_ns.max(settled_at(ctime));
             }
             if seen.is_file() {
@@ -131,7 +133,7 @@ impl Stamp {
             }
             Ok(())
         })?;
-        Ok(Stamp { mark: hasher.finalize().to_hex().to_string(), settled_ns, unchanged_since, oldest_ns })
+        Ok(Stamp { mark: pieces.end().to_hex().to_string(), settled_ns, unchanged_since, oldest_ns })
     }
 
     /// Has nothing changed since a moment that [`file_clock_after`](super::clock::file_clock_after) told? Then what was read since that moment is

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::inputs::{Apart, Gathered, gather, hash_program};
+use super::inputs::{Apart, Gathered, hash_all, hash_program, list};
 use super::ledger::Ledger;
 use super::lock::Lock;
 use super::outputs::check_way;
@@ -62,19 +62,26 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     check_apart(task)?;
     let lock_file = around.lock.map(|l| task.place.file(l));
     let lock = lock_file.as_deref().map(Lock::read).transpose()?.flatten();
-    let mut remembered = Remembered::open(around.ledger.inputs());
     let program = find_program(&task.argv[0], cwd)?;
-    let mut tools = BTreeMap::new();
+    let mut tools = Vec::new();
     for tool in &task.tools {
-        let path = find_program(tool, cwd).map_err(|e| RunError::usage(format!("--tool {e}")))?;
-        tools.insert(text(tool), hash_program(&path, &mut remembered)?.to_hex());
+        tools.push((tool, find_program(tool, cwd).map_err(|e| RunError::usage(format!("--tool {e}")))?));
     }
     // The lock file is written by every run, so it is no input.
     let theirs = task.outputs.iter().chain(task.from.iter().map(|(path, _)| path));
     let behind = lock_file.as_deref().map(|file| task.place.file(&Lock::behind(file)));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).chain(behind).collect();
     let apart = Apart { outputs: apart, stay: task.base.is_some(), own: around.own };
-    let gathered = gather(&task.inputs, &task.place, &apart, &mut remembered)?;
+    let (mut remembered, found) = std::thread::scope(|scope| {
+        let opened = scope.spawn(|| Remembered::open(around.ledger.inputs()));
+        let found = list(&task.inputs, &task.place, &apart);
+        (opened.join().unwrap_or_else(|p| std::panic::resume_unwind(p)), found)
+    });
+    let gathered = hash_all(&task.place, found?, &mut remembered)?;
+    let mut hash = |path: &Path| hash_program(path, &mut remembered).map(|hash| hash.to_hex());
+    let tools = tools.into_iter().map(|(tool, path)| Ok((text(tool), hash(&path)?)));
+    let tools = tools.collect::<Result<BTreeMap<_, _>>>()?;
+    let program = hash(&program)?;
     let mut upstream = Upstreams {
         ledger: around.ledger,
         lock: lock.as_ref(),
@@ -89,7 +96,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let after = upstream.after(&task.after)?;
     let mut parts = Parts {
         argv: task.argv.iter().map(text).collect(),
-        program: hash_program(&program, &mut remembered)?.to_hex(),
+        program,
         tools,
         cwd: text(task.place.below()),
         outputs: task.declared().iter().map(text).collect(),

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::clock::{settled_at, since_1970};
@@ -87,11 +89,11 @@ impl State {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Known {
     state: State,
     /// Days since 1970 when it was last asked for.
-    used: u32,
+    used: AtomicU32,
     hash: BlobHash,
 }
 
@@ -123,7 +125,7 @@ pub struct Remembered {
     file: Option<PathBuf>,
     known: Table,
     today: u32,
-    changed: bool,
+    changed: AtomicBool,
 }
 
 impl Remembered {
@@ -131,15 +133,15 @@ impl Remembered {
     pub fn open(file: Option<PathBuf>) -> Remembered {
         let known = file.as_deref().and_then(|f| std::fs::read(f).ok()).and_then(|b| parse(&b));
         let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() / 86_400);
-        Remembered { file, known: known.unwrap_or_default(), today: days as u32, changed: false }
+        Remembered { file, known: known.unwrap_or_default(), today: days as u32, changed: false.into() }
     }
 
     /// The hash of a file in this state.
-    pub fn get(&mut self, state: &State) -> Option<BlobHash> {
-        let known = self.known.get_mut(&(state.dev, state.ino)).filter(|k| k.state == *state)?;
-        if known.used != self.today {
-            known.used = self.today;
-            self.changed = true;
+    pub fn get(&self, state: &State) -> Option<BlobHash> {
+        let known = self.known.get(&(state.dev, state.ino)).filter(|k| k.state == *state)?;
+        if known.used.load(Relaxed) != self.today {
+            known.used.store(self.today, Relaxed);
+            self.changed.store(true, Relaxed);
         }
         Some(known.hash)
     }
@@ -148,26 +150,26 @@ impl Remembered {
     /// after.
     pub fn put(&mut self, state: State, looked: SystemTime, hash: BlobHash) {
         if !state.is_racy(looked) {
-            self.known.insert((state.dev, state.ino), Known { state, used: self.today, hash });
-            self.changed = true;
+            self.known.insert((state.dev, state.ino), Known { state, used: self.today.into(), hash });
+            self.changed = true.into();
         }
     }
 
     /// Writes it down, if there is something new.
     pub fn save(&mut self) -> io::Result<()> {
-        let Some(file) = self.file.as_deref().filter(|_| self.changed) else { return Ok(()) };
+        let Some(file) = self.file.as_deref().filter(|_| self.changed.load(Relaxed)) else { return Ok(()) };
         let oldest = self.today.saturating_sub(KEPT_DAYS);
-        let kept = self.known.values().filter(|k| k.used >= oldest);
+        let kept = self.known.values().filter(|k| k.used.load(Relaxed) >= oldest);
         let mut bytes = Vec::with_capacity(MAGIC.len() + 32 + self.known.len() * RECORD);
         bytes.extend(MAGIC);
         for k in kept {
             k.state.write(&mut bytes);
-            bytes.extend(k.used.to_le_bytes());
+            bytes.extend(k.used.load(Relaxed).to_le_bytes());
             bytes.extend(k.hash.as_bytes());
         }
         bytes.extend(blake3::hash(&bytes).as_bytes());
         write_aside(file, &bytes)?;
-        self.changed = false;
+        self.changed = false.into();
         Ok(())
     }
 }
@@ -194,11 +196,17 @@ fn parse(bytes: &[u8]) -> Option<Table> {
         let (words, rest) = r.split_at(RECORD - 36);
         let mut words = words.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")));
         let state = State::read(&mut words)?;
-        let used = u32::from_le_bytes(rest[..4].try_into().ok()?);
+        let used = u32::from_le_bytes(rest[..4].try_into().ok()?).into();
         let hash = BlobHash(rest[4..].try_into().ok()?);
         Some(((state.dev, state.ino), Known { state, used, hash }))
     };
-    records.chunks_exact(RECORD).map(record).collect()
+    // With room for all from the start.
+    let mut known = Table::with_capacity_and_hasher(records.len() / RECORD, BuildHasherDefault::default());
+    for bytes in records.chunks_exact(RECORD) {
+        let (file, of) = record(bytes)?;
+        known.insert(file, of);
+    }
+    Some(known)
 }
 
 #[cfg(test)]
@@ -228,7 +236,7 @@ mod tests {
             one.put(state(ino, -5), at(LATE), hash);
         }
         one.save().unwrap();
-        let mut two = Remembered::open(file.clone());
+        let two = Remembered::open(file.clone());
         assert_eq!(two.get(&state(7, -5)), Some(hash));
         let other = State { size: 4, ..state(7, -5) };
         for other in [other, state(7, -4), State { dev: 2, ..state(7, -5) }, state(1000, -5)] {
@@ -300,7 +308,7 @@ mod tests {
         two.today = 100 + KEPT_DAYS + 1;
         assert!(two.get(&state(1, 5)).is_some());
         two.save().unwrap();
-        let mut three = Remembered::open(file);
+        let three = Remembered::open(file);
         assert!(three.get(&state(1, 5)).is_some() && three.get(&state(2, 5)).is_none());
     }
 }

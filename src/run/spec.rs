@@ -4,11 +4,11 @@
 //! Must not know: how options are written.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use super::inputs::clean;
+use super::walk::below;
 use super::{Result, RunError, SandboxKind, text};
 
 /// Where a task runs.
@@ -64,12 +64,7 @@ impl Place {
 
     /// A path as it stands in a key: below the project's top, or absolute when it is outside.
     pub fn name(&self, path: &Path) -> String {
-        // By bytes where that tells: comparing components takes longer than all else.
-        let below = path.as_os_str().as_bytes().strip_prefix(self.root.as_os_str().as_bytes());
-        match below.and_then(|rest| rest.strip_prefix(b"/")) {
-            Some(below) => text(OsStr::from_bytes(below)),
-            None => text(path.strip_prefix(&self.root).unwrap_or(path)),
-        }
+        text(below(path, &self.root).unwrap_or(path))
     }
 }
 

@@ -8,6 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 
 /// The text of a name.
 pub fn text(name: impl AsRef<OsStr>) -> String {
+    // Nearly all of them.
+    if let Some(plain) = name.as_ref().to_str().filter(|name| !name.contains('\\')) {
+        return plain.to_owned();
+    }
     name.as_ref().as_bytes().utf8_chunks().fold(String::new(), |mut out, chunk| {
         out.push_str(&chunk.valid().replace('\\', r"\\"));
         for b in chunk.invalid() {

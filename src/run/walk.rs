@@ -3,14 +3,16 @@
 //! Invariants: symlinks are looked at and not followed; what vanishes while it is looked at is an error that names it.
 //! Must not know: what it is looked at for.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, fstatat};
 
@@ -28,6 +30,12 @@ pub(super) struct Seen {
 impl Seen {
     pub fn of(meta: &Metadata) -> Seen {
         Seen { state: State::of(meta), mode: meta.mode() }
+    }
+
+    /// A name in an open directory, without following a link.
+    fn of_name(dir: impl AsFd, name: &[u8]) -> io::Result<Seen> {
+        let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        Ok(Seen { state: State::of_stat(&stat), mode: stat.st_mode })
     }
 
     /// Without following a link.
@@ -77,10 +85,7 @@ impl<'p> Looker<'p> {
             (self.above, self.dir) = (above, open(OsStr::from_bytes(above), flags, Mode::empty()).ok());
         }
         match (&self.dir, name.strip_prefix(b"/")) {
-            (Some(dir), Some(name)) if !name.is_empty() => {
-                let stat = fstatat(dir, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-                Ok(Seen { state: State::of_stat(&stat), mode: stat.st_mode })
-            }
+            (Some(dir), Some(name)) if !name.is_empty() => Seen::of_name(dir, name),
             _ => Seen::at(path),
         }
     }
@@ -91,8 +96,8 @@ const DIRECTORIES: usize = 4;
 /// Nor are fewer files.
 pub(super) const FILES: usize = 64;
 
-/// All that is in these directories and below, the directories among it, in no order; `enter` is told a directory's path
-/// and how many levels deep it lies, the first being 1.
+/// All that is in these directories and below, the directories among it; `enter` is told a directory's path
+/// and how many levels deep it lies, the first being 1. It is mostly in order, so that bringing it in order takes little.
 pub(super) fn walk(tops: Vec<PathBuf>, enter: &dyn Fn(&Path, usize) -> bool) -> Result<Found> {
     let (mut all, mut dirs, mut depth) = (Found::new(), tops, 0);
     while !dirs.is_empty() {
@@ -109,11 +114,23 @@ pub(super) fn walk(tops: Vec<PathBuf>, enter: &dyn Fn(&Path, usize) -> bool) -> 
 }
 
 fn read(dir: &Path, found: &mut Found) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| RunError::io("read", dir, e))? {
-        let entry = entry.map_err(|e| RunError::io("read", dir, e))?;
-        let path = entry.path();
-        match entry.metadata() {
-            Ok(meta) => found.push((path, Seen::of(&meta))),
+    let fail = |e: Errno| RunError::io("read", dir, e.into());
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listing = Dir::open(dir, flags, Mode::empty()).map_err(fail)?;
+    let mut names = Vec::new();
+    for entry in listing.iter() {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(path_in(dir, name));
+        }
+    }
+    names.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+    let start = path_in(dir, b"").as_os_str().len();
+    found.reserve(names.len());
+    for path in names {
+        match Seen::of_name(&listing, &path.as_os_str().as_bytes()[start..]) {
+            Ok(seen) => found.push((path, seen)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(RunError::Unstable { path, what: "vanished" });
             }
@@ -121,6 +138,28 @@ fn read(dir: &Path, found: &mut Found) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The path of a name in a directory, in as much memory as it takes.
+fn path_in(dir: &Path, name: &[u8]) -> PathBuf {
+    let dir = dir.as_os_str().as_bytes();
+    let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
+    path.extend_from_slice(dir);
+    if !dir.ends_with(b"/") {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    OsString::from_vec(path).into()
+}
+
+/// What of a path lies below another one. By bytes where that tells: both are clean, and comparing components takes longer than all
+/// else.
+pub(super) fn below<'p>(path: &'p Path, top: &Path) -> Option<&'p Path> {
+    let rest = path.as_os_str().as_bytes().strip_prefix(top.as_os_str().as_bytes());
+    match rest.and_then(|rest| rest.strip_prefix(b"/")) {
+        Some(below) => Some(Path::new(OsStr::from_bytes(below))),
+        None => path.strip_prefix(top).ok(),
+    }
 }
 
 /// Does `work` on parts of a list, of so many at least, in some threads; the results in order.
@@ -176,6 +215,17 @@ mod tests {
             std::fs::create_dir_all(&sub).unwrap();
             std::fs::write(sub.join("f"), "").unwrap();
             std::os::unix::fs::symlink("deep", dir.path().join(format!("{n}/l"))).unwrap();
+        }
+        for top in [dir.path().to_owned(), dir.path().join("")] {
+            for (path, seen) in walk(vec![top], &|_, _| true).unwrap() {
+                let wanted = Seen::at(&path).unwrap();
+                assert_eq!((seen.state, seen.mode), (wanted.state, wanted.mode), "{}", path.display());
+                assert!(
+                    !path.as_os_str().as_bytes().windows(2).any(|two| two == b"//"),
+                    "{}",
+                    path.display()
+                );
+            }
         }
         let count =
             |enter: &dyn Fn(&Path, usize) -> bool| walk(vec![dir.path().to_owned()], enter).unwrap().len();
