@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
 
 use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Result};
 use crate::index::{EntryRow, Glance};
@@ -163,13 +164,13 @@ impl Entry {
 
 /// What a client learns about a key.
 #[derive(Debug)]
-pub enum Lookup {
+pub enum Lookup<M = Metadata> {
     /// There is a result.
     Hit {
         /// The entry, held.
         entry: Entry,
         /// Its metadata.
-        metadata: Metadata,
+        metadata: M,
     },
     /// There is none that counts.
     Miss(Miss),
@@ -275,6 +276,11 @@ impl Cache {
     /// What a client learns about `key`, here or in a tier: a hit needs a sealed entry that was not rejected and whose
     /// metadata can be read, whatever the exit code in it.
     pub fn lookup(&self, key: &EntryKey) -> Result<Lookup> {
+        self.lookup_as(key)
+    }
+
+    /// The same, with the metadata in a form that passes over what is not asked for: a run's is long.
+    pub fn lookup_as<M: DeserializeOwned>(&self, key: &EntryKey) -> Result<Lookup<M>> {
         let Some(entry) = self.find(key, LeaseKind::Hold)? else {
             let rejected = self.rejection(key, None).map(|r| Miss::Rejected(r.reason));
             return Ok(Lookup::Miss(rejected.unwrap_or(Miss::NoEntry)));
@@ -283,7 +289,7 @@ impl Cache {
         if let Some(rejection) = self.rejection(key, Some(&entry.manifest_hash()?)) {
             return Ok(Lookup::Miss(Miss::Rejected(rejection.reason)));
         }
-        match entry.metadata()? {
+        match entry.metadata_as()? {
             Ok(metadata) => {
                 self.touch(&entry);
                 Ok(Lookup::Hit { entry, metadata })

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use serde::de::DeserializeOwned;
+
 use super::lookup::Loaded;
 use super::partial::Large;
 use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Payer, Result, TierOptions, at};
@@ -356,7 +358,13 @@ impl Entry {
 
     /// The parsed `metadata.json`, or why it is none.
     pub fn metadata(&self) -> Result<std::result::Result<Metadata, String>> {
-        let parse = |bytes: Vec<u8>| Metadata::parse(&bytes).map_err(|e| format!("metadata.json: {e}"));
+        self.metadata_as()
+    }
+
+    /// The same, in another form.
+    pub(super) fn metadata_as<M: DeserializeOwned>(&self) -> Result<std::result::Result<M, String>> {
+        let parse =
+            |bytes: Vec<u8>| serde_json::from_slice(&bytes).map_err(|e| format!("metadata.json: {e}"));
         Ok(self.metadata_bytes()?.and_then(parse))
     }
 

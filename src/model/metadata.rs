@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// The parsed `metadata.json` of an entry.
@@ -28,6 +29,25 @@ pub struct Metadata {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
+/// What of it says whether there is a result. All else is passed over unseen: it may be long.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Summary<M = IgnoredAny> {
+    /// As in [`Metadata`], as are the others.
+    pub task_id: String,
+    /// See there.
+    pub digest: String,
+    /// See there.
+    pub command: Vec<String>,
+    /// See there.
+    pub created_at: Timestamp,
+    /// See there.
+    pub duration_ms: u64,
+    /// See there.
+    pub exit_code: i32,
+    /// What a run wrote beside them.
+    pub outfs: Option<M>,
+}
+
 impl Metadata {
     /// The most bytes of a `metadata.json` that are read; a longer one counts as broken.
     pub const MAX_BYTES: u64 = 16 << 20;
@@ -46,12 +66,13 @@ impl Metadata {
 
     /// The same with one more member, whose value is there as JSON already: a large one is not taken apart to be written.
     pub fn to_bytes_with(&self, name: &str, json: &str) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::from_str::<serde::de::IgnoredAny>(json)?;
+        serde_json::from_str::<IgnoredAny>(json)?;
         let mut v = self.to_bytes();
         v.truncate(v.len() - b"\n}\n".len());
         v.extend(b",\n  ");
         serde_json::to_writer(&mut v, name)?;
-        v.extend([b": ", json.as_bytes(), b"\n}\n"].concat());
+        v.reserve(json.len() + 8);
+        [b": ", json.as_bytes(), b"\n}\n"].iter().for_each(|part| v.extend_from_slice(part));
         Ok(v)
     }
 }
@@ -69,6 +90,8 @@ mod tests {
         assert_eq!((m.task_id.as_str(), m.exit_code, m.duration_ms), ("build", 3, 12));
         assert_eq!(Metadata::parse(&m.to_bytes()).unwrap(), m);
         assert!(m.extra.contains_key("more"));
+        let summary: Summary = serde_json::from_str(CUENV).unwrap();
+        assert_eq!((summary.task_id, summary.created_at, summary.outfs), (m.task_id, m.created_at, None));
     }
 
     #[test]
@@ -87,6 +110,7 @@ mod tests {
     fn broken_is_an_error() {
         for bad in ["", "{}", "[1", r#"{"task_id":1}"#, &CUENV[..CUENV.len() - 1]] {
             assert!(Metadata::parse(bad.as_bytes()).is_err(), "{bad}");
+            assert!(serde_json::from_str::<Summary>(bad).is_err(), "{bad}");
         }
     }
 }

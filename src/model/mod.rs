@@ -19,4 +19,4 @@ pub use event::{Cursor, CursorError, Event, EventKind};
 pub use hash::{BlobHash, ManifestHash, PackHash, TreeHash};
 pub use key::EntryKey;
 pub use manifest::{Manifest, RecordKind};
-pub use metadata::Metadata;
+pub use metadata::{Metadata, Summary};

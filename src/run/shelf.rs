@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decide::Earlier;
 use super::key::Parts;
+use super::pieces::Pieces;
 use super::upstream::Made;
 use crate::cache::{RestoreAs, Restored};
 use crate::model::session::SessionId;
@@ -219,13 +220,16 @@ pub type Nodes = BTreeMap<String, Node>;
 
 /// What outputs hash to: the same for the same paths, types, executable bits, contents and link targets.
 pub fn nodes_hash(nodes: &Nodes) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("outfs run outputs 1");
-    for (path, node) in nodes {
-        for part in [path, &node.kind, &node.content] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-        }
+    sorted_nodes_hash(nodes.iter().map(|(path, node)| [&path[..], &node.kind, &node.content]))
+}
+
+/// The same of paths in order, each with its node's kind and content.
+pub fn sorted_nodes_hash<'a>(nodes: impl Iterator<Item = [&'a str; 3]>) -> String {
+    let mut pieces = Pieces::of(blake3::Hasher::new_derive_key("outfs run outputs 1"));
+    for part in nodes.flatten() {
+        pieces.add_with_length(part.as_bytes());
     }
-    hasher.finalize().to_hex().to_string()
+    pieces.end().to_hex().to_string()
 }
 
 /// Results that are kept, as snapshots of what a place for a command looked like.

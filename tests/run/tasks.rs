@@ -51,6 +51,19 @@ fn a_c_project_from_clean_to_changed() {
     Ran::of(other).is_miss(&["env_changed"]).says("the variable CC_FLAVOUR changed");
 }
 
+/// S13.1 What a result hashes to is the same whether the store tells it or what stands there is looked at.
+#[test]
+fn a_result_hashes_to_the_same_for_the_store_and_for_who_looks() {
+    let p = Project::new();
+    let script = "mkdir -p d/a d/a-b; for f in a.b a-b/c a/b a/b.c ab 'a\\b' ü; do echo $f > \"d/$f\"; done; ln -s ab d/l";
+    p.sh(&["--task", "one", "--no-inputs", "--output", "d"], script).kept(true);
+    let next = ["run", "--json", "--task", "next", "--after", "one", "--no-inputs", "--", "true"];
+    Ran::of(p.command(&next)).kept(true);
+    let mut remembers_nothing = p.command(&next);
+    remembers_nothing.env("XDG_CACHE_HOME", p.dir.path().join("another memory"));
+    Ran::of(remembers_nothing).is_hit();
+}
+
 #[test]
 fn evicted_rejected_and_forced() {
     let p = Project::new();

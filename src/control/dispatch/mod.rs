@@ -12,8 +12,8 @@ mod watch;
 
 use super::{Channel, Failure, Kind, Reply, Request};
 use crate::cache::{Cache, Entry, LeaseKind, Lookup, Miss, host_name};
-use crate::model::EntryKey;
 use crate::model::manifest::Origin;
+use crate::model::{EntryKey, Summary};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub fn dispatch(
 
 /// The entry as a client's lookup finds it, held: a broken or rejected one is a miss.
 pub fn hit(cache: &Cache, key: &EntryKey) -> Result<Entry, Failure> {
-    match cache.lookup(key)? {
+    match cache.lookup_as::<Summary>(key)? {
         Lookup::Hit { entry, .. } => Ok(entry),
         Lookup::Miss(Miss::NoEntry) => Err(no_entry(key)),
         Lookup::Miss(miss) => {

@@ -1,7 +1,8 @@
 //! What runs ask: is there a result, what was before it, have it stand here, keep this one.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use serde::Deserialize;
 
 use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
 use super::entries::draft_facts;
@@ -11,32 +12,40 @@ use crate::cache::{
     Cache, CacheError, Entry, LeaseKind, Lookup, Miss, Placement, Process, RestoreAs, SealRequest, Sealed,
 };
 use crate::model::session::SessionId;
-use crate::model::{EntryKey, EventKind, RecordKind};
-use crate::run::{Found, Held, Kept, MEMBER, Node, Nodes, Note, Placed, Times, nodes_hash, text};
+use crate::model::{EntryKey, EventKind, RecordKind, Summary};
+use crate::run::{Found, Held, Kept, MEMBER, Node, Note, Placed, Times, sorted_nodes_hash, text};
 
 /// At most so many earlier results are looked at.
 const MOST_EARLIER: usize = 64;
+
+/// What a run wrote into the metadata of its result, as far as it is asked for here.
+#[derive(Deserialize)]
+struct Order {
+    /// Of its logs.
+    #[serde(default)]
+    order: String,
+}
 
 fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
     raw.iter().map(|p| p.0.clone()).collect()
 }
 
 pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath], fate: bool) -> Result<Reply, Failure> {
-    let found = match cache.lookup(key) {
-        Ok(Lookup::Hit { entry, metadata }) => match nodes_of(&entry) {
+    let found = match cache.lookup_as::<Summary<Order>>(key) {
+        Ok(Lookup::Hit { entry, metadata }) => match sorted_nodes(&entry) {
             Ok(nodes) => {
-                let there = |o: &&RawPath| nodes.contains_key(&text(&o.0));
-                let order = metadata.extra.get(MEMBER).and_then(|m| m["order"].as_str());
+                let at = |o: &RawPath| nodes.binary_search_by(|(path, ..)| path.as_str().cmp(&text(&o.0)));
+                let there = |o: &&RawPath| at(o).is_ok();
                 Found::Entry(Box::new(Held {
                     manifest: entry.manifest_hash()?,
-                    outputs_hash: nodes_hash(&nodes),
+                    outputs_hash: hash(&nodes),
                     task_id: metadata.task_id.clone(),
                     made_at: metadata.created_at,
                     duration_ms: metadata.duration_ms,
                     exit_code: metadata.exit_code,
                     inferred: entry.row()?.inferred,
                     missing: outputs.iter().find(|o| !there(o)).map(|o| text(&o.0)),
-                    order: order.unwrap_or_default().to_owned(),
+                    order: metadata.outfs.map(|run| run.order).unwrap_or_default(),
                 }))
             }
             Err(e) => unreadable(e)?,
@@ -75,9 +84,13 @@ fn nothing(cache: &Cache, key: &EntryKey) -> Result<Found, Failure> {
     })
 }
 
-fn nodes_of(entry: &Entry) -> Result<Nodes, CacheError> {
+/// Path, kind and content of what is in an entry's `outputs/`.
+type Listed = (String, &'static str, String);
+
+/// All of them, in the order of their paths.
+fn sorted_nodes(entry: &Entry) -> Result<Vec<Listed>, CacheError> {
     let manifest = entry.manifest()?;
-    let mut nodes = BTreeMap::new();
+    let mut nodes = Vec::with_capacity(manifest.records().len());
     for (index, path) in (0u32..).zip(manifest.paths()) {
         let (Some(path), Some(record)) = (path.strip_prefix(b"outputs/"), manifest.get(index)) else {
             continue;
@@ -90,9 +103,14 @@ fn nodes_of(entry: &Entry) -> Result<Nodes, CacheError> {
                 record.hash().map(|h| h.to_hex()).unwrap_or_default(),
             ),
         };
-        nodes.insert(name_text(path), Node { kind: kind.into(), content });
+        nodes.push((name_text(path), kind, content));
     }
+    nodes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     Ok(nodes)
+}
+
+fn hash(nodes: &[Listed]) -> String {
+    sorted_nodes_hash(nodes.iter().map(|(path, kind, content)| [&path[..], kind, content]))
 }
 
 fn name_text(bytes: &[u8]) -> String {
@@ -101,7 +119,9 @@ fn name_text(bytes: &[u8]) -> String {
 }
 
 pub(super) fn nodes(cache: &Cache, key: &EntryKey) -> Result<Reply, Failure> {
-    Ok(Reply::Nodes { nodes: nodes_of(&held(cache, key)?)? })
+    let nodes = sorted_nodes(&held(cache, key)?)?.into_iter();
+    let nodes = nodes.map(|(path, kind, content)| (path, Node { kind: kind.into(), content })).collect();
+    Ok(Reply::Nodes { nodes })
 }
 
 /// The metadata of one of a task's results, as it is: whoever asks knows what is in it.
@@ -124,10 +144,10 @@ pub(super) fn history(
 
 pub(super) fn newest(cache: &Cache, task: &str) -> Result<Reply, Failure> {
     for row in cache.index().by_task(task, MOST_EARLIER)? {
-        if let Ok(Lookup::Hit { entry, .. }) = cache.lookup(&row.key) {
+        if let Ok(Lookup::Hit { entry, .. }) = cache.lookup_as::<Summary>(&row.key) {
             return Ok(Reply::Newest {
                 key: Some(row.key),
-                outputs_hash: Some(nodes_hash(&nodes_of(&entry)?)),
+                outputs_hash: Some(hash(&sorted_nodes(&entry)?)),
             });
         }
     }
@@ -208,7 +228,7 @@ pub(super) fn keep(
     }
     let new = matches!(sealed, Sealed::New(_));
     let entry = sealed.into_entry();
-    let (manifest, outputs_hash) = (entry.manifest_hash()?, nodes_hash(&nodes_of(&entry)?));
+    let (manifest, outputs_hash) = (entry.manifest_hash()?, hash(&sorted_nodes(&entry)?));
     Ok(Reply::Kept(Kept { new, manifest, outputs_hash }))
 }
 

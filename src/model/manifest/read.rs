@@ -491,11 +491,13 @@ impl Manifest {
         let mut paths = vec![Vec::new(); self.records];
         for dir in 0..self.records as u32 {
             for child in self.children(dir) {
-                let mut p = paths[dir as usize].clone();
+                let (above, name) = (&paths[dir as usize], self.name(child));
+                let mut p = Vec::with_capacity(above.len() + 1 + name.len());
+                p.extend_from_slice(above);
                 if !p.is_empty() {
                     p.push(b'/');
                 }
-                p.extend_from_slice(self.name(child));
+                p.extend_from_slice(name);
                 paths[child as usize] = p;
             }
         }
