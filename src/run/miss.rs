@@ -52,8 +52,11 @@ impl Run<'_> {
                 status
             }),
         };
+        // They were looked for again, and nothing else was found first.
+        let listed = status.is_none() || !new.is_empty();
         // While the result is kept.
-        let looking = self.look_for_undeclared(performed.began, Arc::clone(&prepared.gathered), new.clone());
+        let (began, gathered) = (performed.began, Arc::clone(&prepared.gathered));
+        let looking = self.look_for_undeclared(began, gathered, (new.clone(), listed));
         let whole = self.found_what_came_before(prepared);
         let kept = match writing.filter(|_| status.is_none() && whole) {
             Some(writing) if self.is_own(false) => self.keep(prepared, &performed, writing),

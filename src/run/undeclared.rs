@@ -32,12 +32,12 @@ type Looking = JoinHandle<Vec<PathBuf>>;
 
 impl Run<'_> {
     /// Begins to look, after a command that was started at this moment of the file clock and had these inputs; `told` are files that
-    /// have been named already.
+    /// have been named already, which are all that came among the inputs if those have been `listed` again.
     pub(super) fn look_for_undeclared(
         &self,
         began: i128,
         gathered: Arc<Gathered>,
-        told: Vec<PathBuf>,
+        (told, listed): (Vec<PathBuf>, bool),
     ) -> Option<Looking> {
         if self.task.sandbox != SandboxKind::None {
             return None;
@@ -47,13 +47,16 @@ impl Run<'_> {
         let lock = self.ways.lock.as_deref().map(|lock| place.file(lock));
         let apart: Vec<PathBuf> = outputs.chain(self.ways.own().cloned()).chain(lock).collect();
         let (root, cwd) = (place.root.clone(), place.cwd.clone());
+        let inputs = if listed { self.of_inputs() } else { Vec::new() };
+        let beside = [&apart[..], &inputs].concat();
         let turns = self.ledger.turns(place, &self.task.outputs);
         let key = self.report.key.iter().map(ToString::to_string);
         let ours: Vec<String> = self.turn.own_names().map(str::to_owned).chain(key).collect();
         let look = move || {
             let mut found = match root.join(".git").exists() {
-                true => not_as_in_git(&root, &apart).unwrap_or_default(),
-                false => changed_below(&cwd, &apart, began),
+                _ if beside.contains(&root) => Vec::new(),
+                true => not_as_in_git(&root, &beside).unwrap_or_default(),
+                false => changed_below(&cwd, &beside, began),
             };
             found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
             let mut made = gathered.others(found);
@@ -67,6 +70,20 @@ impl Run<'_> {
         };
         // Where there can be no thread nothing is named.
         std::thread::Builder::new().spawn(look).ok()
+    }
+
+    /// Directories of which all is an input that git does not ignore.
+    fn of_inputs(&self) -> Vec<PathBuf> {
+        let place = &self.task.place;
+        let is_dir = |path: &PathBuf| Seen::at(path).is_ok_and(|seen| seen.is_dir());
+        let mut dirs: Vec<PathBuf> = match &self.task.inputs {
+            Inputs::Git => vec![place.cwd.clone()],
+            Inputs::Named(names) => names.iter().map(|n| place.inside(Path::new(n))).filter(is_dir).collect(),
+        };
+        // But for where an earlier result is read.
+        let from = || self.task.from.iter().map(|(path, _)| place.cwd.join(path));
+        dirs.retain(|dir| !from().any(|path| is_at_or_below(&path, dir)));
+        dirs
     }
 
     /// Says what the command made and did not declare; `beside` is what that was in a sandbox, `told` has been said.

@@ -116,6 +116,37 @@ fn what_is_made_beside_the_outputs_is_named() {
     assert_eq!(elsewhere, serde_json::json!(["ignored", "kept", "sub/log", "sub/moved"]));
 }
 
+/// … whether inputs are named by their directories or found by git, and whether the command had a result or not.
+#[test]
+fn what_is_made_beside_directories_of_inputs_is_named() {
+    let p = Project::new();
+    p.write("src/a", "1");
+    p.write("sub/in", "1");
+    let undeclared = |dir: &str, inputs: &[&str], script: &str| {
+        let task = ["run", "--json", "--task", "t", "--output", "o"];
+        let mut c = p.command(&[&task, inputs, &["--", "sh", "-c", script]].concat());
+        c.current_dir(p.path(dir));
+        crate::project::Ran::of(c)
+    };
+    for git in [true, false] {
+        let script = "cp src/a o; touch src/a new src.new; mkdir -p sub/src; touch sub/src/new";
+        let named = undeclared("", &["--input", "src"], &format!("{script}; : {git}"));
+        let beside = serde_json::json!(["new", "src.new", "sub/src/new"]);
+        assert_eq!(named.kept(true).record["undeclared"], beside, "{named:#?}");
+        // Nobody has looked what came among the inputs of one that failed.
+        let failed = undeclared("", &["--input", "src"], "touch src/b beside; exit 3");
+        let all = serde_json::json!(["beside", "src/b"]);
+        assert_eq!(failed.kept(false).record["undeclared"], all, "{failed:#?}");
+        std::fs::remove_file(p.path("src/b")).unwrap();
+        if git {
+            let found = undeclared("sub", &[], "cp in o; touch in ../above");
+            assert_eq!(found.kept(true).record["undeclared"], serde_json::json!(["../above"]), "{found:#?}");
+            std::fs::remove_dir_all(p.path(".git")).unwrap();
+            std::fs::remove_dir_all(p.path("sub/src")).unwrap();
+        }
+    }
+}
+
 /// … nor only below the working directory, nor only what is new.
 #[test]
 fn what_is_rewritten_and_what_is_made_above_is_named() {
