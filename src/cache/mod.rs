@@ -127,7 +127,7 @@ pub(crate) use process::{Stat, process_of};
 pub use push::PushFacts;
 pub use read::Reader;
 pub use residency::Residency;
-pub(crate) use restore::temp_owner;
+pub(crate) use restore::{temp_name, temp_owner};
 pub use scrub::ScrubFacts;
 pub use tiers::TierOptions;
 pub(crate) use uproot::remove_tree;

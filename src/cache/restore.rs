@@ -309,7 +309,7 @@ fn show(dir: BorrowedFd<'_>, aside: &[u8], name: &[u8]) -> io::Result<()> {
 }
 
 /// A name that nothing in an output tree is likely to have; if it has, creating it fails.
-pub(super) fn temp_name() -> Vec<u8> {
+pub(crate) fn temp_name() -> Vec<u8> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(".outfs-{}-{n}.tmp", std::process::id()).into_bytes()

@@ -6,14 +6,19 @@
 //! is written, until that task runs here. Must not know: what is decided by it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::key::{Parts, VERSION};
 use super::{Result, RunError};
+use crate::cache::temp_name;
 use crate::model::EntryKey;
 
 /// The version of the file's form.
@@ -147,14 +152,24 @@ impl Lock {
     /// Writes it aside and renames it.
     pub fn write(&self, path: &Path) -> Result<()> {
         let fail = |e| RunError::io("write", path, e);
-        let mut aside = tempfile::Builder::new()
-            .prefix(".outfs-lock-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(dir_of(path))
-            .map_err(fail)?;
+        let mut aside = aside(dir_of(path)).map_err(fail)?;
         aside.write_all(self.to_text().as_bytes()).map_err(fail)?;
         aside.persist(path).map_err(|e| fail(e.error))?;
         Ok(())
+    }
+}
+
+/// A new file under a name that is nobody's input, as it would be another run's.
+fn aside(dir: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let name = OsString::from_vec(temp_name());
+        let mut new = tempfile::Builder::new();
+        new.prefix(&name).rand_bytes(0).permissions(PermissionsExt::from_mode(0o666));
+        match new.tempfile_in(dir) {
+            // Left by a process that had the number of this one.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => return made,
+        }
     }
 }
 
@@ -278,6 +293,32 @@ mod tests {
         let text = lock().to_text();
         assert!(text.contains(&format!("\n[task.\"build\"]\nkey_version = {VERSION}\nkey = \"")), "{text}");
         assert!(text.lines().any(|l| l.starts_with("  \"f ") && l.ends_with(" sub/a.c\",")), "{text}");
+    }
+
+    #[test]
+    fn while_it_is_written_it_is_nobodys_input() {
+        use crate::run::{Apart, Inputs, Place, Remembered, gather};
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let path = root.join("outfs.lock");
+        std::fs::write(root.join("f"), "").unwrap();
+        // Of a process that had this number and died.
+        let left = format!(".outfs-{}-0.tmp", std::process::id());
+        std::fs::write(root.join(left), "").unwrap();
+        let apart = Apart { outputs: vec![path.clone()], stay: false, own: Vec::new() };
+        let place = Place { root: root.clone(), cwd: root };
+        let writing = std::thread::spawn(move || {
+            for _ in 0..300 {
+                Lock::update(&path, "build".into(), lock().tasks["build"].clone()).unwrap();
+            }
+        });
+        while !writing.is_finished() {
+            let inputs = Inputs::Named(vec![".".into()]);
+            let gathered = gather(&inputs, &place, &apart, &mut Remembered::open(None)).unwrap();
+            let names: Vec<_> = gathered.inputs.into_iter().map(|input| input.path).collect();
+            assert_eq!(names, ["f"]);
+        }
+        writing.join().unwrap();
     }
 
     /// Of another version of this program: not damaged, and not lost.

@@ -1,6 +1,7 @@
 //! Everything below some directories, looked at in threads.
 //!
-//! Invariants: symlinks are looked at and not followed; what vanishes while it is looked at is an error that names it.
+//! Invariants: symlinks are looked at and not followed; what vanishes while it is looked at is an error that names it, unless it was
+//! outfs's own and unfinished.
 //! Must not know: what it is looked at for.
 
 use std::ffi::{OsStr, OsString};
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, fstatat};
 
+use super::inputs::is_unfinished;
 use super::remembered::State;
 use super::{Result, RunError};
 use crate::cache::workers;
@@ -131,6 +133,8 @@ fn read(dir: &Path, found: &mut Found) -> Result<()> {
     for path in names {
         match Seen::of_name(&listing, &path.as_os_str().as_bytes()[start..]) {
             Ok(seen) => found.push((path, seen)),
+            // It has got its name.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && is_unfinished(&path) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(RunError::Unstable { path, what: "vanished" });
             }
