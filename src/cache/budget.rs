@@ -37,7 +37,7 @@ pub struct Payer(Arc<Mutex<Account>>);
 impl Payer {
     /// Whether nothing is left of this budget.
     pub(super) fn has_spent(&self, budget: u64) -> bool {
-        self.0.lock().used >= budget as f64
+        self.0.lock().has_spent(budget, Instant::now())
     }
 
     /// So many bytes came for it.
@@ -73,15 +73,19 @@ impl Account {
         Account { used: 0.0, at: now, seen: HashSet::new(), entries: 0, came: 0, told: false }
     }
 
-    /// It is about to read something of this entry that is not here.
-    fn read(&mut self, entry: i64, budget: u64, now: Instant) -> May {
-        let back = budget as f64 * now.saturating_duration_since(self.at).div_duration_f64(BACK);
-        self.used -= back;
+    /// Whether nothing is left, when what came back by now is there again.
+    fn has_spent(&mut self, budget: u64, now: Instant) -> bool {
+        self.used -= budget as f64 * now.saturating_duration_since(self.at).div_duration_f64(BACK);
         self.at = now;
         if self.used <= 0.0 {
             *self = Account::new(now);
         }
-        if self.used >= budget as f64 {
+        self.used >= budget as f64
+    }
+
+    /// It is about to read something of this entry that is not here.
+    fn read(&mut self, entry: i64, budget: u64, now: Instant) -> May {
+        if self.has_spent(budget, now) {
             return May::NotRead { tell: !std::mem::replace(&mut self.told, true) };
         }
         // Else who goes on and gets a little now and then would be told of each time.
@@ -236,6 +240,7 @@ mod tests {
             assert_eq!(tells(&mut scan, begin + Duration::from_secs(60 * minute)), Some(false));
         }
         let later = begin + Duration::from_secs(8 * 60);
+        assert!(!scan.has_spent(GIB, later), "who asks sees what has come back");
         assert_eq!(tells(&mut scan, later), None, "a little has come back");
         assert_eq!(tells(&mut scan, later), Some(false), "that was all, and it was told of");
         let (next, day) = (begin + BACK, BACK);
@@ -281,6 +286,8 @@ mod tests {
     #[test]
     fn all_that_comes_is_paid_for_once_and_nothing_else() {
         let w = World::new();
+        // Of which little comes back while this runs.
+        w.attach(TierOptions { scan_budget: Some(GIB), ..patient() });
         let small: Vec<String> = (0..40).map(|n| format!("small{n:02}")).collect();
         let mut files: Vec<(&str, Vec<u8>)> =
             small.iter().zip(0..).map(|(name, seed)| (&name[..], bytes(10_000, seed))).collect();

@@ -67,6 +67,11 @@ impl View {
         most: Option<Duration>,
     ) -> Result<usize> {
         let Target::Sealed(r) = self.target(ino)? else { return Err(VfsError::Stale) };
+        // What came while this waited is no matter of budgets.
+        match self.read_sealed(&r.entry, r.record, offset, buf) {
+            Err(VfsError::Remote) => {}
+            here => return here,
+        }
         let by = |options: &crate::cache::TierOptions| since + most.unwrap_or(options.read).min(options.read);
         let payer = self.cache.payer(thread, &r.entry)?;
         Ok(r.entry.read_by(r.record, offset, buf, &Reader { by: &by, payer })?)

@@ -1,5 +1,6 @@
 //! Entries of a tier in a mount: shown, read, and in nobody's way when the tier is ill.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -7,11 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use outfs::cache::{Cache, Entry, LeaseKind, Limits, SealRequest, TaskFacts, TierOptions};
+use outfs::cache::{Cache, CacheError, Entry, LeaseKind, Limits, SealRequest, TaskFacts, TierOptions, Work};
 use outfs::fuse::{self, MountOptions, Mounted, Transport};
 use outfs::model::manifest::Origin;
 use outfs::tier::{Call, Capabilities, Fault, MemoryTier, Source, ship};
-use outfs::vfs::{View, ViewOptions};
+use outfs::vfs::{Caller, VfsError, View, ViewOptions, ino};
 
 use super::common::eventually;
 use super::suite::{key, soon};
@@ -280,6 +281,35 @@ fn too_many_reads_are_told_to_try_again() {
         });
         assert!(read(&w.far(7)).expect("it comes now") == content(1, 7, 3000));
     }
+}
+
+/// S15.20 What is here is read all the same.
+#[test]
+fn what_came_while_a_read_waited_is_no_matter_of_budgets() {
+    const SIZE: usize = 300_000;
+    // What comes first is more than that.
+    let options = TierOptions { scan_budget: Some(1), ..patient() };
+    let w = World::new(Transport::Dev, options, 3, SIZE);
+    let view = View::new(w.cache.clone(), ViewOptions::default()).expect("a view");
+    let caller = Caller { uid: 0, gid: 0, pid: std::process::id() };
+    let far = OsStr::new("far-away");
+    let entry = view.look_up_in_tiers(caller, ino::ROOT, far, Instant::now()).expect("it is found");
+    let below =
+        |parent, name: &str| view.lookup(caller, parent, OsStr::new(name)).expect("it has it").attr.ino;
+    let outputs = below(entry.attr.ino, "outputs");
+    let read = |n: usize| {
+        let (file, mut buf) = (below(outputs, &n.to_string()), vec![0; SIZE]);
+        let read = view.read_from_tiers(caller.pid, (file, 0), &mut buf, Instant::now(), None);
+        read.inspect(|read| assert!(*read == SIZE && buf == content(1, n, SIZE), "{n}"))
+    };
+    read(0).expect("something is left");
+    let refused = || matches!(read(1), Err(VfsError::Cache(CacheError::OverBudget { .. })));
+    assert!(refused());
+    // Somebody else has it come.
+    let held = w.cache.entry(&key("far-away"), LeaseKind::Hold).expect("an index").expect("it is here");
+    held.prefetch(&[b"outputs/1".to_vec()], &Work::default()).expect("it comes");
+    read(1).expect("it is here");
+    assert_eq!(w.cache.stats().expect("figures").scans.refused, 1);
 }
 
 #[test]
