@@ -118,6 +118,9 @@ impl Cache {
             let piece = &mut buf[done..done + n];
             if self.read_partial(of, at, piece).is_none() {
                 let window = self.fetch_large(&object, of, at / WINDOW, waits)?;
+                if window.is_empty() {
+                    return Ok(None);
+                }
                 let skip = (at % WINDOW) as usize;
                 piece.copy_from_slice(window.get(skip..skip + n).ok_or_else(unknown)?);
             }
@@ -251,7 +254,7 @@ impl Cache {
             .collect())
     }
 
-    /// A window of a large content, verified group by group, and kept.
+    /// A window of a large content, verified group by group, and kept; nothing when all of the content is here by now.
     fn fetch_large(
         &self,
         object: &Object,
@@ -271,6 +274,10 @@ impl Cache {
             let mut there = vec![0; (range.end - range.start) as usize];
             if self.read_partial(of, range.start, &mut there).is_some() {
                 return Ok(Ok(Arc::new(there)));
+            }
+            // Whoever had its last window come may have made a blob of it since.
+            if !self.is_elsewhere(&of.hash)? {
+                return Ok(Ok(Arc::default()));
             }
             let check = |bytes: Vec<u8>, _| {
                 let right = groups.verified(wanted.clone(), &bytes).is_some();

@@ -113,10 +113,6 @@ impl Entry {
         found.ok_or_else(|| CacheError::NoFile { key: self.key().clone(), path: format!("record {record}") })
     }
 
-    fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
-        Ok(self.cache().inner.index.blob(hash)?.is_some_and(|row| row.location == Location::Elsewhere))
-    }
-
     /// Does `work` where the blob lies, again after asking the index if it has moved.
     fn at_location<T>(
         &self,
@@ -133,7 +129,7 @@ impl Entry {
                 Some(Ok(done)) => return Ok(done),
                 // That is no damage; but it may have come meanwhile.
                 Some(Err(e @ StoreError::Elsewhere { .. }))
-                    if moves > MOVES || self.is_elsewhere(hash)? =>
+                    if moves > MOVES || self.cache().is_elsewhere(hash)? =>
                 {
                     return Err(e.into());
                 }
@@ -157,7 +153,7 @@ impl Entry {
             if loaded.location(record) == tried && sure || moves > MOVES {
                 let still = || tried.is_none_or(|at| work(at).is_err());
                 self.damaged(loaded, record, hash, &error, (tried, still))?;
-                if moves <= MOVES && self.is_elsewhere(hash)? {
+                if moves <= MOVES && self.cache().is_elsewhere(hash)? {
                     self.relocate_near(loaded, record)?;
                     continue;
                 }
@@ -292,7 +288,7 @@ impl Entry {
     /// Whether a file record's content is in a tier only.
     pub fn is_remote(&self, record: u32) -> Result<bool> {
         let (hash, _) = self.blob(&*self.manifest()?, record)?;
-        self.is_elsewhere(&hash)
+        self.cache().is_elsewhere(&hash)
     }
 
     /// The loose file behind a large record, for passthrough and reflinks; `None` when packed or elsewhere.

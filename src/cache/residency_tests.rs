@@ -92,6 +92,27 @@ fn what_is_whole_becomes_a_blob_like_any_other() {
 }
 
 #[test]
+fn what_became_whole_meanwhile_is_not_asked_for_again() {
+    let (w, large) = with_large();
+    let entry = w.find("abcd").unwrap();
+    let record = entry.file(b"outputs/large").unwrap();
+    assert!(read(&entry, "large").unwrap() == large);
+    eventually("the move", || entry.backing(record).unwrap().is_some());
+    w.near.cache.settle();
+    // As who found just before that its end is elsewhere.
+    let loaded = entry.loaded().unwrap();
+    let content = entry.blob(&loaded.manifest, record).unwrap();
+    let asked = w.traffic(|| {
+        let at = 10 * WINDOW as u64;
+        let came = w.near.cache.fetch(&loaded, record, content, at, &mut [0; 77], &Reader::ANY);
+        assert_eq!(came.unwrap(), None, "it is here");
+    });
+    assert_eq!(asked.calls, 0);
+    assert!(partial_files(&w.near).is_empty());
+    sound(&w.near);
+}
+
+#[test]
 fn what_was_whole_at_a_death_becomes_a_blob_after_it() {
     let (mut w, large) = with_large();
     let entry = w.find("abcd").unwrap();

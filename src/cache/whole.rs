@@ -86,7 +86,8 @@ impl Cache {
         Ok(flight.wait(waits.by).unwrap_or_else(|| Err(late(object)))?)
     }
 
-    fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
+    /// Whether a content is in a tier only.
+    pub(super) fn is_elsewhere(&self, hash: &BlobHash) -> Result<bool> {
         Ok(self.inner.index.blob(hash)?.is_some_and(|row| row.location == Location::Elsewhere))
     }
 }
