@@ -2,7 +2,8 @@
 //!
 //! Invariants: more than what is read comes only where something before it has come, at most twice as much as that and [`MOST`]
 //! windows, and more when a reader has got there; nobody waits for it but who reads it; the first that fails ends it until
-//! somebody reads on. Who has it come pays for it, and nothing comes for who has no budget left. What waits to come holds no entry and keeps no cache open. Threads begin when they are needed, and end when
+//! somebody reads on. Who has it come pays for it, and nothing comes for who has no budget left. What waits to come holds no entry and keeps no cache open, and comes only while somebody else
+//! holds its entry. Threads begin when they are needed, and end when
 //! they are not. Must not know: what a tier is, who reads.
 
 use std::collections::VecDeque;
@@ -18,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::fetch::WINDOW;
 use super::partial::Large;
-use super::{Cache, Entry, HeldEntry, Payer, Reader};
+use super::{Cache, Entry, HeldEntry, LeaseKind, Payer, Reader};
 use crate::model::BlobHash;
 use crate::store::Location;
 
@@ -159,17 +160,16 @@ impl Shared {
 
     /// Fetches what is next; false when there is nothing more.
     fn fetch_next(&self) -> bool {
-        let next = {
-            let mut state = self.state.lock();
-            let next = state.waiting.pop_front();
-            if next.is_none() {
-                state.threads -= 1;
-                self.ended.notify_all();
-            }
-            next
+        let mut state = self.state.lock();
+        let Some(Next { entry, record, window, payer }) = state.waiting.pop_front() else {
+            state.threads -= 1;
+            self.ended.notify_all();
+            return false;
         };
-        let Some(Next { entry, record, window, payer }) = next else { return false };
-        let Some(entry) = entry.upgrade().map(Entry) else { return true };
+        // Under a lease of its own, or those who fetch would be who wants more for each other.
+        let entry = entry.upgrade().map(|theirs| Entry(theirs).held_as(LeaseKind::Hold));
+        drop(state);
+        let Some(entry) = entry else { return true };
         let closing = entry.cache().inner.closing.load(Ordering::Relaxed);
         let bring = || entry.bring(record, window * WINDOW, &Reader::of(payer));
         let came = !closing
@@ -193,8 +193,10 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::super::TierOptions;
-    use super::super::tests::bytes;
+    use super::super::tests::{bytes, eventually};
     use super::super::tier_tests::{World, patient};
     use super::*;
     use crate::tier::{Call, Fault, Object};
@@ -304,6 +306,23 @@ mod tests {
         // All of what is read comes at once.
         r.read(0, 3 * WINDOW).unwrap();
         assert_eq!(r.asked(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_more_comes_when_nobody_holds_the_entry() {
+        let r = Far::new();
+        (0..5).for_each(|n| drop(r.step(n)));
+        let (open, closed) = channel::<()>();
+        let closed = Mutex::new(closed);
+        // All wait until the other end is dropped.
+        r.set_faults(move |_| closed.lock().recv().err().and(None));
+        r.read(5, 10).unwrap();
+        eventually("as many as may be are under way", || r.asked.lock().len() == AT_A_TIME);
+        let Far { w, entry, asked, .. } = r;
+        drop(entry);
+        drop(open);
+        w.near.cache.wait_for_ahead(Duration::from_secs(60));
+        assert_eq!(asked.lock().len(), AT_A_TIME);
     }
 
     #[test]
