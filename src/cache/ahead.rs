@@ -86,7 +86,8 @@ impl Entry {
         let here = |window: u64| self.cache().has_window(of, window);
         let tiers = &self.cache().inner.tiers;
         let read = offset / WINDOW..end.div_ceil(WINDOW);
-        let Last { windows, payer } = tiers.ahead.0.follow(&hash, read, who, &here);
+        let little = (len as u64) < WINDOW;
+        let Last { windows, payer } = tiers.ahead.0.follow(&hash, (read, little), who, &here);
         let budget = tiers.attached().1.scan_budget.unwrap_or(u64::MAX);
         if payer.as_ref().is_some_and(|payer| payer.has_spent(budget)) {
             return;
@@ -106,11 +107,11 @@ impl Cache {
 }
 
 impl Shared {
-    /// What shall come, some of which may be here, when these windows of a content are read, and who pays for it.
+    /// What shall come, some of which may be here, when these windows of a content are read, or a little of them, and who pays for it.
     fn follow(
         &self,
         hash: &BlobHash,
-        read: Range<u64>,
+        (read, little): (Range<u64>, bool),
         who: Option<&Reader<'_>>,
         here: &dyn Fn(u64) -> bool,
     ) -> Last {
@@ -123,7 +124,9 @@ impl Shared {
                 let Some(lacks) = read.clone().find(|n| !here(*n)) else {
                     return Last { windows: 0..0, payer };
                 };
-                if !lacks.checked_sub(1).is_some_and(here) {
+                // Two windows for a little are enough.
+                let enough = little && read.end - lacks > 1;
+                if enough || !lacks.checked_sub(1).is_some_and(here) {
                     return Last { windows: lacks + 1..read.end, payer };
                 }
                 // Who reads here and there meets what is here, too.
@@ -306,6 +309,15 @@ mod tests {
         // All of what is read comes at once.
         r.read(0, 3 * WINDOW).unwrap();
         assert_eq!(r.asked(), [0, 1, 2]);
+        // A little that lies in two windows has no third one come, though the one before them is here.
+        let across = |window: u64| {
+            let mut buf = [0; 4096];
+            assert_eq!(r.entry.read(r.record, window * WINDOW - 100, &mut buf).unwrap(), 4096);
+            r.asked()
+        };
+        assert_eq!(across(12), [11, 12]);
+        // Who reads in order in pieces of any size comes to the next window so.
+        assert_eq!(across(13), [13, 14]);
     }
 
     #[test]
