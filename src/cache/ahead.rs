@@ -1,7 +1,7 @@
 //! Reading ahead: who reads a large content of a tier in order finds here what comes next.
 //!
 //! Invariants: more than what is read comes only where something before it has come, at most twice as much as that and [`MOST`]
-//! windows, and more when a reader has got there; nobody waits for it but who reads it; the first that fails ends it until
+//! windows, and more when a reader has got there; nobody waits for it but who reads it; the first that fails, or cannot be kept, ends it until
 //! somebody reads on. Who has it come pays for it, and nothing comes for who has no budget left. What waits to come holds no entry and keeps no cache open, and comes only while somebody else
 //! holds its entry. Threads begin when they are needed, and end when
 //! they are not. Must not know: what a tier is, who reads.
@@ -98,6 +98,13 @@ impl Entry {
 }
 
 impl Cache {
+    /// Has no more come ahead of this content until something of it is kept again.
+    pub(super) fn end_ahead(&self, hash: &BlobHash) {
+        let mut state = self.inner.tiers.ahead.0.state.lock();
+        state.last.pop(hash);
+        state.waiting.clear();
+    }
+
     /// Waits until nothing is fetched ahead, for so long at most.
     pub(super) fn wait_for_ahead(&self, most: Duration) {
         let (shared, by) = (&self.inner.tiers.ahead.0, Instant::now() + most);
@@ -335,6 +342,20 @@ mod tests {
         drop(open);
         w.near.cache.wait_for_ahead(Duration::from_secs(60));
         assert_eq!(asked.lock().len(), AT_A_TIME);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_does_not_come_again_and_again() {
+        let r = Far::new();
+        (0..6).for_each(|n| drop(r.step(n)));
+        r.w.near.cache.inner.limits.write().size = Some(crate::model::units::Size::Bytes(1));
+        assert_eq!(r.w.near.cache.usage().unwrap().available, 0);
+        let mut asked: Vec<u64> = (6..=40).flat_map(|n| r.step(n)).collect();
+        asked.sort();
+        let all = asked.len();
+        asked.dedup();
+        assert_eq!(asked.len(), all, "each once: {asked:?}");
+        assert!(asked.len() >= 41 - 17, "what was here may have gone: {asked:?}");
     }
 
     #[test]

@@ -289,6 +289,7 @@ impl Cache {
                 if let Err(e) = self.keep_partial(of, range.start, bytes) {
                     tracing::debug!("what came from a tier is kept in memory only: {e}");
                     fetches.windows.lock().put(key, bytes.clone());
+                    self.end_ahead(&of.hash);
                 }
             }
             Ok(came)
