@@ -14,6 +14,7 @@ mod adopt;
 mod ahead;
 mod alias;
 mod anew;
+mod arrived;
 mod at;
 mod backend;
 mod background;
