@@ -3,7 +3,7 @@
 //! The budget is a process's, with all its threads, and not its session's or group's: a build is one session, too, and has more come in
 //! all than any scan should. What tells a scan from a build is that it reads something of very many entries: so each entry counts, beside the bytes.
 //!
-//! Invariants: only what a tier was asked for because a process reads counts, once, for the process that had it asked for; what is here costs
+//! Invariants: only what came from a tier because a process reads counts, once, for the process that had it asked for; what is here costs
 //! nothing; whoever has used up a budget is told of by one event; what is remembered is bounded, however many processes and
 //! entries there are. Must not know: what a tier is, what is read, how reading is answered.
 
