@@ -293,7 +293,11 @@ fn inodes(disk: &Space, daemon: &Daemon, tree: &Path) {
         "disk of {total} inodes: {entries} entries written, {} stay, {left} inodes are free",
         keys(daemon)
     );
-    assert!(left >= total / 100, "less than 1 % of the inodes stays free");
+    // The last entry took of what is to stay free, and upkeep has others go for it.
+    heals("1 % of the inodes free", || match disk.space().files_free() >= total / 100 {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+    });
     assert!(keys(daemon) as u64 >= total / 8, "they are used, too");
     let [unread, last] = [2, 1].map(|n| format!("key{}", entries - n));
     whole(daemon, &last, 100);
