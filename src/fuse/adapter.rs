@@ -17,7 +17,7 @@ use super::reply::Reply;
 use super::request::{Args, Op, parse};
 use super::serve::Pools;
 use super::wire::{InHeader, StatfsOut};
-use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino, is_direct};
+use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino};
 
 type Answer<T> = std::result::Result<T, Errno>;
 
@@ -61,15 +61,15 @@ pub(super) fn run<T>(op: impl FnOnce() -> Result<T>) -> Answer<T> {
 }
 
 /// Flags of an open that is not passed through.
-fn open_flags(opened: &Opened, asked: i32) -> u32 {
+fn open_flags(opened: &Opened) -> u32 {
     match opened {
-        Opened { how: How::Backing(_), .. } if is_direct(asked) => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,
+        Opened { how: How::Direct, .. } => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,
         Opened { how: How::Keep, .. } | Opened { fh: 0, .. } => FOPEN_KEEP_CACHE | FOPEN_NOFLUSH,
         _ => FOPEN_NOFLUSH,
     }
 }
 
-fn answer_open(backings: &Backings, ino: u64, flags: i32, reply: Reply, opened: Answer<Opened>) {
+fn answer_open(backings: &Backings, ino: u64, reply: Reply, opened: Answer<Opened>) {
     let opened = match opened {
         Ok(o) => o,
         Err(e) => return reply.error(e),
@@ -79,21 +79,21 @@ fn answer_open(backings: &Backings, ino: u64, flags: i32, reply: Reply, opened: 
         How::Blob(file) => backings.open(ino, |device| device.register(file)),
         How::Elsewhere => backings.open(ino, |_| Err(std::io::ErrorKind::NotFound.into())),
         How::Keep => backings.join(ino),
+        How::Direct => None,
     };
     match id {
         Some(id) => reply.opened(opened.fh, FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, Some(id.number())),
-        None => reply.opened(opened.fh, open_flags(&opened, flags), None),
+        None => reply.opened(opened.fh, open_flags(&opened), None),
     }
 }
 
-fn answer_create(backings: &Backings, flags: i32, reply: Reply, made: Answer<(Found, Opened)>) {
+fn answer_create(backings: &Backings, reply: Reply, made: Answer<(Found, Opened)>) {
     let (found, opened) = match made {
         Ok(made) => made,
         Err(e) => return reply.error(e),
     };
     let id = match &opened.how {
-        // Registering it would take longer than writing the little that is in most of them.
-        How::Backing(file) if !is_direct(flags) => {
+        How::Backing(file) => {
             backings.open(found.attr.ino, |device| for_writing(file, |f| device.register(f)))
         }
         _ => None,
@@ -102,7 +102,7 @@ fn answer_create(backings: &Backings, flags: i32, reply: Reply, made: Answer<(Fo
         Some(id) => {
             reply.created(&found, opened.fh, FOPEN_NOFLUSH | FOPEN_PASSTHROUGH, Some(id.number()));
         }
-        None => reply.created(&found, opened.fh, open_flags(&opened, flags), None),
+        None => reply.created(&found, opened.fh, open_flags(&opened), None),
     }
 }
 
@@ -234,7 +234,7 @@ impl Adapter {
         }
         let backings = self.backings.clone();
         let op = move |view: &View| view.open(who, ino, flags);
-        let answer = move |reply, opened| answer_open(&backings, ino, flags, reply, opened);
+        let answer = move |reply, opened| answer_open(&backings, ino, reply, opened);
         if reads {
             return self.serve(reply, op, answer);
         }
@@ -302,8 +302,9 @@ impl Adapter {
             }
             Op::Create { name, mode, flags } => {
                 let backings = self.backings.clone();
-                let op = move |view: &View| view.create(who, dir, &name, mode, flags);
-                let answer = move |reply, made| answer_create(&backings, flags, reply, made);
+                let passes = backings.may_pass();
+                let op = move |view: &View| view.create(who, dir, &name, mode, flags, passes);
+                let answer = move |reply, made| answer_create(&backings, reply, made);
                 self.change(&[dir], reply, op, answer);
             }
             Op::Unlink { name } => {

@@ -73,6 +73,11 @@ impl Backings {
         Self { device: device.map(Device), open: Mutex::default() }
     }
 
+    /// Could anything be passed through?
+    pub fn may_pass(&self) -> bool {
+        self.device.is_some()
+    }
+
     /// Counts an open of `ino`. What to answer with, or `None` for a cached open. `register` registers the file
     /// below.
     pub fn open(

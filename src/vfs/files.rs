@@ -29,6 +29,8 @@ pub(super) struct Handle {
     pub(super) writer: bool,
     /// It is not mapped, and writes do not go through the kernel's pages of the file.
     direct: bool,
+    /// Who made it, and open for writing alone.
+    maker: Option<u32>,
 }
 
 /// Flags of open(2) that mean something for the file below; the kernel does the rest.
@@ -38,10 +40,10 @@ fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
-/// Whether a file that is made with these flags is written past the kernel's pages, and not passed through either:
-/// nobody maps or reads what is open for writing alone, and who makes files so (`cp`, `tar`) makes many small ones.
-/// (Of a megabyte that does not begin at a page the kernel sends the end by itself, which some file systems take badly.)
-pub fn is_direct(flags: i32) -> bool {
+/// Whether a file that is made with these flags may be written past the kernel's pages: nobody maps or reads what is open for
+/// writing alone. (Of a megabyte that does not begin at a page the kernel sends the end by itself, which some file systems
+/// take badly.)
+fn is_written_only(flags: i32) -> bool {
     flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_EXCL != 0
 }
 
@@ -105,14 +107,32 @@ impl View {
     }
 
     fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, counted: Counted, flags: i32) -> Opened {
-        let (open, writer, direct) = (Open::new(fd, counted), writes(flags), is_direct(flags));
+        let (open, writer) = (Open::new(fd, counted), writes(flags));
         node.add_handle(&open, writer);
         let (fd, node) = (open.fd.clone(), node.clone());
-        let fh = self.add_handle(Handle { open, node, writer, direct });
+        let fh = self.add_handle(Handle { open, node, writer, direct: false, maker: None });
         Opened { fh, how: How::Backing(fd) }
     }
 
-    /// Makes a regular file and opens it. One that stands there is `EEXIST` with `O_EXCL`, and `Stale` without.
+    /// As [`Self::opened`], of a file that this thread has made for writing alone.
+    fn opened_new(
+        &self,
+        node: &Arc<DraftNode>,
+        fd: OwnedFd,
+        counted: Counted,
+        maker: u32,
+        passes: bool,
+    ) -> Opened {
+        let open = Open::new(fd, counted);
+        node.add_handle(&open, true);
+        let (fd, node) = (open.fd.clone(), node.clone());
+        let direct = !passes || self.makers.makes_small(maker);
+        let fh = self.add_handle(Handle { open, node, writer: true, direct, maker: Some(maker) });
+        Opened { fh, how: if direct { How::Direct } else { How::Backing(fd) } }
+    }
+
+    /// Makes a regular file and opens it. One that stands there is `EEXIST` with `O_EXCL`, and `Stale` without. `passes`: the
+    /// kernel may be had to write to it by itself.
     pub fn create(
         &self,
         caller: Caller,
@@ -120,6 +140,7 @@ impl View {
         name: &std::ffi::OsStr,
         mode: u32,
         flags: i32,
+        passes: bool,
     ) -> Result<(Found, Opened)> {
         let dir = match self.target(parent)? {
             Target::Draft(d) if !self.read_only() => d,
@@ -140,7 +161,11 @@ impl View {
                     dir.draft.writer_closed();
                 }
                 let Target::Draft(node) = node? else { return Err(VfsError::Stale) };
-                Ok((found, self.opened(&node, fd, counted, flags)))
+                let opened = match is_written_only(flags) {
+                    true => self.opened_new(&node, fd, counted, caller.pid, passes),
+                    false => self.opened(&node, fd, counted, flags),
+                };
+                Ok((found, opened))
             }
             Err(e) => {
                 dir.draft.writer_closed();
@@ -231,13 +256,17 @@ impl View {
     /// The last reference to a handle is gone.
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.handles.write().remove(&fh) else { return };
-        let Handle { open: file, node, writer, direct } = &*handle;
+        let Handle { open: file, node, writer, direct, maker } = &*handle;
         if !writer {
             return node.drop_handle(file, false);
         }
         let fd = &file.fd;
         // Small files are hashed when they are packed or asked for.
-        let large = sys::stat(&**fd).is_ok_and(|st| st.st_size as u64 > PACK_LIMIT);
+        let size = sys::stat(&**fd).map_or(0, |st| st.st_size as u64);
+        if let Some(maker) = maker {
+            self.makers.made(*maker, size);
+        }
+        let large = size > PACK_LIMIT;
         if large {
             // Whoever opens it later is not told of what others were told already; and who seals waits for its writers.
             self.cache.written_through(&node.draft, fd.as_fd(), None);
@@ -378,8 +407,9 @@ mod tests {
         view.mknod(caller, work, "fifo".as_ref(), libc::S_IFIFO | 0o666, 0).unwrap();
         for flags in [libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
             for name in ["file", "fifo"] {
-                let create =
-                    |more| view.create(caller, work, name.as_ref(), libc::S_IFREG | 0o644, flags | more);
+                let create = |more| {
+                    view.create(caller, work, name.as_ref(), libc::S_IFREG | 0o644, flags | more, true)
+                };
                 if let Ok((_, opened)) = create(libc::O_EXCL) {
                     view.release(opened.fh);
                 }
@@ -390,5 +420,33 @@ mod tests {
         let Attr { ino: fifo, .. } = view.lookup(caller, work, "fifo".as_ref()).unwrap().attr;
         assert!(matches!(view.open(caller, fifo, libc::O_WRONLY), Err(VfsError::Invalid)));
         assert!(view.handles.read().is_empty(), "nothing is left open");
+    }
+
+    /// The first file of a thread is passed through, and what comes after a small one is not.
+    #[test]
+    fn who_makes_small_files_writes_them_by_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let view = View::new(cache, ViewOptions::default()).unwrap();
+        let caller =
+            Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: 1 };
+        let Attr { ino: work, .. } = view.mkdir(caller, ino::WORK, "w".as_ref(), 0o755).unwrap().attr;
+        let is_direct = |name: &str, flags: i32, size: u64, passes: bool| {
+            let made = view.create(caller, work, name.as_ref(), libc::S_IFREG | 0o644, flags, passes);
+            let opened = made.unwrap().1;
+            view.write(opened.fh, size - 1, b"x", false).unwrap();
+            let past = view.is_past_pages(opened.fh);
+            assert_eq!(past, matches!(opened.how, How::Direct));
+            view.release(opened.fh);
+            past
+        };
+        let copied = libc::O_WRONLY | libc::O_EXCL;
+        assert!(!is_direct("first", copied, 10, true));
+        assert!(is_direct("second", copied, 8 << 20, true));
+        assert!(!is_direct("after a large one", copied, 10, true));
+        assert!(!is_direct("for both", libc::O_RDWR | libc::O_EXCL, 10, true));
+        assert!(!is_direct("as compilers do", libc::O_WRONLY | libc::O_TRUNC, 10, true));
+        assert!(is_direct("fourth", copied, 8 << 20, true), "others say nothing");
+        assert!(is_direct("nothing is passed through", copied, 10, false));
     }
 }

@@ -23,6 +23,7 @@ mod gestures;
 mod holder;
 pub mod ino;
 mod known;
+mod makers;
 mod names;
 mod namespace;
 mod nodes;
@@ -39,7 +40,6 @@ mod xattrs;
 
 pub use counted::Taken;
 pub use error::{Result, VfsError};
-pub use files::is_direct;
 pub use holder::{Kernel, When};
 pub use types::*;
 
@@ -55,6 +55,7 @@ use crate::cache::{Cache, Entry, LeaseKind, now_ns};
 use crate::model::EntryKey;
 use draft_node::DraftNode;
 use known::Bound;
+use makers::Makers;
 use nodes::{Node, Nodes, Own};
 use reach::Reach;
 use sealed::SealedRef;
@@ -100,6 +101,7 @@ pub struct View {
     nodes: Nodes,
     reach: Reach,
     handles: RwLock<HashMap<u64, Arc<files::Handle>>>,
+    makers: Makers,
     next_handle: AtomicU64,
     listings: names::Listings,
     /// The tree's own directories, by number.
@@ -156,6 +158,7 @@ impl View {
             nodes: Nodes::default(),
             reach: Reach::default(),
             handles: RwLock::default(),
+            makers: Makers::default(),
             next_handle: AtomicU64::new(1),
             listings: names::Listings::default(),
             own_shown: Default::default(),

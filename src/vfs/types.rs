@@ -161,7 +161,9 @@ pub enum How {
     Keep,
     /// By the kernel on this file, where it can; else through this view, with the page cache.
     Backing(Arc<OwnedFd>),
-    /// The same, on a file that nobody writes to any more.
+    /// Through this view, past the page cache.
+    Direct,
+    /// By the kernel on this file, which nobody writes to any more.
     Blob(Arc<OwnedFd>),
     /// As `Keep`, of what a later open may find to be such a file: not while this one lasts.
     Elsewhere,

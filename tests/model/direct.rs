@@ -182,8 +182,10 @@ impl Direct {
                 opened
             }
             Err(libc::ENOENT) => {
-                let made =
-                    self.view().create(CALLER, dir, name, libc::S_IFREG | 0o644, flags).map_err(errno)?;
+                let made = self
+                    .view()
+                    .create(CALLER, dir, name, libc::S_IFREG | 0o644, flags, true)
+                    .map_err(errno)?;
                 self.seen.push(made.0.attr.ino);
                 made.1
             }
