@@ -20,6 +20,7 @@ mod format;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod kept;
 mod lock;
 mod manifests;
 mod open;
@@ -129,6 +130,7 @@ pub struct Store {
     /// Open packs and loose blobs.
     files: Mutex<LruCache<read::FileKey, Arc<File>>>,
     ahead: ahead::Ahead,
+    kept: kept::Kept,
     pack_ids: Mutex<packs::PackIds>,
     log: Mutex<events::EventLog>,
     /// The next owner must not believe that this one ended in order.

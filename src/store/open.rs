@@ -17,6 +17,7 @@ use super::ahead::Ahead;
 use super::dir::Dir;
 use super::events::EventLog;
 use super::format::{self, FORMAT};
+use super::kept::Kept;
 use super::lock::{LOCK, Lock};
 use super::packs::PackIds;
 use super::{Access, Result, Space, Store, StoreError, port, remove, shards};
@@ -236,6 +237,7 @@ fn assemble(root: Dir, id: String, lock: Option<Lock>) -> Result<Store> {
         tmp: room("tmp")?,
         files: Mutex::new(lru::LruCache::new(OPEN_FILES)),
         ahead: Ahead::default(),
+        kept: Kept::default(),
         pack_ids: Mutex::new(PackIds::default()),
         log: Mutex::new(EventLog::default()),
         disorder: Default::default(),

@@ -95,7 +95,6 @@ impl Blob<'_> {
         let wanted = buf.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let buf = &mut buf[..wanted];
         let mut done = 0;
-        let mut scratch = Vec::new();
         while done < wanted {
             let position = offset + done as u64;
             let group = position / GROUP as u64;
@@ -103,12 +102,16 @@ impl Blob<'_> {
             let len = (size - start).min(GROUP as u64) as usize;
             let skip = (position - start) as usize;
             let n = (len - skip).min(wanted - done);
+            let to = &mut buf[done..done + n];
             if n == len {
-                self.read_group(file, base, group, &mut buf[done..done + n])?;
+                self.read_group(file, base, group, to)?;
             } else {
-                scratch.resize(len, 0);
-                self.read_group(file, base, group, &mut scratch)?;
-                buf[done..done + n].copy_from_slice(&scratch[skip..skip + n]);
+                let read = |whole: &mut [u8]| self.read_group(file, base, group, whole);
+                let take = |whole: &[u8]| to.copy_from_slice(&whole[skip..skip + n]);
+                let value = usize::try_from(group).ok().and_then(|i| self.groups.get(i));
+                // Blobs of one group are not all to be kept in the same place.
+                let number = group.wrapping_add(self.hash.as_bytes()[0].into());
+                self.store.kept.group(value.unwrap_or(self.hash.as_bytes()), number, len, read, take)?;
             }
             done += n;
         }

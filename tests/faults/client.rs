@@ -69,8 +69,9 @@ impl Client {
     /// Makes a file with this content, as a temporary one that gets its name when it is whole.
     fn write_file(&self, dir: Ino, name: &str, content: &[u8]) -> Result<Ino> {
         let (flags, new) = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, OsStr::new("new"));
-        let (found, opened) =
-            answered(&self.view, || self.view.create(self.caller, dir, new, libc::S_IFREG | 0o644, flags))?;
+        let (found, opened) = answered(&self.view, || {
+            self.view.create(self.caller, dir, new, libc::S_IFREG | 0o644, flags, true)
+        })?;
         self.seen.borrow_mut().push(found.attr.ino);
         let written = self.fill(found.attr.ino, opened.fh, content);
         self.view.release(opened.fh);
