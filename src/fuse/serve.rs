@@ -4,7 +4,7 @@
 //! has done nothing; it is done again when the draft is open, and nobody waits for that. In views
 //! that replace, the first change of a sealed entry makes a draft that begins as a copy of the entry, which
 //! takes as long as the entry is large: that is a job too. One that finds no room has done nothing either; it is done
-//! again when a job has made some, which may take FORGETs that somebody must answer meanwhile.
+//! again when a job has made some, which may take FORGETs that somebody must answer meanwhile. So does one that finds no descriptor.
 
 use std::sync::Arc;
 
@@ -55,6 +55,12 @@ impl Pools {
     }
 }
 
+/// What an operation lacks.
+enum Lack {
+    Room,
+    Descriptor(u64),
+}
+
 /// Does `op` and answers. When a draft is being committed, one of `later` does once that is over; when there is no room,
 /// whoever has made some.
 pub(super) fn serve<T>(
@@ -64,17 +70,22 @@ pub(super) fn serve<T>(
     op: impl Fn(&View) -> Result<T> + Send + 'static,
     answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
 ) {
-    let (mut closed, mut crowded) = (None, false);
+    let (mut closed, mut lacks) = (None, None);
     let done = run(|| {
         op(&view).inspect_err(|e| match e {
             VfsError::Committing(draft) => closed = Some(draft.clone()),
-            VfsError::Crowded => crowded = true,
+            VfsError::Crowded => lacks = Some(Lack::Room),
+            VfsError::Scarce { most } => lacks = Some(Lack::Descriptor(*most)),
             _ => {}
         })
     });
-    if crowded {
+    if let Some(lack) = lacks {
         let own = pools.clone();
-        return pools.room.run(move || match run(|| view.make_room()) {
+        let get = move |view: &View| match lack {
+            Lack::Room => view.make_room(),
+            Lack::Descriptor(most) => view.wait_for_descriptor(most),
+        };
+        return pools.room.run(move || match run(|| get(&view)) {
             Ok(()) => serve(view, (own, later), reply, op, answer),
             Err(e) => answer(reply, Err(e)),
         });

@@ -1,10 +1,12 @@
 //! How many descriptors open files, and what is reached without a name, may take.
 //!
-//! Invariant: some stay for everything else, so that who opens very many files keeps nobody from reading. Must not know:
-//! what is open.
+//! Invariants: some stay for everything else, so that who opens very many files keeps nobody from reading; who finds none is refused only
+//! when none come back either: a kernel says of files that were closed or removed that it let go of them later than it asks for
+//! the next ones. Must not know: what is open.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
@@ -16,12 +18,16 @@ const LEFT: u64 = 1024;
 
 /// What all views have open: what they take is the process's.
 static OPEN: AtomicU64 = AtomicU64::new(0);
+/// Somebody waited in vain, and nobody has got one since.
+static NONE_COME_BACK: AtomicBool = AtomicBool::new(false);
+/// How long one may take to come back.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A descriptor, until it is dropped.
 pub(super) struct Counted(());
 
 impl Counted {
-    /// Counts a handle's; ENFILE when there is none to spare.
+    /// Counts a handle's; [`VfsError::Scarce`] when there is none to spare.
     pub fn handle() -> Result<Counted> {
         Counted::one(1)
     }
@@ -34,13 +40,37 @@ impl Counted {
 
     /// `of_left`: what part of the rest is left.
     fn one(of_left: u64) -> Result<Counted> {
-        static LIMIT: OnceLock<u64> = OnceLock::new();
-        let limit = *LIMIT.get_or_init(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft));
-        let most = limit - LEFT.min(limit / 4) / of_left;
-        let before = OPEN.fetch_add(1, Ordering::Relaxed);
+        let (most, before) = (most(of_left), OPEN.fetch_add(1, Ordering::Relaxed));
         let counted = Counted(());
-        if before < most { Ok(counted) } else { Err(VfsError::Draft(Errno::ENFILE)) }
+        if before >= most {
+            return Err(VfsError::Scarce { most });
+        }
+        if NONE_COME_BACK.load(Ordering::Relaxed) {
+            NONE_COME_BACK.store(false, Ordering::Relaxed);
+        }
+        Ok(counted)
     }
+}
+
+fn most(of_left: u64) -> u64 {
+    static LIMIT: OnceLock<u64> = OnceLock::new();
+    let limit = *LIMIT.get_or_init(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft));
+    limit - LEFT.min(limit / 4) / of_left
+}
+
+/// Waits until fewer than `most` are open; ENFILE when that does not come. Not for threads that answer requests: these bring them back.
+pub(super) fn wait_for_fewer(most: u64) -> Result<()> {
+    let begun = Instant::now();
+    while !NONE_COME_BACK.load(Ordering::Relaxed) {
+        if OPEN.load(Ordering::Relaxed) < most {
+            return Ok(());
+        }
+        if begun.elapsed() > PATIENCE {
+            NONE_COME_BACK.store(true, Ordering::Relaxed);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(VfsError::Draft(Errno::ENFILE))
 }
 
 /// Descriptors that something else takes for long, until it is dropped: so many fewer are to spare.

@@ -74,7 +74,7 @@ impl Reach {
         Err(VfsError::Stale)
     }
 
-    /// What reaches the node's inode without a name. ENFILE when no descriptor is to spare for that.
+    /// What reaches the node's inode without a name. [`VfsError::Scarce`] when no descriptor is to spare for that.
     pub fn keep(&self, node: &Arc<DraftNode>) -> Result<Arc<Open>> {
         if let Some(open) = node.open() {
             return Ok(open);

@@ -15,8 +15,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
-use common::{Mapping, Mount, chmod, eventually, mkdir, need_root, read, write};
+use common::{Mapping, Mount, chmod, eventually, eventually_some, mkdir, need_root, read, write};
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
@@ -377,6 +378,32 @@ fn very_many_files_without_names() {
     });
     m.entry_of("key-after", "others go on");
     fs::rename(m.work("hoard"), m.path(".outfs/trash/hoard")).expect("thrown away");
+}
+
+/// A kernel may say that files were closed after it has asked for the next one.
+#[test]
+fn who_wants_a_file_waits_a_moment_for_those_that_are_closed() {
+    let mut m = Mount::unmounted(&["--size", "4G"]).with_descriptors(400);
+    m.start();
+    let draft = m.draft("hoard", |_| {}).join("outputs");
+    let mut held = Vec::new();
+    let refused = loop {
+        match fs::File::create(draft.join(held.len().to_string())) {
+            Ok(file) => held.push(file),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENFILE));
+    // One that comes back can be had, and from then on there is hope again.
+    held.pop();
+    let name = draft.join("again");
+    held.push(eventually_some("a descriptor to come back", || fs::File::create(&name).ok()));
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(held);
+    });
+    fs::File::create(draft.join("one-more")).expect("it waits");
+    closing.join().expect("no panic");
 }
 
 /// A hundred thousand files that are open in a view without opens cost the daemon nothing. Those of drafts take
