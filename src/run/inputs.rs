@@ -42,8 +42,11 @@ impl Gathered {
         self.found.iter().map(|(path, _)| path.as_path())
     }
 
-    /// Those of some paths, also in order, that are none of them.
+    /// Those of some paths that are none of them, in order and each once.
     pub fn others(&self, mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+        // Paths themselves are compared by components, which is another order.
+        paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+        paths.dedup();
         let mut found = self.found.iter().map(|(path, _)| path.as_os_str()).peekable();
         paths.retain(|path| {
             while found.next_if(|input| *input < path.as_os_str()).is_some() {}

@@ -234,3 +234,11 @@ fn what_vanishes_is_named() {
     let other = super::inputs::hash_all(&place, vec![(p.path("src/f"), seen)], &mut Remembered::open(None));
     assert!(matches!(other, Err(RunError::Unstable { what: "changed", .. })), "{other:?}");
 }
+
+#[test]
+fn others_are_told_in_whatever_order_they_are_asked_for() {
+    let p = Project::new(&["a/b", "a-b", "c"]);
+    let gathered = p.gather("", named(&["."]), &mut Remembered::open(None)).unwrap();
+    let paths = ["z", "c", "a/b", "a-b", "a/a", "z"].map(|name| p.path(name)).into();
+    assert_eq!(gathered.others(paths), [p.path("a/a"), p.path("z")]);
+}

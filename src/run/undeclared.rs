@@ -133,7 +133,7 @@ fn from_directory(dir: &Path, path: &Path) -> String {
     text(names.collect::<PathBuf>())
 }
 
-/// Files of a project that git does not ignore and that are not as it knows them, absolute and in order; of those that it does not
+/// Files of a project that git does not ignore and that are not as it knows them, absolute; of those that it does not
 /// track it leaves out what is `apart`.
 fn not_as_in_git(root: &Path, apart: &[PathBuf]) -> Option<Vec<PathBuf>> {
     let mut git = Command::new("git");
@@ -179,7 +179,6 @@ fn changed_below(top: &Path, apart: &[PathBuf], moment: i128) -> Vec<PathBuf> {
             }
         }
     }
-    found.sort();
     found
 }
 

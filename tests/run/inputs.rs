@@ -271,6 +271,17 @@ fn what_was_made_with_an_input_that_came_is_not_kept() {
     p.sh(&["--task", "next", "--after", "t", "--no-inputs", "--output", "n"], "cp o n").kept(true);
 }
 
+/// S13.14 An input that git has in another form is an input, whatever else the command makes.
+#[test]
+fn what_is_made_beside_an_edited_input_does_not_make_that_undeclared() {
+    let p = Project::new();
+    p.write("src/a", "a\n");
+    p.git(&["add", "src/a"]);
+    p.write("src/a", "b\n");
+    let ran = p.sh(&["--task", "t", "--input", "src", "--output", "o"], "cp src/a o; touch src/a zz");
+    assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(["zz"]), "{ran:#?}");
+}
+
 /// What tools leave beside their sources is no change of the inputs.
 #[test]
 fn what_git_ignores_may_come_below_an_input() {
