@@ -1,8 +1,9 @@
 //! What runs ask: is there a result, what was before it, have it stand here, keep this one.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
 use super::entries::draft_facts;
@@ -18,12 +19,61 @@ use crate::run::{Found, Held, Kept, MEMBER, Node, Note, Placed, Times, sorted_no
 /// At most so many earlier results are looked at.
 const MOST_EARLIER: usize = 64;
 
-/// What a run wrote into the metadata of its result, as far as it is asked for here.
-#[derive(Deserialize)]
-struct Order {
-    /// Of its logs.
-    #[serde(default)]
-    order: String,
+/// In which order a run's logs were written, as its metadata says; empty where that says something else in its place: it is no reason
+/// not to have the result. What is beside it may be long and is passed over.
+#[derive(Debug, Default, PartialEq)]
+struct Order(String);
+
+impl<'de> Deserialize<'de> for Order {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Order, D::Error> {
+        deserializer.deserialize_any(OrderVisitor)
+    }
+}
+
+struct OrderVisitor;
+
+impl<'de> Visitor<'de> for OrderVisitor {
+    type Value = Order;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what a run knows")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Order, A::Error> {
+        let mut order = Order::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "order" {
+                order.0 = map.next_value::<serde_json::Value>()?.as_str().unwrap_or_default().to_owned();
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(order)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Order, A::Error> {
+        IgnoredAny.visit_seq(seq).map(|_| Order::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Order, E> {
+        Ok(Order::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Order, E> {
+        Ok(Order::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Order, E> {
+        Ok(Order::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Order, E> {
+        Ok(Order::default())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Order, E> {
+        Ok(Order::default())
+    }
 }
 
 fn paths(raw: &[RawPath]) -> Vec<PathBuf> {
@@ -45,7 +95,7 @@ pub(super) fn find(cache: &Cache, key: &EntryKey, outputs: &[RawPath], fate: boo
                     exit_code: metadata.exit_code,
                     inferred: entry.row()?.inferred,
                     missing: outputs.iter().find(|o| !there(o)).map(|o| text(&o.0)),
-                    order: metadata.outfs.map(|run| run.order).unwrap_or_default(),
+                    order: metadata.outfs.unwrap_or_default().0,
                 }))
             }
             Err(e) => unreadable(e)?,
@@ -247,4 +297,30 @@ pub(super) fn note(cache: &Cache, key: &EntryKey, task: String, note: Note) -> R
     };
     cache.store().append_event(kind, Some(key), false)?;
     Ok(Reply::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_order_is_none() {
+        let order = |outfs: &str| {
+            let metadata = format!(
+                r#"{{"task_id":"t","digest":"d","command":[],"created_at":"2026-01-02T03:04:05Z",
+                "duration_ms":1,"exit_code":0{outfs}}}"#
+            );
+            let summary: Summary<Order> =
+                serde_json::from_str(&metadata).unwrap_or_else(|e| panic!("{outfs}: {e}"));
+            summary.outfs.unwrap_or_default().0
+        };
+        assert_eq!(order(r#", "outfs": {"a": [{"order": "b"}], "order": "o1", "z": null}"#), "o1");
+        for order_is in ["null", "true", "1", "-1", "1.5", "[\"o1\"]", "{\"order\": \"o1\"}"] {
+            assert_eq!(order(&format!(r#", "outfs": {{"order": {order_is}}}"#)), "", "{order_is}");
+        }
+        for outfs in ["null", "true", "1", "-1", "1.5", "\"o1\"", "[\"o1\", {}]", "{}"] {
+            assert_eq!(order(&format!(r#", "outfs": {outfs}"#)), "", "{outfs}");
+        }
+        assert_eq!(order(""), "");
+    }
 }
