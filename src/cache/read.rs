@@ -362,8 +362,11 @@ impl Entry {
 
     /// The same, in another form.
     pub(super) fn metadata_as<M: DeserializeOwned>(&self) -> Result<std::result::Result<M, String>> {
-        let parse =
-            |bytes: Vec<u8>| serde_json::from_slice(&bytes).map_err(|e| format!("metadata.json: {e}"));
+        let parse = |bytes: Vec<u8>| {
+            // As a whole: of what is passed over no text is looked at.
+            let text = std::str::from_utf8(&bytes).map_err(|e| format!("metadata.json: {e}"))?;
+            serde_json::from_str(text).map_err(|e| format!("metadata.json: {e}"))
+        };
         Ok(self.metadata_bytes()?.and_then(parse))
     }
 

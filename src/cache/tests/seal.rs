@@ -62,6 +62,39 @@ fn missing_metadata_is_written_broken_metadata_is_a_miss() {
     assert!(matches!(f.cache.lookup(&key("nothing")).unwrap(), Lookup::Miss(Miss::NoEntry)));
 }
 
+/// S7.2 Who looks at all of it and who passes over what is not asked for see the same; but for values without a meaning.
+#[test]
+fn metadata_that_is_passed_over_is_text_too() {
+    use crate::model::Summary;
+    let f = Fixture::new();
+    let more =
+        |value: &[u8]| [META.strip_suffix('}').unwrap().as_bytes(), b",\"more\":", value, b"}"].concat();
+    let deep = [[b'['; 200], [b']'; 200]].concat();
+    let cases: [(&[u8], bool, bool); 6] = [
+        (b"[\"text\", 1.5]", true, true),
+        (b"\"\xff\"", false, false),
+        (b"[1", false, false),
+        (b"\"\\ud800\"", false, true),
+        (b"1e999", false, true),
+        (&deep, false, true),
+    ];
+    for (n, (value, whole, summary)) in cases.into_iter().enumerate() {
+        let name = format!("key-{n}");
+        let (draft, path) = f.in_place(&name);
+        fill(&path, b"1");
+        std::fs::write(path.join("metadata.json"), more(value)).unwrap();
+        f.cache.seal(&draft, request(&name)).unwrap();
+        let is_hit = matches!(f.cache.lookup(&key(&name)).unwrap(), Lookup::Hit { .. });
+        assert_eq!(is_hit, whole, "{}", value.escape_ascii());
+        match f.cache.lookup_as::<Summary>(&key(&name)).unwrap() {
+            Lookup::Hit { .. } => assert!(summary, "{}", value.escape_ascii()),
+            Lookup::Miss(miss) => {
+                assert!(!summary && matches!(miss, Miss::BadMetadata(_)), "{}: {miss}", value.escape_ascii());
+            }
+        }
+    }
+}
+
 #[test]
 fn the_first_sealed_result_wins() {
     let f = Fixture::new();
