@@ -72,10 +72,16 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let behind = lock_file.as_deref().map(|file| task.place.file(&Lock::behind(file)));
     let apart: Vec<PathBuf> = theirs.map(|o| cwd.join(o)).chain(lock_file).chain(behind).collect();
     let apart = Apart { outputs: apart, stay: task.base.is_some(), own: around.own };
+    let open = || Remembered::open(around.ledger.inputs());
     let (mut remembered, found) = std::thread::scope(|scope| {
-        let opened = scope.spawn(|| Remembered::open(around.ledger.inputs()));
+        let opened = std::thread::Builder::new().spawn_scoped(scope, open);
         let found = list(&task.inputs, &task.place, &apart);
-        (opened.join().unwrap_or_else(|p| std::panic::resume_unwind(p)), found)
+        let remembered = match opened {
+            Ok(thread) => thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
+            // No more threads are to be had.
+            Err(_) => open(),
+        };
+        (remembered, found)
     });
     let gathered = hash_all(&task.place, found?, &mut remembered)?;
     let mut hash = |path: &Path| hash_program(path, &mut remembered).map(|hash| hash.to_hex());

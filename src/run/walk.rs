@@ -178,10 +178,15 @@ pub(super) fn in_threads<T: Sync, U: Send>(
     }
     let work = &work;
     std::thread::scope(|scope| {
-        let parts: Vec<_> = list.chunks(each).map(|part| scope.spawn(move || work(part))).collect();
+        let begin = |part| (part, std::thread::Builder::new().spawn_scoped(scope, move || work(part)));
+        let parts: Vec<_> = list.chunks(each).map(begin).collect();
         let mut all = Vec::with_capacity(list.len());
-        for part in parts {
-            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        for (part, thread) in parts {
+            all.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                // No more threads are to be had.
+                Err(_) => work(part)?,
+            });
         }
         Ok(all)
     })
