@@ -151,12 +151,24 @@ impl Lock {
 
     /// Writes it aside and renames it.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let fail = |e| RunError::io("write", path, e);
-        let mut aside = aside(dir_of(path)).map_err(fail)?;
-        aside.write_all(self.to_text().as_bytes()).map_err(fail)?;
-        aside.persist(path).map_err(|e| fail(e.error))?;
-        Ok(())
+        let text = self.to_text();
+        let write = || {
+            let mut new = aside(dir_of(path))?;
+            new.write_all(text.as_bytes())?;
+            Ok(new)
+        };
+        put(path, write).map_err(|e| RunError::io("write", path, e))
     }
+}
+
+/// Has what is written aside stand at `path`. If it is gone it is written once more: a run in a container, where processes have other numbers,
+/// takes it for what a dead one left, and sweeps once.
+fn put(path: &Path, mut write: impl FnMut() -> io::Result<NamedTempFile>) -> io::Result<()> {
+    let put = match write()?.persist(path) {
+        Err(e) if e.error.kind() == io::ErrorKind::NotFound => write()?.persist(path),
+        put => put,
+    };
+    put.map(drop).map_err(|e| e.error)
 }
 
 /// A new file under a name that is nobody's input, as it would be another run's.
@@ -293,6 +305,25 @@ mod tests {
         let text = lock().to_text();
         assert!(text.contains(&format!("\n[task.\"build\"]\nkey_version = {VERSION}\nkey = \"")), "{text}");
         assert!(text.lines().any(|l| l.starts_with("  \"f ") && l.ends_with(" sub/a.c\",")), "{text}");
+    }
+
+    #[test]
+    fn what_another_one_swept_away_is_written_once_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("outfs.lock");
+        let mut written = 0;
+        let mut write = |swept: usize| {
+            written += 1;
+            let new = aside(dir.path())?;
+            if written <= swept {
+                std::fs::remove_file(new.path())?;
+            }
+            Ok(new)
+        };
+        put(&path, || write(1)).unwrap();
+        assert!(path.exists());
+        assert_eq!(put(&path, || write(9)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(written, 4);
     }
 
     #[test]
