@@ -63,6 +63,7 @@ impl Run<'_> {
             let told: BTreeSet<PathBuf> = told.into_iter().collect();
             made.retain(|path| !told.contains(path));
             made.retain(|path| changed_since(path, began));
+            let mut made = not_ignored(&root, made);
             if let Some(turns) = turns {
                 turns.leave_out_others(&mut made, began, &ours);
             }
@@ -137,6 +138,8 @@ fn from_directory(dir: &Path, path: &Path) -> String {
 /// track it leaves out what is `apart`.
 fn not_as_in_git(root: &Path, apart: &[PathBuf]) -> Option<Vec<PathBuf>> {
     let mut git = Command::new("git");
+    // Patterns are for one path, also where the project's own are for names in capitals too.
+    git.args(["-c", "core.ignorecase=false"]);
     git.args(["ls-files", "-z", "--others", "--modified", "--exclude-standard"]).current_dir(root);
     let below = apart.iter().filter_map(|path| path.strip_prefix(root).ok());
     for path in below.filter(|path| !path.as_os_str().is_empty()).take(MOST_PATTERNS) {

@@ -282,6 +282,18 @@ fn what_is_made_beside_an_edited_input_does_not_make_that_undeclared() {
     assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(["zz"]), "{ran:#?}");
 }
 
+/// S13.14 … also where git takes capitals for the same letters: what it ignores is ignored so, what is declared is not.
+#[test]
+fn what_only_looks_like_an_input_in_capitals_is_named() {
+    let p = Project::new();
+    p.git(&["config", "core.ignorecase", "true"]);
+    p.write("src/a", "a\n");
+    p.write(".gitignore", "ignored\n");
+    let script = "cp src/a o; mkdir SRC; touch SRC/made O IGNORED";
+    let ran = p.sh(&["--task", "t", "--input", "src", "--output", "o"], script);
+    assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(["O", "SRC/made"]), "{ran:#?}");
+}
+
 /// What tools leave beside their sources is no change of the inputs.
 #[test]
 fn what_git_ignores_may_come_below_an_input() {
