@@ -112,9 +112,14 @@ pub(super) fn list(inputs: &Inputs, place: &Place, apart: &Apart) -> Result<Foun
     Ok(found)
 }
 
-/// What a run that was killed has left of an output: nobody's input.
+/// What a run has not finished of an output, or has left of it when it was killed: nobody's input.
 pub(super) fn is_unfinished(path: &Path) -> bool {
     path.as_os_str().as_bytes().rsplit(|b| *b == b'/').next().is_some_and(|name| temp_owner(name).is_some())
+}
+
+/// Or what lies in such a directory, on the way from where the path begins.
+pub(super) fn is_in_unfinished(path: &Path) -> bool {
+    path.as_os_str().as_bytes().split(|b| *b == b'/').any(|name| temp_owner(name).is_some())
 }
 
 /// Those directories that a path does not lie in.
@@ -159,11 +164,15 @@ fn of_git(dir: &Path, own: &[PathBuf], found: &mut Found) -> Result<bool> {
         let said = String::from_utf8_lossy(&listed.stderr);
         return Err(no_git(&format!("git says: {}", said.lines().next().unwrap_or("nothing").trim())));
     }
+    let finished = |(_, name): &(&[u8], &[u8])| !is_in_unfinished(Path::new(OsStr::from_bytes(name)));
     // Each with a letter for its state before it.
-    let names: Vec<(&[u8], &[u8])> =
-        listed.stdout.split(|&b| b == 0).filter_map(|line| line.split_at_checked(2)).collect();
-    let unfinished = |name: &[u8]| is_unfinished(Path::new(OsStr::from_bytes(name)));
-    let has_untracked = names.iter().any(|(state, name)| *state == b"? " && !unfinished(name));
+    let names: Vec<(&[u8], &[u8])> = listed
+        .stdout
+        .split(|&b| b == 0)
+        .filter_map(|line| line.split_at_checked(2))
+        .filter(finished)
+        .collect();
+    let has_untracked = names.iter().any(|(state, _)| *state == b"? ");
     let looked = in_threads(&names, FILES, |names| {
         let path =
             |(_, name): &(&[u8], &[u8])| dir.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)));
@@ -256,14 +265,16 @@ fn matcher(glob: &Path) -> std::result::Result<GlobMatcher, String> {
     Ok(glob.compile_matcher())
 }
 
-/// All files and symlinks below a directory, but not git's own, nor ours.
+/// All files and symlinks below a directory, but not git's own, nor ours, nor what is not finished.
 fn walk(top: &Path, own: &[PathBuf], found: &mut Found) -> Result<()> {
     walk_to(top, usize::MAX, own, found)
 }
 
 /// The same, not in directories that are deeper than so many levels.
 fn walk_to(top: &Path, levels: usize, own: &[PathBuf], found: &mut Found) -> Result<()> {
-    let is_apart = |dir: &Path| dir.file_name() == Some(OsStr::new(".git")) || own.iter().any(|o| o == dir);
+    let is_apart = |dir: &Path| {
+        dir.file_name() == Some(OsStr::new(".git")) || is_unfinished(dir) || own.iter().any(|o| o == dir)
+    };
     let enter = |dir: &Path, depth: usize| depth < levels && !is_apart(dir);
     let all = super::walk::walk(vec![top.to_owned()], &enter)?;
     let is_own = |path: &Path| own.iter().any(|own| own.as_os_str() == path.as_os_str());

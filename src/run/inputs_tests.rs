@@ -242,3 +242,15 @@ fn others_are_told_in_whatever_order_they_are_asked_for() {
     let paths = ["z", "c", "a/b", "a-b", "a/a", "z"].map(|name| p.path(name)).into();
     assert_eq!(gathered.others(paths), [p.path("a/a"), p.path("z")]);
 }
+
+/// Such a directory is made by a run that restores beside this one.
+#[test]
+fn unfinished_directories_are_not_entered() {
+    let p = Project::git(&[".outfs-1-2.tmp/sub/f", "sub/.outfs-1-2.tmp/f", "sub/f", "a"]);
+    p.run_git(&["add", "a"]);
+    let beside = Project::git(&[".outfs-1-2.tmp/f"]);
+    for inputs in [Inputs::Git, named(&["."]), named(&["**"]), named(&["a", "sub"])] {
+        assert_eq!(p.names("", inputs.clone()), ["a", "sub/f"], "{inputs:?}");
+    }
+    assert!(beside.names("", Inputs::Git).is_empty());
+}

@@ -17,9 +17,9 @@ use std::thread::JoinHandle;
 
 use super::clock::is_since;
 use super::flow::Run;
-use super::inputs::{Gathered, is_at_or_below, is_unfinished};
+use super::inputs::{Gathered, is_at_or_below, is_in_unfinished};
 use super::spec::Inputs;
-use super::walk::Seen;
+use super::walk::{Seen, below};
 use super::{SandboxKind, text};
 
 /// Outside git no more files are looked at.
@@ -58,7 +58,8 @@ impl Run<'_> {
                 true => not_as_in_git(&root, &beside).unwrap_or_default(),
                 false => changed_below(&cwd, &beside, began),
             };
-            found.retain(|path| !is_unfinished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
+            let is_finished = |path: &Path| !below(path, &root).is_some_and(is_in_unfinished);
+            found.retain(|path| is_finished(path) && !apart.iter().any(|a| is_at_or_below(path, a)));
             let mut made = gathered.others(found);
             let told: BTreeSet<PathBuf> = told.into_iter().collect();
             made.retain(|path| !told.contains(path));

@@ -282,6 +282,15 @@ fn what_is_made_beside_an_edited_input_does_not_make_that_undeclared() {
     assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!(["zz"]), "{ran:#?}");
 }
 
+/// S13.14 … nor what a run beside it has not finished.
+#[test]
+fn what_is_unfinished_is_not_named() {
+    let p = Project::new();
+    let script = "mkdir .outfs-1-2.tmp; touch .outfs-1-2.tmp/f o";
+    let ran = p.sh(&["--task", "t", "--no-inputs", "--output", "o"], script);
+    assert_eq!(ran.kept(true).record["undeclared"], serde_json::json!([]), "{ran:#?}");
+}
+
 /// S13.14 … also where git takes capitals for the same letters: what it ignores is ignored so, what is declared is not.
 #[test]
 fn what_only_looks_like_an_input_in_capitals_is_named() {
