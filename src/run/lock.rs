@@ -329,27 +329,43 @@ mod tests {
     #[test]
     fn while_it_is_written_it_is_nobodys_input() {
         use crate::run::{Apart, Inputs, Place, Remembered, gather};
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        const GATHERS: usize = 200;
+        const LEFT: u64 = 20;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let path = root.join("outfs.lock");
         std::fs::write(root.join("f"), "").unwrap();
-        // Of a process that had this number and died.
-        let left = format!(".outfs-{}-0.tmp", std::process::id());
-        std::fs::write(root.join(left), "").unwrap();
+        // Of a process that had this number and died: they are met as names are given away, also when other tests take some.
+        let given = || -> u64 {
+            let name = String::from_utf8(temp_name()).unwrap();
+            name.strip_suffix(".tmp").unwrap().rsplit('-').next().unwrap().parse().unwrap()
+        };
+        let first = given() + 1;
+        for n in first..first + LEFT {
+            std::fs::write(root.join(format!(".outfs-{}-{n}.tmp", std::process::id())), "").unwrap();
+        }
         let apart = Apart { outputs: vec![path.clone()], stay: false, own: Vec::new() };
         let place = Place { root: root.clone(), cwd: root };
+        let gathered_all = Arc::new(AtomicBool::new(false));
+        let over = gathered_all.clone();
         let writing = std::thread::spawn(move || {
-            for _ in 0..300 {
+            let mut written = 0;
+            while !over.load(Ordering::Relaxed) || written < GATHERS {
                 Lock::update(&path, "build".into(), lock().tasks["build"].clone()).unwrap();
+                written += 1;
             }
         });
-        while !writing.is_finished() {
+        for _ in 0..GATHERS {
             let inputs = Inputs::Named(vec![".".into()]);
             let gathered = gather(&inputs, &place, &apart, &mut Remembered::open(None)).unwrap();
             let names: Vec<_> = gathered.inputs.into_iter().map(|input| input.path).collect();
             assert_eq!(names, ["f"]);
         }
+        gathered_all.store(true, Ordering::Relaxed);
         writing.join().unwrap();
+        assert!(given() >= first + LEFT, "names of the dead were met");
     }
 
     /// Of another version of this program: not damaged, and not lost.
