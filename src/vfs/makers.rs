@@ -31,11 +31,11 @@ impl Makers {
 
     /// A file of this thread's was closed.
     pub(super) fn made(&self, thread: u32, size: u64) {
-        match size < SMALL {
-            true => self.slot(thread).store(thread, Ordering::Relaxed),
-            false => {
-                drop(self.slot(thread).compare_exchange(thread, 0, Ordering::Relaxed, Ordering::Relaxed))
-            }
+        if size < SMALL {
+            self.slot(thread).store(thread, Ordering::Relaxed);
+        } else {
+            // What another thread has made is left as it is.
+            let _ = self.slot(thread).compare_exchange(thread, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }

@@ -291,7 +291,7 @@ fn large_blobs_are_read_and_verified_in_groups() {
     assert!(matches!(read(GROUP, GROUP), Err(StoreError::Corrupt { .. })));
     // What was found good before is still that.
     assert!(read(GROUP + 100, 1).is_ok_and(|got| got == [bytes[GROUP + 100]]));
-    assert!(matches!(read(2 * GROUP - 1, 2), Ok(_)), "both groups were read in part before");
+    assert!(read(2 * GROUP - 1, 2).is_ok(), "both groups were read in part before");
     f.set_len(size - 1).unwrap();
     assert!(matches!(read(3 * GROUP, 1), Err(StoreError::Corrupt { .. })));
     assert!(matches!(
