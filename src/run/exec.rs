@@ -130,7 +130,7 @@ pub fn execute(plan: &Plan<'_>, sink: &mut dyn Sink) -> io::Result<Outcome> {
     // Whoever takes the output may block, and time goes on.
     let ended = std::thread::scope(|scope| {
         let (running, spool) = (&mut running, &spool);
-        let watcher = scope.spawn(move || {
+        let watch = move || {
             let ended = running.watch(plan, &signals, spool, started);
             // Whatever happened: nothing stays.
             running.end();
@@ -138,11 +138,13 @@ pub fn execute(plan: &Plan<'_>, sink: &mut dyn Sink) -> io::Result<Outcome> {
             drop(signals);
             spool.end();
             ended.map(|end| asked.unwrap_or(end))
-        });
+        };
+        let watcher = std::thread::Builder::new().spawn_scoped(scope, watch)?;
         spool.pass_on(sink);
-        watcher.join().unwrap_or_else(|p| std::panic::resume_unwind(p))
+        Ok(watcher.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
     });
-    let end = ended?;
+    // Without a thread nobody has watched the command.
+    let end = ended.inspect_err(|_: &io::Error| running.end())??;
     let [out, err] = running.captures;
     let whole = out.is_whole() && err.is_whole();
     let order = if whole { running.order } else { Order::default() };

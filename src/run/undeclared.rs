@@ -203,7 +203,9 @@ pub(super) fn not_ignored(root: &Path, paths: Vec<PathBuf>) -> Vec<PathBuf> {
             paths.iter().map(|p| [p.as_os_str().as_bytes(), b"\0"].concat()).collect::<Vec<_>>().concat();
         let stdin = git.stdin.take();
         // It answers while it is asked.
-        let asked = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&names)));
+        let asked = std::thread::Builder::new().spawn(move || stdin.map(|mut stdin| stdin.write_all(&names)));
+        // Without a thread it is asked nothing, and ends.
+        let asked = asked.inspect_err(|_| drop(git.wait()))?;
         let answer = git.wait_with_output()?.stdout;
         let _ = asked.join();
         Ok(answer)
