@@ -88,8 +88,9 @@ impl Entry {
         let read = offset / WINDOW..end.div_ceil(WINDOW);
         let little = (len as u64) < WINDOW;
         let Last { windows, payer } = tiers.ahead.0.follow(&hash, (read, little), who, &here);
-        let budget = tiers.attached().1.scan_budget.unwrap_or(u64::MAX);
-        if payer.as_ref().is_some_and(|payer| payer.has_spent(budget)) {
+        if let (Some(payer), Some(budget)) = (&payer, tiers.attached().1.scan_budget)
+            && payer.has_spent(budget)
+        {
             return;
         }
         let next: Vec<u64> = windows.take_while(|n| n * WINDOW < size).filter(|n| !here(*n)).collect();

@@ -2,7 +2,7 @@
 //!
 //! Invariants: no byte is returned or stored that was not hashed; who wants the same window waits for one
 //! request; a read ends by its deadline, and one tier that does not answer leaves time for the next; small contents that came
-//! are on their way into a pack, and of large ones what came is kept in part. What cannot be kept is read all the same. Must not know: what a tier is.
+//! are in a pack before the index says so, and of large ones what came is kept in part. What cannot be kept is read all the same. Must not know: what a tier is.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -12,7 +12,6 @@ use std::time::Instant;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::arrived::Contents;
 use super::breaker::Asked;
 use super::budget::Payer;
 use super::flights::Flights;
@@ -38,6 +37,7 @@ const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 type Window = (Object, u64);
 /// The contents that lie in a window of a pack, or the groups in one of a large content.
 type Came<T> = std::result::Result<Arc<T>, TierError>;
+type Contents = Vec<(BlobHash, Vec<u8>)>;
 
 /// What is being fetched, and what came last.
 pub(super) struct Fetches {
@@ -163,7 +163,9 @@ impl Cache {
     fn keep_what_came(&self, came: &Came<Contents>, waits: Waits<'_>) {
         let Ok(contents) = came else { return };
         waits.pay(contents.iter().map(|(_, bytes)| bytes.len()).sum());
-        self.keep_soon(contents);
+        if let Err(e) = self.or_sweep(self.keep(contents)) {
+            tracing::warn!("what came from a tier is not kept: {e}");
+        }
     }
 
     /// A small content that is an object of its own and those around it, but for those that are here already.
@@ -239,10 +241,8 @@ impl Cache {
         self.elsewhere(places.in_pack(&object, window * WINDOW..(window + 1) * WINDOW))
     }
 
-    /// Those of these contents that are not here, nor on their way into a pack.
-    fn elsewhere<T>(&self, mut contents: Vec<(BlobHash, T)>) -> Result<Vec<(BlobHash, T)>> {
-        // Before the index is asked: what is on its way no more is here.
-        self.inner.tiers.arrived.take_out(&mut contents);
+    /// Those of these contents that are not here.
+    fn elsewhere<T>(&self, contents: Vec<(BlobHash, T)>) -> Result<Vec<(BlobHash, T)>> {
         let hashes: Vec<BlobHash> = contents.iter().map(|(hash, _)| *hash).collect();
         let rows = self.inner.index.blobs(&hashes)?;
         let elsewhere = |row: &Option<BlobRow>| row.is_some_and(|r| r.location == Location::Elsewhere);
@@ -341,6 +341,25 @@ impl Cache {
         Err(failed.unwrap_or_else(|| {
             TierError::new(TierErrorKind::Permanent, "tiers", "get", object, "there is no tier attached")
         }))
+    }
+
+    /// Small contents that came are here from now on.
+    fn keep(&self, contents: &Contents) -> Result<()> {
+        if contents.is_empty() {
+            return Ok(());
+        }
+        self.make_room(contents.iter().map(|(_, bytes)| bytes.len() as u64).sum())?;
+        let mut pack = self.inner.store.new_pack()?;
+        let mut moved = Vec::new();
+        for (hash, bytes) in contents {
+            moved.push((*hash, pack.append(hash, bytes)?));
+        }
+        let pack = pack.finish()?;
+        // All of it may have come another way meanwhile.
+        for (unused, _) in self.inner.index.relocate(moved, Some((pack.id, pack.bytes)), vec![])? {
+            self.inner.store.remove_pack(unused)?;
+        }
+        Ok(())
     }
 }
 

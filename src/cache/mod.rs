@@ -14,7 +14,6 @@ mod adopt;
 mod ahead;
 mod alias;
 mod anew;
-mod arrived;
 mod at;
 mod backend;
 mod background;

@@ -125,7 +125,6 @@ impl Cache {
         self.inner.background.stop();
         // What a tier does not answer is not waited for.
         self.wait_for_ahead(Duration::from_secs(1));
-        self.wait_for_arrived();
         let ended = self.or_sweep(self.write_down());
         // Also when that failed: what is left behind then is what the next start looks for.
         self.remember_sweep();
@@ -145,10 +144,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Waits until nothing is read ahead any more, what came from tiers is kept, deleted drafts are off the disk and accesses are written down.
+    /// Waits until nothing is read ahead any more, deleted drafts are off the disk and accesses are written down.
     pub fn settle(&self) {
         self.wait_for_ahead(Duration::from_secs(60));
-        self.wait_for_arrived();
         self.inner.background.wait();
         if let Err(e) = self.inner.flush_accesses() {
             tracing::warn!("cannot write down accesses: {e}");

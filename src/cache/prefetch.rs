@@ -154,7 +154,6 @@ impl Entry {
             }
         };
         std::thread::scope(|scope| (0..AT_A_TIME.min(windows.len())).for_each(|_| drop(scope.spawn(fetch))));
-        self.cache().wait_for_arrived();
         failed.into_inner().map_or(Ok(()), Err)
     }
 }

@@ -258,10 +258,7 @@ impl Entry {
         match self.at_location(&loaded, record, &hash, read) {
             Err(e @ CacheError::Store(StoreError::Elsewhere { .. })) => {
                 let of = Large { hash, size, values: groups };
-                let part = match groups.is_empty() {
-                    true => self.cache().read_arrived(&hash, offset, buf),
-                    false => self.cache().read_partial(of, offset, buf),
-                };
+                let part = if groups.is_empty() { None } else { self.cache().read_partial(of, offset, buf) };
                 part.ok_or(e)
             }
             other => other,

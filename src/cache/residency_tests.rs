@@ -191,7 +191,6 @@ fn put(f: &Fixture, name: &str, files: &[(&str, Vec<u8>)]) {
 
 /// Wants so many bytes more than there can be without anything going.
 fn press(f: &Fixture, bytes: u64) -> Result<()> {
-    f.cache.settle();
     let used = f.cache.usage().unwrap().used;
     {
         let mut limits = f.cache.inner.limits.write();
@@ -207,8 +206,6 @@ fn let_go(f: &Fixture) -> usize {
 }
 
 fn residency(f: &Fixture, name: &str) -> Residency {
-    // Small contents that were read are on their way into a pack.
-    f.cache.settle();
     f.cache.residency(&f.cache.index().entry(&key(name)).unwrap().unwrap()).unwrap()
 }
 

@@ -12,7 +12,6 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::ahead::Ahead;
-use super::arrived::Arrived;
 use super::breaker::{Asked, TierFacts};
 use super::budget::Budgets;
 use super::fetch::Fetches;
@@ -73,7 +72,6 @@ pub(super) struct Tiers {
     asking: Arc<Flights<EntryKey, bool>>,
     absent: Absences,
     pub fetches: Fetches,
-    pub arrived: Arrived,
     pub ahead: Ahead,
     pub wholes: Wholes,
     pub coming: Coming,

@@ -188,8 +188,7 @@ fn contents_that_only_sha_256_is_known_of_are_read_when_all_of_them_are_here() {
     assert_eq!(server.calls("read"), 3, "it came once, in pieces of 4 MiB");
     assert!(entry.backing(record).unwrap().is_some(), "it is a file of its own now");
     assert_eq!(read(&entry, "outputs/small").unwrap(), b"small");
-    drop(entry);
-    cache.close().unwrap();
+    drop((entry, cache));
     // Without the server, and in another process.
     let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
     let entry = cache.entry(&key_of(&action(1)), LeaseKind::Hold).unwrap().expect("it is here");

@@ -32,7 +32,6 @@ struct Quiet(Cache);
 impl Drop for Quiet {
     fn drop(&mut self) {
         self.0.inner.background.stop();
-        self.0.wait_for_arrived();
     }
 }
 
