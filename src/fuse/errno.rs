@@ -28,7 +28,7 @@ pub fn errno(error: &VfsError) -> Errno {
         VfsError::NoAttribute => Errno::ENODATA,
         VfsError::Unsupported => Errno::EOPNOTSUPP,
         VfsError::Committing(_) | VfsError::Crowded => Errno::EAGAIN,
-        VfsError::Scarce { .. } => Errno::ENFILE,
+        VfsError::Scarce(_) => Errno::ENFILE,
         VfsError::Remote => Errno::EIO,
         VfsError::Stale => Errno::ESTALE,
         VfsError::BadHandle => Errno::EBADF,

@@ -4,9 +4,10 @@
 //! name and all below it. The daemon does not ask for that itself, neither by `inval_entry` nor by a look-up: both can wait,
 //! uninterruptibly, for a request that the daemon is to answer. Killed in that moment it would not die, its
 //! descriptor would keep the connection, and everybody on the mount would hang. Invariants: that process has no descriptor of the device
-//! or of the mount, and ends with the daemon; only that process is told something else than everybody.
+//! or of the mount, and ends with the daemon; only that process is told something else than everybody, and only of names at which nothing new
+//! stands; nobody waits for it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use crate::cache::NAMES_LAST;
+use crate::vfs::Named;
 
 /// The kernel asks again for a name after so long, at the latest.
 const ASKS_AGAIN: Duration = NAMES_LAST.saturating_add(Duration::from_millis(50));
@@ -42,13 +46,16 @@ pub(super) struct Looker {
     who: Who,
     child: Option<Child>,
     /// To be looked at again, when the kernel surely asks.
-    again: VecDeque<(Instant, OsString)>,
+    again: VecDeque<(Instant, Named)>,
+    /// The names in there.
+    waiting: HashSet<OsString>,
 }
 
 impl Looker {
     /// For the mount at `at`. `command` without anything: nobody looks.
     pub(super) fn new(command: Vec<OsString>, at: &Path) -> Looker {
-        Looker { command, at: at.to_owned(), who: Who::default(), child: None, again: VecDeque::new() }
+        let (again, waiting) = (VecDeque::new(), HashSet::new());
+        Looker { command, at: at.to_owned(), who: Who::default(), child: None, again, waiting }
     }
 
     pub(super) fn who(&self) -> Who {
@@ -61,9 +68,9 @@ impl Looker {
     }
 
     /// Has a name looked up, now and when the kernel will ask for it even if it was in use just now.
-    pub(super) fn look(&mut self, name: OsString) {
+    pub(super) fn look(&mut self, name: Named) {
         self.tell(&name);
-        if self.again.len() < MOST && !self.again.iter().any(|(_, waits)| *waits == name) {
+        if self.again.len() < MOST && self.waiting.insert(name.name.clone()) {
             self.again.push_back((Instant::now() + ASKS_AGAIN, name));
         }
     }
@@ -73,16 +80,23 @@ impl Looker {
         let now = Instant::now();
         while self.due().is_some_and(|at| at <= now) {
             if let Some((_, name)) = self.again.pop_front() {
+                self.waiting.remove(&name.name);
                 self.tell(&name);
             }
         }
     }
 
-    fn tell(&mut self, name: &OsStr) {
+    fn tell(&mut self, name: &Named) {
+        if !(name.still)() {
+            return;
+        }
         // One that has died is begun anew, once.
         for _ in 0..2 {
-            match self.child().and_then(|mut names| names.write_all(&[name.as_bytes(), b"\0"].concat())) {
+            let line = [name.name.as_bytes(), b"\0"].concat();
+            match self.child().and_then(|mut names| names.write_all(&line)) {
                 Ok(()) => return,
+                // It is far behind. What is not looked at now is asked for again by whoever evicts.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => tracing::debug!(error = %e, "the process that looks names up cannot be told"),
             }
             self.end();
@@ -98,6 +112,10 @@ impl Looker {
             command.env_clear().current_dir("/").process_group(0);
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
             let child = command.spawn()?;
+            if let Some(names) = &child.stdin {
+                // A name is less than what a pipe takes as a whole.
+                fcntl(names, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            }
             self.who.0.store(child.id(), Ordering::Release);
             self.child = Some(child);
         }

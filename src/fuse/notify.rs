@@ -7,7 +7,6 @@
 //! which a request in progress can hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
 //! would do any more. (Before Linux 6.18 there is only the kind that does: there names are looked up instead, see `looker.rs`.)
 
-use std::ffi::{OsStr, OsString};
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use fuser::{INodeNo, Notifier};
 
 use super::looker::Looker;
-use crate::vfs::{Ino, Kernel, When};
+use crate::vfs::{Ino, Kernel, Named, When};
 
 /// FUSE_NOTIFY_PRUNE of Linux 6.18: ask to drop unused dentries of inodes.
 const FUSE_NOTIFY_PRUNE: i32 = 9;
@@ -28,7 +27,7 @@ type Choose = Box<dyn FnOnce() -> Vec<Ino> + Send>;
 
 enum Message {
     Prune {
-        name: Option<OsString>,
+        name: Option<Named>,
         inos: Vec<Ino>,
     },
     /// Pages of these: names of directories, or content.
@@ -61,9 +60,10 @@ impl KernelEnd {
                 };
                 match next {
                     Ok(message) => work.on(message),
-                    Err(RecvTimeoutError::Timeout) => work.looker.again(),
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
+                work.looker.again();
             }
         })?;
         Ok(Self { messages: tx, notifier })
@@ -95,8 +95,8 @@ impl Work {
 }
 
 impl Kernel for KernelEnd {
-    fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>) {
-        let _ = self.messages.send(Message::Prune { name: name.map(OsStr::to_owned), inos });
+    fn prune(&self, name: Option<Named>, inos: Vec<Ino>) {
+        let _ = self.messages.send(Message::Prune { name, inos });
     }
 
     fn attributes_changed(&self, inos: &[Ino]) {

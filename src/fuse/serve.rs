@@ -7,6 +7,7 @@
 //! again when a job has made some, which may take FORGETs that somebody must answer meanwhile. So does one that finds no descriptor.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -25,6 +26,8 @@ pub(super) struct Pools {
     room: Jobs,
     /// For what could not be done at once and does not take long.
     again: Jobs,
+    /// For waiting for a descriptor.
+    scarce: Jobs,
 }
 
 /// Which of them.
@@ -39,6 +42,7 @@ impl Pools {
             disk: Jobs::start("disk", THREADS)?,
             room: Jobs::start("room", THREADS)?,
             again: Jobs::start("again", 1)?,
+            scarce: Jobs::start("scarce", 1)?,
         })
     }
 
@@ -55,45 +59,57 @@ impl Pools {
     }
 }
 
-/// What an operation lacks.
-enum Lack {
-    Room,
-    Descriptor(u64),
-}
-
-/// Does `op` and answers. When a draft is being committed, one of `later` does once that is over; when there is no room,
-/// whoever has made some.
+/// Does `op` and answers. When a draft is being committed, one of `later` does once that is over; when there is no room, or no
+/// descriptor, whoever has made or waited for some.
 pub(super) fn serve<T>(
     view: Arc<View>,
-    (pools, later): (Arc<Pools>, Pool),
+    with: (Arc<Pools>, Pool),
     reply: Reply,
     op: impl Fn(&View) -> Result<T> + Send + 'static,
     answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
 ) {
-    let (mut closed, mut lacks) = (None, None);
+    serve_since(view, with, reply, op, answer, None);
+}
+
+/// `since` is when it found no descriptor first.
+fn serve_since<T>(
+    view: Arc<View>,
+    (pools, later): (Arc<Pools>, Pool),
+    mut reply: Reply,
+    op: impl Fn(&View) -> Result<T> + Send + 'static,
+    answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
+    since: Option<Instant>,
+) {
+    let (mut closed, mut crowded, mut scarce) = (None, false, None);
     let done = run(|| {
         op(&view).inspect_err(|e| match e {
             VfsError::Committing(draft) => closed = Some(draft.clone()),
-            VfsError::Crowded => lacks = Some(Lack::Room),
-            VfsError::Scarce { most } => lacks = Some(Lack::Descriptor(*most)),
+            VfsError::Crowded => crowded = true,
+            VfsError::Scarce(what) => scarce = Some(*what),
             _ => {}
         })
     });
-    if let Some(lack) = lacks {
-        let own = pools.clone();
-        let get = move |view: &View| match lack {
-            Lack::Room => view.make_room(),
-            Lack::Descriptor(most) => view.wait_for_descriptor(most),
-        };
-        return pools.room.run(move || match run(|| get(&view)) {
-            Ok(()) => serve(view, (own, later), reply, op, answer),
+    let own = pools.clone();
+    if crowded {
+        return pools.room.run(move || match run(|| view.make_room()) {
+            Ok(()) => serve_since(view, (own, later), reply, op, answer, since),
+            Err(e) => answer(reply, Err(e)),
+        });
+    }
+    if let Some(what) = scarce {
+        // What files that were closed come back by must find a way.
+        if since.is_none() && !reply.park() {
+            return answer(reply, Err(Errno::ENFILE));
+        }
+        let since = since.unwrap_or_else(Instant::now);
+        return pools.scarce.run(move || match run(|| what.wait(since)) {
+            Ok(()) => serve_since(view, (own, later), reply, op, answer, Some(since)),
             Err(e) => answer(reply, Err(e)),
         });
     }
     let Some(draft) = closed else { return answer(reply, done) };
     draft.when_open(move || {
-        let own = pools.clone();
-        later(&pools).run(move || serve(view, (own, later), reply, op, answer));
+        later(&pools).run(move || serve_since(view, (own, later), reply, op, answer, since));
     });
 }
 

@@ -5,7 +5,7 @@
 //! the next ones. Must not know: what is open.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,8 +18,10 @@ const LEFT: u64 = 1024;
 
 /// What all views have open: what they take is the process's.
 static OPEN: AtomicU64 = AtomicU64::new(0);
-/// Somebody waited in vain, and nobody has got one since.
-static NONE_COME_BACK: AtomicBool = AtomicBool::new(false);
+/// How many have come back, ever.
+static BACK: AtomicU64 = AtomicU64::new(0);
+/// How many had, when somebody had waited in vain: for a handle, and for an inode without a name.
+static IN_VAIN: [AtomicU64; 2] = [const { AtomicU64::new(u64::MAX) }; 2];
 /// How long one may take to come back.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -40,15 +42,11 @@ impl Counted {
 
     /// `of_left`: what part of the rest is left.
     fn one(of_left: u64) -> Result<Counted> {
-        let (most, before) = (most(of_left), OPEN.fetch_add(1, Ordering::Relaxed));
-        let counted = Counted(());
-        if before >= most {
-            return Err(VfsError::Scarce { most });
+        if OPEN.fetch_add(1, Ordering::Relaxed) < most(of_left) {
+            return Ok(Counted(()));
         }
-        if NONE_COME_BACK.load(Ordering::Relaxed) {
-            NONE_COME_BACK.store(false, Ordering::Relaxed);
-        }
-        Ok(counted)
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+        Err(VfsError::Scarce(Scarce { of_left }))
     }
 }
 
@@ -58,19 +56,33 @@ fn most(of_left: u64) -> u64 {
     limit - LEFT.min(limit / 4) / of_left
 }
 
-/// Waits until fewer than `most` are open; ENFILE when that does not come. Not for threads that answer requests: these bring them back.
-pub(super) fn wait_for_fewer(most: u64) -> Result<()> {
-    let begun = Instant::now();
-    while !NONE_COME_BACK.load(Ordering::Relaxed) {
-        if OPEN.load(Ordering::Relaxed) < most {
-            return Ok(());
+/// What a descriptor was wanted for when there was none to spare.
+#[derive(Debug, Clone, Copy)]
+pub struct Scarce {
+    of_left: u64,
+}
+
+impl Scarce {
+    /// Waits until one is to spare, for no more than half a second `since` it was wanted, and not at all when none has come back since
+    /// somebody waited in vain; then ENFILE. Not for threads that answer requests: these bring them back.
+    pub fn wait(self, since: Instant) -> Result<()> {
+        let in_vain = &IN_VAIN[usize::from(self.of_left > 1)];
+        loop {
+            let back = BACK.load(Ordering::Acquire);
+            if OPEN.load(Ordering::Relaxed) < most(self.of_left) {
+                return Ok(());
+            }
+            if in_vain.load(Ordering::Relaxed) == back {
+                break;
+            }
+            if since.elapsed() > PATIENCE {
+                in_vain.store(back, Ordering::Relaxed);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        if begun.elapsed() > PATIENCE {
-            NONE_COME_BACK.store(true, Ordering::Relaxed);
-        }
-        std::thread::sleep(Duration::from_millis(1));
+        Err(VfsError::Draft(Errno::ENFILE))
     }
-    Err(VfsError::Draft(Errno::ENFILE))
 }
 
 /// Descriptors that something else takes for long, until it is dropped: so many fewer are to spare.
@@ -93,5 +105,6 @@ impl Drop for Taken {
 impl Drop for Counted {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);
+        BACK.fetch_add(1, Ordering::Release);
     }
 }

@@ -17,7 +17,7 @@ use super::nodes::DraftAt;
 use super::reach::identity;
 use super::sys::{OFlag, RenameFlags, SFlag};
 use super::types::{Attr, Caller, Found, Ino, Kind, NAMES, SetAttr, Time};
-use super::{Result, VfsError, View, counted, sys};
+use super::{Result, VfsError, View, sys};
 use crate::cache::{Closed, Gate};
 use crate::model::manifest::{MAX_DIR_PATH, path_len};
 
@@ -78,11 +78,6 @@ impl View {
     /// Makes room, evicting what it may. It can take a while, in which kernels must be answered that let go of entries.
     pub fn make_room(&self) -> Result<()> {
         Ok(self.cache.make_room(0)?)
-    }
-
-    /// Waits for a descriptor that kernels let go of: they must be answered meanwhile. ENFILE when there is none.
-    pub fn wait_for_descriptor(&self, most: u64) -> Result<()> {
-        counted::wait_for_fewer(most)
     }
 
     /// Before anything is created: whether there is room, or some must be made first.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::counted::Scarce;
 use crate::cache::{CacheError, Draft};
 use crate::index::IndexError;
 use crate::store::StoreError;
@@ -52,13 +53,10 @@ pub enum VfsError {
     /// has made some. No kernel gets to see this.
     #[error("there is no room yet")]
     Crowded,
-    /// No descriptor is to spare just now: nothing was done, and all can be tried again after
-    /// [`View::wait_for_descriptor`](super::View::wait_for_descriptor). No kernel gets to see this.
+    /// No descriptor is to spare just now: nothing was done, and all can be tried again when one [is](Scarce::wait). No
+    /// kernel gets to see this.
     #[error("no descriptor is to spare yet")]
-    Scarce {
-        /// Fewer than so many must be open.
-        most: u64,
-    },
+    Scarce(Scarce),
     /// Only a tier has it: nothing was done, and [`View::read_from_tiers`](super::View::read_from_tiers) asks for it. No
     /// kernel gets to see this.
     #[error("only a tier has it")]

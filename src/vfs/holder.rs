@@ -2,7 +2,7 @@
 //!
 //! Nothing here waits but for [`When::Now`]: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::sync::atomic::Ordering;
 
 use super::View;
@@ -18,8 +18,8 @@ use crate::model::EntryKey;
 /// The kernel behind a view, as far as it can be told things. Must not block the caller, but for [`When::Now`].
 pub trait Kernel: Send + Sync {
     /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
-    /// `name` is the entry's, unless it was hidden: something else may stand there now.
-    fn prune(&self, name: Option<&OsStr>, inos: Vec<Ino>);
+    /// `name` is the entry's, unless something else stands there now.
+    fn prune(&self, name: Option<Named>, inos: Vec<Ino>);
 
     /// Ask again for the attributes of these inodes.
     fn attributes_changed(&self, inos: &[Ino]);
@@ -32,6 +32,14 @@ pub trait Kernel: Send + Sync {
 
     /// Soon let go of inodes, as far as they are unused: `choose`, called then, says of which.
     fn forget(&self, choose: Box<dyn FnOnce() -> Vec<Ino> + Send>);
+}
+
+/// The name under which kernels may know an entry.
+pub struct Named {
+    /// In the top directory.
+    pub name: OsString,
+    /// Whether nothing else stands there by now.
+    pub still: Box<dyn Fn() -> bool + Send>,
 }
 
 /// When the kernel is told.
@@ -83,10 +91,15 @@ impl View {
 
     /// The name under which a kernel may know the entry with this row id, which may be hidden: none when another entry or
     /// a draft has it now.
-    fn known_as<'a>(&self, entry: i64, key: &'a EntryKey) -> Option<&'a OsStr> {
-        let row = self.cache.index().entry(key).ok()?;
-        let its = row.is_none_or(|r| r.id == entry) && self.cache.draft_for(key).is_none();
-        its.then_some(key.as_ref())
+    fn known_as(&self, entry: i64, key: &EntryKey) -> Option<Named> {
+        let (view, name, key) = (self.myself.clone(), key.as_str().into(), key.clone());
+        let still = move || view.upgrade().is_some_and(|view| view.is_known_as(entry, &key));
+        still().then(|| Named { name, still: Box::new(still) })
+    }
+
+    fn is_known_as(&self, entry: i64, key: &EntryKey) -> bool {
+        let row = self.cache.index().entry(key);
+        row.is_ok_and(|row| row.is_none_or(|r| r.id == entry)) && self.cache.draft_for(key).is_none()
     }
 }
 

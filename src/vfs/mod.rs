@@ -38,9 +38,9 @@ mod types;
 mod writers;
 mod xattrs;
 
-pub use counted::Taken;
+pub use counted::{Scarce, Taken};
 pub use error::{Result, VfsError};
-pub use holder::{Kernel, When};
+pub use holder::{Kernel, Named, When};
 pub use types::*;
 
 use std::collections::HashMap;

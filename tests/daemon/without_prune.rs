@@ -62,7 +62,7 @@ fn what_is_evicted_goes_and_what_stands_is_seen_by_everybody() {
     eventually("who looked to end", || !fs::exists(format!("/proc/{looker}")).unwrap_or(true));
 }
 
-/// Somebody who waits in the top directory for a tier that says nothing.
+/// Somebody who waits in the top directory for a tier that says nothing, for one name after the other as long as the mount lives.
 struct Waiting(Child);
 
 impl Drop for Waiting {
@@ -84,14 +84,16 @@ fn a_daemon_killed_while_an_entry_is_let_go_of_keeps_nobody_waiting() {
     entry(&m, "aaaa01");
     m.restart_with(&["--tier", &tier]);
     assert_eq!(read(m.path("aaaa01/outputs/a/b/f")), b"aaaa01");
-    let mut stat = std::process::Command::new("stat");
-    stat.arg(m.path("bbbb02")).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut waiting = Waiting(stat.spawn().expect("stat"));
+    let mut sh = std::process::Command::new("sh");
+    sh.arg("-c").arg("n=0; while stat -f \"$0\"; do stat \"$0/bbbb$n\"; n=$((n+1)); done").arg(m.mnt());
+    let mut waiting = Waiting(sh.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sh"));
     eventually("the look-up to wait for the tier", || has_thread(m.pid(), "far-look"));
-    m.ok(&["evict", "aaaa01"]);
+    // It waits until the kernel has seen the name go, and is not waited for.
+    let mut evict = m.command(&["evict", "aaaa01"]).spawn().expect("outfs starts");
     let looker = eventually_some("somebody to look", || looker(m.pid()));
     assert!(waiting.0.try_wait().expect("our own child").is_none(), "the tier says nothing, and it waits");
     m.kill9();
+    let _ = evict.wait();
     eventually("who waited to be told", || waiting.0.try_wait().expect("our own child").is_some());
     eventually("who looked to end", || !fs::exists(format!("/proc/{looker}")).unwrap_or(true));
     m.start_with(&[]);

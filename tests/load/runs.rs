@@ -355,21 +355,27 @@ fn main() {
     let mut sandboxes = vec!["none"];
     fs::write(p.dir.join("in"), "0\n").expect("write");
     let inside = Way { sandbox: "bwrap", other: Other::Nothing };
-    let mut takes = Duration::ZERO;
-    for way in [inside, Way { sandbox: "none", ..inside }] {
+    let took = |way| {
         let begun = Instant::now();
         let works = p.run(way).status().expect("outfs starts").success();
-        takes = takes.max(begun.elapsed());
-        match (way.sandbox, works) {
-            ("bwrap", true) => sandboxes.push("bwrap"),
-            (_, works) => assert!(works || way.sandbox == "bwrap", "a run fails"),
-        }
+        works.then(|| begun.elapsed())
+    };
+    let mut alone = "; there is no sandbox here";
+    let mut takes = took(Way { sandbox: "none", ..inside }).expect("a run works");
+    if let Some(took) = took(inside) {
+        takes = takes.max(took);
+        sandboxes.push("bwrap");
+        alone = "";
     }
-    let alone = if sandboxes.len() == 1 { "; there is no sandbox here" } else { "" };
-    println!("a run takes {takes:?}{alone}");
     let others = [Other::Nothing, Other::Base, Other::From];
     let ways: Vec<Way> =
         sandboxes.iter().flat_map(|&sandbox| others.map(|other| Way { sandbox, other })).collect();
+    fs::write(p.dir.join("seed"), "seed 0\n").expect("write");
+    p.make_base(0);
+    for way in ways.iter().filter(|way| way.other != Other::Nothing) {
+        takes = takes.max(took(*way).expect("a run works"));
+    }
+    println!("a run takes up to {takes:?}{alone}");
     let (mut kills, mut tried) = ([0; 3], 0);
     // Some runs have ended before they are to be killed; those rounds prove less, and do not count.
     while kills.iter().sum::<u64>() < wanted {

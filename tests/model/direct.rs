@@ -46,7 +46,7 @@ fn errno(e: VfsError) -> i32 {
         VfsError::Unsupported => libc::EOPNOTSUPP,
         VfsError::Committing(_) => panic!("nobody seals meanwhile"),
         VfsError::Crowded => panic!("there is no quota"),
-        VfsError::Scarce { .. } => panic!("nothing is kept open for long"),
+        VfsError::Scarce(_) => panic!("nothing is kept open for long"),
         VfsError::Remote => panic!("there are no tiers"),
         VfsError::Stale => STALE,
         VfsError::BadHandle => libc::EBADF,
