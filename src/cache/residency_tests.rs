@@ -64,7 +64,7 @@ fn what_came_of_a_large_content_stays() {
     assert_eq!(wrong.len(), all);
     wrong[3 * WINDOW + 1] ^= 1;
     std::fs::write(file, &wrong).unwrap();
-    is_elsewhere(piece(&entry, "large", 3 * WINDOW, 10));
+    is_elsewhere(piece(&entry, "large", 3 * WINDOW, GROUP));
     w.attach(patient());
     reads(&entry, 3 * WINDOW, 10);
     sound(&w.near);
