@@ -89,7 +89,7 @@ impl View {
         if !writes(flags.bits()) {
             let (pinned, _) = self.reach.pin(node)?;
             let fd = sys::reopen(&pinned, flags & PASSED)?;
-            return Ok(self.opened(node, fd, counted, flags.bits()));
+            return Ok(self.opened(node, (fd, counted), flags.bits(), None, false));
         }
         let _gate = self.gate(node)?;
         self.note_writer(caller, &node.draft);
@@ -98,7 +98,7 @@ impl View {
         node.draft.cancel_ingest(node.backing.0, node.backing.1);
         let opened = self.reach.pin(node).and_then(|(pinned, _)| Ok(sys::reopen(&pinned, flags & PASSED)?));
         match opened {
-            Ok(fd) => Ok(self.opened(node, fd, counted, flags.bits())),
+            Ok(fd) => Ok(self.opened(node, (fd, counted), flags.bits(), None, false)),
             Err(e) => {
                 node.draft.writer_closed();
                 Err(e)
@@ -106,28 +106,19 @@ impl View {
         }
     }
 
-    fn opened(&self, node: &Arc<DraftNode>, fd: OwnedFd, counted: Counted, flags: i32) -> Opened {
+    /// `maker` is who has made it for writing alone; `direct` as in [`Handle`].
+    fn opened(
+        &self,
+        node: &Arc<DraftNode>,
+        (fd, counted): (OwnedFd, Counted),
+        flags: i32,
+        maker: Option<u32>,
+        direct: bool,
+    ) -> Opened {
         let (open, writer) = (Open::new(fd, counted), writes(flags));
         node.add_handle(&open, writer);
         let (fd, node) = (open.fd.clone(), node.clone());
-        let fh = self.add_handle(Handle { open, node, writer, direct: false, maker: None });
-        Opened { fh, how: How::Backing(fd) }
-    }
-
-    /// As [`Self::opened`], of a file that this thread has made for writing alone.
-    fn opened_new(
-        &self,
-        node: &Arc<DraftNode>,
-        fd: OwnedFd,
-        counted: Counted,
-        maker: u32,
-        passes: bool,
-    ) -> Opened {
-        let open = Open::new(fd, counted);
-        node.add_handle(&open, true);
-        let (fd, node) = (open.fd.clone(), node.clone());
-        let direct = !passes || self.makers.makes_small(maker);
-        let fh = self.add_handle(Handle { open, node, writer: true, direct, maker: Some(maker) });
+        let fh = self.add_handle(Handle { open, node, writer, direct, maker });
         Opened { fh, how: if direct { How::Direct } else { How::Backing(fd) } }
     }
 
@@ -161,10 +152,9 @@ impl View {
                     dir.draft.writer_closed();
                 }
                 let Target::Draft(node) = node? else { return Err(VfsError::Stale) };
-                let opened = match is_written_only(flags) {
-                    true => self.opened_new(&node, fd, counted, caller.pid, passes),
-                    false => self.opened(&node, fd, counted, flags),
-                };
+                let maker = is_written_only(flags).then_some(caller.pid);
+                let direct = maker.is_some_and(|maker| !passes || self.makers.makes_small(maker));
+                let opened = self.opened(&node, (fd, counted), flags, maker, direct);
                 Ok((found, opened))
             }
             Err(e) => {
@@ -394,16 +384,22 @@ mod tests {
     use crate::cache::Limits;
     use crate::vfs::{Attr, ViewOptions, ino};
 
-    /// What is made between the kernel's LOOKUP and its CREATE must not pass for new: neither its mode nor O_TRUNC would be
-    /// asked of it, and a fifo would be waited for.
-    #[test]
-    fn what_stands_there_is_not_new() {
+    /// A view, and the top directory of a work draft that this caller has made.
+    fn with_draft() -> (tempfile::TempDir, Arc<View>, Caller, Ino) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
         let view = View::new(cache, ViewOptions::default()).unwrap();
         let caller =
             Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: 1 };
         let Attr { ino: work, .. } = view.mkdir(caller, ino::WORK, "w".as_ref(), 0o755).unwrap().attr;
+        (dir, view, caller, work)
+    }
+
+    /// What is made between the kernel's LOOKUP and its CREATE must not pass for new: neither its mode nor O_TRUNC would be
+    /// asked of it, and a fifo would be waited for.
+    #[test]
+    fn what_stands_there_is_not_new() {
+        let (_dir, view, caller, work) = with_draft();
         view.mknod(caller, work, "fifo".as_ref(), libc::S_IFIFO | 0o666, 0).unwrap();
         for flags in [libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
             for name in ["file", "fifo"] {
@@ -425,12 +421,7 @@ mod tests {
     /// The first file of a thread is passed through, and what comes after a small one is not.
     #[test]
     fn who_makes_small_files_writes_them_by_us() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
-        let view = View::new(cache, ViewOptions::default()).unwrap();
-        let caller =
-            Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: 1 };
-        let Attr { ino: work, .. } = view.mkdir(caller, ino::WORK, "w".as_ref(), 0o755).unwrap().attr;
+        let (_dir, view, caller, work) = with_draft();
         let is_direct = |name: &str, flags: i32, size: u64, passes: bool| {
             let made = view.create(caller, work, name.as_ref(), libc::S_IFREG | 0o644, flags, passes);
             let opened = made.unwrap().1;
