@@ -32,6 +32,8 @@ const BUSY_FOR: Duration = Duration::from_millis(150);
 const AT_ONCE: usize = 32;
 /// How long somebody who needs room waits for kernels to let go.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// How long somebody who needs room goes on evicting when others take what the first round made.
+const PERSISTENCE: Duration = Duration::from_secs(3);
 
 /// What `gc` is to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -190,6 +192,7 @@ impl Cache {
         let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
             return self.no_room_unless_enough(bytes);
         };
+        let mut goes_on_until = None;
         loop {
             self.reap()?;
             match self.lacking(bytes)? {
@@ -204,7 +207,8 @@ impl Cache {
                 self.trim_events()?;
             }
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
-            if round.is_empty() && (!waiting || begun.elapsed() > PATIENCE) {
+            let until = *goes_on_until.get_or_insert_with(|| Instant::now() + PERSISTENCE);
+            if round.is_empty() && (!waiting || begun.elapsed() > PATIENCE) || Instant::now() > until {
                 return self.no_room_unless_enough(bytes);
             }
             if round.is_empty() {
@@ -225,7 +229,8 @@ impl Cache {
         let u = self.usage()?;
         Err(CacheError::NoSpace(if u.used + bytes > u.limit {
             format!(
-                "{} of {} are used, {} more are needed, and no entry can be evicted (pinned, in use or too young); \
+                "{} of {} are used, {} more are needed, and no more can be evicted (pinned, in use, too young, or others \
+                 take what is freed); \
                  raise --size or evict entries",
                 human_bytes(u.used),
                 human_bytes(u.limit),
