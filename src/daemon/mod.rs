@@ -25,6 +25,7 @@ mod unmount;
 mod views;
 mod workers;
 
+pub use crate::fuse::Identity;
 pub use config::{Config, ConfigError, MountConfig};
 pub use doctor::{Check, Health, examine, faults as faults_check, scans as scans_check, tier as tier_check};
 pub use links::Links;

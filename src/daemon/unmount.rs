@@ -5,11 +5,12 @@ use std::path::Path;
 use super::holders;
 use super::mounts::mounted_at;
 use crate::control::{Failure, Kind};
-use crate::fuse::detach;
+use crate::fuse::{Identity, Whereabouts, detach};
 
-/// Unmounts the outfs view at `at`, whoever serves it; refuses any other file system.
-pub fn unmount(at: &Path, lazy: bool) -> Result<(), Failure> {
-    match mounted_at(at) {
+/// Unmounts the outfs view at `at`, whoever serves it; refuses any other file system. `seen` is what was there when its daemon was
+/// asked: what somebody has mounted since is left alone, for it may not be ready yet.
+pub fn unmount(at: &Path, lazy: bool, seen: &Identity) -> Result<(), Failure> {
+    match mounted_at(at).filter(|_| seen.whereabouts(at) == Whereabouts::Here) {
         Some(m) if m.is_outfs() => {}
         Some(m) => {
             return Err(Failure::failed(format!(

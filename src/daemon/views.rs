@@ -1,7 +1,7 @@
 //! The daemon's mounted views. Once `stopping` is set no view is added any more.
 //!
-//! Locks: `mounting` (held while one view is mounted, or all are unmounted) → `state` (never held across a mount or
-//! unmount). Who has waited for `mounting` looks whether any view may be added still.
+//! Locks: `mounting` (held while one view is mounted, or some are unmounted, so that none is taken away half made) → `state`
+//! (never held across a mount or unmount). Who has waited for `mounting` looks whether any view may be added still.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -125,6 +125,7 @@ impl Views {
 
     /// Unmounts the view at `at`; true when it was the last one.
     pub(super) fn unmount(&self, at: &Path, lazy: bool) -> Result<bool, Failure> {
+        let _turn = self.mounting();
         let Some(active) = self.all().into_iter().find(|a| a.facts.at.0 == at) else {
             return Err(Failure::new(
                 Kind::NotFound,

@@ -31,7 +31,7 @@ mod without;
 pub use detach::detach;
 pub use errno::errno;
 pub use looker::look;
-pub use place::device_of;
+pub use place::{Identity, Whereabouts, device_of};
 pub(crate) use ring::{allowed as ring_allowed, offered as ring_offered};
 pub use session::{Mounted, mount};
 

@@ -6,16 +6,19 @@
 use std::io;
 use std::path::Path;
 
-/// A mount, as the kernel tells it from all others while it stands.
+/// A mount, as the kernel tells it from all others while it stands, and since Linux 6.8 from all that come after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
+pub struct Identity {
+    /// Its number in mount tables: the next mount may have it when this one is gone.
     id: u64,
     dev: (u32, u32),
+    /// Its number that no other mount ever has.
+    only: Option<u64>,
 }
 
 /// What became of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whereabouts {
+pub enum Whereabouts {
     /// It is the one that stands at its path.
     Here,
     /// It stands, but its path leads elsewhere: another mount covers it, or it was moved.
@@ -26,29 +29,18 @@ pub(super) enum Whereabouts {
 
 /// `major` and `minor` of the device of what a path leads to, asked of the kernel alone.
 pub fn device_of(path: &Path) -> io::Result<(u32, u32)> {
-    Identity::of_what(path, 0).map(|there| there.dev)
+    statx(path, 0, 0).map(|there| (there.stx_dev_major, there.stx_dev_minor))
 }
 
 impl Identity {
     /// Of what `at` leads to, asked of the kernel alone. The daemon must ask nothing of itself: killed
     /// meanwhile, it would wait for its own answer, and not die.
-    pub(super) fn of(at: &Path) -> io::Result<Identity> {
-        Self::of_what(at, libc::AT_SYMLINK_NOFOLLOW)
-    }
-
-    fn of_what(at: &Path, follow: libc::c_int) -> io::Result<Identity> {
-        use std::os::unix::ffi::OsStrExt;
-        let path = std::ffi::CString::new(at.as_os_str().as_bytes())?;
-        let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-        let flags = libc::AT_STATX_DONT_SYNC | follow | libc::AT_NO_AUTOMOUNT;
-        // SAFETY: the path and the result live through the call, which fills the result when it succeeds.
-        unsafe {
-            if libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, 0, found.as_mut_ptr()) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let found = found.assume_init();
-            Ok(Identity { id: found.stx_mnt_id, dev: (found.stx_dev_major, found.stx_dev_minor) })
-        }
+    pub fn of(at: &Path) -> io::Result<Identity> {
+        let found = statx(at, libc::AT_SYMLINK_NOFOLLOW, 0)?;
+        // Whom the mount does not let in gets an answer only to a question for nothing.
+        let only = statx(at, libc::AT_SYMLINK_NOFOLLOW, STATX_MNT_ID_UNIQUE).ok();
+        let only = only.filter(|o| o.stx_mask & STATX_MNT_ID_UNIQUE != 0).map(|o| o.stx_mnt_id);
+        Ok(Identity { id: found.stx_mnt_id, dev: (found.stx_dev_major, found.stx_dev_minor), only })
     }
 
     /// `major` and `minor` of its device.
@@ -57,9 +49,12 @@ impl Identity {
     }
 
     /// Where it is now, having been mounted at `at`.
-    pub(super) fn whereabouts(&self, at: &Path) -> Whereabouts {
-        if Self::of(at).is_ok_and(|there| there == *self) {
-            return Whereabouts::Here;
+    pub fn whereabouts(&self, at: &Path) -> Whereabouts {
+        match Self::of(at) {
+            Ok(there) if there == *self => return Whereabouts::Here,
+            // Another has its number.
+            Ok(there) if (there.id, there.dev) == (self.id, self.dev) => return Whereabouts::Detached,
+            _ => {}
         }
         match std::fs::read("/proc/self/mountinfo") {
             Ok(table) if !table.split(|&b| b == b'\n').any(|line| self.is(line)) => Whereabouts::Detached,
@@ -76,6 +71,23 @@ impl Identity {
     }
 }
 
+/// Since Linux 6.8; older kernels leave it out of what they say they have answered.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+fn statx(at: &Path, follow: libc::c_int, asked: u32) -> io::Result<libc::statx> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(at.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_STATX_DONT_SYNC | follow | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path and the result live through the call, which fills the result when it succeeds.
+    unsafe {
+        match libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, asked, found.as_mut_ptr()) {
+            0 => Ok(found.assume_init()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +99,11 @@ mod tests {
         assert_eq!(proc.whereabouts(Path::new("/")), Whereabouts::Hidden);
         let gone = Identity { id: u64::MAX, ..proc };
         assert_eq!(gone.whereabouts(Path::new("/proc")), Whereabouts::Detached);
-        let some = Identity { id: 36, dev: (0, 52) };
+        if let Some(only) = proc.only {
+            let another = Identity { only: Some(only + 1), ..proc };
+            assert_eq!(another.whereabouts(Path::new("/proc")), Whereabouts::Detached);
+        }
+        let some = Identity { id: 36, dev: (0, 52), only: None };
         assert!(some.is(b"36 35 0:52 / /mnt rw - fuse.outfs outfs rw"));
         assert!(!some.is(b"35 36 0:52 / /mnt rw") && !some.is(b"36 35 0:53 / /mnt rw") && !some.is(b""));
     }

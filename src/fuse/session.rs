@@ -161,6 +161,9 @@ fn explain(e: &std::io::Error, allow_other: bool) -> (String, bool) {
     if allow_other && text.contains("user_allow_other") {
         return ("--allow-other needs the line user_allow_other in /etc/fuse.conf".into(), false);
     }
+    if e.kind() == std::io::ErrorKind::NotConnected {
+        return ("somebody unmounted it before it was ready; mount it again".into(), false);
+    }
     match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             let why = format!(

@@ -16,10 +16,19 @@ impl Trace {
     /// Attaches to all threads of a process; returns when every call is recorded.
     #[track_caller]
     pub fn attach(pid: i32, out: PathBuf) -> Trace {
+        Self::meddling(pid, out, &[])
+    }
+
+    /// The same; strace is told what to do to some calls, too.
+    #[track_caller]
+    pub fn meddling(pid: i32, out: PathBuf, how: &[&str]) -> Trace {
         need("strace");
         let stderr = out.with_extension("stderr");
         let mut c = Command::new("strace");
-        c.args(["-f", "-y", "-e", "trace=file,desc", "-o"]).arg(&out).args(["-p", &pid.to_string()]);
+        c.args(["-f", "-y", "-e", "trace=file,desc", "-o"])
+            .arg(&out)
+            .args(how)
+            .args(["-p", &pid.to_string()]);
         c.stdin(Stdio::null()).stderr(File::create(&stderr).expect("a file for strace's messages"));
         let strace = c.spawn().expect("strace starts");
         // It says so once, after the last thread.

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::trace::Trace;
 use crate::common::{self, eventually, is_mounted, need, read, write};
 use crate::place::{Halted, Place, Reader, said};
 
@@ -217,4 +218,19 @@ fn paths_from_another_mount_namespace_are_refused() {
     assert!(out.status.code() == Some(1) && said(&out).contains("--tar"), "{}", said(&out));
     assert!(!p.at("dest").exists());
     assert_eq!(inside(&["cat", "key1", "outputs/f"]).stdout, b"key1", "what needs no path goes on");
+}
+
+/// Who unmounts a view that is just being mounted, and has not shaken hands with the kernel yet, ends it when it is ready.
+#[test]
+fn a_view_is_not_taken_away_half_made() {
+    let p = Place::new();
+    p.ok(&["mount", "m1"]);
+    let _slow = Trace::meddling(p.pid().as_raw(), p.at("calls"), &["-e", "inject=mount:delay_exit=500000"]);
+    std::thread::scope(|both| {
+        let mounts = both.spawn(|| p.ok(&["mount", "m2"]));
+        eventually("the mount", || is_mounted(&p.at("m2")));
+        p.ok(&["unmount", "m2"]);
+        mounts.join().expect("it was mounted before");
+    });
+    assert!(!is_mounted(&p.at("m2")));
 }
