@@ -14,6 +14,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use super::ingest::{Asked, FileId, Memory, ReadLease, STEP, hash_bytes, hash_file, read_some};
 use super::known::Known;
 use super::stash::{NewPack, Stash};
@@ -108,7 +110,7 @@ impl Storer<'_> {
     ) -> Result<Vec<usize>> {
         let mut packing = Packing { storer: self, pack: NewPack::default(), batch: Vec::new(), bytes: 0 };
         let mut grown = Vec::new();
-        let mut take = |packing: &mut Packing<'_>, at: usize, small: Small| -> Result<()> {
+        let take = |at: usize, small: Small| -> Result<()> {
             let i = order[at];
             match small {
                 Small::Grown => grown.push(i),
@@ -124,16 +126,10 @@ impl Storer<'_> {
             }
             Ok(())
         };
-        if order.len() <= FEW {
-            let mut dirs = OpenDir::default();
-            for (at, i) in order.iter().enumerate() {
-                let small = self.read_small(plan, &plan.sources[*i], &mut dirs)?;
-                take(&mut packing, at, small)?;
-            }
-            packing.finish()?;
-            return Ok(grown);
+        match order.len() {
+            0..=FEW => self.read_alone(plan, order, take)?,
+            _ => self.read_in_order(plan, order, take)?,
         }
-        self.read_in_order(plan, order, |at, small| take(&mut packing, at, small))?;
         packing.finish()?;
         Ok(grown)
     }
@@ -149,9 +145,10 @@ impl Storer<'_> {
         let (send, receive) = crossbeam_channel::bounded::<(usize, Vec<Result<Small>>)>(RUNS_AHEAD);
         let runs: Vec<_> = order.chunks(RUN).collect();
         std::thread::scope(|scope| -> Result<()> {
+            let mut readers = 0;
             for _ in 0..workers().min(runs.len()) {
                 let (send, next, stop, runs) = (send.clone(), &next, &stop, &runs);
-                scope.spawn(move || {
+                let read = move || {
                     let mut dirs = OpenDir::default();
                     while !stop.load(Ordering::Relaxed) {
                         let n = next.fetch_add(1, Ordering::Relaxed);
@@ -161,9 +158,13 @@ impl Storer<'_> {
                             return;
                         }
                     }
-                });
+                };
+                readers += u32::from(std::thread::Builder::new().spawn_scoped(scope, read).is_ok());
             }
             drop(send);
+            if readers == 0 {
+                return self.read_alone(plan, order, take);
+            }
             // The workers are a little out of order; packs are in tree order.
             let mut early = BTreeMap::new();
             let mut due = 0;
@@ -208,21 +209,41 @@ impl Storer<'_> {
         Ok(Small::Bytes(Hashed::of(bytes)))
     }
 
+    /// The same by this thread alone.
+    fn read_alone(
+        &self,
+        plan: &Plan,
+        order: &[usize],
+        mut take: impl FnMut(usize, Small) -> Result<()>,
+    ) -> Result<()> {
+        let mut dirs = OpenDir::default();
+        for (at, i) in order.iter().enumerate() {
+            take(at, self.read_small(plan, &plan.sources[*i], &mut dirs)?)?;
+        }
+        Ok(())
+    }
+
     fn store_large(&self, plan: &Plan, list: &[usize], contents: &mut Contents) -> Result<()> {
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (send, receive) = crossbeam_channel::unbounded();
+        let store = |send: Sender<_>| {
+            let mut dirs = OpenDir::default();
+            while !stop.load(Ordering::Relaxed) {
+                let Some(&i) = list.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                let content = self.large(plan, &plan.sources[i], &mut dirs);
+                stop.fetch_or(content.is_err(), Ordering::Relaxed);
+                let _ = send.send((i, content));
+            }
+        };
         std::thread::scope(|scope| {
+            let mut threads = 0;
             for _ in 0..workers().min(list.len()) {
-                let (send, next, stop) = (send.clone(), &next, &stop);
-                scope.spawn(move || {
-                    let mut dirs = OpenDir::default();
-                    while !stop.load(Ordering::Relaxed) {
-                        let Some(&i) = list.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                        let content = self.large(plan, &plan.sources[i], &mut dirs);
-                        stop.fetch_or(content.is_err(), Ordering::Relaxed);
-                        let _ = send.send((i, content));
-                    }
-                });
+                let (send, store) = (send.clone(), &store);
+                let begun = std::thread::Builder::new().spawn_scoped(scope, move || store(send));
+                threads += u32::from(begun.is_ok());
+            }
+            if threads == 0 {
+                store(send.clone());
             }
             drop(send);
             for (i, content) in receive.iter() {

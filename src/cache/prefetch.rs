@@ -153,7 +153,13 @@ impl Entry {
                 }
             }
         };
-        std::thread::scope(|scope| (0..AT_A_TIME.min(windows.len())).for_each(|_| drop(scope.spawn(fetch))));
+        std::thread::scope(|scope| {
+            // This thread is one of them, and does all of it where no other can be had.
+            for _ in 1..AT_A_TIME.min(windows.len()) {
+                drop(std::thread::Builder::new().spawn_scoped(scope, fetch));
+            }
+            fetch();
+        });
         failed.into_inner().map_or(Ok(()), Err)
     }
 }

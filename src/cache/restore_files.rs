@@ -83,27 +83,26 @@ impl Batches {
         for (_, index) in &self.links {
             *shared.linked.entry(tree.record(*index).canonical()).or_insert(1) += 1;
         }
-        let threads = workers().min(self.list.len());
         let mut writer = Writer::new(tree, &shared);
-        if threads < 2 {
-            writer.batches(&self.list)?;
-        } else {
-            std::thread::scope(|scope| {
-                let work = || {
-                    let mut writer = Writer::new(tree, &shared);
-                    writer.batches(&self.list).map(|()| (writer.done, writer.written))
-                };
-                let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-                let ends =
-                    threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-                ends.collect::<Vec<_>>().into_iter().try_for_each(|end| {
-                    let (done, written) = end?;
-                    writer.done += done;
-                    writer.written.extend(written);
-                    Ok(())
-                })
-            })?;
-        }
+        std::thread::scope(|scope| {
+            let work = || {
+                let mut writer = Writer::new(tree, &shared);
+                writer.batches(&self.list).map(|()| (writer.done, writer.written))
+            };
+            // This thread is one of them, and does all of it where no other can be had.
+            let begin = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..workers().min(self.list.len())).filter_map(begin).collect();
+            let own = writer.batches(&self.list);
+            let ends = others.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+            let ends: Vec<_> = ends.collect();
+            own?;
+            ends.into_iter().try_for_each(|end| {
+                let (done, written) = end?;
+                writer.done += done;
+                writer.written.extend(written);
+                Ok(())
+            })
+        })?;
         for (dir, record) in &self.links {
             writer.batch(*dir, &[*record]).map_err(|e| (e, writer.filling.take()))?;
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::common::{eventually, need};
+use crate::common::{eventually, need, need_root};
 use crate::project::{Project, Ran, said, tree};
 
 /// Neither a home nor a place for caches; temporary files have one.
@@ -153,4 +153,45 @@ fn a_store_that_is_mounted_read_only() {
     read_only(&[]);
     assert!(before == tree(&p.store));
     assert!(fs::read_dir(p.dir.path().join("memory/outfs-run/rooms")).unwrap().next().is_none());
+}
+
+/// S13.6 A cache that fails never fails the task: where it gets no more threads, fewer do the work, and nothing waits for one that
+/// never came.
+#[test]
+fn a_run_that_gets_no_more_threads_ends() {
+    need_root();
+    ["setpriv", "prlimit", "timeout", "chown"].into_iter().for_each(need);
+    let p = Project::new();
+    (0..300).for_each(|n| p.write(&format!("src/small{n}"), &n.to_string()));
+    (0..3).for_each(|n| p.write(&format!("src/large{n}"), &n.to_string().repeat(300_000)));
+    // The limit counts all processes of a user; nobody else is this one.
+    let id = "61235";
+    let (top, program) = (p.dir.path(), p.dir.path().join("outfs"));
+    fs::copy(env!("CARGO_BIN_EXE_outfs"), &program).unwrap();
+    assert!(Command::new("chown").args(["-R", id]).arg(top).status().unwrap().success());
+    let run = |threads: usize| {
+        let limit = format!("--nproc={threads}");
+        let mut c = Command::new("timeout");
+        c.args(["60", "setpriv", "--reuid", id, "--regid", id, "--clear-groups", "prlimit", &limit]);
+        c.arg(&program).args(["run", "--json", "--input", "src", "--output", "out"]);
+        c.args(["--param", &limit[2..], "--", "cp", "-r", "src", "out"]).current_dir(&p.cwd);
+        c.env("OUTFS_STORE", &p.store).env("HOME", top.join("home")).env_remove("XDG_CACHE_HOME");
+        c.stdin(Stdio::null());
+        let _ = fs::remove_dir_all(p.path("out"));
+        let out = c.output().expect("timeout starts");
+        let code = out.status.code();
+        assert!(!said(&out).contains("panicked"), "{threads}: {}", said(&out));
+        // The command itself is a process.
+        assert!(matches!(code, Some(0 | 125 | 126)), "{threads}: {code:?}, {}", said(&out));
+        if code == Some(0) {
+            assert_eq!(tree(&p.path("out")), tree(&p.path("src")), "{threads}");
+        }
+        (code, said(&out))
+    };
+    for threads in 2..12 {
+        run(threads);
+        run(threads);
+    }
+    let (code, said) = run(11);
+    assert!(code == Some(0) && said.contains("\"result\":\"hit\""), "{said}");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
+use parking_lot::Mutex;
 
 use super::super::{Channel, Progress};
 use crate::cache::Work;
@@ -11,7 +12,8 @@ use crate::model::units::{counted, human_bytes};
 /// Often enough for people, rarely enough for the connection.
 pub(super) const TELL_EVERY: Duration = Duration::from_millis(100);
 
-/// Does `work` in a thread of its own, and tells how many of `things` are done until it ends.
+/// Does `work` in a thread of its own, and tells how many of `things` are done until it ends. Where no thread can be had it is done
+/// without a word.
 pub(super) fn watched<T: Send>(
     channel: &mut dyn Channel,
     (what, thing, things): (&str, &str, &str),
@@ -19,14 +21,15 @@ pub(super) fn watched<T: Send>(
 ) -> T {
     let figures = Work::default();
     let (end, ended) = bounded::<()>(0);
+    let work = Mutex::new(Some((work, end)));
+    let done = || {
+        let (work, _end) = work.lock().take().expect("it is done once, by whom it was left to");
+        work(&figures)
+    };
     std::thread::scope(|scope| {
-        let figures = &figures;
-        let running = scope.spawn(move || {
-            let _end = end;
-            work(figures)
-        });
+        let Ok(running) = std::thread::Builder::new().spawn_scoped(scope, done) else { return done() };
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(TELL_EVERY) {
-            channel.progress(told(figures, what, thing, things));
+            channel.progress(told(&figures, what, thing, things));
         }
         running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
