@@ -231,3 +231,20 @@ fn rm_rf_of_a_draft() {
         fs::read_dir(m.store().join("drafts")).expect("list").next().is_none()
     });
 }
+
+/// What reads small files waits to hand them over: where storing fails halfway, that is not waited for.
+#[test]
+fn a_put_that_fails_halfway_ends() {
+    ["prlimit", "timeout"].into_iter().for_each(need);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let src = dir.path().join("src");
+    mkdir(&src);
+    (0..3000).for_each(|n| write(src.join(format!("f{n}")), noise(n, 12_000)));
+    let script = "trap '' XFSZ; exec timeout 60 prlimit --fsize=3000000 \"$0\" put abcd \"$1\"";
+    let mut put = std::process::Command::new("sh");
+    put.args(["-c", script, env!("CARGO_BIN_EXE_outfs")]).arg(&src);
+    put.env("OUTFS_STORE", dir.path().join("store")).env("HOME", dir.path());
+    let out = put.output().expect("sh starts");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("File too large"), "{:?}: {said}", out.status);
+}

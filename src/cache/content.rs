@@ -168,7 +168,8 @@ impl Storer<'_> {
             // The workers are a little out of order; packs are in tree order.
             let mut early = BTreeMap::new();
             let mut due = 0;
-            for (n, run) in receive.iter() {
+            // Whoever waits to hand something over is told when this ends early, for the receiver ends with it.
+            for (n, run) in receive {
                 early.insert(n, run);
                 while let Some(run) = early.remove(&due) {
                     let mut read = run.into_iter().enumerate();
