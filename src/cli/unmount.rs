@@ -2,7 +2,6 @@
 //!
 //! Invariant: when the daemon ends with it, success means that it has let go of the store.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,9 +37,9 @@ pub(crate) struct Stop {
 impl Unmount {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let at = absolute(&self.mount_point)?;
-        let fail = |e: io::Error| Failure::failed(format!("cannot unmount {}: {e}", at.display()));
-        let at = daemon::canonical(&at).map_err(fail)?;
-        let seen = daemon::Identity::of(&at).map_err(fail)?;
+        let at = daemon::canonical(&at)
+            .map_err(|e| Failure::failed(format!("cannot unmount {}: {e}", at.display())))?;
+        let seen = daemon::Identity::of(&at).ok();
         // This command itself must not keep it busy.
         let _ = std::env::set_current_dir("/");
         // The view's own store, when the mount table names it, before the one that was meant.
@@ -64,7 +63,7 @@ impl Unmount {
                 Err(failure) => return Err(failure),
             }
         }
-        daemon::unmount(&at, self.lazy, &seen)
+        daemon::unmount(&at, self.lazy, seen.as_ref())
     }
 }
 

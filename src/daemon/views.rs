@@ -1,10 +1,11 @@
 //! The daemon's mounted views. Once `stopping` is set no view is added any more.
 //!
-//! Locks: `mounting` (held while one view is mounted, or some are unmounted, so that none is taken away half made) → `state`
-//! (never held across a mount or unmount). Who has waited for `mounting` looks whether any view may be added still.
+//! Locks: `mounting` (held while one view is mounted, or all are unmounted) → `state` (never held across a mount or
+//! unmount). Who has waited for `mounting` looks whether any view may be added still.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use parking_lot::{Mutex, MutexGuard};
@@ -13,6 +14,9 @@ use super::{Wake, holders};
 use crate::control::{Failure, Kind, ViewFacts};
 use crate::fuse::Mounted;
 use crate::vfs::View;
+
+/// How long an unmount waits for a view that may be its own to be mounted.
+const READY: Duration = Duration::from_secs(5);
 
 /// The right to mount: nobody else mounts, and no stop goes on.
 pub(super) struct Turn<'a>(#[expect(dead_code, reason = "held")] MutexGuard<'a, ()>);
@@ -125,8 +129,13 @@ impl Views {
 
     /// Unmounts the view at `at`; true when it was the last one.
     pub(super) fn unmount(&self, at: &Path, lazy: bool) -> Result<bool, Failure> {
-        let _turn = self.mounting();
-        let Some(active) = self.all().into_iter().find(|a| a.facts.at.0 == at) else {
+        let listed = || self.all().into_iter().find(|a| a.facts.at.0 == at);
+        // One that is just being mounted is listed when that is done.
+        let ready = || {
+            let _turn = self.mounting.try_lock_for(READY);
+            listed()
+        };
+        let Some(active) = listed().or_else(ready) else {
             return Err(Failure::new(
                 Kind::NotFound,
                 format!("the daemon has no view at {}; 'outfs status' lists them", at.display()),

@@ -51,15 +51,27 @@ impl Identity {
     /// Where it is now, having been mounted at `at`.
     pub fn whereabouts(&self, at: &Path) -> Whereabouts {
         match Self::of(at) {
-            Ok(there) if there == *self => return Whereabouts::Here,
-            // Another has its number.
-            Ok(there) if (there.id, there.dev) == (self.id, self.dev) => return Whereabouts::Detached,
+            Ok(there) if there.may_be(self) => return Whereabouts::Here,
+            // Another has its number, unless it came between two questions.
+            Ok(there) if there.has_number_of(self) && Self::of(at).is_ok_and(|again| again == there) => {
+                return Whereabouts::Detached;
+            }
             _ => {}
         }
         match std::fs::read("/proc/self/mountinfo") {
             Ok(table) if !table.split(|&b| b == b'\n').any(|line| self.is(line)) => Whereabouts::Detached,
             _ => Whereabouts::Hidden,
         }
+    }
+
+    fn has_number_of(&self, other: &Identity) -> bool {
+        (self.id, self.dev) == (other.id, other.dev)
+    }
+
+    /// The same, as far as the kernel can tell.
+    fn may_be(&self, other: &Identity) -> bool {
+        let differ = self.only.zip(other.only).is_some_and(|(one, another)| one != another);
+        self.has_number_of(other) && !differ
     }
 
     /// Is this line of a mount table about it? (Its first field is the mount's number, its third the device's.)

@@ -225,7 +225,7 @@ fn paths_from_another_mount_namespace_are_refused() {
 fn a_view_is_not_taken_away_half_made() {
     let p = Place::new();
     p.ok(&["mount", "m1"]);
-    let _slow = Trace::meddling(p.pid().as_raw(), p.at("calls"), &["-e", "inject=mount:delay_exit=500000"]);
+    let _slow = Trace::meddling(p.pid().as_raw(), p.at("calls"), &["-e", "inject=mount:delay_exit=3000000"]);
     std::thread::scope(|both| {
         let mounts = both.spawn(|| p.ok(&["mount", "m2"]));
         eventually("the mount", || is_mounted(&p.at("m2")));
