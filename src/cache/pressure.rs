@@ -209,6 +209,7 @@ impl Cache {
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
             let until = *goes_on_until.get_or_insert_with(|| Instant::now() + PERSISTENCE);
             if round.is_empty() && (!waiting || begun.elapsed() > PATIENCE) || Instant::now() > until {
+                self.reap()?;
                 return self.no_room_unless_enough(bytes);
             }
             if round.is_empty() {

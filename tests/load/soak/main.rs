@@ -107,6 +107,9 @@ impl Day {
         let views = (0..threads).map(|n| place.path().join(format!("view{n}")));
         let mounts: Vec<_> = views.chain([replacing, place.path().join("shared")]).collect();
         mounts.iter().for_each(|at| fs::create_dir(at).expect("a mount point"));
+        // For each daemon, whoever begins it.
+        let limits = format!("[limits]\nsize = '{SIZE}'\nreserve = '0'\nmin_age = '0s'\nscrub = '1s'\n");
+        fs::write(daemon.config(), limits).expect("a configuration");
         let calls = Arc::new(Calls::on(mounts.into_iter().chain([daemon.mnt()])));
         Self {
             daemon,
@@ -176,11 +179,14 @@ impl Day {
     }
 
     fn begin(&self) {
-        let options = ["--size", SIZE, "--reserve", "0", "--min-age", "0s", "--scrub", "1s"];
-        self.daemon.mount(&options);
+        self.daemon.mount(&[]);
         self.daemon.mount_at(&self.replacing(), &["--overwrite", "replace"]);
         self.pid.store(self.daemon.pid(), Ordering::SeqCst);
-        self.daemon.mount_at(&self.shared(), &["--read-only"]);
+        // Whoever was just mounting it when the last daemon died may have begun this one.
+        let shared = self.shared();
+        if let Err(why) = self.daemon.ask(&["mount", shared.to_str().expect("text"), "--read-only"]) {
+            assert!(why.contains("there is a mount already"), "{why}");
+        }
     }
 
     /// Of the daemon.
