@@ -190,15 +190,21 @@ impl Day {
     }
 
     /// Of the daemon.
-    fn count(&self, what: &str) -> u64 {
+    fn listed(&self, what: &str) -> impl Iterator<Item = PathBuf> {
         let pid = self.pid.load(Ordering::SeqCst);
-        fs::read_dir(format!("/proc/{pid}/{what}")).expect("the daemon's").count() as u64
+        let all = fs::read_dir(format!("/proc/{pid}/{what}")).expect("the daemon's");
+        all.map(|one| one.expect("the daemon's").path())
     }
 
     fn holds(&self) -> Holds {
+        // Each thread of a ring has two, 128 in a view, and views come and go: the threads are counted.
+        let of_ring = |fd: &PathBuf| {
+            let of = fs::read_link(fd).unwrap_or_default();
+            of == Path::new("anon_inode:[io_uring]") || of == Path::new("anon_inode:[eventfd]")
+        };
         Holds {
-            descriptors: self.count("fd"),
-            threads: self.count("task"),
+            descriptors: self.listed("fd").filter(|fd| !of_ring(fd)).count() as u64,
+            threads: self.listed("task").count() as u64,
             bytes: daemon::resident(self.pid.load(Ordering::SeqCst)),
         }
     }
