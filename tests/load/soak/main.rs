@@ -197,13 +197,14 @@ impl Day {
     }
 
     fn holds(&self) -> Holds {
-        // Each thread of a ring has two, 128 in a view, and views come and go: the threads are counted.
-        let of_ring = |fd: &PathBuf| {
-            let of = fs::read_link(fd).unwrap_or_default();
-            of == Path::new("anon_inode:[io_uring]") || of == Path::new("anon_inode:[eventfd]")
+        // Each thread of a ring has two, 128 in a view, and views come and go: the threads are counted. One whose link cannot be
+        // read is closed already.
+        let stays = |fd: &PathBuf| {
+            let of_ring = ["anon_inode:[io_uring]", "anon_inode:[eventfd]"].map(Path::new);
+            fs::read_link(fd).is_ok_and(|of| !of_ring.contains(&&*of))
         };
         Holds {
-            descriptors: self.listed("fd").filter(|fd| !of_ring(fd)).count() as u64,
+            descriptors: self.listed("fd").filter(stays).count() as u64,
             threads: self.listed("task").count() as u64,
             bytes: daemon::resident(self.pid.load(Ordering::SeqCst)),
         }
