@@ -243,10 +243,10 @@ impl Storer<'_> {
                 let begun = std::thread::Builder::new().spawn_scoped(scope, move || store(send));
                 threads += u32::from(begun.is_ok());
             }
-            if threads == 0 {
-                store(send.clone());
+            match threads {
+                0 => store(send),
+                _ => drop(send),
             }
-            drop(send);
             for (i, content) in receive.iter() {
                 let content = content?;
                 // What is not ours was counted as it was read.

@@ -39,13 +39,18 @@ impl Daemon {
         args.extend(options);
         self.run(&args);
         let took = started.elapsed();
+        self.has_features(at);
+        took
+    }
+
+    /// Panics unless the view there has the features that are asked for, and none of the others.
+    pub fn has_features(&self, at: &Path) {
         for (variable, wanted) in [("OUTFS_TEST_WITHOUT", false), ("OUTFS_TEST_WITH", true)] {
             let named = std::env::var(variable).unwrap_or_default();
             for feature in named.split(',').filter(|name| !name.is_empty()) {
                 assert_eq!(self.has(at, feature), wanted, "{}: {feature}", at.display());
             }
         }
-        took
     }
 
     /// Whether a view uses a feature of the kernel.

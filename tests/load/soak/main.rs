@@ -187,6 +187,7 @@ impl Day {
         if let Err(why) = self.daemon.ask(&["mount", shared.to_str().expect("text"), "--read-only"]) {
             assert!(why.contains("there is a mount already"), "{why}");
         }
+        self.daemon.has_features(&shared);
     }
 
     /// Of the daemon.
