@@ -7,8 +7,12 @@ const SAMPLES: usize = 6;
 /// What the daemon holds.
 #[derive(Debug, Clone, Copy)]
 pub struct Holds {
+    /// Without those of rings.
     pub descriptors: u64,
+    /// Without those of rings.
     pub threads: u64,
+    /// Threads of rings: a view has the same number of them all its life.
+    pub rings: u64,
     pub bytes: u64,
 }
 

@@ -198,15 +198,19 @@ impl Day {
     }
 
     fn holds(&self) -> Holds {
-        // Each thread of a ring has two, 128 in a view, and views come and go: the threads are counted. One whose link cannot be
-        // read is closed already.
+        // Each thread of a ring has two, 128 in a view, and views come and go: the threads are counted, in the end. One whose link
+        // cannot be read is closed already.
         let stays = |fd: &PathBuf| {
             let of_ring = ["anon_inode:[io_uring]", "anon_inode:[eventfd]"].map(Path::new);
             fs::read_link(fd).is_ok_and(|of| !of_ring.contains(&&*of))
         };
+        let of_ring =
+            |task: &PathBuf| fs::read(task.join("comm")).is_ok_and(|name| name.starts_with(b"ring-"));
+        let (rings, others): (Vec<_>, Vec<_>) = self.listed("task").partition(of_ring);
         Holds {
             descriptors: self.listed("fd").filter(stays).count() as u64,
-            threads: self.listed("task").count() as u64,
+            threads: others.len() as u64,
+            rings: rings.len() as u64,
             bytes: daemon::resident(self.pid.load(Ordering::SeqCst)),
         }
     }
@@ -353,6 +357,19 @@ fn clear_drafts(day: &Day) {
     println!("{} drafts were left by kills, and dropped", left.len());
 }
 
+/// What the daemon holds once it has no rings but those of the views that are there: a view's end soon after it.
+fn only_rings_of_views(day: &Day, each: u64) -> Holds {
+    let begun = Instant::now();
+    loop {
+        let (holds, views) = (day.holds(), watch::views(day).len() as u64);
+        if holds.rings <= each * views {
+            return holds;
+        }
+        assert!(begun.elapsed() < ANSWERED, "{views} views, with {each} threads of rings each: {holds:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// What hardly ever succeeded was not tested.
 fn count(day: &Day) {
     for ((name, ..), tally) in ACTIONS.iter().zip(&day.tallies) {
@@ -413,7 +430,8 @@ fn main() {
     let seed = args.next().unwrap_or(now.as_millis() as u64 % 1_000_000);
     let day = Arc::new(Day::new(threads));
     day.begin();
-    println!("seed {seed}; the daemon holds {:?}", day.holds());
+    let (first, views_at_first) = (day.holds(), watch::views(&day).len() as u64);
+    println!("seed {seed}; the daemon holds {first:?}");
     let begun = Instant::now();
     let (came, lives, looked, sung) = std::thread::scope(|scope| {
         for number in 0..threads {
@@ -443,7 +461,7 @@ fn main() {
     let lives = lives.end();
     clear_drafts(&day);
     nothing_damaged(&day);
-    let last = day.holds();
+    let last = only_rings_of_views(&day, first.rings / views_at_first);
     day.daemon.run(&["stop"]);
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let left = mounts.lines().find(|l| l.contains("outfs-load-") || l.contains("outfs-soak-"));
