@@ -3,6 +3,9 @@
 //! A thread that is watched ([`watched_by`]) has all its [`call`]s counted; others just make them.
 #![allow(dead_code)]
 
+#[path = "disk.rs"]
+mod disk;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,9 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use disk::Disk;
+
 /// Every request is answered within this time.
 pub const ANSWERED: Duration = Duration::from_secs(5);
-/// On a busy machine a client itself waits for a processor, before and after its call is answered.
+/// On a busy machine a client itself waits for a processor, before and after its call is answered; and while the disk does nothing
+/// for anybody, who needs it waits.
 pub const BACK: Duration = Duration::from_secs(10);
 /// A command is a process, and may wait for much that is done for others.
 pub const COMMAND: Duration = Duration::from_secs(60);
@@ -34,6 +40,8 @@ pub struct Calls {
     longest: Mutex<BTreeMap<&'static str, Duration>>,
     /// How many have come back, by the mount on which they were made.
     done: Vec<(PathBuf, AtomicU64)>,
+    /// What was slow besides.
+    pub disk: Disk,
 }
 
 thread_local! {
@@ -61,7 +69,8 @@ pub fn within<T>(limit: Duration, what: &'static str, at: &Path, work: impl FnOn
     calls.all().remove(&me);
     calls.note(what, at, took);
     assert!(took < limit, "{what} {}: came back after {took:.1?}", at.display());
-    let answered = took.saturating_sub(self::waited() - waited);
+    let besides = self::waited() - waited + calls.disk.slow_since(since);
+    let answered = took.saturating_sub(besides);
     assert!(
         limit != BACK || answered < ANSWERED,
         "{what} {}: was answered after {answered:.1?}",
@@ -99,6 +108,13 @@ impl Calls {
     /// One that should have come back.
     pub fn overdue(&self) -> Option<Going> {
         self.all().values().find(|going| going.since.elapsed() > going.limit).cloned()
+    }
+
+    /// The one that takes longest of those on a mount, if it takes longer than this.
+    pub fn late(&self, than: Duration) -> Option<Going> {
+        let all = self.all();
+        let oldest = all.values().filter(|going| going.limit == BACK).min_by_key(|going| going.since);
+        oldest.filter(|going| going.since.elapsed() > than).cloned()
     }
 
     /// How many calls on this mount have come back.

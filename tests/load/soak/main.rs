@@ -3,7 +3,7 @@
 //! usage: `soak SECONDS THREADS KILL_EVERY [SEED]` with OUTFS_BIN set, as root. Each KILL_EVERY seconds (0: never) the
 //! daemon is killed with -9 and started again, but not in the last third of the time. Panics with a reason when a byte
 //! is wrong, something open, mapped or held is lost, an error is none of those that are promised, a call does not come
-//! back within 5 s (also of those that wait for a daemon that is killed) besides what its client waits for a processor, a view has requests and answers none for 5 s, or what the daemon holds grows; when an action
+//! back within 5 s (also of those that wait for a daemon that is killed) besides what its client waits for a processor and all for the disk, a view has requests and answers none for 5 s, or what the daemon holds grows; when an action
 //! hardly ever succeeded, nothing was compacted, or no life of the daemon was compared with anything, for then nothing was
 //! shown. Every ten seconds all clients pause: by then nothing waits. In the end no mount is left, nor any draft but those of whom
 //! a kill has met, and the store is sound.
@@ -19,6 +19,7 @@ mod ingest;
 #[path = "../library.rs"]
 mod library;
 mod mapped;
+mod slow;
 mod watch;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -433,7 +434,7 @@ fn main() {
     let (first, views_at_first) = (day.holds(), watch::views(&day).len() as u64);
     println!("seed {seed}; the daemon holds {first:?}");
     let begun = Instant::now();
-    let (came, lives, looked, sung) = std::thread::scope(|scope| {
+    let (came, lives, looked, sung, synced) = std::thread::scope(|scope| {
         for number in 0..threads {
             let client = Client { day: day.clone(), number, last: Default::default() };
             scope.spawn(move || {
@@ -447,6 +448,10 @@ fn main() {
             scope.spawn(move || work(&day))
         };
         let watcher = watching(watch::watch);
+        let (of_disk, of_late) = (day.clone(), day.clone());
+        let beside = day.place.path().join("synced");
+        let disk = scope.spawn(move || of_disk.calls.disk.watch(&beside, || of_disk.is_over()));
+        scope.spawn(move || slow::tell_of_late(&of_late));
         let (of, canary) = (day.clone(), day.clone());
         let canary = scope.spawn(move || {
             let _evening = Evening(&of);
@@ -456,7 +461,8 @@ fn main() {
         let (came, lives) = pass(&day, time, kill_every);
         drop(evening);
         let sung = canary.join().expect("the canary lives");
-        (came, lives, watcher.join().expect("the watcher lives"), sung)
+        let (looked, synced) = (watcher.join(), disk.join());
+        (came, lives, looked.expect("the watcher lives"), sung, synced.expect("it lives"))
     });
     let lives = lives.end();
     clear_drafts(&day);
@@ -472,6 +478,7 @@ fn main() {
         "{} looks at up to {} views: at most {} requests of one waited, at most {:.0?} without an answer; {sung} songs of the canary",
         looked.times, looked.views, looked.waiting, looked.longest
     );
+    println!("a sync of 4 KiB took the disk {synced:.0?} at most");
     assert!(looked.waiting > 0 && looked.views > 2, "the watcher saw nothing");
     assert!(sung > 0, "the canary never sang");
     assert!(came.compacted > 0, "nothing was compacted");

@@ -88,7 +88,7 @@ pub fn watch(day: &Day) -> Looked {
                 *since = (Instant::now(), done);
             }
             looked.longest = looked.longest.max(since.0.elapsed());
-            if since.0.elapsed() > ANSWERED {
+            if since.0.elapsed().saturating_sub(day.calls.disk.slow_since(since.0)) > ANSWERED {
                 give_up(
                     day,
                     &format!(
