@@ -32,8 +32,11 @@ const BUSY_FOR: Duration = Duration::from_millis(150);
 const AT_ONCE: usize = 32;
 /// How long somebody who needs room waits for kernels to let go.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// The same for who comes soon after somebody who waited in vain, within twice the time that took: kernels have those who change a
+/// directory come one after the other, and together they must not take long.
+const AFTER_VAIN: Duration = Duration::from_millis(200);
 /// How long somebody who needs room goes on evicting when others take what the first round made.
-const PERSISTENCE: Duration = Duration::from_secs(3);
+pub(super) const PERSISTENCE: Duration = Duration::from_secs(3);
 
 /// What `gc` is to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -184,21 +187,50 @@ impl Cache {
     /// Makes room for `bytes` more under the limits, evicting least recently used entries;
     /// `NoSpace` when it cannot. Called before anything is created.
     pub fn make_room(&self, bytes: u64) -> Result<()> {
+        let mut all = PERSISTENCE;
+        self.make_room_within(bytes, &mut all)
+    }
+
+    /// The same for who needs room several times: `left` is how long it may still go on after its first round, and becomes less.
+    pub(super) fn make_room_within(&self, bytes: u64, left: &mut Duration) -> Result<()> {
         if self.inner.upkeep.accounts.is_roomy(bytes) {
             return Ok(());
         }
-        let Some(mut goal) = self.lacking(bytes)? else { return Ok(()) };
+        if self.lacking(bytes)?.is_none() {
+            return Ok(());
+        }
         let begun = Instant::now();
-        let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
-            return self.no_room_unless_enough(bytes);
+        let after_vain = self.inner.upkeep.in_vain_until.lock().is_some_and(|until| begun < until);
+        let (patience, most) = match after_vain {
+            true => (AFTER_VAIN, AFTER_VAIN.min(*left)),
+            false => (PATIENCE, *left),
         };
-        let mut goes_on_until = None;
+        let made = match self.inner.upkeep.round.try_lock_for(patience) {
+            Some(_round) => {
+                let mut first = None;
+                let made = self.evict_until_roomy(bytes, begun + patience, (&mut first, most));
+                *left = left.saturating_sub(first.map_or(Duration::ZERO, |at: Instant| at.elapsed()));
+                made
+            }
+            None => self.no_room_unless_enough(bytes),
+        };
+        if !after_vain && matches!(made, Err(CacheError::NoSpace(_))) {
+            *self.inner.upkeep.in_vain_until.lock() = Some(Instant::now() + 2 * begun.elapsed());
+        }
+        made
+    }
+
+    /// Rounds until `bytes` fit, or none helps, for which kernels are waited for until then; and no longer than so long after the end
+    /// of the first one, which is noted.
+    fn evict_until_roomy(
+        &self,
+        bytes: u64,
+        until: Instant,
+        (first, most): (&mut Option<Instant>, Duration),
+    ) -> Result<()> {
         loop {
             self.reap()?;
-            match self.lacking(bytes)? {
-                None => return Ok(()),
-                Some(lacking) => goal = Goal { before: goal.before, ..lacking },
-            }
+            let Some(goal) = self.lacking(bytes)? else { return Ok(()) };
             let round = self.evict_round(&goal, false, "lru", &Work::default(), None)?;
             if round.evicted.iter().chain(&round.let_go).any(|(_, o)| o.dead > 0)
                 && round.bytes() >= goal.bytes
@@ -207,8 +239,8 @@ impl Cache {
                 self.trim_events()?;
             }
             let waiting = round.asked > 0 || !self.inner.upkeep.suspects.lock().is_empty();
-            let until = *goes_on_until.get_or_insert_with(|| Instant::now() + PERSISTENCE);
-            if round.is_empty() && (!waiting || begun.elapsed() > PATIENCE) || Instant::now() > until {
+            let over = first.get_or_insert_with(Instant::now).elapsed() >= most;
+            if over || round.is_empty() && (!waiting || Instant::now() > until) {
                 self.reap()?;
                 return self.no_room_unless_enough(bytes);
             }

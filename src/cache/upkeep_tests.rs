@@ -280,6 +280,33 @@ fn making_room_waits_a_moment_for_kernels() {
     drop(kernel);
 }
 
+/// Who is refused room is told so soon, also where a kernel has those who ask come one after the other.
+#[test]
+fn many_who_are_refused_room_do_not_wait_one_after_the_other() {
+    let f = Fixture::with(limited(10));
+    let kernel =
+        Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
+    let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
+    f.cache().register_holder(weak);
+    for i in 0..4u64 {
+        let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
+        let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
+        kernel.held.lock().push((entry, true));
+    }
+    let begun = Instant::now();
+    for _ in 0..8 {
+        assert!(matches!(f.cache().make_room(4 * MIB as u64), Err(CacheError::NoSpace(_))));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // A kernel that lets go is waited for all the same.
+    kernel.held.lock().iter_mut().for_each(|(_, used)| *used = false);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while f.cache().make_room(4 * MIB as u64).is_err() {
+        assert!(Instant::now() < deadline, "room can be made");
+    }
+    drop(kernel);
+}
+
 #[test]
 fn pins_and_rejections_outlive_the_process() {
     let mut f = Fixture::new();

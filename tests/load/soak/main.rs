@@ -108,8 +108,10 @@ impl Day {
         let views = (0..threads).map(|n| place.path().join(format!("view{n}")));
         let mounts: Vec<_> = views.chain([replacing, place.path().join("shared")]).collect();
         mounts.iter().for_each(|at| fs::create_dir(at).expect("a mount point"));
-        // For each daemon, whoever begins it.
-        let limits = format!("[limits]\nsize = '{SIZE}'\nreserve = '0'\nmin_age = '0s'\nscrub = '1s'\n");
+        // For each daemon, whoever begins it. What a kill has left of drafts takes room for a minute, not all day.
+        let limits = format!(
+            "[limits]\nsize = '{SIZE}'\nreserve = '0'\nmin_age = '0s'\nscrub = '1s'\ndraft_ttl = '1m'\n"
+        );
         fs::write(daemon.config(), limits).expect("a configuration");
         let calls = Arc::new(Calls::on(mounts.into_iter().chain([daemon.mnt()])));
         Self {
