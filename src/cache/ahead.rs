@@ -21,6 +21,7 @@ use super::fetch::WINDOW;
 use super::partial::Large;
 use super::{Cache, Entry, HeldEntry, LeaseKind, Payer, Reader};
 use crate::model::BlobHash;
+use crate::model::groups::GROUP;
 use crate::store::Location;
 
 /// Windows that come because of one read.
@@ -83,7 +84,14 @@ impl Entry {
             return;
         }
         let end = offset.saturating_add(len as u64).min(size);
-        let here = |window: u64| self.cache().has_window(of, window);
+        // Of what is read, what is read of it: groups may be here alone.
+        let here = |window: u64| {
+            let (from, to) = (offset.max(window * WINDOW), end.min((window + 1) * WINDOW));
+            match from < to {
+                true => self.cache().has_groups(of, from / GROUP as u64..to.div_ceil(GROUP as u64)),
+                false => self.cache().has_window(of, window),
+            }
+        };
         let tiers = &self.cache().inner.tiers;
         let read = offset / WINDOW..end.div_ceil(WINDOW);
         let little = (len as u64) < WINDOW;
@@ -182,7 +190,7 @@ impl Shared {
         drop(state);
         let Some(entry) = entry else { return true };
         let closing = entry.cache().inner.closing.load(Ordering::Relaxed);
-        let bring = || entry.bring(record, window * WINDOW, &Reader::of(payer));
+        let bring = || entry.bring(record, window * WINDOW, WINDOW, &Reader::of(payer));
         let came = !closing
             && match catch_unwind(AssertUnwindSafe(bring)) {
                 Ok(Ok(())) => true,

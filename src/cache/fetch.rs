@@ -15,12 +15,13 @@ use parking_lot::Mutex;
 use super::breaker::Asked;
 use super::budget::Payer;
 use super::flights::Flights;
+use super::larges::Larges;
 use super::lookup::Loaded;
 use super::partial::Large;
 use super::read::Reader;
 use super::{Cache, Result};
 use crate::index::BlobRow;
-use crate::model::groups::{GROUP, Groups};
+use crate::model::groups::GROUP;
 use crate::model::{BlobHash, ManifestHash};
 use crate::store::{Location, StoreError};
 use crate::tier::{Object, Places, TierError, TierErrorKind};
@@ -28,22 +29,19 @@ use crate::tier::{Object, Places, TierError, TierErrorKind};
 /// Objects are fetched in windows that begin at multiples of this: one costs little more than a round trip, and brings
 /// what is read next.
 pub(super) const WINDOW: u64 = 2 * GROUP as u64;
-/// Windows of large contents that are kept in memory, where there is no room on the disk.
-const WINDOWS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Tables of places that are kept in memory.
 const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// A window of an object.
-type Window = (Object, u64);
-/// The contents that lie in a window of a pack, or the groups in one of a large content.
-type Came<T> = std::result::Result<Arc<T>, TierError>;
+pub(super) type Window = (Object, u64);
+/// The contents that lie in a window of a pack, or groups of a large content.
+pub(super) type Came<T> = std::result::Result<Arc<T>, TierError>;
 type Contents = Vec<(BlobHash, Vec<u8>)>;
 
 /// What is being fetched, and what came last.
 pub(super) struct Fetches {
     packs: Arc<Flights<Window, Came<Contents>>>,
-    larges: Arc<Flights<Window, Came<Vec<u8>>>>,
-    windows: Mutex<LruCache<Window, Arc<Vec<u8>>>>,
+    pub larges: Larges,
     places: Mutex<LruCache<ManifestHash, Arc<Places>>>,
 }
 
@@ -51,22 +49,22 @@ impl Default for Fetches {
     fn default() -> Self {
         Fetches {
             packs: Arc::default(),
-            larges: Arc::default(),
-            windows: Mutex::new(LruCache::new(WINDOWS)),
+            larges: Larges::default(),
             places: Mutex::new(LruCache::new(TABLES)),
         }
     }
 }
 
-/// Until when somebody waits, and whose budget what comes is taken from.
+/// Until when somebody waits, whose budget what comes is taken from, and whether of a large content no more comes than is read.
 #[derive(Clone, Copy)]
 pub(super) struct Waits<'a> {
     pub by: Instant,
     pub payer: Option<&'a Payer>,
+    pub exact: bool,
 }
 
 impl Waits<'_> {
-    fn pay(&self, bytes: usize) {
+    pub fn pay(&self, bytes: usize) {
         if let Some(payer) = self.payer {
             payer.pay(bytes as u64);
         }
@@ -95,7 +93,8 @@ impl Cache {
             return Ok(Some(wanted));
         }
         let (object, range) = places.object(&hash).ok_or_else(unknown)?;
-        let waits = Waits { by: (who.by)(&self.inner.tiers.attached().1), payer: who.payer.as_ref() };
+        let by = (who.by)(&self.inner.tiers.attached().1);
+        let waits = Waits { by, payer: who.payer.as_ref(), exact: who.exact };
         if size <= GROUP as u64 {
             let came = match object {
                 Object::Blob(..) => self.fetch_together(&places, hash, waits)?,
@@ -111,22 +110,8 @@ impl Cache {
             self.fetch_whole(&object, hash, size, waits)?;
             return Ok(None);
         }
-        let mut done = 0;
-        while done < wanted {
-            let at = offset + done as u64;
-            let n = (WINDOW - at % WINDOW).min((wanted - done) as u64) as usize;
-            let piece = &mut buf[done..done + n];
-            if self.read_partial(of, at, piece).is_none() {
-                let window = self.fetch_large(&object, of, at / WINDOW, waits)?;
-                if window.is_empty() {
-                    return Ok(None);
-                }
-                let skip = (at % WINDOW) as usize;
-                piece.copy_from_slice(window.get(skip..skip + n).ok_or_else(unknown)?);
-            }
-            done += n;
-        }
-        Ok(Some(wanted))
+        let came = self.fetch_large(&object, of, offset, &mut buf[..wanted], waits)?;
+        Ok(came.then_some(wanted))
     }
 
     fn places_in_memory(&self, loaded: &Loaded) -> Result<Option<Arc<Places>>> {
@@ -254,51 +239,9 @@ impl Cache {
             .collect())
     }
 
-    /// A window of a large content, verified group by group, and kept; nothing when all of the content is here by now.
-    fn fetch_large(
-        &self,
-        object: &Object,
-        of: Large<'_>,
-        window: u64,
-        waits: Waits<'_>,
-    ) -> Result<Arc<Vec<u8>>> {
-        let (fetches, key) = (&self.inner.tiers.fetches, (*object, window));
-        let groups = Groups::checked(of.hash, of.size, of.values);
-        let wanted = groups.touched(window * WINDOW, WINDOW);
-        let range = groups.bytes(wanted.clone());
-        share(&fetches.larges, &key, waits.by, || {
-            // It may have come since we looked.
-            if let Some(there) = fetches.windows.lock().get(&key) {
-                return Ok(Ok(there.clone()));
-            }
-            let mut there = vec![0; (range.end - range.start) as usize];
-            if self.read_partial(of, range.start, &mut there).is_some() {
-                return Ok(Ok(Arc::new(there)));
-            }
-            // Whoever had its last window come may have made a blob of it since.
-            if !self.is_elsewhere(&of.hash)? {
-                return Ok(Ok(Arc::default()));
-            }
-            let check = |bytes: Vec<u8>, _| {
-                let right = groups.verified(wanted.clone(), &bytes).is_some();
-                right.then_some(bytes).ok_or("a group is not what its value says")
-            };
-            let came = self.ask_for(object, range.clone(), waits.by, &check);
-            if let Ok(bytes) = &came {
-                waits.pay(bytes.len());
-                if let Err(e) = self.keep_partial(of, range.start, bytes) {
-                    tracing::debug!("what came from a tier is kept in memory only: {e}");
-                    fetches.windows.lock().put(key, bytes.clone());
-                    self.end_ahead(&of.hash);
-                }
-            }
-            Ok(came)
-        })
-    }
-
     /// Asks one tier after another for a range of an object, until what one gives passes `check`, which is given the
     /// bytes and where they begin.
-    fn ask_for<T>(
+    pub(super) fn ask_for<T>(
         &self,
         object: &Object,
         range: Range<u64>,
@@ -374,7 +317,7 @@ fn share<T>(
 }
 
 /// The same, for those that find out for themselves after an error of another's.
-fn share_until<T>(
+pub(super) fn share_until<T>(
     flights: &Arc<Flights<Window, Came<T>>>,
     window: &Window,
     by: Instant,

@@ -1,7 +1,7 @@
 //! What was read first of an entry, so that it comes first of the next entry of its task.
 //!
 //! Invariants: only where the mount asks for it; what is noted is bounded, in the order in which it was first read, by paths
-//! and windows, so that it means something in an entry with other contents; what cannot be noted harms nobody. Only what is read
+//! and groups, so that it means something in an entry with other contents; what cannot be noted harms nobody. Only what is read
 //! in a view counts: what is fetched ahead, brought to a tier or restored does not. Must not know: what a tier is, who reads.
 
 use std::collections::HashSet;
@@ -12,20 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::fetch::WINDOW;
 use super::{Cache, Entry, Inner, LeaseKind, Result};
+use crate::model::groups::GROUP;
 use crate::model::{EntryKey, Manifest};
 
-/// Windows that are noted of one entry.
-const MOST: usize = 4096;
+/// Groups that are noted of one entry.
+const MOST: usize = 8192;
 /// Bytes that they take with their paths.
-const MOST_BYTES: usize = 256 << 10;
+const MOST_BYTES: usize = 512 << 10;
 /// Entries of which something is to be noted.
 const ENTRIES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// The kernel does not say what it reads of a file that it has opened itself: all, of one of so many bytes at most.
 const ORDINARY: u64 = 64 << 20;
 
-/// A window of a file.
+/// A group of a file: its record, and its number.
 type Read = (u32, u32);
 
 /// What was read and is not noted yet.
@@ -69,8 +69,8 @@ impl Entry {
             Reads { key, seen, order, noted: 0 }
         };
         let reads = entries.get_or_insert_mut(self.id(), new);
-        for window in offset / WINDOW..=(offset + n - 1) / WINDOW {
-            let read = (record, window as u32);
+        for group in offset / GROUP as u64..=(offset + n - 1) / GROUP as u64 {
+            let read = (record, group as u32);
             if reads.order.len() < MOST && reads.seen.insert(read) {
                 reads.order.push(read);
             }
@@ -90,8 +90,8 @@ impl Entry {
         }
         let (manifest, mut seen, mut reads) = (self.manifest()?, HashSet::new(), Vec::new());
         for list in self.cache().inner.index.learned(task_id)? {
-            for (window, path) in decode(&list) {
-                let at = u64::from(window) * WINDOW;
+            for (group, path) in decode(&list) {
+                let at = u64::from(group) * GROUP as u64;
                 let record = manifest.find(path).filter(|n| manifest.get(*n).is_some_and(|r| at < r.size()));
                 reads.extend(record.map(|record| (record, at)).filter(|read| seen.insert(*read)));
             }
@@ -138,12 +138,12 @@ impl Cache {
     }
 }
 
-/// Each is the number of the window, the length of the path below the entry, and the path.
+/// Each is the number of the group, the length of the path below the entry, and the path.
 fn encode(manifest: &Manifest, reads: &[Read]) -> Vec<u8> {
     let mut list = Vec::new();
-    for (record, window) in reads {
+    for (record, group) in reads {
         let path = manifest.path(*record);
-        list.extend(window.to_le_bytes());
+        list.extend(group.to_le_bytes());
         list.extend((path.len() as u32).to_le_bytes());
         list.extend(path);
     }
@@ -153,11 +153,11 @@ fn encode(manifest: &Manifest, reads: &[Read]) -> Vec<u8> {
 /// What is cut short ends it.
 fn decode(mut list: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     std::iter::from_fn(move || {
-        let (window, rest) = list.split_first_chunk()?;
+        let (group, rest) = list.split_first_chunk()?;
         let (length, rest) = rest.split_first_chunk()?;
         let (path, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         list = rest;
-        Some((u32::from_le_bytes(*window), path))
+        Some((u32::from_le_bytes(*group), path))
     })
 }
 
@@ -184,8 +184,8 @@ mod tests {
     use super::*;
 
     fn list(reads: &[(u32, &[u8])]) -> Vec<u8> {
-        let one = |(window, path): &(u32, &[u8])| {
-            [&window.to_le_bytes(), &(path.len() as u32).to_le_bytes(), *path].concat()
+        let one = |(group, path): &(u32, &[u8])| {
+            [&group.to_le_bytes(), &(path.len() as u32).to_le_bytes(), *path].concat()
         };
         reads.iter().flat_map(one).collect()
     }
@@ -198,11 +198,14 @@ mod tests {
         for end in 0..both.len() {
             assert!(decode(&both[..end]).count() < 4);
         }
-        let many: Vec<u8> = (0..5000).flat_map(|n| list(&[(n, b"large")])).collect();
+        let many: Vec<u8> = (0..9000).flat_map(|n| list(&[(n, b"large")])).collect();
         assert_eq!(decode(&joined(joined(Vec::new(), &many), &both)).count(), MOST);
         let long: Vec<u8> = (0..MOST as u32).flat_map(|n| list(&[(n, &[b'a'; 4000])])).collect();
         assert!(joined(Vec::new(), &long).len() <= MOST_BYTES);
     }
+
+    /// A group that is not the first of its window.
+    const AT: u64 = 7 * GROUP as u64;
 
     fn read_in_view(entry: &Entry, name: &str, at: u64) {
         let record = entry.file(format!("outputs/{name}").as_bytes()).unwrap();
@@ -235,12 +238,12 @@ mod tests {
         let record = |entry: &Entry, name: &str| entry.file(format!("outputs/{name}").as_bytes()).unwrap();
         assert_eq!(first.learned().unwrap(), [], "nothing was read yet");
         read_in_view(&first, "small", 0);
-        read_in_view(&first, "large", 3 * WINDOW + 5);
+        read_in_view(&first, "large", AT + 5);
         read_in_view(&first, "other", 0);
-        read_in_view(&first, "large", 3 * WINDOW);
+        read_in_view(&first, "large", AT);
         w.near.cache.inner.note_reads();
         let order = |entry: &Entry| {
-            [(record(entry, "small"), 0), (record(entry, "large"), 3 * WINDOW), (record(entry, "other"), 0)]
+            [(record(entry, "small"), 0), (record(entry, "large"), AT), (record(entry, "other"), 0)]
         };
         assert_eq!(first.learned().unwrap(), order(&first));
 
@@ -251,11 +254,13 @@ mod tests {
             |entry: &Entry, name: &str, at| entry.read_here(record(entry, name), at, &mut [0; 10]).is_ok();
         w.near.cache.inner.tiers.learning.turn(false);
         eventually("it comes", || {
-            here(&second, "small", 0) && here(&second, "large", 3 * WINDOW) && here(&second, "other", 0)
+            here(&second, "small", 0) && here(&second, "large", AT) && here(&second, "other", 0)
         });
         assert!(!here(&second, "large", 0) && !here(&second, "unused", 0));
+        // The other group of that window was not read either.
+        assert!(!here(&second, "large", AT - 1));
         let given = w.tier.traffic().given - before.given;
-        assert!(given < 3 * WINDOW, "{given}");
+        assert!(given < 3 * GROUP as u64, "{given}");
         assert!(read(&second, "large").unwrap() == bytes(5_000_000, 2));
 
         // Nobody read the second: what is known of the first lasts, also where the index is opened anew.

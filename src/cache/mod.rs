@@ -47,6 +47,7 @@ mod holder;
 mod import;
 mod ingest;
 mod known;
+mod larges;
 mod learned;
 mod lease;
 #[cfg(test)]

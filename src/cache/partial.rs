@@ -171,11 +171,17 @@ impl Cache {
 
     /// Whether all of this window of a content that is elsewhere may be here.
     pub(super) fn has_window(&self, of: Large<'_>, window: u64) -> bool {
+        let Range { start, end } = of.groups(window * WINDOW, WINDOW as usize);
+        self.has_groups(of, start as u64..end as u64)
+    }
+
+    /// Whether all these groups of a content that is elsewhere may be here.
+    pub(super) fn has_groups(&self, of: Large<'_>, groups: Range<u64>) -> bool {
         let Some(partial) = self.inner.partials.get(&of.hash) else { return false };
         let mut state = partial.0.lock();
         let there = self.groups_of(&mut state, of);
         there
-            .and_then(|there| there.get(of.groups(window * WINDOW, WINDOW as usize)))
+            .and_then(|there| there.get(groups.start as usize..groups.end as usize))
             .is_some_and(|groups| groups.iter().all(|there| *there))
     }
 

@@ -1,9 +1,9 @@
-//! Fetching before anybody reads: what only a tier has of an entry comes here, many windows at a time.
+//! Fetching before anybody reads: what only a tier has of an entry comes here, many windows at a time; of what was learned, groups.
 //!
-//! Invariants: each window is asked for once, and none of it counts as read; the first that fails ends it, and what came stays. In the background one entry comes
+//! Invariants: nothing is asked for twice, and none of it counts as read; the first that fails ends it, and what came stays. In the background one entry comes
 //! at a time, and a cache that closes is not held up by the next window. Must not know: what a tier is.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use crate::model::groups::GROUP;
 use crate::model::{EntryKey, Manifest, RecordKind};
 use crate::store::{Location, StoreError};
 
-/// Windows that are asked for at a time.
+/// Windows, or groups, that are asked for at a time.
 const AT_A_TIME: usize = 8;
 
 /// What comes of an entry of a tier when it is looked up.
@@ -70,8 +70,34 @@ fn files(key: &EntryKey, manifest: &Manifest, paths: &[Vec<u8>]) -> Result<Vec<u
     Ok(found)
 }
 
-/// Where a window begins: a record, and an offset in it.
-type Begin = (u32, u64);
+/// What is to come of a record, from an offset on.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Part {
+    Window(u32, u64),
+    Group(u32, u64),
+}
+
+impl Part {
+    fn record(self) -> u32 {
+        let (Part::Window(record, _) | Part::Group(record, _)) = self;
+        record
+    }
+}
+
+/// These groups, in this order, but with those of a window that are all among them together.
+fn together(groups: &[(u32, u64)]) -> Vec<Part> {
+    let all: HashSet<_> = groups.iter().copied().collect();
+    let (mut done, mut parts) = (HashSet::new(), Vec::new());
+    for &(record, at) in groups {
+        let (window, begin) = ((record, at / WINDOW), at / WINDOW * WINDOW);
+        if (begin..begin + WINDOW).step_by(GROUP).all(|at| all.contains(&(record, at))) {
+            parts.extend(done.insert(window).then_some(Part::Window(record, begin)));
+        } else {
+            parts.push(Part::Group(record, at));
+        }
+    }
+    parts
+}
 
 impl Entry {
     /// Has what these paths below the entry hold (all of it, where there are none) come here, saying in `work` how far it is.
@@ -85,7 +111,7 @@ impl Entry {
         }
         let all = |(record, size): &(u32, u64)| {
             let record = *record;
-            (0..size.div_ceil(WINDOW)).map(move |n| (record, n * WINDOW))
+            (0..size.div_ceil(WINDOW)).map(move |n| Part::Window(record, n * WINDOW))
         };
         work.expect(came.contents, came.bytes);
         self.fetch_each(&manifest, lacking.iter().flat_map(all).collect())?;
@@ -95,14 +121,19 @@ impl Entry {
 
     /// Has what was read first of earlier entries of its task come here, in that order.
     fn prefetch_learned(&self) -> Result<()> {
-        let (manifest, mut begin) = (self.manifest()?, self.learned()?);
-        let mut records: Vec<u32> = begin.iter().map(|(record, _)| *record).collect();
-        records.sort_unstable();
-        records.dedup();
-        let lacking = self.lacking(&manifest, &records)?;
-        let lacking: HashSet<u32> = lacking.into_iter().map(|(record, _)| record).collect();
-        begin.retain(|(record, _)| lacking.contains(record));
-        self.fetch_each(&manifest, begin)
+        let (manifest, learned) = (self.manifest()?, self.learned()?);
+        let records: Vec<u32> = learned.iter().map(|(record, _)| *record).collect();
+        let lacking = self.lacking(&manifest, &records)?.into_iter();
+        // Of several records with one content one stands for all.
+        let stand_for: HashMap<_, u32> =
+            lacking.filter_map(|(n, _)| Some((manifest.get(n)?.hash()?, n))).collect();
+        let mut seen = HashSet::new();
+        let content = |(record, at): &(u32, u64)| {
+            let record = *stand_for.get(&manifest.get(*record)?.hash()?)?;
+            seen.insert((record, *at)).then_some((record, *at))
+        };
+        let groups: Vec<_> = learned.iter().filter_map(content).collect();
+        self.fetch_each(&manifest, together(&groups))
     }
 
     /// Those of these file records whose contents only a tier has, each content once, with their sizes.
@@ -124,38 +155,41 @@ impl Entry {
             .collect())
     }
 
-    /// Fetches windows in this order, of a pack each once: small contents come with their neighbours.
-    fn fetch_each(&self, manifest: &Manifest, mut windows: Vec<Begin>) -> Result<()> {
-        if windows.is_empty() {
+    /// Fetches these in this order, of a pack's windows each once: small contents come with their neighbours.
+    fn fetch_each(&self, manifest: &Manifest, mut parts: Vec<Part>) -> Result<()> {
+        if parts.is_empty() {
             return Ok(());
         }
         let unknown = || StoreError::Elsewhere { what: format!("the contents of {}", self.key()) };
         let places = self.cache().places_of(manifest)?.ok_or_else(unknown)?;
         let mut packs = HashSet::new();
-        windows.retain(|(record, _)| {
-            let content = manifest.get(*record).and_then(|r| Some((r.hash()?, r.size())));
+        parts.retain(|part| {
+            let content = manifest.get(part.record()).and_then(|r| Some((r.hash()?, r.size())));
             let small = content.filter(|(_, size)| *size <= GROUP as u64);
             let place = small.and_then(|(hash, _)| places.object(&hash));
             place.is_none_or(|(object, range)| packs.insert((object, range.start / WINDOW)))
         });
-        self.fetch_windows(&windows)
+        self.fetch_parts(&parts)
     }
 
-    fn fetch_windows(&self, windows: &[Begin]) -> Result<()> {
+    fn fetch_parts(&self, parts: &[Part]) -> Result<()> {
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
         let closing = || self.cache().inner.closing.load(Ordering::Relaxed);
         let fetch = || {
             while failed.lock().is_none() && !closing() {
-                let Some((record, at)) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                // A byte brings all of its window.
-                if let Err(e) = self.bring(*record, *at, &Reader::ANY) {
+                let came = match parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    Some(Part::Window(record, at)) => self.bring(*record, *at, WINDOW, &Reader::ANY),
+                    Some(Part::Group(record, at)) => self.bring(*record, *at, GROUP as u64, &Reader::EXACT),
+                    None => return,
+                };
+                if let Err(e) = came {
                     *failed.lock() = Some(e);
                 }
             }
         };
         std::thread::scope(|scope| {
             // This thread is one of them, and does all of it where no other can be had.
-            for _ in 1..AT_A_TIME.min(windows.len()) {
+            for _ in 1..AT_A_TIME.min(parts.len()) {
                 drop(std::thread::Builder::new().spawn_scoped(scope, fetch));
             }
             fetch();
@@ -209,5 +243,19 @@ impl Cache {
             tracing::info!(%key, "not all of an entry was fetched ahead: {e}");
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_a_window_come_together() {
+        let at = |n: u64| n * GROUP as u64;
+        let groups = [(1, at(1)), (2, at(5)), (1, at(0)), (1, at(2)), (2, at(3)), (2, at(4))];
+        let parts =
+            [Part::Window(1, at(0)), Part::Window(2, at(4)), Part::Group(1, at(2)), Part::Group(2, at(3))];
+        assert_eq!(together(&groups), parts);
     }
 }

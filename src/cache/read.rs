@@ -15,7 +15,7 @@ use super::lookup::Loaded;
 use super::partial::Large;
 use super::{Cache, CacheError, Entry, HeldEntry, LeaseKind, Payer, Result, TierOptions, at};
 use crate::index::{BlobRow, Glance};
-use crate::model::groups::group_count;
+use crate::model::groups::{GROUP, group_count};
 use crate::model::manifest::Top;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash, Metadata, RecordKind};
 use crate::store::{Location, StoreError};
@@ -31,15 +31,23 @@ pub struct Reader<'a> {
     pub by: &'a dyn Fn(&TierOptions) -> Instant,
     /// Whose budget what comes is taken from.
     pub payer: Option<Payer>,
+    /// It knows what will be read: of a large content no more groups come than it asks for.
+    pub exact: bool,
 }
 
 impl Reader<'_> {
     /// Who waits as long as a read may, and has no budget.
     pub(super) const ANY: Reader<'static> = Reader::of(None);
+    /// The same, who knows what will be read.
+    pub(super) const EXACT: Reader<'static> = Reader::new(None, true);
 
     /// Who waits as long as a read may.
     pub(super) const fn of(payer: Option<Payer>) -> Reader<'static> {
-        Reader { by: &|options| Instant::now() + options.read, payer }
+        Reader::new(payer, false)
+    }
+
+    const fn new(payer: Option<Payer>, exact: bool) -> Reader<'static> {
+        Reader { by: &|options| Instant::now() + options.read, payer, exact }
     }
 }
 
@@ -204,9 +212,19 @@ impl Entry {
         Ok(n)
     }
 
-    /// Has the window come in which this byte of a record is; nobody reads it.
-    pub(super) fn bring(&self, record: u32, offset: u64, who: &Reader<'_>) -> Result<()> {
-        self.read_anywhere(record, offset, &mut [0], who).map(drop)
+    /// Has what `len` bytes of a record touch come; nobody reads it.
+    pub(super) fn bring(&self, record: u32, offset: u64, len: u64, who: &Reader<'_>) -> Result<()> {
+        let manifest = self.manifest()?;
+        let (hash, size) = self.blob(&manifest, record)?;
+        let of = Large { hash, size, values: manifest.groups(record) };
+        let end = size.min(offset.saturating_add(len));
+        for group in offset / GROUP as u64..end.div_ceil(GROUP as u64) {
+            // A byte brings all of it.
+            if of.values.is_empty() || !self.cache().has_groups(of, group..group + 1) {
+                self.read_anywhere(record, group * GROUP as u64, &mut [0], who)?;
+            }
+        }
+        Ok(())
     }
 
     fn read_anywhere(&self, record: u32, offset: u64, buf: &mut [u8], who: &Reader<'_>) -> Result<usize> {

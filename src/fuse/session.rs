@@ -242,7 +242,10 @@ pub fn mount(
         over.changed.notify_all();
     };
     std::thread::Builder::new().name("mount".into()).spawn(wait).map_err(io)?;
-    read_further_ahead(&at, identity.device());
+    // What only a tier has would come for it, and of a program whatever lies around what it runs.
+    if !view.has_tiers() {
+        read_further_ahead(&at, identity.device());
+    }
     let prunes = !without.prune;
     Ok(Mounted { at, identity, end, agreed, no_open, prunes, unmounted: AtomicBool::new(false), fusers_own })
 }

@@ -18,7 +18,7 @@ use crate::model::EntryKey;
 use crate::store::port::{self, paths};
 
 /// The newest `user_version` this program knows.
-pub(super) const VERSION: u32 = 8;
+pub(super) const VERSION: u32 = 9;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; VERSION as usize] = [
@@ -129,6 +129,10 @@ const MIGRATIONS: [&str; VERSION as usize] = [
     ",
     "
     CREATE TABLE digests(hash BLOB PRIMARY KEY, other BLOB NOT NULL) WITHOUT ROWID;
+    ",
+    // The lists were of windows, and are of groups.
+    "
+    DELETE FROM learned;
     ",
 ];
 
