@@ -29,6 +29,8 @@ use crate::tier::{Object, Places, TierError, TierErrorKind};
 /// Objects are fetched in windows that begin at multiples of this: one costs little more than a round trip, and brings
 /// what is read next.
 pub(super) const WINDOW: u64 = 2 * GROUP as u64;
+/// What lies between two contents comes along when it is less: another request costs more.
+const GAP: u64 = 32 << 10;
 /// Tables of places that are kept in memory.
 const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
@@ -143,6 +145,32 @@ impl Cache {
             self.keep_what_came(&came, waits);
             Ok(came)
         })
+    }
+
+    /// These small contents of a window of a pack, and little of what lies between them; but for those that are here already.
+    pub(super) fn fetch_chosen(
+        &self,
+        places: &Places,
+        window: Window,
+        chosen: &[BlobHash],
+        waits: Waits<'_>,
+    ) -> Result<()> {
+        let came = share(&self.inner.tiers.fetches.packs, &window, waits.by, || {
+            let mut wanted = self.in_window(places, window)?;
+            wanted.retain(|(hash, _)| chosen.contains(hash));
+            let mut contents = Contents::new();
+            for run in wanted.chunk_by(|(_, a), (_, b)| b.start < a.end + GAP) {
+                let check = |bytes: Vec<u8>, at| verified(run, &bytes, at);
+                match self.ask_for(&window.0, span(run), waits.by, &check) {
+                    Ok(came) => contents.extend(Arc::unwrap_or_clone(came)),
+                    Err(e) => return Ok(Err(e)),
+                }
+            }
+            let came = Ok(Arc::new(contents));
+            self.keep_what_came(&came, waits);
+            Ok(came)
+        });
+        came.map(drop)
     }
 
     fn keep_what_came(&self, came: &Came<Contents>, waits: Waits<'_>) {

@@ -272,6 +272,33 @@ mod tests {
         assert_eq!(report.unwrap().damage, []);
     }
 
+    /// Of small contents only those that were read come, not what lies around them in their pack.
+    #[test]
+    fn small_contents_that_were_read_come_without_the_others() {
+        let w = World::new();
+        let name = |n: u64| format!("small{n:02}");
+        for (key, seed) in [("entry-1", 1000), ("entry-2", 2000)] {
+            let files: Vec<_> = (0..100).map(|n| (name(n), bytes(4000, seed + n))).collect();
+            let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+            let task = TaskFacts { task_id: "build".into(), ..TaskFacts::default() };
+            w.send_task(key, &w.files(key, &files), &task);
+        }
+        w.attach(TierOptions { prefetch: Prefetch::Learned, ..patient() });
+        let first = w.find("entry-1").unwrap();
+        [3, 50, 52].iter().for_each(|n| read_in_view(&first, &name(*n), 0));
+        w.near.cache.inner.note_reads();
+        let before = w.tier.traffic();
+        let second = w.find("entry-2").unwrap();
+        let here = |n: u64| {
+            let record = second.file(format!("outputs/{}", name(n)).as_bytes()).unwrap();
+            second.read_here(record, 0, &mut [0; 10]).is_ok()
+        };
+        eventually("they come", || here(3) && here(50) && here(52));
+        assert!(!here(4) && !here(49) && !here(51));
+        let given = w.tier.traffic().given - before.given;
+        assert!(given < 100_000, "{given}");
+    }
+
     #[test]
     fn only_reading_in_a_view_is_noted_and_only_where_it_is_asked_for() {
         let w = world(1..3);

@@ -3,17 +3,19 @@
 //! Invariants: nothing is asked for twice, and none of it counts as read; the first that fails ends it, and what came stays. In the background one entry comes
 //! at a time, and a cache that closes is not held up by the next window. Must not know: what a tier is.
 
+use std::collections::hash_map;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::fetch::WINDOW;
+use super::fetch::{WINDOW, Waits, Window};
 use super::{Cache, CacheError, Entry, LeaseKind, Reader, Result, Work, at};
 use crate::model::groups::GROUP;
-use crate::model::{EntryKey, Manifest, RecordKind};
+use crate::model::{BlobHash, EntryKey, Manifest, RecordKind};
 use crate::store::{Location, StoreError};
+use crate::tier::{Object, Places};
 
 /// Windows, or groups, that are asked for at a time.
 const AT_A_TIME: usize = 8;
@@ -70,18 +72,12 @@ fn files(key: &EntryKey, manifest: &Manifest, paths: &[Vec<u8>]) -> Result<Vec<u
     Ok(found)
 }
 
-/// What is to come of a record, from an offset on.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// What is to come: of a record from an offset on, with what is around it or not, or small contents of a window of a pack.
+#[derive(PartialEq, Debug)]
 enum Part {
     Window(u32, u64),
     Group(u32, u64),
-}
-
-impl Part {
-    fn record(self) -> u32 {
-        let (Part::Window(record, _) | Part::Group(record, _)) = self;
-        record
-    }
+    Small(Window, Vec<BlobHash>),
 }
 
 /// These groups, in this order, but with those of a window that are all among them together.
@@ -155,24 +151,42 @@ impl Entry {
             .collect())
     }
 
-    /// Fetches these in this order, of a pack's windows each once: small contents come with their neighbours.
-    fn fetch_each(&self, manifest: &Manifest, mut parts: Vec<Part>) -> Result<()> {
+    /// Fetches these in this order, of a pack's windows each once: with all that is in them, or what was chosen.
+    fn fetch_each(&self, manifest: &Manifest, parts: Vec<Part>) -> Result<()> {
         if parts.is_empty() {
             return Ok(());
         }
         let unknown = || StoreError::Elsewhere { what: format!("the contents of {}", self.key()) };
         let places = self.cache().places_of(manifest)?.ok_or_else(unknown)?;
-        let mut packs = HashSet::new();
-        parts.retain(|part| {
-            let content = manifest.get(part.record()).and_then(|r| Some((r.hash()?, r.size())));
-            let small = content.filter(|(_, size)| *size <= GROUP as u64);
-            let place = small.and_then(|(hash, _)| places.object(&hash));
-            place.is_none_or(|(object, range)| packs.insert((object, range.start / WINDOW)))
-        });
-        self.fetch_parts(&parts)
+        let small = |part: &Part| {
+            let (Part::Window(record, _) | Part::Group(record, _)) = part else { return None };
+            let record = manifest.get(*record).filter(|r| r.size() <= GROUP as u64)?;
+            let (object, range) = places.object(&record.hash()?)?;
+            Some((record.hash()?, (object, range.start / WINDOW)))
+        };
+        let (mut windows, mut all) = (HashMap::new(), Vec::<Part>::new());
+        for part in parts {
+            let Some((hash, window)) = small(&part) else {
+                all.push(part);
+                continue;
+            };
+            match windows.entry(window) {
+                hash_map::Entry::Occupied(at) => {
+                    if let Part::Small(_, chosen) = &mut all[*at.get()] {
+                        chosen.push(hash);
+                    }
+                }
+                hash_map::Entry::Vacant(at) => {
+                    at.insert(all.len());
+                    let chosen = matches!((&part, window.0), (Part::Group(..), Object::Pack(_)));
+                    all.push(if chosen { Part::Small(window, vec![hash]) } else { part });
+                }
+            }
+        }
+        self.fetch_parts(&places, &all)
     }
 
-    fn fetch_parts(&self, parts: &[Part]) -> Result<()> {
+    fn fetch_parts(&self, places: &Places, parts: &[Part]) -> Result<()> {
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
         let closing = || self.cache().inner.closing.load(Ordering::Relaxed);
         let fetch = || {
@@ -180,6 +194,11 @@ impl Entry {
                 let came = match parts.get(next.fetch_add(1, Ordering::Relaxed)) {
                     Some(Part::Window(record, at)) => self.bring(*record, *at, WINDOW, &Reader::ANY),
                     Some(Part::Group(record, at)) => self.bring(*record, *at, GROUP as u64, &Reader::EXACT),
+                    Some(Part::Small(window, chosen)) => {
+                        let by = (Reader::EXACT.by)(&self.cache().inner.tiers.attached().1);
+                        let waits = Waits { by, payer: None, exact: true };
+                        self.cache().fetch_chosen(places, *window, chosen, waits)
+                    }
                     None => return,
                 };
                 if let Err(e) = came {
