@@ -43,6 +43,8 @@ type Contents = Vec<(BlobHash, Vec<u8>)>;
 /// What is being fetched, and what came last.
 pub(super) struct Fetches {
     packs: Arc<Flights<Window, Came<Contents>>>,
+    /// Of those of which not all that is lacking comes.
+    chosen: Arc<Flights<Window, Came<Contents>>>,
     pub larges: Larges,
     places: Mutex<LruCache<ManifestHash, Arc<Places>>>,
 }
@@ -51,6 +53,7 @@ impl Default for Fetches {
     fn default() -> Self {
         Fetches {
             packs: Arc::default(),
+            chosen: Arc::default(),
             larges: Larges::default(),
             places: Mutex::new(LruCache::new(TABLES)),
         }
@@ -100,7 +103,7 @@ impl Cache {
         if size <= GROUP as u64 {
             let came = match object {
                 Object::Blob(..) => self.fetch_together(&places, hash, waits)?,
-                _ => self.fetch_small(&places, &object, &range, waits)?,
+                _ => self.fetch_small(&places, (object, range.start / WINDOW), waits)?,
             };
             let Some((_, content)) = came.iter().find(|(h, _)| *h == hash) else { return Ok(None) };
             let from = content.get(offset as usize..offset as usize + wanted).ok_or_else(unknown)?;
@@ -126,22 +129,20 @@ impl Cache {
         Ok(Some(places))
     }
 
-    /// A small content and its neighbours, but for those that are here already.
-    fn fetch_small(
+    /// The small contents of a window of a pack, but for those that are here already.
+    pub(super) fn fetch_small(
         &self,
         places: &Places,
-        object: &Object,
-        range: &Range<u64>,
+        window: Window,
         waits: Waits<'_>,
     ) -> Result<Arc<Contents>> {
-        let window = (*object, range.start / WINDOW);
         share(&self.inner.tiers.fetches.packs, &window, waits.by, || {
             let wanted = self.in_window(places, window)?;
             if wanted.is_empty() {
                 return Ok(Ok(Arc::default()));
             }
             let check = |bytes: Vec<u8>, at| verified(&wanted, &bytes, at);
-            let came = self.ask_for(object, span(&wanted), waits.by, &check);
+            let came = self.ask_for(&window.0, span(&wanted), waits.by, &check);
             self.keep_what_came(&came, waits);
             Ok(came)
         })
@@ -155,20 +156,23 @@ impl Cache {
         chosen: &[BlobHash],
         waits: Waits<'_>,
     ) -> Result<()> {
-        let came = share(&self.inner.tiers.fetches.packs, &window, waits.by, || {
+        let came = share(&self.inner.tiers.fetches.chosen, &window, waits.by, || {
             let mut wanted = self.in_window(places, window)?;
             wanted.retain(|(hash, _)| chosen.contains(hash));
-            let mut contents = Contents::new();
+            let (mut contents, mut failed) = (Contents::new(), None);
             for run in wanted.chunk_by(|(_, a), (_, b)| b.start < a.end + GAP) {
                 let check = |bytes: Vec<u8>, at| verified(run, &bytes, at);
                 match self.ask_for(&window.0, span(run), waits.by, &check) {
                     Ok(came) => contents.extend(Arc::unwrap_or_clone(came)),
-                    Err(e) => return Ok(Err(e)),
+                    Err(e) => {
+                        failed = Some(e);
+                        break;
+                    }
                 }
             }
             let came = Ok(Arc::new(contents));
             self.keep_what_came(&came, waits);
-            Ok(came)
+            Ok(failed.map_or(came, Err))
         });
         came.map(drop)
     }

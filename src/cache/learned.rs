@@ -297,6 +297,8 @@ mod tests {
         assert!(!here(4) && !here(49) && !here(51));
         let given = w.tier.traffic().given - before.given;
         assert!(given < 100_000, "{given}");
+        second.prefetch(&[], &Default::default()).unwrap();
+        assert!((0..100).all(here), "the others come when they are asked for");
     }
 
     #[test]

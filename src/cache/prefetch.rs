@@ -77,7 +77,14 @@ fn files(key: &EntryKey, manifest: &Manifest, paths: &[Vec<u8>]) -> Result<Vec<u
 enum Part {
     Window(u32, u64),
     Group(u32, u64),
-    Small(Window, Vec<BlobHash>),
+    Small(Window, Which),
+}
+
+/// Which small contents of a window.
+#[derive(PartialEq, Debug)]
+enum Which {
+    All,
+    These(Vec<BlobHash>),
 }
 
 /// These groups, in this order, but with those of a window that are all among them together.
@@ -172,18 +179,34 @@ impl Entry {
             };
             match windows.entry(window) {
                 hash_map::Entry::Occupied(at) => {
-                    if let Part::Small(_, chosen) = &mut all[*at.get()] {
+                    if let Part::Small(_, Which::These(chosen)) = &mut all[*at.get()] {
                         chosen.push(hash);
                     }
                 }
                 hash_map::Entry::Vacant(at) => {
                     at.insert(all.len());
-                    let chosen = matches!((&part, window.0), (Part::Group(..), Object::Pack(_)));
-                    all.push(if chosen { Part::Small(window, vec![hash]) } else { part });
+                    all.push(match part {
+                        // It brings what is around it.
+                        part if !matches!(window.0, Object::Pack(_)) => part,
+                        Part::Group(..) => Part::Small(window, Which::These(vec![hash])),
+                        _ => Part::Small(window, Which::All),
+                    });
                 }
             }
         }
         self.fetch_parts(&places, &all)
+    }
+
+    fn fetch_of_pack(&self, places: &Places, window: Window, which: &Which) -> Result<()> {
+        let cache = self.cache();
+        let by = (Reader::ANY.by)(&cache.inner.tiers.attached().1);
+        let waits = Waits { by, payer: None, exact: true };
+        // From now on some of it is here.
+        cache.touch(self);
+        match which {
+            Which::All => cache.fetch_small(places, window, waits).map(drop),
+            Which::These(chosen) => cache.fetch_chosen(places, window, chosen, waits),
+        }
     }
 
     fn fetch_parts(&self, places: &Places, parts: &[Part]) -> Result<()> {
@@ -194,11 +217,7 @@ impl Entry {
                 let came = match parts.get(next.fetch_add(1, Ordering::Relaxed)) {
                     Some(Part::Window(record, at)) => self.bring(*record, *at, WINDOW, &Reader::ANY),
                     Some(Part::Group(record, at)) => self.bring(*record, *at, GROUP as u64, &Reader::EXACT),
-                    Some(Part::Small(window, chosen)) => {
-                        let by = (Reader::EXACT.by)(&self.cache().inner.tiers.attached().1);
-                        let waits = Waits { by, payer: None, exact: true };
-                        self.cache().fetch_chosen(places, *window, chosen, waits)
-                    }
+                    Some(Part::Small(window, which)) => self.fetch_of_pack(places, *window, which),
                     None => return,
                 };
                 if let Err(e) = came {

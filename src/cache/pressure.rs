@@ -32,11 +32,13 @@ const BUSY_FOR: Duration = Duration::from_millis(150);
 const AT_ONCE: usize = 32;
 /// How long somebody who needs room waits for kernels to let go.
 const PATIENCE: Duration = Duration::from_millis(700);
-/// The same for who comes soon after somebody who waited in vain, within twice the time that took: kernels have those who change a
-/// directory come one after the other, and together they must not take long.
-const AFTER_VAIN: Duration = Duration::from_millis(200);
+/// The same for who comes soon after somebody who waited in vain: kernels have those who change a directory come one after the
+/// other, and together they must not take long. A second chance, and asking twice, take no more.
+const AFTER_VAIN: Duration = Duration::from_millis(300);
+/// How long that is at most; it is not longer than twice the time that was waited either.
+const VAIN: Duration = Duration::from_secs(3);
 /// How long somebody who needs room goes on evicting when others take what the first round made.
-pub(super) const PERSISTENCE: Duration = Duration::from_secs(3);
+const PERSISTENCE: Duration = Duration::from_secs(3);
 
 /// What `gc` is to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -187,47 +189,29 @@ impl Cache {
     /// Makes room for `bytes` more under the limits, evicting least recently used entries;
     /// `NoSpace` when it cannot. Called before anything is created.
     pub fn make_room(&self, bytes: u64) -> Result<()> {
-        let mut all = PERSISTENCE;
-        self.make_room_within(bytes, &mut all)
-    }
-
-    /// The same for who needs room several times: `left` is how long it may still go on after its first round, and becomes less.
-    pub(super) fn make_room_within(&self, bytes: u64, left: &mut Duration) -> Result<()> {
-        if self.inner.upkeep.accounts.is_roomy(bytes) {
-            return Ok(());
-        }
-        if self.lacking(bytes)?.is_none() {
+        if self.inner.upkeep.accounts.is_roomy(bytes) || self.lacking(bytes)?.is_none() {
             return Ok(());
         }
         let begun = Instant::now();
-        let after_vain = self.inner.upkeep.in_vain_until.lock().is_some_and(|until| begun < until);
-        let (patience, most) = match after_vain {
-            true => (AFTER_VAIN, AFTER_VAIN.min(*left)),
-            false => (PATIENCE, *left),
+        let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
+            return self.no_room_unless_enough(bytes);
         };
-        let made = match self.inner.upkeep.round.try_lock_for(patience) {
-            Some(_round) => {
-                let mut first = None;
-                let made = self.evict_until_roomy(bytes, begun + patience, (&mut first, most));
-                *left = left.saturating_sub(first.map_or(Duration::ZERO, |at: Instant| at.elapsed()));
-                made
-            }
-            None => self.no_room_unless_enough(bytes),
-        };
-        if !after_vain && matches!(made, Err(CacheError::NoSpace(_))) {
-            *self.inner.upkeep.in_vain_until.lock() = Some(Instant::now() + 2 * begun.elapsed());
+        let in_vain_until = &self.inner.upkeep.in_vain_until;
+        let after_vain = in_vain_until.lock().is_some_and(|until| begun < until);
+        let (patience, most) = if after_vain { (AFTER_VAIN, AFTER_VAIN) } else { (PATIENCE, PERSISTENCE) };
+        let made = self.evict_until_roomy(bytes, begun + patience, most);
+        match made {
+            Ok(()) => *in_vain_until.lock() = None,
+            Err(_) if after_vain => {}
+            Err(_) => *in_vain_until.lock() = Some(Instant::now() + (2 * begun.elapsed()).min(VAIN)),
         }
         made
     }
 
-    /// Rounds until `bytes` fit, or none helps, for which kernels are waited for until then; and no longer than so long after the end
-    /// of the first one, which is noted.
-    fn evict_until_roomy(
-        &self,
-        bytes: u64,
-        until: Instant,
-        (first, most): (&mut Option<Instant>, Duration),
-    ) -> Result<()> {
+    /// Rounds until `bytes` fit, or none helps, for which kernels are waited for until then; and no longer than `most` after the end
+    /// of the first one.
+    fn evict_until_roomy(&self, bytes: u64, until: Instant, most: Duration) -> Result<()> {
+        let mut first = None;
         loop {
             self.reap()?;
             let Some(goal) = self.lacking(bytes)? else { return Ok(()) };

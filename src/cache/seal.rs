@@ -117,7 +117,6 @@ impl Cache {
         }
         *kept = None;
         draft.stash.doubt_linked();
-        draft.stash.begin();
         let storer = Storer {
             cache: self,
             stash: &draft.stash,

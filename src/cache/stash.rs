@@ -14,11 +14,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::pressure::PERSISTENCE;
 use super::{Cache, Inner, Result, at, lease};
 use crate::model::BlobHash;
 use crate::model::manifest::Content;
@@ -129,8 +127,6 @@ struct Stored {
     linked: HashSet<BlobHash>,
     /// Bytes that it takes on the disk and nobody else counts.
     bytes: u64,
-    /// How long room may still be made for a seal that somebody waits for; `None`: as long as it takes for each content.
-    persistence: Option<Duration>,
 }
 
 impl Stash {
@@ -169,21 +165,10 @@ impl Stash {
         }
     }
 
-    /// A seal begins that somebody waits for: for all that it stores room is made no longer than for one content.
-    pub fn begin(&self) {
-        self.state.lock().persistence = Some(PERSISTENCE);
-    }
-
     /// Makes sure that there is room for `bytes` more than what is stashed already.
     fn room_for(&self, cache: &Cache, bytes: u64) -> Result<()> {
-        let (stashed, persistence) = {
-            let state = self.state.lock();
-            (state.bytes, state.persistence)
-        };
-        let mut left = persistence.unwrap_or(PERSISTENCE);
-        let made = cache.make_room_within(stashed + bytes, &mut left);
-        self.state.lock().persistence = persistence.map(|_| left);
-        made
+        let stashed = self.state.lock().bytes;
+        cache.make_room(stashed + bytes)
     }
 
     /// Takes small contents in order: what the index does not know goes into `pack`.
