@@ -148,6 +148,11 @@ impl Draft {
     pub(super) fn changed_long_ago(&self) {
         self.changed.store(i64::MIN, Ordering::Release);
     }
+    /// It ends, and nobody is told.
+    #[cfg(test)]
+    pub(crate) fn end_for_tests(&self) {
+        self.alone(Instant::now() + PATIENCE).expect("nobody is in it").end();
+    }
     /// Before a file is opened for writing or its size is changed by name (inside `change`):
     /// forgets its hash, cancels a running one and has its lease dropped, so that the open
     /// does not wait for it.
@@ -408,7 +413,7 @@ impl Cache {
 
     /// Takes a draft that is `Gone` out of the tables, throws away what was prepared for it
     /// and has its tree deleted in the background; `linked` are the blobs that share files with it.
-    pub(super) fn forget_draft(&self, draft: &Arc<Draft>, linked: Vec<BlobHash>) {
+    pub(crate) fn forget_draft(&self, draft: &Arc<Draft>, linked: Vec<BlobHash>) {
         let place = draft.place();
         {
             let mut tables = self.inner.drafts.state.lock();

@@ -21,6 +21,14 @@ pub(super) enum TopLevel {
     Sealed(Entry),
 }
 
+/// A draft that ended after it was found by its name has that name no more.
+pub(super) fn no_longer_there(e: CacheError) -> VfsError {
+    match e {
+        CacheError::Gone(_) => VfsError::NotFound,
+        other => other.into(),
+    }
+}
+
 impl View {
     pub(super) fn top_level(&self, dir: Ino, name: &OsStr) -> Result<TopLevel> {
         if dir == ino::WORK {
@@ -75,7 +83,17 @@ impl View {
 
     fn throw_away(&self, what: TopLevel) -> Result<()> {
         match what {
-            TopLevel::Draft(d) => self.cache.drop_draft(&d, "trash")?,
+            TopLevel::Draft(d) => match self.cache.drop_draft(&d, "trash") {
+                // It was sealed just now, or dropped otherwise.
+                Err(CacheError::Gone(_)) => match d.place().key() {
+                    Some(key) => {
+                        let entry = self.cache.entry(key, LeaseKind::Hold)?.ok_or(VfsError::NotFound)?;
+                        self.throw_away(TopLevel::Sealed(entry))?;
+                    }
+                    None => return Err(VfsError::NotFound),
+                },
+                other => other?,
+            },
             TopLevel::Sealed(entry) => {
                 let key = entry.key().clone();
                 drop(entry);
@@ -90,7 +108,8 @@ impl View {
             if self.cache.work_draft(new.as_bytes()).is_some() {
                 return Err(VfsError::Exists);
             }
-            return Ok(self.cache.move_draft(draft, DraftPlace::Work { name: new.as_bytes().to_vec() })?);
+            let to = DraftPlace::Work { name: new.as_bytes().to_vec() };
+            return self.cache.move_draft(draft, to).map_err(no_longer_there);
         }
         let key = EntryKey::parse_os(new).map_err(|_| VfsError::Invalid)?;
         if self.cache.draft_for(&key).is_some() || self.cache.index().entry(&key)?.is_some() {
@@ -98,7 +117,7 @@ impl View {
         }
         match draft.place() {
             DraftPlace::Work { name } => self.publish(caller, draft, key, &name),
-            _ => Ok(self.cache.move_draft(draft, DraftPlace::InPlace { key })?),
+            _ => self.cache.move_draft(draft, DraftPlace::InPlace { key }).map_err(no_longer_there),
         }
     }
 
@@ -193,4 +212,39 @@ fn reads_metadata(draft: &Draft) -> Result<bool> {
     }
     let mut bytes = vec![0; st.st_size as usize];
     Ok(sys::read(&fd, 0, &mut bytes)? == bytes.len() && Metadata::parse(&bytes).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::vfs::ViewOptions;
+
+    /// Between its end and when its name goes there is a moment.
+    #[test]
+    fn a_draft_that_ends_while_it_is_thrown_away_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let view = View::new(cache.clone(), ViewOptions::default()).unwrap();
+        let caller =
+            Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: 1 };
+        let made = |parent, name: &str| {
+            view.mkdir(caller, parent, name.as_ref(), 0o755).unwrap();
+            view.top_level(parent, name.as_ref()).unwrap()
+        };
+        for (parent, to, new) in [
+            (ino::ROOT, ino::TRASH, "abcd"),
+            (ino::ROOT, ino::ROOT, "dcba"),
+            (ino::WORK, ino::TRASH, "abcd"),
+            (ino::WORK, ino::WORK, "dcba"),
+        ] {
+            let TopLevel::Draft(draft) = made(parent, "abcd") else { panic!("it is a draft") };
+            draft.end_for_tests();
+            let done = view.rename(caller, parent, "abcd".as_ref(), to, new.as_ref(), 0);
+            assert!(matches!(done, Err(VfsError::NotFound)), "{done:?}");
+            let done = view.rmdir(parent, "abcd".as_ref());
+            assert!(matches!(done, Err(VfsError::NotFound)), "{done:?}");
+            cache.forget_draft(&draft, Vec::new());
+        }
+    }
 }

@@ -278,7 +278,7 @@ impl View {
         if !empty {
             return Err(VfsError::NotEmpty);
         }
-        Ok(self.cache.drop_draft(draft, "removed")?)
+        self.cache.drop_draft(draft, "removed").map_err(super::gestures::no_longer_there)
     }
 
     /// A symlink node that is the same for the same target.
