@@ -115,7 +115,8 @@ impl Cache {
             self.fetch_whole(&object, hash, size, waits)?;
             return Ok(None);
         }
-        let came = self.fetch_large(&object, of, offset, &mut buf[..wanted], waits)?;
+        let stored = places.stored(&hash).ok_or_else(unknown)?;
+        let came = self.fetch_large(stored, of, offset, &mut buf[..wanted], waits)?;
         Ok(came.then_some(wanted))
     }
 

@@ -15,19 +15,21 @@ use super::fetch::{Came, WINDOW, Waits, Window, share_until};
 use super::flights::Flights;
 use super::partial::Large;
 use super::{Cache, Result};
+use crate::model::BlobHash;
 use crate::model::groups::{GROUP, Groups};
-use crate::tier::{Object, TierError};
+use crate::tier::{Object, Stored, TierError};
 
 /// Groups in a window.
 const IN_WINDOW: u64 = WINDOW / GROUP as u64;
 /// Groups that are kept in memory, where there is no room on the disk.
 const IN_MEMORY: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// By their numbers in an object.
-type InMemory = LruCache<(Object, u64), Arc<Vec<u8>>>;
+/// By their numbers in a content.
+type InMemory = LruCache<(BlobHash, u64), Arc<Vec<u8>>>;
 
 /// What is being fetched, and what could only be kept in memory.
 pub(super) struct Larges {
+    /// By windows of contents as they are, wherever and however a tier has them.
     flights: Arc<Flights<Window, Came<Piece>>>,
     in_memory: Mutex<InMemory>,
 }
@@ -60,7 +62,7 @@ impl Cache {
     /// Fills `buf` from `offset` of a large content that only a tier had a moment ago; false when all of it is here now.
     pub(super) fn fetch_large(
         &self,
-        object: &Object,
+        stored: Stored<'_>,
         of: Large<'_>,
         offset: u64,
         buf: &mut [u8],
@@ -74,7 +76,7 @@ impl Cache {
                 done += n;
                 continue;
             }
-            let came = self.fetch_around(object, of, at / GROUP as u64, waits)?;
+            let came = self.fetch_around(stored, of, at / GROUP as u64, waits)?;
             if came.bytes.is_empty() {
                 return Ok(false);
             }
@@ -88,7 +90,7 @@ impl Cache {
     /// already may have others come.
     fn fetch_around(
         &self,
-        object: &Object,
+        stored: Stored<'_>,
         of: Large<'_>,
         group: u64,
         waits: Waits<'_>,
@@ -97,31 +99,32 @@ impl Cache {
         let groups = Groups::checked(of.hash, of.size, of.values);
         // Another's error may be of a group that nobody wants here.
         let again = |_: &TierError| true;
-        share_until(&larges.flights, &(*object, group / IN_WINDOW), waits.by, again, || {
+        let window = (Object::Blob(of.hash, of.size), group / IN_WINDOW);
+        share_until(&larges.flights, &window, waits.by, again, || {
             // It may have come since we looked.
-            if let Some(there) = self.group_here(object, of, &groups, group) {
+            if let Some(there) = self.group_here(of, &groups, group) {
                 return Ok(Ok(Arc::new(there)));
             }
             // Whoever had its last window come may have made a blob of it since.
             if !self.is_elsewhere(&of.hash)? {
                 return Ok(Ok(Arc::default()));
             }
-            let wanted =
-                if waits.exact { group..group + 1 } else { self.lacking_around(object, of, &groups, group) };
-            let range = groups.bytes(wanted.clone());
-            let start = range.start;
+            let wanted = if waits.exact { group..group + 1 } else { self.lacking_around(of, &groups, group) };
+            let start = groups.bytes(wanted.clone()).start;
             let check = |bytes: Vec<u8>, _| {
+                let bytes = stored.groups(wanted.clone(), bytes).ok_or("a group cannot be decompressed")?;
                 let right = groups.verified(wanted.clone(), &bytes).is_some();
                 right.then_some(Piece { start, bytes }).ok_or("a group is not what its value says")
             };
-            let came = self.ask_for(object, range, waits.by, &check);
+            let (object, range) = stored.at(wanted.clone());
+            let came = self.ask_for(&object, range, waits.by, &check);
             if let Ok(piece) = &came {
                 waits.pay(piece.bytes.len());
                 if let Err(e) = self.keep_partial(of, start, &piece.bytes) {
                     tracing::debug!("what came from a tier is kept in memory only: {e}");
                     let mut in_memory = larges.in_memory.lock();
                     for (number, bytes) in wanted.clone().zip(piece.bytes.chunks(GROUP)) {
-                        in_memory.put((*object, number), Arc::new(bytes.to_vec()));
+                        in_memory.put((of.hash, number), Arc::new(bytes.to_vec()));
                     }
                     drop(in_memory);
                     self.end_ahead(&of.hash);
@@ -132,9 +135,9 @@ impl Cache {
     }
 
     /// A group that has come.
-    fn group_here(&self, object: &Object, of: Large<'_>, groups: &Groups<'_>, group: u64) -> Option<Piece> {
+    fn group_here(&self, of: Large<'_>, groups: &Groups<'_>, group: u64) -> Option<Piece> {
         let Range { start, end } = groups.bytes(group..group + 1);
-        let in_memory = self.inner.tiers.fetches.larges.in_memory.lock().get(&(*object, group)).cloned();
+        let in_memory = self.inner.tiers.fetches.larges.in_memory.lock().get(&(of.hash, group)).cloned();
         if let Some(bytes) = in_memory {
             return Some(Piece { start, bytes: bytes.to_vec() });
         }
@@ -144,12 +147,12 @@ impl Cache {
     }
 
     /// The groups around one that is not here, in its window, up to those that are.
-    fn lacking_around(&self, object: &Object, of: Large<'_>, groups: &Groups<'_>, group: u64) -> Range<u64> {
+    fn lacking_around(&self, of: Large<'_>, groups: &Groups<'_>, group: u64) -> Range<u64> {
         let window = group / IN_WINDOW * IN_WINDOW;
         let end = (window + IN_WINDOW).min(groups.count());
         let lacks = |n: &u64| {
             let in_memory = &self.inner.tiers.fetches.larges.in_memory;
-            !self.has_groups(of, *n..*n + 1) && !in_memory.lock().contains(&(*object, *n))
+            !self.has_groups(of, *n..*n + 1) && !in_memory.lock().contains(&(of.hash, *n))
         };
         let before = (window..group).rev().take_while(lacks).count() as u64;
         let after = (group + 1..end).take_while(lacks).count() as u64;
@@ -165,8 +168,7 @@ mod tests {
     use super::super::tier_tests::World;
     use super::super::{Entry, Reader};
     use super::*;
-    use crate::model::BlobHash;
-    use crate::tier::Call;
+    use crate::tier::{Call, Fault};
 
     const BYTES: u64 = GROUP as u64;
 
@@ -215,8 +217,9 @@ mod tests {
 
         /// How many wait for the second window beside the one who has it come.
         fn waiting(&self) -> usize {
+            let flights = &self.w.near.cache.inner.tiers.fetches.larges.flights;
             let object = Object::Blob(BlobHash::of(&self.content), self.content.len() as u64);
-            let (flight, none) = self.w.near.cache.inner.tiers.fetches.larges.flights.board(&(object, 1));
+            let (flight, none) = flights.board(&(object, 1));
             assert!(none.is_none(), "somebody is at it");
             // All of them, the pilot, him who has it, and here.
             Arc::strong_count(&flight) - 4
@@ -291,5 +294,43 @@ mod tests {
             drop(closed);
         });
         assert_eq!(r.asked(), [(2, 3), (3, 4)]);
+    }
+
+    /// What a tier has compressed comes by groups as well, and all that is kept of it is as it was.
+    #[test]
+    fn compressed_contents_come_by_groups() {
+        let (w, mut content) = (World::new(), bytes(5 * WINDOW as usize + 77, 1));
+        // Half of each group but the fourth, of which nothing becomes smaller.
+        content.chunks_mut(GROUP).enumerate().filter(|(n, _)| *n != 4).for_each(|(_, group)| {
+            let half = group.len() / 2;
+            group[half..].fill(7);
+        });
+        w.send_files("abcd", &[("large", content.clone())]);
+        assert!(w.tier.paths().iter().all(|path| !path.starts_with("blobs/")), "{:?}", w.tier.paths());
+        assert!(w.tier.traffic().taken < content.len() as u64 / 3 * 2);
+        let entry = w.find("abcd").unwrap();
+        let record = entry.file(b"outputs/large").unwrap();
+        let read = |group: u64| {
+            let (mut buf, at) = ([0; 10], (group * BYTES) as usize + 1000);
+            entry.read(record, at as u64, &mut buf).map(|_| assert!(buf == content[at..at + 10]))
+        };
+        let given = || w.tier.traffic().given;
+        // Whatever is wrong with what comes, nothing of it is read or kept.
+        for fault in [Fault::Flips, Fault::Halves] {
+            w.tier.set_faults(move |call| matches!(call, Call::Get(..)).then_some(fault));
+            assert!(read(2).is_err());
+        }
+        w.tier.set_faults(|_| None);
+        let before = given();
+        read(4).unwrap();
+        let window = given() - before;
+        assert!(window > BYTES + BYTES / 2 && window < 2 * BYTES - BYTES / 3, "{window}");
+        entry.bring(record, 7 * BYTES, BYTES, &Reader::EXACT).unwrap();
+        w.near.cache.wait_for_ahead(std::time::Duration::from_secs(60));
+        let before = given();
+        (4..6).chain(7..8).for_each(|group| read(group).unwrap());
+        assert_eq!(given(), before, "they are here");
+        entry.prefetch(&[], &Default::default()).unwrap();
+        (0..10).for_each(|group| read(group).unwrap());
     }
 }

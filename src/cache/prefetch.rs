@@ -187,7 +187,7 @@ impl Entry {
                     at.insert(all.len());
                     all.push(match part {
                         // It brings what is around it.
-                        part if !matches!(window.0, Object::Pack(_)) => part,
+                        part if !matches!(window.0, Object::Pack(..)) => part,
                         Part::Group(..) => Part::Small(window, Which::These(vec![hash])),
                         _ => Part::Small(window, Which::All),
                     });

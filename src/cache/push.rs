@@ -8,9 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -21,13 +23,15 @@ use crate::model::manifest::DigestKind;
 use crate::model::session::SessionId;
 use crate::model::{BlobHash, EntryKey, Manifest};
 use crate::tier::{
-    self, Capabilities, Object, Places, ShipError, Source, Tier, TierError, TierErrorKind, Tree, ship,
+    self, Capabilities, Form, Object, Places, ShipError, Source, Tier, TierError, TierErrorKind, Tree, ship,
 };
 
 /// Where it is written down how far each tier is.
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
 const LOOK: Duration = Duration::from_secs(1);
+/// Large contents of which it is remembered in what form they were brought.
+const FORMS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// How long a call may take that brings one object, however large; with a limit, as much longer as that makes it.
 const CALL: Duration = Duration::from_secs(3600);
 /// How long a call may take that only asks what is there.
@@ -57,7 +61,19 @@ struct Progress {
 
 /// How far it is.
 #[derive(Default)]
-pub(super) struct Push(Mutex<Option<Progress>>);
+pub(super) struct Push {
+    progress: Mutex<Option<Progress>>,
+    forms: Forms,
+}
+
+/// In what form large contents were brought last, so that what others share with them is not compressed to find that out.
+struct Forms(Mutex<LruCache<BlobHash, Form>>);
+
+impl Default for Forms {
+    fn default() -> Self {
+        Forms(Mutex::new(LruCache::new(FORMS)))
+    }
+}
 
 /// What became of an entry.
 enum Brought {
@@ -69,6 +85,10 @@ enum Brought {
 /// The contents of an entry, one after another, from another tier where they are not here.
 struct Contents<'a> {
     entry: &'a Entry,
+    /// Where another tier has them.
+    places: Option<Places>,
+    /// Waits; false when it is over.
+    wait: &'a (dyn Fn(Duration) -> bool + Sync),
     /// What went wrong with reading: no tier's doing, whatever the tier says that was given it.
     failed: Mutex<Option<String>>,
     /// Other names that were found.
@@ -81,9 +101,27 @@ struct Content<'a> {
     at: u64,
 }
 
+impl Contents<'_> {
+    fn forms(&self) -> &Mutex<LruCache<BlobHash, Form>> {
+        &self.entry.cache().inner.push.forms.0
+    }
+}
+
 impl Source for Contents<'_> {
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
         Ok(Box::new(Content { of: self, record, at: 0 }))
+    }
+
+    fn made(&self, hash: &BlobHash) -> Option<Form> {
+        self.forms().lock().get(hash).cloned()
+    }
+
+    fn elsewhere(&self, hash: &BlobHash) -> Option<Form> {
+        self.places.as_ref()?.form(hash)
+    }
+
+    fn note_made(&self, hash: &BlobHash, form: &Form) {
+        self.forms().lock().put(*hash, form.clone());
     }
 
     fn other_name(&self, hash: &BlobHash, record: u32, naming: DigestKind) -> io::Result<BlobHash> {
@@ -98,6 +136,10 @@ impl Source for Contents<'_> {
 
 impl Read for Content<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        // To hash or compress one takes time as well.
+        if !(self.of.wait)(Duration::ZERO) {
+            return Err(over());
+        }
         let n = self.of.entry.read(self.record, self.at, buf).map_err(|e| {
             *self.of.failed.lock() = Some(e.to_string());
             io::Error::other(e)
@@ -125,7 +167,6 @@ struct PacedContent<'a, 'b> {
 
 impl Read for PacedContent<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let over = || io::Error::other("no more is brought now");
         let Some(limit) = self.paced.limit else {
             let n = self.content.read(buf)?;
             self.paced.tier.sent(n as u64);
@@ -146,6 +187,10 @@ impl Read for PacedContent<'_, '_> {
             }
         }
     }
+}
+
+fn over() -> io::Error {
+    io::Error::other("no more is brought now")
 }
 
 impl Paced<'_> {
@@ -291,9 +336,22 @@ impl Cache {
                 return Ok(Brought::No);
             }
         };
-        let contents = Contents { entry: &entry, failed: Mutex::default(), found: Mutex::default() };
+        let places = self.places_of(&manifest)?;
+        let contents = Contents {
+            entry: &entry,
+            places,
+            wait: paced.wait,
+            failed: Mutex::default(),
+            found: Mutex::default(),
+        };
         let shipped = ship(paced, &manifest, &contents, &|| Instant::now() + CALL);
         self.note_digests(contents.found.into_inner());
+        // What ended with everything else says nothing of the entry.
+        if let Err(e) = &shipped
+            && !(paced.wait)(Duration::ZERO)
+        {
+            return Err(e.to_string().into());
+        }
         let unread = match shipped {
             // By another name it could not be read from there.
             Ok(places) if !places.are_enough() => return Ok(Brought::Yes),
@@ -328,7 +386,7 @@ impl Cache {
     }
 
     fn with_pushed<T>(&self, work: impl FnOnce(&mut Progress) -> T) -> T {
-        let mut progress = self.inner.push.0.lock();
+        let mut progress = self.inner.push.progress.lock();
         let epoch = self.inner.index.epoch();
         let progress = progress.get_or_insert_with(|| {
             let read = self.inner.store.read_note(NOTE).ok().flatten();
@@ -409,7 +467,8 @@ mod tests {
         let entry = f.put("abcd", &dir).unwrap().into_entry();
         let record = entry.file(b"outputs/f").unwrap();
         let hash = BlobHash::of(&content);
-        let contents = Contents { entry: &entry, failed: Mutex::default(), found: Mutex::default() };
+        let (failed, found) = Default::default();
+        let contents = Contents { entry: &entry, places: None, wait: &|_| true, failed, found };
         let name = || contents.other_name(&hash, record, DigestKind::Sha256).unwrap();
         assert_eq!((name(), entry.sha256(record).unwrap()), (BlobHash::sha256_of(&content), None));
         // One that it does not have says that it is believed.

@@ -6,7 +6,7 @@ use super::*;
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, EventKind};
 use crate::store::shards;
-use crate::tier::{Call, Tier};
+use crate::tier::{Call, MemoryTier, Tier};
 
 const WINDOW: usize = 2 * GROUP;
 
@@ -178,7 +178,9 @@ fn what_cannot_be_kept_is_read_all_the_same() {
 
 /// Brings all that is to be brought to the tiers.
 fn push(f: &Fixture) {
-    f.cache.push(0, &|_| f.cache.tier_facts().iter().any(|t| t.push.is_some_and(|p| p.waiting > 0)));
+    for tier in f.cache.pushing_tiers() {
+        f.cache.push(tier, &|_| f.cache.tier_facts()[tier].push.is_some_and(|p| p.waiting > 0));
+    }
 }
 
 /// Puts an entry with these files here.
@@ -339,6 +341,66 @@ fn what_cannot_be_read_holds_up_nothing_else() {
     push_for_a_while(&w.near);
     assert!(w.tier.find(&key("sound"), soon()).is_ok());
     assert!(w.tier.find(&key("damaged"), soon()).unwrap_err().is_absent());
+}
+
+/// What becomes smaller.
+fn text(n: usize) -> Vec<u8> {
+    let mut text = bytes(n, 1);
+    text.chunks_mut(500).step_by(2).for_each(|piece| piece.fill(b'x'));
+    text
+}
+
+/// Places are kept for one tier, and all are asked by them.
+#[test]
+fn all_tiers_have_a_content_in_the_same_form() {
+    let mut w = World::new();
+    let large = text(5 * GROUP);
+    put(&w.near, "brought", &[("large", large.clone()), ("noise", bytes(2 * GROUP, 1))]);
+    push(&w.near);
+    let objects = |tier: &MemoryTier| {
+        let objects =
+            tier.paths().into_iter().filter(|path| path.contains("packs/") || path.contains("blobs/"));
+        objects.collect::<Vec<_>>()
+    };
+    assert_eq!(objects(&w.tier).len(), 2);
+    // Nothing is remembered of that, and most of it is not here.
+    w.near = w.near.reopen();
+    w.attach(patient());
+    press(&w.near, 1_000_000).unwrap();
+    assert_eq!(let_go(&w.near), 1);
+    w.near.cache.inner.limits.write().size = None;
+    w.near.cache.usage().unwrap();
+    let other = memory("other");
+    w.near.cache.attach_tiers(vec![other.clone(), w.tier.clone()], patient());
+    push(&w.near);
+    assert_eq!(objects(&other), objects(&w.tier));
+    // Another entry with that content has none of it read.
+    put(&w.near, "second", &[("same", large.clone())]);
+    let before = other.traffic().taken;
+    push(&w.near);
+    assert!(other.find(&key("second"), soon()).is_ok() && other.traffic().taken - before < 10_000);
+    press(&w.near, 1_000_000).unwrap();
+    w.near.cache.attach_tiers(vec![other], patient());
+    w.near.cache.inner.limits.write().size = None;
+    w.near.cache.usage().unwrap();
+    assert!(read(&near(&w, "second"), "same").unwrap() == large);
+    sound(&w.near);
+}
+
+#[test]
+fn what_ends_while_a_content_is_compressed_is_brought_later() {
+    let w = World::new();
+    put(&w.near, "brought", &[("large", text(9 * GROUP))]);
+    let rounds = std::sync::atomic::AtomicUsize::new(0);
+    w.near.cache.push(0, &|_| rounds.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 5);
+    assert_eq!((w.tier.traffic().taken, push_waiting(&w.near)), (0, 1));
+    push(&w.near);
+    assert!(w.tier.find(&key("brought"), soon()).is_ok());
+    assert_eq!(push_waiting(&w.near), 0);
+}
+
+fn push_waiting(f: &Fixture) -> u64 {
+    f.cache.tier_facts()[0].push.unwrap().waiting
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! Must not know: the store, the index, eviction, mounts, sockets, the command line.
 
 mod address;
+mod compressed;
 mod error;
 mod layout;
 mod memory;
@@ -24,11 +25,12 @@ mod ship;
 mod tests;
 
 pub use address::{Address, AddressError, Bucket, Server};
+pub use compressed::{Compressed, Form};
 pub use error::{OpenError, TierError, TierErrorKind};
 pub use layout::{EntryObject, LayoutError, Tree, find_with};
 pub use memory::{Call, Fault, MemoryTier, Traffic};
 pub use object::Object;
-pub use places::{Place, Places, PlacesBuilder};
+pub use places::{Place, Places, PlacesBuilder, Stored};
 pub use ship::{ShipError, Source, name_of, ship};
 
 use std::io::Read;

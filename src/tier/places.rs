@@ -1,13 +1,14 @@
 //! Where the contents of one manifest are in a tier.
 //!
 //! Invariants: there is a place for each distinct content of the manifest, and what it says lies inside the pack or
-//! among the bytes that are carried along; a content of more than one group is a blob of its own; an empty one is nowhere,
-//! since nothing of it needs to be fetched. Bytes that parse are written with the same bytes. Must not know: which tier.
+//! among the bytes that are carried along; a content of more than one group is an object of its own, as it is or compressed; an
+//! empty one is nowhere, since nothing of it needs to be fetched. Bytes that parse are written with the same bytes. Must not know: which tier.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::Object;
+use super::compressed::{Compressed, Form, LENGTH, Lengths};
 use super::layout::{LayoutError, Reader};
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, Manifest, ManifestHash, PackHash};
@@ -34,6 +35,37 @@ pub enum Place {
     Carried(u64),
     /// In the pack with this index, from this offset on.
     Pack(u32, u64),
+    /// All that is in the pack with this index, compressed by groups, whose lengths are carried along from this offset on.
+    Compressed(u32, u64),
+}
+
+/// A large content, as a tier has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    hash: BlobHash,
+    size: u64,
+    compressed: Option<(Object, Lengths<'a>)>,
+}
+
+impl Stored<'_> {
+    /// In which object these groups are, and which range of it.
+    pub fn at(&self, groups: Range<u64>) -> (Object, Range<u64>) {
+        match &self.compressed {
+            Some((pack, lengths)) => (*pack, lengths.range(groups)),
+            None => {
+                let at = |group: u64| group.saturating_mul(GROUP as u64).min(self.size);
+                (Object::Blob(self.hash, self.size), at(groups.start)..at(groups.end))
+            }
+        }
+    }
+
+    /// These groups, unverified, of the bytes that are there; `None` when they cannot be.
+    pub fn groups(&self, groups: Range<u64>, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        match &self.compressed {
+            Some((_, lengths)) => lengths.expand(self.size, groups, &bytes),
+            None => Some(bytes),
+        }
+    }
 }
 
 /// The places of all contents of one manifest.
@@ -99,17 +131,45 @@ impl Places {
             (0, _) | (_, Place::Carried(_)) => None,
             (size, Place::Own) => Some((Object::Blob(*hash, size), 0..size)),
             (size, Place::Pack(pack, offset)) => {
-                let (pack, _) = self.packs[pack as usize];
-                Some((Object::Pack(pack), offset..offset + size))
+                let (pack, length) = self.packs[pack as usize];
+                Some((Object::Pack(pack, length), offset..offset + size))
+            }
+            (_, Place::Compressed(pack, _)) => {
+                let (pack, length) = self.packs[pack as usize];
+                Some((Object::Pack(pack, length), 0..length))
             }
         }
+    }
+
+    /// How the tier has a content of more than one group; `None` for one that is unknown or smaller.
+    pub fn stored(&self, hash: &BlobHash) -> Option<Stored<'_>> {
+        let (size, place) = self.get(hash).filter(|(size, _)| *size > SMALL)?;
+        let compressed = match place {
+            Place::Compressed(pack, table) => {
+                let (pack, length) = self.packs[pack as usize];
+                Some((Object::Pack(pack, length), lengths(&self.carried, table, size)?))
+            }
+            _ => None,
+        };
+        Some(Stored { hash: *hash, size, compressed })
+    }
+
+    /// The same, to have another tier have it so.
+    pub fn form(&self, hash: &BlobHash) -> Option<Form> {
+        Some(match self.stored(hash)?.compressed {
+            Some((Object::Pack(hash, bytes), lengths)) => {
+                Form::Compressed(Compressed { hash, bytes, lengths: lengths.0.into() })
+            }
+            _ => Form::AsItIs,
+        })
     }
 
     /// The contents that begin in this range of an object that is a pack, and where they lie in it.
     pub fn in_pack(&self, object: &Object, range: Range<u64>) -> Vec<(BlobHash, Range<u64>)> {
         let mut found = Vec::new();
-        let named =
-            |(n, (hash, _)): (usize, &(PackHash, u64))| (Object::Pack(*hash) == *object).then_some(n as u32);
+        let named = |(n, (hash, size)): (usize, &(PackHash, u64))| {
+            (Object::Pack(*hash, *size) == *object).then_some(n as u32)
+        };
         for pack in self.packs.iter().enumerate().filter_map(named) {
             let from = self.packed.partition_point(|(p, at, _)| (*p, *at) < (pack, range.start));
             let inside = self.packed[from..].iter().take_while(|(p, at, _)| *p == pack && *at < range.end);
@@ -131,7 +191,7 @@ impl Places {
 
     /// All objects that the contents are in, each once.
     pub fn objects(&self) -> Vec<Object> {
-        let packs = self.packs.iter().map(|(hash, _)| Object::Pack(*hash));
+        let packs = self.packs.iter().map(|(hash, size)| Object::Pack(*hash, *size));
         let own = |(hash, size, place): &(BlobHash, u64, Place)| {
             (*place == Place::Own && *size > 0).then_some(Object::Blob(*hash, *size))
         };
@@ -159,7 +219,9 @@ impl Places {
             let (kind, offset) = match *place {
                 Place::Own => (OWN, 0),
                 Place::Carried(offset) => (CARRIED, offset),
-                Place::Pack(pack, offset) => (PACKS + u64::from(pack), offset),
+                Place::Pack(pack, offset) | Place::Compressed(pack, offset) => {
+                    (PACKS + u64::from(pack), offset)
+                }
             };
             out.extend_from_slice(&kind.to_le_bytes());
             out.extend_from_slice(&offset.to_le_bytes());
@@ -195,8 +257,12 @@ impl Places {
             .collect::<Result<_, LayoutError>>()?;
         let places: Vec<_> = contents
             .into_iter()
-            .map(|(hash, size, _)| {
+            .map(|(hash, size, record)| {
                 let place = place_of(reader.u64()?, reader.u64()?, size, &packs, carried)?;
+                // Without the values of its groups it could not be checked in parts.
+                if matches!(place, Place::Compressed(..)) && manifest.groups(record).is_empty() {
+                    return Err(LayoutError::Damaged("a content that comes only as a whole is compressed"));
+                }
                 Ok((hash, size, place))
             })
             .collect::<Result<_, LayoutError>>()?;
@@ -206,6 +272,13 @@ impl Places {
         let carried_bytes = reader.take(carried)?.to_vec();
         if !reader.0.is_empty() {
             return Err(LayoutError::Damaged("something follows the places"));
+        }
+        for (_, size, place) in &places {
+            let Place::Compressed(pack, table) = *place else { continue };
+            let right = |lengths: Lengths<'_>| lengths.are_right(*size, packs[pack as usize].1);
+            if !lengths(&carried_bytes, table, *size).is_some_and(right) {
+                return Err(LayoutError::Damaged("a compressed content is not as long as its groups"));
+            }
         }
         Ok(Places::new(manifest.hash(), packs, places, carried_bytes))
     }
@@ -233,15 +306,31 @@ impl Places {
     }
 }
 
+/// The lengths that are carried along from this offset on, of a content of this size.
+fn lengths(carried: &[u8], table: u64, size: u64) -> Option<Lengths<'_>> {
+    let end = table.checked_add(table_bytes(size))?;
+    let (lengths, _) = carried.get(usize::try_from(table).ok()?..usize::try_from(end).ok()?)?.as_chunks();
+    Some(Lengths(lengths))
+}
+
+/// Bytes of the lengths of a content of this size.
+fn table_bytes(size: u64) -> u64 {
+    size.div_ceil(GROUP as u64) * LENGTH
+}
+
 /// Whether two contents share bytes: a few could stand for any number of contents, which would all be stored here.
 fn overlap(places: &[(BlobHash, u64, Place)]) -> bool {
     let mut spans: Vec<_> = places
         .iter()
-        .filter_map(|(_, size, place)| match place {
-            Place::Own => None,
-            Place::Carried(offset) => Some((None, *offset, offset + size)),
-            Place::Pack(pack, offset) => Some((Some(*pack), *offset, offset + size)),
+        .flat_map(|(_, size, place)| match *place {
+            Place::Own => [None, None],
+            Place::Carried(offset) => [Some((None, offset, offset + size)), None],
+            Place::Pack(pack, offset) => [Some((Some(pack), offset, offset + size)), None],
+            Place::Compressed(pack, table) => {
+                [Some((Some(pack), 0, u64::MAX)), Some((None, table, table + table_bytes(*size)))]
+            }
         })
+        .flatten()
         .collect();
     spans.sort_unstable();
     spans.windows(2).any(|two| two[0].0 == two[1].0 && two[0].2 > two[1].1)
@@ -259,18 +348,20 @@ fn place_of(
     if kind == OWN {
         return if offset == 0 { Ok(Place::Own) } else { outside };
     }
-    let (room, place) = match kind {
-        CARRIED => (carried, Place::Carried(offset)),
+    let (room, size, place) = match kind {
+        CARRIED if size <= SMALL => (carried, size, Place::Carried(offset)),
+        CARRIED => return outside,
         pack => {
             let pack = u32::try_from(pack - PACKS).ok();
             match pack.and_then(|index| Some((index, packs.get(index as usize)?.1))) {
-                Some((index, length)) => (length, Place::Pack(index, offset)),
+                Some((index, length)) if size <= SMALL => (length, size, Place::Pack(index, offset)),
+                Some((index, _)) => (carried, table_bytes(size), Place::Compressed(index, offset)),
                 None => return outside,
             }
         }
     };
     let inside = offset.checked_add(size).is_some_and(|end| end <= room);
-    if inside && (1..=SMALL).contains(&size) { Ok(place) } else { outside }
+    if inside && size > 0 { Ok(place) } else { outside }
 }
 
 /// Makes places, and the packs they name, of the contents of one manifest.
@@ -279,6 +370,8 @@ fn place_of(
 pub struct PlacesBuilder {
     target: u64,
     packs: Vec<(PackHash, u64)>,
+    /// Those of compressed contents, which come after the others.
+    large: Vec<(PackHash, u64)>,
     placed: HashMap<BlobHash, Place>,
     filling: Vec<u8>,
     carried: Vec<u8>,
@@ -288,9 +381,9 @@ pub struct PlacesBuilder {
 impl PlacesBuilder {
     /// Packs are ended when they have `target` bytes.
     pub fn new(target: u64) -> PlacesBuilder {
-        let (packs, placed) = (Vec::new(), HashMap::new());
+        let (packs, large, placed) = (Vec::new(), Vec::new(), HashMap::new());
         let (filling, carried, names) = (Vec::new(), Vec::new(), HashMap::new());
-        PlacesBuilder { target, packs, placed, filling, carried, names }
+        PlacesBuilder { target, packs, large, placed, filling, carried, names }
     }
 
     /// A content that is to be found with the entry itself. It has at most 256 KiB.
@@ -324,6 +417,14 @@ impl PlacesBuilder {
         if self.filling.len() as u64 >= self.target { self.end_pack() } else { None }
     }
 
+    /// A content of more than a group is there compressed, in a pack of its own.
+    pub(super) fn compressed(&mut self, hash: BlobHash, to: &Compressed) {
+        let (pack, table) = (self.large.len() as u32, self.carried.len() as u64);
+        self.carried.extend_from_slice(to.lengths.as_flattened());
+        self.placed.insert(hash, Place::Compressed(pack, table));
+        self.large.push((to.hash, to.bytes));
+    }
+
     /// The last pack, if anything is in it.
     pub fn end_pack(&mut self) -> Option<(Object, Vec<u8>)> {
         if self.filling.is_empty() {
@@ -332,15 +433,20 @@ impl PlacesBuilder {
         let bytes = std::mem::take(&mut self.filling);
         let hash = PackHash::of(&bytes);
         self.packs.push((hash, bytes.len() as u64));
-        Some((Object::Pack(hash), bytes))
+        Some((Object::Pack(hash, bytes.len() as u64), bytes))
     }
 
     /// The places of this manifest's contents, after the last pack was taken. What was neither carried nor packed is an
     /// object of its own.
     pub fn finish(self, manifest: &Manifest) -> Places {
         debug_assert!(self.filling.is_empty(), "the last pack is taken before this");
-        let place = |hash| self.placed.get(&hash).copied().unwrap_or(Place::Own);
+        let small = self.packs.len() as u32;
+        let place = |hash| match self.placed.get(&hash).copied().unwrap_or(Place::Own) {
+            Place::Compressed(pack, table) => Place::Compressed(small + pack, table),
+            other => other,
+        };
         let places = manifest.blobs().into_iter().map(|(hash, size, _)| (hash, size, place(hash))).collect();
-        Places { names: self.names, ..Places::new(manifest.hash(), self.packs, places, self.carried) }
+        let packs = [self.packs, self.large].concat();
+        Places { names: self.names, ..Places::new(manifest.hash(), packs, places, self.carried) }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::io::{self, Read};
 use std::time::Instant;
 
+use super::compressed::{Compressed, Compressing, Form};
 use super::{Object, Places, PlacesBuilder, Tier, TierError};
 use crate::model::groups::{GROUP, GroupHasher};
 use crate::model::hash::Sha256;
@@ -26,8 +27,21 @@ const PIECE: usize = 1 << 20;
 
 /// Where an entry's contents are read from.
 pub trait Source {
-    /// The content of a record, from its beginning. It is read once.
+    /// The content of a record, from its beginning.
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>>;
+
+    /// The form that a content of more than a group was found to be brought in, by this program.
+    fn made(&self, _hash: &BlobHash) -> Option<Form> {
+        None
+    }
+
+    /// The form that another tier has it in.
+    fn elsewhere(&self, _hash: &BlobHash) -> Option<Form> {
+        None
+    }
+
+    /// Remembers the form that it is brought in.
+    fn note_made(&self, _hash: &BlobHash, _form: &Form) {}
 
     /// What a record's content, which is named by another digest here, is named by this one.
     fn other_name(&self, _hash: &BlobHash, record: u32, naming: DigestKind) -> io::Result<BlobHash> {
@@ -91,9 +105,10 @@ pub fn ship(
             } else if let Some((object, bytes)) = places.pack(&bytes) {
                 put(&object, &bytes)?;
             }
-        } else if !tier.missing(&[Object::Blob(hash, size)], by())?.is_empty() {
-            let mut content = source.open(record).map_err(failed)?;
-            tier.put(&Object::Blob(hash, size), size, &mut content, by())?;
+            continue;
+        }
+        if let Form::Compressed(to) = ship_large(tier, manifest, source, (hash, size, record), by)? {
+            places.compressed(hash, &to);
         }
     }
     if let Some((object, bytes)) = places.end_pack() {
@@ -102,6 +117,59 @@ pub fn ship(
     let places = places.finish(manifest);
     tier.publish(manifest, &places, by())?;
     Ok(places)
+}
+
+/// Puts a content of more than a group, unless the tier has it in a form that is known.
+fn ship_large(
+    tier: &dyn Tier,
+    manifest: &Manifest,
+    source: &dyn Source,
+    (hash, size, record): (BlobHash, u64, u32),
+    by: &dyn Fn() -> Instant,
+) -> Result<Form, ShipError> {
+    let failed = |source| ShipError::Content { hash, source };
+    let object = |form: &Form| match form {
+        Form::AsItIs => Object::Blob(hash, size),
+        Form::Compressed(to) => to.object(),
+    };
+    let (made, elsewhere) = (source.made(&hash), source.elsewhere(&hash));
+    let unknown = (made.is_none() && elsewhere.is_none()).then_some(Form::AsItIs);
+    for form in [&made, &elsewhere, &unknown].into_iter().flatten() {
+        if tier.missing(&[object(form)], by())?.is_empty() {
+            return Ok(form.clone());
+        }
+    }
+    // What another program compressed may not come out the same here.
+    let known = made.or(elsewhere.filter(|form| *form == Form::AsItIs));
+    let new = known.is_none();
+    let (form, kept) = match (known, manifest.groups(record)) {
+        (Some(form), _) => (form, None),
+        // It comes only as a whole.
+        (None, []) => (Form::AsItIs, None),
+        (None, _) => {
+            let content = source.open(record).map_err(failed)?;
+            match Compressed::of(content, size).map_err(failed)? {
+                Some((to, kept)) => (Form::Compressed(to), kept),
+                None => (Form::AsItIs, None),
+            }
+        }
+    };
+    source.note_made(&hash, &form);
+    let object = object(&form);
+    // By that name it was not looked for yet.
+    if new && tier.missing(&[object], by())?.is_empty() {
+        return Ok(form);
+    }
+    let mut content = source.open(record).map_err(failed)?;
+    match (&form, kept) {
+        (Form::Compressed(to), Some(all)) => tier.put(&object, to.bytes, &mut &all[..], by())?,
+        (Form::Compressed(to), None) => {
+            let mut content = Compressing::new(content, size).map_err(failed)?;
+            tier.put(&object, to.bytes, &mut content, by())?;
+        }
+        (Form::AsItIs, _) => tier.put(&object, size, &mut content, by())?,
+    }
+    Ok(form)
 }
 
 /// The same, to a tier where each content is an object of its own, by whatever name.

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::compressed::Compressed;
 use super::*;
 use crate::model::groups::{GROUP, GroupHasher};
 use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
@@ -22,12 +23,19 @@ fn manifest(key: &str, files: &[Vec<u8>]) -> Manifest {
     Manifest::parse(tree.finish(&seal).unwrap()).unwrap()
 }
 
-/// Places of those contents, the first carried along and the other small ones in packs, and the packs.
+/// Places of those contents, the first carried along and the other small ones in packs, large ones compressed, and the packs.
 fn places(manifest: &Manifest, files: &[Vec<u8>], target: u64) -> (Places, Vec<(Object, Vec<u8>)>) {
     let mut builder = PlacesBuilder::new(target);
     let mut packs = Vec::new();
-    for (i, content) in files.iter().enumerate().filter(|(_, c)| c.len() <= GROUP) {
+    for (i, content) in files.iter().enumerate() {
         match i {
+            _ if content.len() > GROUP => {
+                let hash = BlobHash::of(content);
+                let all = Compressed::of(Box::new(&content[..]), content.len() as u64).unwrap();
+                let Some((all, kept)) = all.filter(|_| !files[..i].contains(content)) else { continue };
+                builder.compressed(hash, &all);
+                packs.push((all.object(), kept.unwrap()));
+            }
             0 => builder.carry(content),
             _ => packs.extend(builder.pack(content)),
         }
@@ -51,7 +59,19 @@ fn all_found(places: &Places, packs: &[(Object, Vec<u8>)], files: &[Vec<u8>]) {
     for content in files {
         let hash = BlobHash::of(content);
         match places.object(&hash) {
-            Some((object @ Object::Pack(_), range)) => {
+            Some((object @ Object::Pack(..), range)) if content.len() > GROUP => {
+                let (_, bytes) = packs.iter().find(|(o, _)| *o == object).expect("a pack that was made");
+                assert!(object.names(bytes) && range == (0..bytes.len() as u64));
+                let (stored, last) = (places.stored(&hash).unwrap(), content.len().div_ceil(GROUP));
+                for groups in [0..last, last - 1..last, 1..1] {
+                    let wanted = &content[groups.start * GROUP..(groups.end * GROUP).min(content.len())];
+                    let groups = groups.start as u64..groups.end as u64;
+                    let (at_object, at) = stored.at(groups.clone());
+                    let there = bytes[at.start as usize..at.end as usize].to_vec();
+                    assert!(at_object == object && stored.groups(groups, there).unwrap() == wanted);
+                }
+            }
+            Some((object @ Object::Pack(..), range)) => {
                 let (_, bytes) = packs.iter().find(|(o, _)| *o == object).expect("a pack that was made");
                 assert!(object.names(bytes));
                 assert_eq!(bytes[range.start as usize..range.end as usize], content[..]);
@@ -84,7 +104,8 @@ proptest! {
         for (object, bytes) in &packs {
             let end = bytes.len() as u64;
             for range in [0..end, end / 4..end / 2] {
-                let contents = places.contents().iter().filter_map(|(hash, ..)| Some((*hash, places.object(hash)?)));
+                let small = places.contents().iter().filter(|(_, size, _)| *size <= GROUP as u64);
+                let contents = small.filter_map(|(hash, ..)| Some((*hash, places.object(hash)?)));
                 let inside = contents.filter(|(_, (o, at))| o == object && range.contains(&at.start));
                 let mut all: Vec<_> = inside.map(|(hash, (_, at))| (hash, at)).collect();
                 all.sort_by_key(|(_, at)| at.start);
@@ -131,8 +152,12 @@ proptest! {
         if let Ok(other) = Places::parse(&lying, &manifest) {
             prop_assert_eq!(other.encode(), lying);
             for (hash, size, _) in other.contents() {
-                if let Some((object, range)) = other.object(hash) {
-                    let length = other.packs().iter().find(|(p, _)| Object::Pack(*p) == object).map(|(_, n)| *n);
+                if let Some(stored) = other.stored(hash) {
+                    let (object, all) = stored.at(0..size.div_ceil(GROUP as u64));
+                    let length = other.packs().iter().find(|(p, n)| Object::Pack(*p, *n) == object).map(|(_, n)| *n);
+                    prop_assert_eq!(all, 0..length.unwrap_or(*size));
+                } else if let Some((object, range)) = other.object(hash) {
+                    let length = other.packs().iter().find(|(p, n)| Object::Pack(*p, *n) == object).map(|(_, n)| *n);
                     prop_assert!(range.end <= length.unwrap_or(*size) && range.end - range.start == *size);
                 }
                 prop_assert!(other.carried(hash).is_none_or(|c| c.len() as u64 == *size));
@@ -227,6 +252,33 @@ fn contents_that_share_bytes_are_refused() {
         assert_eq!(parsed.is_ok(), right, "{at}");
         assert!(right || parsed == Err(LayoutError::Damaged("contents lie over each other")), "{at}");
     }
+}
+
+/// One pack could stand for any number of large contents, and lengths that are not its own would have reads go wrong.
+#[test]
+fn compressed_contents_that_cannot_be_are_refused() {
+    let files = [vec![1; 2 * GROUP], vec![2; 2 * GROUP]];
+    let manifest = manifest("some-key", &files);
+    let (places, _) = places(&manifest, &files, 300);
+    let sound = places.encode();
+    // Two packs, two places, two tables of two lengths.
+    let (place, table) = (56 + 2 * 40, 56 + 2 * 40 + 2 * 16);
+    let refused = |at: usize, value: u64, n: usize, why: &'static str| {
+        let mut lying = sound[..sound.len() - 32].to_vec();
+        lying[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
+        lying.extend_from_slice(blake3::hash(&lying).as_bytes());
+        assert_eq!(Places::parse(&lying, &manifest), Err(LayoutError::Damaged(why)), "{at} {value}");
+    };
+    refused(place, 3, 8, "contents lie over each other");
+    refused(place + 8, 8, 8, "contents lie over each other");
+    refused(place + 8, 9, 8, "a content lies outside of where it should be");
+    refused(place, 4, 8, "a content lies outside of where it should be");
+    refused(place, 1, 8, "a content lies outside of where it should be");
+    for length in [0, 1, GROUP as u64 + 1] {
+        refused(table, length, 4, "a compressed content is not as long as its groups");
+    }
+    // What it is said to be in is longer than all its groups.
+    refused(56 + 32, GROUP as u64, 8, "a compressed content is not as long as its groups");
 }
 
 #[test]

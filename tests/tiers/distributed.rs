@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::common::{eventually, read};
 use super::garage::program;
 use super::others::free_port;
-use super::program::mount;
+use super::program::{mount, noise};
 use super::s3::{KEY, SECRET};
 
 /// How long all of one thing may take, on a busy machine.
@@ -117,7 +117,7 @@ fn a_node_that_dies_is_missed_by_nobody() {
     let program = program().expect("Garage is not installed: scripts/test-tiers installs it");
     let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
     let mut nodes = cluster(program, dir.path());
-    let large: Vec<u8> = (0..100_000_000u32).map(|i| (i ^ i >> 7 ^ i >> 15) as u8).collect();
+    let large = noise(100_000_000, 7);
     let small = |n: usize| format!("{n} ").repeat(300 * n + 1);
 
     // In the midst of bringing.

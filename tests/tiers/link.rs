@@ -289,15 +289,17 @@ fn measure(far: &Far) -> Times {
     // What was read is written down.
     m.restart();
     forget(&mut m, "release-1");
-    let mut learned = f64::MAX;
-    for _ in 0..2 {
+    let runs = [0, 1].map(|_| {
         let before = far.server.traffic().1;
-        learned = learned.min(compile_of(&m, "release-2"));
+        let took = compile_of(&m, "release-2");
         let came = far.server.traffic().1 - before;
-        eprintln!("as was learned: {learned:.2} s, {:.1} % moved", percent(came));
-        assert!(came > moved / 10 * 9, "it was not all to be fetched: {came} of {moved} bytes");
+        eprintln!("as was learned: {took:.2} s, {:.1} % moved", percent(came));
         forget(&mut m, "release-2");
-    }
+        (took, came)
+    });
+    let learned = runs[0].0.min(runs[1].0);
+    // Less than without, as nothing comes with what was read that was not.
+    assert!(runs.iter().all(|(_, came)| *came > moved / 10 * 7), "it was not all to be fetched: {runs:?}");
     Times { download, local, lazy, learned }
 }
 

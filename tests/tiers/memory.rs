@@ -28,7 +28,7 @@ fn content_that_is_not_what_its_name_says_is_refused() {
             assert_eq!(refused.kind, TierErrorKind::Permanent);
         }
     }
-    let pack = Object::Pack(PackHash::of(b"right"));
+    let pack = Object::Pack(PackHash::of(b"right"), 5);
     assert!(tier.put(&pack, 5, &mut &b"wrong"[..], soon()).is_err());
     assert!(tier.paths().is_empty());
 }

@@ -25,6 +25,13 @@ pub fn send(server: &Server, prefix: &str, name: &str, files: &[(&str, usize, u8
     made
 }
 
+/// What does not become smaller when it is compressed.
+pub fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
 fn content(made: &Made, name: &str) -> Vec<u8> {
     let record = made.manifest.find(name.as_bytes()).expect("it has it");
     made.content(&made.manifest.get(record).and_then(|r| r.hash()).expect("a file")).to_vec()
@@ -137,6 +144,49 @@ fn the_first_byte_is_three_round_trips_away() {
     assert_eq!(asked(&|| first(m.path("large-one/large"))), 3);
 }
 
+/// S15.22 A file of more than 256 KiB goes into a bucket compressed where that makes it an eighth smaller, and is read from there in
+/// parts, as it was.
+#[test]
+fn what_becomes_smaller_goes_compressed() {
+    use std::os::unix::fs::FileExt;
+    const LARGE: usize = 96 << 20;
+    // Half of each 100 kB is noise: of all of it more remains than is kept to be sent.
+    let mut content = noise(LARGE, 5);
+    content.chunks_mut(50_000).step_by(2).for_each(|piece| piece.fill(b'x'));
+    let server = Server::start();
+    let address = server.tier("p");
+    let mut one = mount(&[&address, "--push"]);
+    one.start();
+    let dir = one.outside("made");
+    fs::create_dir(&dir).expect("mkdir");
+    for (name, size) in [("large", LARGE), ("less", 700_000)] {
+        fs::write(dir.join(name), &content[LARGE - size..]).expect("write");
+    }
+    one.ok(&["put", "some-key", dir.to_str().expect("text")]);
+    one.ok(&["push", "--wait"]);
+    assert!(server.keys().iter().all(|key| !key.contains("/blobs/")), "{:?}", server.keys());
+    let sent = one.json(&["stats"])["tiers"][0]["push"]["sent"].as_u64().expect("a number");
+    assert!(sent < LARGE as u64 / 5 * 3, "{sent} bytes");
+    // What is there is not sent again.
+    one.ok(&["put", "other-key", dir.to_str().expect("text")]);
+    one.ok(&["push", "--wait"]);
+    let again = one.json(&["stats"])["tiers"][0]["push"]["sent"].as_u64().expect("a number");
+    assert!(again - sent < 1 << 20, "{} bytes", again - sent);
+
+    let mut two = mount(&[&address]);
+    two.start();
+    let before = server.traffic().1;
+    let file = fs::File::open(two.path("some-key/outputs/large")).expect("open");
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, 40_000_000).expect("read");
+    assert!(page[..] == content[40_000_000..40_004_096]);
+    assert!(server.traffic().1 - before < 600_000, "{} bytes", server.traffic().1 - before);
+    assert!(read(two.path("some-key/outputs/large")) == content);
+    assert!(read(two.path("other-key/outputs/less")) == content[LARGE - 700_000..]);
+    assert!(server.traffic().1 - before < LARGE as u64 / 5 * 3, "{} bytes", server.traffic().1 - before);
+    two.ok(&["fsck", "--verify-data"]);
+}
+
 /// S15.12 What is brought is no more than `--push-limit` bytes a second to each tier; `outfs stats` says how far it is.
 #[test]
 fn what_is_brought_is_bounded_and_outlives_a_death_in_the_midst() {
@@ -144,7 +194,7 @@ fn what_is_brought_is_bounded_and_outlives_a_death_in_the_midst() {
     let address = server.tier("p");
     let mut m = mount(&[&address, "--push", "--push-limit=1M"]);
     m.start();
-    let large: Vec<u8> = (0..30_000_000u32).map(|i| (i ^ i >> 7 ^ i >> 13) as u8).collect();
+    let large = noise(30_000_000, 6);
     let begun = std::time::Instant::now();
     m.entry_of("large-one", &large);
     let sent = |m: &Mount| m.json(&["stats"])["tiers"][0]["push"]["sent"].as_u64().expect("a number");

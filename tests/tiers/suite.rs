@@ -3,6 +3,8 @@
 //! One function takes what makes an empty tier, and has it do all of it. Whether a tier refuses what is wrong is
 //! not asked here: that is the strict one's.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 use outfs::model::groups::{GROUP, GroupHasher};
 use outfs::model::manifest::{Attrs, Content, NodeId, Origin, Seal, TreeBuilder};
 use outfs::model::{BlobHash, EntryKey, Manifest, PackHash};
-use outfs::tier::{Object, Source, Tier, TierErrorKind, ship};
+use outfs::tier::{Form, Object, Source, Tier, TierErrorKind, ship};
 
 /// Long enough for a server on a busy machine.
 pub fn soon() -> Instant {
@@ -27,8 +29,12 @@ pub struct Made {
     contents: Vec<(BlobHash, Vec<u8>)>,
 }
 
+/// See [`Made::new`].
+pub const TEXT: u8 = 200;
+
 impl Made {
-    /// Files by their names below the top; a number of bytes each, of which the second says which.
+    /// Files by their names below the top; a number of bytes each, of which the second says which: noise, or from [`TEXT`] on
+    /// what becomes smaller when it is compressed.
     pub fn new(key: &str, files: &[(&str, usize, u8)]) -> Made {
         Self::with(TreeBuilder::new(Attrs::default()), key, files, |tree| tree.top())
     }
@@ -51,7 +57,10 @@ impl Made {
         let dir = dir(&mut tree);
         let mut contents = Vec::new();
         for (name, size, seed) in files {
-            let bytes: Vec<u8> = (0..*size).map(|i| (i * 7 + i / 256 * 13) as u8 ^ seed).collect();
+            let mut bytes: Vec<u8> = (0..*size).map(|i| (i * 7 + i / 256 * 13) as u8 ^ seed).collect();
+            if *seed < TEXT {
+                blake3::Hasher::new().update(&[*seed]).finalize_xof().fill(&mut bytes);
+            }
             let mut hasher = GroupHasher::default();
             hasher.update(&bytes);
             let (hash, groups, size) = hasher.finish();
@@ -86,6 +95,7 @@ pub fn odd_entry(key: &str) -> Made {
         ("a group", GROUP, 3),
         ("more than a group", GROUP + 1, 4),
         ("groups", 5 * GROUP + 77, 5),
+        ("groups of text", 3 * GROUP + 77, TEXT),
     ];
     Made::new(key, &files)
 }
@@ -126,7 +136,7 @@ fn objects_come_back(tier: &dyn Tier, name: Namer) {
         }
     }
     if tier.capabilities().packs {
-        let pack = Object::Pack(PackHash::of(b"small ones"));
+        let pack = Object::Pack(PackHash::of(b"small ones"), 10);
         put(tier, &pack, b"small ones");
         assert_eq!(tier.get(&pack, 6..10, soon()).unwrap(), b"ones");
         let blob = Object::Blob(name(b"small ones"), 10);
@@ -187,6 +197,11 @@ fn entries_are_found_whole(tier: &dyn Tier) {
     assert!(tier.find(&key("entry-two"), soon()).unwrap_err().is_absent());
     for (hash, size, _) in made.manifest.blobs() {
         let there = match found.places.object(&hash) {
+            Some(_) if size > GROUP as u64 => {
+                let (stored, all) = (found.places.stored(&hash).unwrap(), 0..size.div_ceil(GROUP as u64));
+                let (object, range) = stored.at(all.clone());
+                stored.groups(all, tier.get(&object, range, soon()).unwrap()).unwrap()
+            }
             Some((object, range)) => tier.get(&object, range, soon()).unwrap(),
             None if size == 0 => Vec::new(),
             None => found.places.carried(&hash).unwrap().to_vec(),
@@ -208,23 +223,37 @@ fn the_last_entry_of_a_key_stays(tier: &dyn Tier) {
     }
 }
 
-/// Counts what is read of a source.
-struct Counted<'a>(&'a Made, std::cell::Cell<u32>);
+/// Which records of a source are read.
+#[derive(Default)]
+struct Counted {
+    opened: RefCell<HashSet<u32>>,
+    forms: RefCell<HashMap<BlobHash, Form>>,
+}
 
-impl Source for Counted<'_> {
+struct CountedSource<'a>(&'a Made, &'a Counted);
+
+impl Source for CountedSource<'_> {
     fn open(&self, record: u32) -> io::Result<Box<dyn Read + '_>> {
-        self.1.set(self.1.get() + 1);
+        self.1.opened.borrow_mut().insert(record);
         self.0.open(record)
+    }
+
+    fn made(&self, hash: &BlobHash) -> Option<Form> {
+        self.1.forms.borrow().get(hash).cloned()
+    }
+
+    fn note_made(&self, hash: &BlobHash, form: &Form) {
+        self.1.forms.borrow_mut().insert(*hash, form.clone());
     }
 }
 
 fn nothing_is_sent_twice(tier: &dyn Tier) {
-    let first = Made::new("entry-one", &[("large", 3 * GROUP, 1)]);
-    let second = Made::new("entry-two", &[("large", 3 * GROUP, 1), ("other", 2 * GROUP, 2)]);
-    for (made, opened) in [(&first, 1), (&second, 1), (&second, 0)] {
-        let source = Counted(made, Default::default());
-        ship(tier, &made.manifest, &source, &soon).unwrap();
-        assert_eq!(source.1.get(), opened, "large contents read here to be sent");
+    let files = [("large", 3 * GROUP, 1), ("text", 3 * GROUP, TEXT), ("other", 2 * GROUP, 2)];
+    let (first, second) = (Made::new("entry-one", &files[..2]), Made::new("entry-two", &files));
+    let counted = Counted::default();
+    for (made, opened) in [(&first, 2), (&second, 1), (&second, 0)] {
+        ship(tier, &made.manifest, &CountedSource(made, &counted), &soon).unwrap();
+        assert_eq!(counted.opened.take().len(), opened, "large contents read here to be sent");
     }
 }
 

@@ -14,7 +14,7 @@ use outfs::tier::{self, ship};
 use super::proxy::{ALL, Ails, Proxy, chance};
 #[cfg(feature = "s3")]
 use super::s3::credentials;
-use super::suite::{Made, key, soon};
+use super::suite::{Made, TEXT, key, soon};
 
 /// How long one trouble lasts.
 const PHASE: Duration = Duration::from_millis(1500);
@@ -33,6 +33,7 @@ fn far(make: impl Fn(&str, &[(&str, usize, u8)]) -> Made) -> Far {
     let mut files: Vec<_> =
         names.iter().enumerate().map(|(n, name)| (name.as_str(), 20_000 + n * 500, n as u8)).collect();
     files.extend([("metadata.json", 80, 1), ("large", 24 << 20, 2), ("larger", 40 << 20, 3)]);
+    files.push(("text", 8 << 20, TEXT));
     let made = make("far-away", &files);
     let paths = made.manifest.paths().into_iter().enumerate();
     let is_file = |n: usize| made.manifest.records()[n].hash().is_some();
