@@ -15,8 +15,12 @@ use crate::store::StoreError;
 pub const MOST_EVENTS: usize = 10_000;
 /// Records are kept for this long …
 const KEEP: Duration = Duration::from_secs(90 * 86400);
-/// … and at most so many, give or take a segment.
+/// … and at most so many, give or take a segment …
 const KEEP_COUNT: u64 = 1_000_000;
+/// … in this part of the limit of the store, which they count for, …
+const KEEP_SHARE: u64 = 32;
+/// … but in so many bytes in any case.
+const KEEP_BYTES: u64 = 2 << 20;
 
 /// Some records.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,13 +84,14 @@ impl Cache {
     /// Drops what is too old or too much.
     pub(super) fn trim_events(&self) -> Result<()> {
         let keep = now_ns().saturating_sub(KEEP.as_nanos() as i64);
-        Ok(self.inner.store.trim_events(keep, KEEP_COUNT)?)
+        let bytes = (self.usage()?.limit / KEEP_SHARE).max(KEEP_BYTES);
+        Ok(self.inner.store.trim_events(keep, KEEP_COUNT, bytes)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture_tests::{Fixture, key};
+    use super::super::fixture_tests::{Fixture, key, limited};
     use super::*;
     use crate::model::EventKind;
 
@@ -111,6 +116,24 @@ mod tests {
 
     fn all_of(f: &Fixture) -> Cursor {
         f.cache().events(None, MOST_EVENTS).unwrap().cursor
+    }
+
+    /// S9.8 The event log, which counts as used, takes a 32nd of the limit at most (2 MiB at least, and a segment of 1 MiB): its
+    /// oldest records go first.
+    #[test]
+    fn a_small_store_is_not_full_of_events() {
+        let f = Fixture::with(limited(16));
+        let long = "x".repeat(100_000);
+        let used = || f.cache().refresh_usage().and_then(|()| f.cache().usage()).unwrap().used;
+        let mut most = 0;
+        for n in 0..200 {
+            note(&f, &format!("{n} {long}"));
+            f.cache().tick();
+            most = most.max(used());
+        }
+        assert!(most < 8 << 20, "{most} bytes were used");
+        let left = f.cache().events(None, MOST_EVENTS).unwrap().events;
+        assert!(left.len() > 9 && left.last().unwrap().seq >= 200, "{} are left", left.len());
     }
 
     /// S13.11 Events are read in bounded pages that resume exactly, over restarts and rebuilt indexes; a cursor that is no
@@ -167,7 +190,7 @@ mod tests {
             note(&f, &n.to_string());
         }
         let cursor = f.cache().events(None, 2).unwrap().cursor;
-        f.cache().store().trim_events(i64::MAX, 0).unwrap();
+        f.cache().store().trim_events(i64::MAX, 0, u64::MAX).unwrap();
         let page = f.cache().events(Some(&cursor), 9).unwrap();
         assert!(page.gap && page.events.is_empty(), "all after it are gone: {page:?}");
         assert!(!f.cache().events(Some(&page.cursor), 9).unwrap().gap);

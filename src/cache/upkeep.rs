@@ -20,7 +20,7 @@ use super::{Cache, Result};
 use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::PackId;
 
-/// How often the event log is trimmed.
+/// How often the event log is trimmed, and whenever another segment was begun.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
 
 /// State of the use cases that keep a cache in order.
@@ -86,7 +86,8 @@ impl Cache {
     fn trim_events_now_and_then(&self) -> Result<()> {
         {
             let mut last = self.inner.upkeep.trimmed.lock();
-            if last.is_some_and(|at| at.elapsed() < TRIM_EVERY) {
+            let begun = self.inner.store.has_new_segment();
+            if !begun && last.is_some_and(|at| at.elapsed() < TRIM_EVERY) {
                 return Ok(());
             }
             *last = Some(Instant::now());

@@ -18,7 +18,7 @@ pub(super) const PAGE: usize = 1000;
 #[command(
     after_help = "Examples: outfs events --limit 20\n          outfs events --json --follow --since CURSOR\n\n\
     The last line has the cursor to go on with and says whether there is more; with --json it is a record, and every \
-    event has its cursor, too. Records are kept for 90 days, at most a million."
+    event has its cursor, too. Records are kept for 90 days, at most a million, and no more than a 32nd of the store's limit has room for (2 MiB at least)."
 )]
 pub(crate) struct Events {
     /// Only events after this cursor

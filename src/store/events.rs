@@ -32,7 +32,7 @@ pub(super) struct EventLog {
     last: Option<(u64, File, u64)>,
     newest: u64,
     unsynced: u64,
-    /// A segment was begun since the log was opened.
+    /// A segment was begun since the log was opened or trimmed.
     rotated: bool,
     /// The last segment may end in a torn line that could not be cut.
     torn: bool,
@@ -218,7 +218,7 @@ impl Store {
         Ok(event)
     }
 
-    /// A segment of the log was begun since the store was opened.
+    /// A segment of the log was begun since the store was opened, or the log trimmed.
     pub fn has_new_segment(&self) -> bool {
         self.log.lock().rotated
     }
@@ -331,13 +331,23 @@ impl Store {
     }
 
     /// Drops whole segments whose last record was written before `older_than_ns` (nanoseconds
-    /// since 1970), and whole segments that the newest `keep_count` records do not need.
-    pub fn trim_events(&self, older_than_ns: i64, keep_count: u64) -> Result<()> {
+    /// since 1970), whole segments that the newest `keep_count` records do not need, and the oldest, but for the last
+    /// segment, until what is left has at most `keep_bytes`.
+    pub fn trim_events(&self, older_than_ns: i64, keep_count: u64, keep_bytes: u64) -> Result<()> {
         self.writable()?;
         let mut log = self.log.lock();
         let all = segments(&self.events)?;
+        let mut bytes = 0;
+        for &first in &all {
+            bytes += self.events.size_of(segment_name(first))?.unwrap_or(0);
+        }
         for (i, &first) in all.iter().enumerate() {
             let name = segment_name(first);
+            if bytes > keep_bytes && i + 1 < all.len() {
+                bytes -= self.events.size_of(&name)?.unwrap_or(0);
+                self.events.unlink(&name)?;
+                continue;
+            }
             let bytes = match self.events.read_all(&name) {
                 // It stays, and fsck tells of it; others go.
                 Err(e) if e.is_bad_spot() => continue,
@@ -358,6 +368,7 @@ impl Store {
             }
             self.events.unlink(&name)?;
         }
+        log.rotated = false;
         Ok(())
     }
 }

@@ -58,16 +58,16 @@ fn numbers_are_never_used_again_even_after_everything_was_trimmed() {
     for _ in 0..3 {
         note(&s, "x");
     }
-    s.trim_events(0, 2).unwrap();
+    s.trim_events(0, 2, u64::MAX).unwrap();
     assert_eq!(seqs(&s, 0, 9).0, [1, 2, 3], "a segment of which something is wanted stays whole");
-    s.trim_events(i64::MAX, 100).unwrap();
+    s.trim_events(i64::MAX, 100, u64::MAX).unwrap();
     assert!(seqs(&s, 0, 9).0.is_empty());
     let page = s.read_events(0, 9).unwrap();
     assert_eq!((page.oldest, page.newest), (0, 3));
     let root = s.root().to_owned();
     drop(s);
     let s = Store::open(&root, Access::Own).unwrap();
-    s.trim_events(i64::MAX, 0).unwrap();
+    s.trim_events(i64::MAX, 0, u64::MAX).unwrap();
     assert_eq!(note(&s, "x"), 4);
     assert_eq!(s.read_events(0, 9).unwrap().oldest, 4);
 }
@@ -79,10 +79,29 @@ fn trimming_by_count_keeps_what_is_wanted() {
     for _ in 0..20 {
         note(&s, &long);
     }
-    s.trim_events(0, 6).unwrap();
+    s.trim_events(0, 6, u64::MAX).unwrap();
     let (left, _) = seqs(&s, 0, 99);
     assert!(left.len() >= 6 && left.len() < 12 && left.last() == Some(&20), "{left:?}");
     assert_eq!(s.read_events(0, 1).unwrap().oldest, left[0]);
+}
+
+#[test]
+fn trimming_by_bytes_keeps_the_last_segment() {
+    let (_dir, s) = store();
+    let long = "x".repeat(300_000);
+    for _ in 0..20 {
+        note(&s, &long);
+    }
+    assert!(s.has_new_segment());
+    let bytes = || segments(&s).iter().map(|p| fs::metadata(p).unwrap().len()).sum::<u64>();
+    for keep in [u64::MAX, 4 << 20, 3 << 20, 0] {
+        s.trim_events(0, u64::MAX, keep).unwrap();
+        let (left, _) = seqs(&s, 0, 99);
+        assert!(bytes() <= keep || segments(&s).len() == 1, "{} of {keep}", bytes());
+        assert!(keep < 3 << 20 || bytes() + (2 << 20) > keep.min(6_000_000), "{} of {keep}", bytes());
+        assert_eq!(left.last(), Some(&20));
+    }
+    assert!(!s.has_new_segment());
 }
 
 #[test]
