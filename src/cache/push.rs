@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,8 @@ use crate::tier::{
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
 const LOOK: Duration = Duration::from_secs(1);
-/// Large contents of which it is remembered in what form they were brought.
-const FORMS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Bytes of memory for the forms in which large contents were brought: some 30,000 of a megabyte each, or 1 TiB of few.
+const FORMS: usize = 4 << 20;
 /// How long a call may take that brings one object, however large; with a limit, as much longer as that makes it.
 const CALL: Duration = Duration::from_secs(3600);
 /// How long a call may take that only asks what is there.
@@ -67,11 +66,28 @@ pub(super) struct Push {
 }
 
 /// In what form large contents were brought last, so that what others share with them is not compressed to find that out.
-struct Forms(Mutex<LruCache<BlobHash, Form>>);
+struct Forms(Mutex<(LruCache<BlobHash, Form>, usize)>);
 
 impl Default for Forms {
     fn default() -> Self {
-        Forms(Mutex::new(LruCache::new(FORMS)))
+        Forms(Mutex::new((LruCache::unbounded(), 0)))
+    }
+}
+
+impl Forms {
+    fn get(&self, hash: &BlobHash) -> Option<Form> {
+        self.0.lock().0.get(hash).cloned()
+    }
+
+    fn put(&self, hash: BlobHash, form: &Form) {
+        let (forms, bytes) = &mut *self.0.lock();
+        *bytes += form.memory();
+        *bytes -= forms.put(hash, form.clone()).map_or(0, |old| old.memory());
+        while *bytes > FORMS
+            && let Some((_, old)) = forms.pop_lru()
+        {
+            *bytes -= old.memory();
+        }
     }
 }
 
@@ -102,8 +118,8 @@ struct Content<'a> {
 }
 
 impl Contents<'_> {
-    fn forms(&self) -> &Mutex<LruCache<BlobHash, Form>> {
-        &self.entry.cache().inner.push.forms.0
+    fn forms(&self) -> &Forms {
+        &self.entry.cache().inner.push.forms
     }
 }
 
@@ -113,7 +129,7 @@ impl Source for Contents<'_> {
     }
 
     fn made(&self, hash: &BlobHash) -> Option<Form> {
-        self.forms().lock().get(hash).cloned()
+        self.forms().get(hash)
     }
 
     fn elsewhere(&self, hash: &BlobHash) -> Option<Form> {
@@ -121,7 +137,7 @@ impl Source for Contents<'_> {
     }
 
     fn note_made(&self, hash: &BlobHash, form: &Form) {
-        self.forms().lock().put(*hash, form.clone());
+        self.forms().put(*hash, form);
     }
 
     fn other_name(&self, hash: &BlobHash, record: u32, naming: DigestKind) -> io::Result<BlobHash> {
@@ -336,7 +352,10 @@ impl Cache {
                 return Ok(Brought::No);
             }
         };
-        let places = self.places_of(&manifest)?;
+        let places = self.places_of(&manifest).unwrap_or_else(|e| {
+            tracing::warn!(key = %row.key, "where an entry is in another tier is not known: {e}");
+            None
+        });
         let contents = Contents {
             entry: &entry,
             places,

@@ -6,7 +6,7 @@ use super::*;
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, EventKind};
 use crate::store::shards;
-use crate::tier::{Call, MemoryTier, Tier};
+use crate::tier::{Call, MemoryTier, Object, Tier};
 
 const WINDOW: usize = 2 * GROUP;
 
@@ -354,15 +354,19 @@ fn text(n: usize) -> Vec<u8> {
 #[test]
 fn all_tiers_have_a_content_in_the_same_form() {
     let mut w = World::new();
-    let large = text(5 * GROUP);
-    put(&w.near, "brought", &[("large", large.clone()), ("noise", bytes(2 * GROUP, 1))]);
+    let (large, old) = (text(5 * GROUP), text(7 * GROUP));
+    // Of an outfs that did not compress.
+    let as_it_is = Object::Blob(BlobHash::of(&old), old.len() as u64);
+    w.tier.put(&as_it_is, old.len() as u64, &mut &old[..], soon()).unwrap();
+    let files = [("large", large.clone()), ("old", old.clone()), ("noise", bytes(2 * GROUP, 1))];
+    put(&w.near, "brought", &files);
     push(&w.near);
     let objects = |tier: &MemoryTier| {
         let objects =
             tier.paths().into_iter().filter(|path| path.contains("packs/") || path.contains("blobs/"));
         objects.collect::<Vec<_>>()
     };
-    assert_eq!(objects(&w.tier).len(), 2);
+    assert_eq!(objects(&w.tier).len(), 3);
     // Nothing is remembered of that, and most of it is not here.
     w.near = w.near.reopen();
     w.attach(patient());
@@ -374,6 +378,10 @@ fn all_tiers_have_a_content_in_the_same_form() {
     w.near.cache.attach_tiers(vec![other.clone(), w.tier.clone()], patient());
     push(&w.near);
     assert_eq!(objects(&other), objects(&w.tier));
+    let only = |tier: &Arc<MemoryTier>| w.near.cache.attach_tiers(vec![tier.clone()], patient());
+    only(&other);
+    assert!(read(&near(&w, "brought"), "old").unwrap() == old);
+    w.near.cache.attach_tiers(vec![other.clone(), w.tier.clone()], patient());
     // Another entry with that content has none of it read.
     put(&w.near, "second", &[("same", large.clone())]);
     let before = other.traffic().taken;

@@ -235,7 +235,10 @@ impl Store {
         }
         let mut read = 0;
         for &first in &all[start..] {
-            let Some(bytes) = self.events.read_all(segment_name(first))? else { continue };
+            let Some(bytes) = self.events.read_all(segment_name(first))? else {
+                // It was trimmed meanwhile, which is told by what is the oldest now.
+                return self.read_events(since, limit);
+            };
             for (number, line) in (1..).zip(lines(&bytes)) {
                 if seq_of(line).is_some_and(|seq| seq <= since) {
                     continue;
@@ -336,6 +339,7 @@ impl Store {
     pub fn trim_events(&self, older_than_ns: i64, keep_count: u64, keep_bytes: u64) -> Result<()> {
         self.writable()?;
         let mut log = self.log.lock();
+        log.rotated = false;
         let all = segments(&self.events)?;
         let mut bytes = 0;
         for &first in &all {
@@ -368,7 +372,6 @@ impl Store {
             }
             self.events.unlink(&name)?;
         }
-        log.rotated = false;
         Ok(())
     }
 }

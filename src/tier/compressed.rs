@@ -92,6 +92,14 @@ pub enum Form {
     Compressed(Compressed),
 }
 
+impl Form {
+    /// About how many bytes it takes in memory, with its content's name.
+    pub fn memory(&self) -> usize {
+        let table = if let Form::Compressed(to) = self { to.lengths.as_flattened().len() } else { 0 };
+        128 + table
+    }
+}
+
 /// What a content was compressed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compressed {

@@ -132,16 +132,15 @@ fn ship_large(
         Form::AsItIs => Object::Blob(hash, size),
         Form::Compressed(to) => to.object(),
     };
-    let (made, elsewhere) = (source.made(&hash), source.elsewhere(&hash));
-    let unknown = (made.is_none() && elsewhere.is_none()).then_some(Form::AsItIs);
-    for form in [&made, &elsewhere, &unknown].into_iter().flatten() {
-        if tier.missing(&[object(form)], by())?.is_empty() {
-            return Ok(form.clone());
-        }
+    let (elsewhere, made) = (source.elsewhere(&hash), source.made(&hash));
+    // As it is everywhere else, so that one table of places is true of all tiers.
+    let wanted = elsewhere.as_ref().or(made.as_ref()).unwrap_or(&Form::AsItIs);
+    if tier.missing(&[object(wanted)], by())?.is_empty() {
+        return Ok(wanted.clone());
     }
+    let asked = object(wanted);
     // What another program compressed may not come out the same here.
-    let known = made.or(elsewhere.filter(|form| *form == Form::AsItIs));
-    let new = known.is_none();
+    let known = elsewhere.filter(|form| *form == Form::AsItIs).or(made);
     let (form, kept) = match (known, manifest.groups(record)) {
         (Some(form), _) => (form, None),
         // It comes only as a whole.
@@ -156,8 +155,7 @@ fn ship_large(
     };
     source.note_made(&hash, &form);
     let object = object(&form);
-    // By that name it was not looked for yet.
-    if new && tier.missing(&[object], by())?.is_empty() {
+    if object != asked && tier.missing(&[object], by())?.is_empty() {
         return Ok(form);
     }
     let mut content = source.open(record).map_err(failed)?;

@@ -70,7 +70,7 @@ impl View {
                     return Err(VfsError::Invalid);
                 }
                 match (self.top_level(a, name)?, b) {
-                    (what, ino::TRASH) => self.throw_away(what),
+                    (what, ino::TRASH) => self.throw_away(what, name),
                     (TopLevel::Sealed(_), _) => Err(VfsError::ReadOnly),
                     (TopLevel::Draft(d), ino::ROOT | ino::WORK) => self.move_top(caller, &d, b, new),
                     _ => Err(VfsError::NotPermitted),
@@ -81,16 +81,16 @@ impl View {
         }
     }
 
-    fn throw_away(&self, what: TopLevel) -> Result<()> {
+    fn throw_away(&self, what: TopLevel, name: &OsStr) -> Result<()> {
         match what {
             TopLevel::Draft(d) => match self.cache.drop_draft(&d, "trash") {
-                // It was sealed just now, or dropped otherwise.
-                Err(CacheError::Gone(_)) => match d.place().key() {
-                    Some(key) => {
-                        let entry = self.cache.entry(key, LeaseKind::Hold)?.ok_or(VfsError::NotFound)?;
-                        self.throw_away(TopLevel::Sealed(entry))?;
+                // It was sealed just now, or dropped otherwise. What it was to replace is not what was thrown away.
+                Err(CacheError::Gone(_)) => match d.place() {
+                    DraftPlace::InPlace { key } if key.as_str() == name => {
+                        let entry = self.cache.entry(&key, LeaseKind::Hold)?.ok_or(VfsError::NotFound)?;
+                        self.throw_away(TopLevel::Sealed(entry), name)?;
                     }
-                    None => return Err(VfsError::NotFound),
+                    _ => return Err(VfsError::NotFound),
                 },
                 other => other?,
             },
@@ -245,6 +245,28 @@ mod tests {
             let done = view.rmdir(parent, "abcd".as_ref());
             assert!(matches!(done, Err(VfsError::NotFound)), "{done:?}");
             cache.forget_draft(&draft, Vec::new());
+        }
+    }
+
+    #[test]
+    fn what_was_sealed_while_it_was_thrown_away_is_thrown_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("store"), Limits::default()).unwrap();
+        let view = View::new(cache.clone(), ViewOptions::default()).unwrap();
+        let key: EntryKey = "abcd".parse().unwrap();
+        let there = || cache.entry(&key, LeaseKind::Hold).unwrap().is_some();
+        for (place, name, thrown) in [
+            (DraftPlace::InPlace { key: key.clone() }, "abcd", true),
+            (DraftPlace::InPlace { key: key.clone() }, "before", false),
+            (DraftPlace::Work { name: b"abcd".to_vec() }, "abcd", false),
+        ] {
+            let draft = cache.create_draft(place).unwrap();
+            let origin = Origin::default();
+            let request = SealRequest { key: key.clone(), origin, inferred: false, replace: false };
+            cache.seal(&draft, request).unwrap();
+            let done = view.throw_away(TopLevel::Draft(draft), name.as_ref());
+            assert_eq!((done.is_ok(), there()), (thrown, !thrown), "{name}");
+            cache.evict(&key, "request").unwrap();
         }
     }
 }

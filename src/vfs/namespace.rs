@@ -11,7 +11,7 @@ use super::nodes::{DraftAt, Own};
 use super::reach::identity;
 use super::types::{Caller, FOREVER, Found, Ino, Kind, NAMES};
 use super::{Overwrite, Result, Target, VfsError, View, ino, sys};
-use crate::cache::{Draft, LeaseKind};
+use crate::cache::{Draft, LeaseKind, Stage};
 use crate::model::EntryKey;
 use crate::store::DraftPlace;
 
@@ -271,10 +271,15 @@ impl View {
 
     fn remove_empty_draft(&self, draft: &Arc<Draft>) -> Result<()> {
         let mut empty = true;
-        sys::list(draft.tree(), &mut |_| {
+        let listed = sys::list(draft.tree(), &mut |_| {
             empty = false;
             false
-        })?;
+        });
+        // Its directory is not held any longer than it lasts.
+        if draft.stage() == Some(Stage::Gone) {
+            return Err(VfsError::NotFound);
+        }
+        listed?;
         if !empty {
             return Err(VfsError::NotEmpty);
         }
