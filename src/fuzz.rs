@@ -8,12 +8,13 @@
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their programs and of their directories in the corpus.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("manifest", crate::model::fuzz::manifest),
     ("metadata", crate::model::fuzz::metadata),
     ("key", crate::model::fuzz::key),
     ("pack", crate::store::fuzz::pack),
     ("table", crate::store::fuzz::table),
+    ("tree", crate::tier::fuzz::tree),
     ("protocol", crate::control::fuzz::protocol),
     ("configuration", crate::daemon::fuzz::configuration),
     ("request", crate::fuse::fuzz::request),

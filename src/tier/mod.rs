@@ -10,6 +10,9 @@
 mod address;
 mod compressed;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod layout;
 mod memory;
 mod object;
