@@ -24,8 +24,9 @@ const AT_A_TIME: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prefetch {
-    /// What says what is in it; the rest when it is read.
+    /// What says what is in it, which has to come for anything to be shown; the rest when it is read.
     #[default]
+    #[serde(alias = "none")]
     Manifest,
     /// All of it, in the background.
     All,

@@ -234,7 +234,7 @@ impl Holder for Kernel {
 
 #[test]
 fn what_a_kernel_knows_gets_a_second_chance() {
-    let f = Fixture::with(Limits { low_water: 60, ..limited(10) });
+    let f = Fixture::with(limited(20));
     let kernel =
         Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
     let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
@@ -244,7 +244,14 @@ fn what_a_kernel_knows_gets_a_second_chance() {
         let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
         kernel.held.lock().push((entry, i == 0));
     }
-    f.cache().inner.limits.write().high_water = 70;
+    // Two of them have to go, whatever directories take on this file system.
+    let used = f.cache().usage().unwrap().used;
+    let percent = |less: u64| ((used - less) * 100 / used) as u8;
+    {
+        let mut limits = f.cache().inner.limits.write();
+        limits.size = Some(crate::model::units::Size::Bytes(used));
+        (limits.high_water, limits.low_water) = (percent(3 * MIB as u64), percent(7 * MIB as u64 / 2));
+    }
     f.cache().tick();
     assert_eq!(f.keys().len(), 4, "the first round only asks");
     let asked = kernel.asked.lock().clone();

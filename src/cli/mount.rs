@@ -51,7 +51,8 @@ enum TransportArg {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum PrefetchArg {
-    /// What says what is in it; the rest when it is read
+    /// What says what is in it; the rest when it is read (`none` means the same)
+    #[value(alias = "none")]
     Manifest,
     /// All of it, in the background
     All,

@@ -148,6 +148,7 @@ mod tests {
         assert_eq!(config.mount.transport, Some(Transport::Dev));
         assert_eq!(config.mount.tiers, Some(vec!["s3://b/p".parse().unwrap()]));
         assert_eq!(config.mount.overwrite, Some(Overwrite::Replace));
+        assert_eq!(read("[mount]\nprefetch = 'none'\n").unwrap().mount.prefetch, Some(Prefetch::Manifest));
         assert_eq!(read("").unwrap(), Config::default());
     }
 

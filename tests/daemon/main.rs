@@ -67,7 +67,7 @@ fn a_second_mount_with_other_limits_says_so() {
     {
         p.fails(option, &["mount", "m2", option, value]);
     }
-    p.ok(&["mount", "m2", "--prefetch", "manifest", "--push-limit", "0", "--log", "store/daemon.log"]);
+    p.ok(&["mount", "m2", "--prefetch", "none", "--push-limit", "0", "--log", "store/daemon.log"]);
     p.ok(&["unmount", "m2"]);
     assert!(!is_mounted(&p.at("m2")));
     p.ok(&["stop"]);
