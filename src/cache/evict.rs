@@ -24,7 +24,7 @@ pub(crate) struct Condemned {
     pub(super) blobs: Reservation,
 }
 
-/// Rows of entries that are about to be replaced, which leave the index with the commit.
+/// Rows of entries that are about to leave the index, because they are replaced or evicted while somebody holds them.
 #[derive(Default)]
 pub(super) struct Leaving(Mutex<Vec<EntryRow>>);
 
@@ -122,13 +122,14 @@ impl Cache {
     /// Somebody holds it: it goes when they let go.
     fn remove_held(&self, row: &EntryRow, choice: Choice, blobs: &[BlobHash]) -> Result<Option<Outcome>> {
         let blobs_held = self.inner.leases.reserve(blobs.iter().copied());
+        let noted = self.inner.upkeep.leaving.note(row.clone());
+        // Where it was replaced meanwhile, who did that keeps its blobs for those who read it.
+        if self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true)?.is_none() {
+            return Ok(None);
+        }
         let condemned = Condemned { row: row.clone(), blobs: blobs_held };
         self.inner.upkeep.condemned.lock().insert(row.id, condemned);
-        let removed = self.inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true);
-        if !matches!(removed, Ok(Some(_))) {
-            self.inner.upkeep.condemned.lock().remove(&row.id);
-            return removed.map(|_| None).map_err(Into::into);
-        }
+        drop(noted);
         if choice.condemn() { self.free_condemned(row.id).map(Some) } else { Ok(Some(Outcome::default())) }
     }
 

@@ -41,6 +41,8 @@ mod fsck;
 #[cfg(test)]
 mod fsck_tests;
 mod gate;
+#[cfg(test)]
+mod going_tests;
 mod held;
 mod here;
 mod holder;

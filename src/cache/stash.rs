@@ -156,12 +156,15 @@ impl Stash {
 
     fn reserve(&self, cache: &Cache, hashes: &[BlobHash]) {
         let new: Vec<_> = {
-            let mut state = self.state.lock();
-            hashes.iter().filter(|h| state.reserved.insert(**h)).copied().collect()
+            let state = self.state.lock();
+            hashes.iter().filter(|h| !state.reserved.contains(h)).copied().collect()
         };
         if !new.is_empty() {
+            // What is just being freed is waited for, by each who stores it for this stash.
             let reservation = cache.reserve(&new);
-            self.state.lock().reservations.push(reservation);
+            let mut state = self.state.lock();
+            state.reserved.extend(new);
+            state.reservations.push(reservation);
         }
     }
 
