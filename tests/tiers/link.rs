@@ -299,7 +299,7 @@ fn measure(far: &Far) -> Times {
     });
     let learned = runs[0].0.min(runs[1].0);
     // Less than without, as nothing comes with what was read that was not.
-    assert!(runs.iter().all(|(_, came)| *came > moved / 10 * 7), "it was not all to be fetched: {runs:?}");
+    assert!(runs.iter().all(|(_, came)| *came > moved / 2), "it was not all to be fetched: {runs:?}");
     Times { download, local, lazy, learned }
 }
 
