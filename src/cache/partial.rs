@@ -16,7 +16,7 @@ use super::fetch::WINDOW;
 use super::lease::Reservation;
 use super::{Cache, Inner, Result};
 use crate::model::BlobHash;
-use crate::model::groups::{GROUP, GroupHash};
+use crate::model::groups::{GROUP, GroupHash, group_bytes};
 use crate::store::{Location, StoreError};
 
 /// All that are there.
@@ -68,7 +68,7 @@ impl Large<'_> {
     }
 
     fn group_bytes(&self, group: usize) -> u64 {
-        (self.size - group as u64 * GROUP as u64).min(GROUP as u64)
+        group_bytes(self.size, group as u64)
     }
 }
 

@@ -232,18 +232,24 @@ impl Holder for Kernel {
     }
 }
 
-#[test]
-fn what_a_kernel_knows_gets_a_second_chance() {
-    let f = Fixture::with(limited(20));
+/// A kernel that knows four entries of 2 MiB each, and uses those of them that `uses` says.
+fn knows_four(f: &Fixture, uses: impl Fn(u64) -> bool) -> Arc<Kernel> {
     let kernel =
         Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
     let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
     f.cache().register_holder(weak);
-    for i in 0..4u64 {
+    for i in 0..4 {
         let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
         let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
-        kernel.held.lock().push((entry, i == 0));
+        kernel.held.lock().push((entry, uses(i)));
     }
+    kernel
+}
+
+#[test]
+fn what_a_kernel_knows_gets_a_second_chance() {
+    let f = Fixture::with(limited(20));
+    let kernel = knows_four(&f, |i| i == 0);
     // Two of them have to go, whatever directories take on this file system.
     let used = f.cache().usage().unwrap().used;
     let percent = |less: u64| ((used - less) * 100 / used) as u8;
@@ -273,15 +279,7 @@ fn what_a_kernel_knows_gets_a_second_chance() {
 #[test]
 fn making_room_waits_a_moment_for_kernels() {
     let f = Fixture::with(limited(10));
-    let kernel =
-        Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
-    let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
-    f.cache().register_holder(weak);
-    for i in 0..4u64 {
-        let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
-        let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
-        kernel.held.lock().push((entry, false));
-    }
+    let kernel = knows_four(&f, |_| false);
     f.cache().make_room(4 * MIB as u64).unwrap();
     assert_eq!(f.keys(), ["key2", "key3"].map(String::from).to_vec().as_slice());
     drop(kernel);
@@ -291,15 +289,7 @@ fn making_room_waits_a_moment_for_kernels() {
 #[test]
 fn many_who_are_refused_room_do_not_wait_one_after_the_other() {
     let f = Fixture::with(limited(10));
-    let kernel =
-        Arc::new(Kernel { held: Mutex::default(), asked: Mutex::default(), changed: Mutex::default() });
-    let weak: std::sync::Weak<Kernel> = Arc::downgrade(&kernel);
-    f.cache().register_holder(weak);
-    for i in 0..4u64 {
-        let row = f.put(&format!("key{i}"), &[("f", noise(i, 2 * MIB))]);
-        let entry = f.cache().entry(&row.key, LeaseKind::View).unwrap().unwrap();
-        kernel.held.lock().push((entry, true));
-    }
+    let kernel = knows_four(&f, |_| true);
     let begun = Instant::now();
     for _ in 0..16 {
         assert!(matches!(f.cache().make_room(4 * MIB as u64), Err(CacheError::NoSpace(_))));

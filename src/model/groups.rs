@@ -28,6 +28,18 @@ pub fn group_count(size: u64) -> usize {
     if size <= GROUP as u64 { 0 } else { size.div_ceil(GROUP as u64) as usize }
 }
 
+/// The bytes of these groups of a blob of `size` bytes, as far as it has them.
+pub fn bytes_of(size: u64, groups: Range<u64>) -> Range<u64> {
+    let at = |group: u64| group.saturating_mul(GROUP as u64).min(size);
+    at(groups.start)..at(groups.end)
+}
+
+/// How many bytes the group with this index of a blob of `size` bytes has.
+pub fn group_bytes(size: u64, group: u64) -> u64 {
+    let Range { start, end } = bytes_of(size, group..group + 1);
+    end - start
+}
+
 /// The blob hash that a group list (of a blob of `size` bytes) stands for; `None` when the
 /// list's length does not fit the size.
 pub fn root_of_groups(groups: &[GroupHash], size: u64) -> Option<BlobHash> {
@@ -81,8 +93,7 @@ impl<'a> Groups<'a> {
 
     /// The bytes of these groups.
     pub fn bytes(&self, groups: Range<u64>) -> Range<u64> {
-        let at = |group: u64| group.saturating_mul(GROUP as u64).min(self.size);
-        at(groups.start)..at(groups.end)
+        bytes_of(self.size, groups)
     }
 
     /// `bytes`, if they are wholly these groups, each checked against the blob's own name.

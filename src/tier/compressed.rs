@@ -12,7 +12,7 @@ use zstd::bulk::Compressor;
 
 use super::Object;
 use crate::model::PackHash;
-use crate::model::groups::GROUP;
+use crate::model::groups::{GROUP, group_bytes};
 
 /// zstd's own default: two to three times smaller for programs and text, at some 200 MB a second.
 const LEVEL: i32 = 3;
@@ -27,11 +27,6 @@ pub(super) const LENGTH: u64 = 4;
 /// Whether so many bytes of a content are worth being decompressed by each who reads them.
 fn is_smaller(bytes: u64, content: u64) -> bool {
     bytes < content - content / 8
-}
-
-/// Bytes of the group with this index.
-fn group_bytes(size: u64, group: u64) -> u64 {
-    size.saturating_sub(group.saturating_mul(GROUP as u64)).min(GROUP as u64)
 }
 
 /// A content, compressed as it is read.

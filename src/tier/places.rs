@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::Object;
 use super::compressed::{Compressed, Form, LENGTH, Lengths};
 use super::layout::{LayoutError, Reader};
-use crate::model::groups::GROUP;
+use crate::model::groups::{GROUP, bytes_of};
 use crate::model::{BlobHash, Manifest, ManifestHash, PackHash};
 
 const MAGIC: &[u8; 8] = b"OUTFSPL1";
@@ -52,10 +52,7 @@ impl Stored<'_> {
     pub fn at(&self, groups: Range<u64>) -> (Object, Range<u64>) {
         match &self.compressed {
             Some((pack, lengths)) => (*pack, lengths.range(groups)),
-            None => {
-                let at = |group: u64| group.saturating_mul(GROUP as u64).min(self.size);
-                (Object::Blob(self.hash, self.size), at(groups.start)..at(groups.end))
-            }
+            None => (Object::Blob(self.hash, self.size), bytes_of(self.size, groups)),
         }
     }
 
