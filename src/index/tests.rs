@@ -510,6 +510,41 @@ fn a_disk_that_fills_up_in_the_middle_of_a_change_is_called_full() {
     assert_eq!(index.integrity().unwrap(), Vec::<String>::new());
 }
 
+/// Whoever fills the disk takes each byte that is given up: a removal has its own.
+#[test]
+fn on_a_full_disk_a_removal_is_written_to_blocks_that_the_log_has() {
+    use crate::store::tests::{is_root, mount_tmpfs, with_own_mounts};
+    if !is_root() {
+        return;
+    }
+    with_own_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        mount_tmpfs(dir.path(), nix::mount::MsFlags::empty());
+        let again = nix::mount::MsFlags::MS_REMOUNT;
+        nix::mount::mount(None::<&str>, dir.path(), None::<&str>, again, Some("size=12m")).unwrap();
+        let (index, _) = open_at(&dir.path().join("index.sqlite")).unwrap();
+        for n in 0..4u8 {
+            let blobs = (0..100).map(|b| (BlobHash::of(&[n, b]), 1, Location::Loose)).collect();
+            done(index.commit(entry(n, u32::from(n), blobs, vec![])).unwrap());
+        }
+        let mut ballast = std::fs::File::create(dir.path().join("ballast")).unwrap();
+        let mut fill = || while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {};
+        fill();
+        for n in 0..4u8 {
+            let blobs: Vec<_> = (0..100).map(|b| BlobHash::of(&[n, b])).collect();
+            let gone = index.remove_entry(&key(n), &manifest(n.into()), &blobs, &|_| false).unwrap().unwrap();
+            assert_eq!(gone.loose.len(), 100);
+            fill();
+        }
+        assert!(dir.path().join("index.spare").exists(), "the spare was not needed");
+        let blobs = (0..9999u32).map(|n| (BlobHash::of(&n.to_le_bytes()), 1, Location::Loose)).collect();
+        let full = index.commit(entry(9, 9, blobs, vec![])).unwrap_err();
+        assert!(full.is_no_space(), "{full}");
+        drop((index, ballast));
+        nix::mount::umount(dir.path()).unwrap();
+    });
+}
+
 #[test]
 fn errors_of_sqlite_say_what_to_do() {
     let told = |code| {

@@ -356,7 +356,7 @@ fn commit(to: (&Connection, BorrowedFd<'_>), mut group: Vec<Job>, spare: &mut Sp
     };
     let full = failed.as_ref().is_some_and(|(_, e)| is_for_want_of_space(e));
     if !full {
-        spare.keep();
+        spare.keep_all();
         return answer(failed, finish);
     }
     if !(group.iter().any(|j| j.frees) && spare.give_up()) {

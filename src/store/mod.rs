@@ -35,7 +35,7 @@ mod remove;
 mod sessions;
 pub(crate) mod shards;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use blobs::LooseBlob;
 pub use dir::Scratch;

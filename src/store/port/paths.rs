@@ -32,6 +32,12 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
+/// Opens a file that is there for writing.
+pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
+    step()?;
+    fs::OpenOptions::new().write(true).open(path)
+}
+
 /// Makes a file, or empties the one that is there; mode 0600.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     step()?;
@@ -133,6 +139,13 @@ pub(crate) fn available(path: &Path) -> io::Result<u64> {
 /// Has blocks for `len` bytes given to a file.
 pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
     uninterrupted(|| Ok(nix::fcntl::posix_fallocate(file, 0, len as i64)?))
+}
+
+/// Has `len` bytes' blocks given to a file from `at` on, which stays as long as it is: who extends it later finds them.
+pub(crate) fn reserve_behind(file: &File, at: u64, len: u64) -> io::Result<()> {
+    step()?;
+    let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    uninterrupted(|| Ok(nix::fcntl::fallocate(file, keep, at as i64, len as i64)?))
 }
 
 /// All of a file's content; `None` when there is none.

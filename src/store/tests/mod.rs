@@ -28,7 +28,7 @@ fn key(text: &str) -> EntryKey {
     EntryKey::parse(text).unwrap()
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
@@ -47,7 +47,7 @@ fn as_ordinary_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs `work` on a thread with mounts of its own (needs root).
-fn with_own_mounts(work: impl FnOnce() + Send) {
+pub(crate) fn with_own_mounts(work: impl FnOnce() + Send) {
     use nix::mount::{MsFlags, mount};
     let isolated = || {
         // SAFETY: unshare takes no pointer and concerns the calling thread only.
@@ -59,6 +59,6 @@ fn with_own_mounts(work: impl FnOnce() + Send) {
     std::thread::scope(|s| s.spawn(isolated).join().unwrap());
 }
 
-fn mount_tmpfs(at: &std::path::Path, flags: nix::mount::MsFlags) {
+pub(crate) fn mount_tmpfs(at: &std::path::Path, flags: nix::mount::MsFlags) {
     nix::mount::mount(Some("none"), at, Some("tmpfs"), flags, None::<&str>).unwrap();
 }
