@@ -48,6 +48,8 @@ pub(crate) struct Stat {
     pub parent: u32,
     /// Its process group.
     pub group: u32,
+    /// Its session.
+    pub session: u32,
     /// It is a thread of the kernel's own.
     pub is_kernels: bool,
     /// As in [`Process`].
@@ -69,9 +71,10 @@ impl Stat {
         let mut rest = rest.split_whitespace();
         let ended = matches!(rest.next()?, "Z" | "X");
         let (parent, group) = (rest.next()?.parse().ok()?, rest.next()?.parse().ok()?);
-        let flags: u64 = rest.nth(3)?.parse().ok()?;
+        let session = rest.next()?.parse().ok()?;
+        let flags: u64 = rest.nth(2)?.parse().ok()?;
         let started = rest.nth(12)?.parse().ok()?;
-        Some((Stat { ended, parent, group, is_kernels: flags & KERNELS != 0, started }, name))
+        Some((Stat { ended, parent, group, session, is_kernels: flags & KERNELS != 0, started }, name))
     }
 }
 

@@ -1,6 +1,7 @@
 //! `outfs guard`: what stands between a run and its command.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use clap::Args;
 use super::out;
 use crate::control::{Failure, Kind};
 use crate::model::units::parse_duration;
-use crate::run::{Post, guard, lead};
+use crate::run::{NOT_HERE, Post, guard, lead};
 
 /// Look after a command (for outfs itself)
 #[derive(Args)]
@@ -27,6 +28,9 @@ pub(crate) struct Guard {
     /// Between being asked to end and being killed
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0")]
     grace: Duration,
+    /// Do not start the command where this program is not
+    #[arg(long, value_name = "PATH")]
+    needs: Vec<PathBuf>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -40,6 +44,11 @@ impl Guard {
             (_, true) => Post::Inside,
             _ => Post::Command,
         };
+        if let Some(absent) = self.needs.iter().find(|path| !path.exists()) {
+            let program = self.command.first().map(|c| c.to_string_lossy()).unwrap_or_default();
+            out::note(&out::clean(&format!("{program}: {}{NOT_HERE}", absent.display())));
+            return Ok(ExitCode::from(127));
+        }
         let (code, error) = match self.session {
             Some(of) => lead(&self.command, of)
                 .map_err(|e| Failure::failed(format!("the command of the session cannot be led: {e}")))?,

@@ -12,9 +12,9 @@ use clap::{Args, ValueEnum};
 use super::how::As;
 use super::out;
 use super::shelf::StoreShelf;
-use super::teller::{Teller, print_differences, print_plan};
+use super::teller::{Teller, print_differences, print_json, print_plan};
 use crate::cache::CachePolicy;
-use crate::control::Failure;
+use crate::control::{Failure, Kind};
 use crate::daemon::{MountInfo, mount_table};
 use crate::model::session::{SessionError, SessionId};
 use crate::model::units::parse_duration;
@@ -243,18 +243,23 @@ impl Run {
             out::note(&format!("the output is lost, it cannot be written: {e}"));
             report.exit_code = if report.exit_code == 0 { OWN_ERROR } else { report.exit_code };
         }
-        if json {
-            // A line of its own, whatever the command printed.
-            if teller.open {
-                out::line("")?;
+        let told = match (&report.parts, &report.differs) {
+            _ if json => print_json(&report, teller.open),
+            (Some(parts), _) => print_plan(&report, parts),
+            (None, Some(differs)) => {
+                print_differences(differs);
+                Ok(())
             }
-            out::json(&report)?;
-        } else if let Some(parts) = &report.parts {
-            print_plan(&report, parts)?;
-        } else if let Some(differs) = &report.differs {
-            print_differences(differs);
-        }
-        Ok(ExitCode::from(report.exit_code))
+            (None, None) => Ok(()),
+        };
+        Ok(ExitCode::from(match told {
+            Err(e) if e.kind != Kind::Hangup => {
+                out::note(&out::clean(&e.message));
+                if report.exit_code == 0 { OWN_ERROR } else { report.exit_code }
+            }
+            // A reader that went away changes nothing of how the command ended.
+            _ => report.exit_code,
+        }))
     }
 
     fn execute(

@@ -137,6 +137,11 @@ impl StoreShelf {
     }
 
     fn links(&mut self, key: &EntryKey, cwd: &Path, outputs: &[PathBuf]) -> Shelved<Placed> {
+        let manifest = |shelf: &mut StoreShelf| match shelf.find(key, &[], false)? {
+            Found::Entry(held) => Ok(Some(held.manifest)),
+            _ => Ok(None),
+        };
+        let before = manifest(self)?;
         for output in outputs {
             let dest = cwd.join(output);
             if let Some(parent) = dest.parent() {
@@ -146,7 +151,8 @@ impl StoreShelf {
             let path = output.clone().into();
             self.ask(Request::Link { key: key.clone(), dest: dest.into(), path, replace: true })?;
         }
-        Ok(Placed::Done(Restored::default()))
+        let manifest = manifest(self)?.filter(|now| Some(*now) == before);
+        Ok(Placed::Done { manifest, restored: Restored::default() })
     }
 }
 
@@ -279,7 +285,11 @@ impl Shelf for StoreShelf {
                 replace: keep.replace,
                 lost: keep.lost,
                 session: keep.session.cloned(),
-                base: keep.base.map(|(key, changed)| RunBase { key: key.clone(), changed: raw(changed) }),
+                base: keep.base.map(|of| RunBase {
+                    key: of.key.clone(),
+                    outputs_hash: Some(of.outputs_hash.to_owned()),
+                    changed: raw(of.changed),
+                }),
             }),
         });
         match self.ask(request)? {

@@ -93,6 +93,14 @@ fn for_people(time: Duration) -> String {
     }
 }
 
+/// A report on a line of its own, whatever the command printed: `open` says that it ended in the middle of one.
+pub(super) fn print_json(report: &Report, open: bool) -> Result<(), Failure> {
+    if open {
+        out::line("")?;
+    }
+    out::json(report)
+}
+
 /// All parts of a key, and what would happen.
 pub(super) fn print_plan(report: &Report, parts: &Parts) -> Result<(), Failure> {
     let one = |name: &str, value: &str| out::line(&format!("{name:<10} {}", out::clean(value)));

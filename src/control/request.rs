@@ -57,6 +57,9 @@ pub struct RunPut {
 pub struct RunBase {
     /// Its key.
     pub key: EntryKey,
+    /// What its outputs hashed to; another entry may have its key now.
+    #[serde(default)]
+    pub outputs_hash: Option<String>,
     /// Files of the outputs that are not as it has them: the others need not be read.
     pub changed: Vec<RawPath>,
 }

@@ -163,7 +163,7 @@ impl Running {
     fn start(plan: &Plan<'_>) -> io::Result<Running> {
         let guarded = !plan.guard.is_empty();
         let post = if plan.inner { Post::Sandbox } else { Post::Command };
-        let guard = if guarded { words(plan.guard, post, plan.grace) } else { Vec::new() };
+        let guard = if guarded { words(plan.guard, post, plan.grace, &[]) } else { Vec::new() };
         let mut words = guard.iter().chain(plan.argv);
         let mut command = Command::new(words.next().ok_or(io::ErrorKind::NotFound)?);
         let stdin = if plan.guard.is_empty() { Stdio::null() } else { Stdio::piped() };

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::clock::now;
 use super::decide::{Decision, Earlier, Locked, Reason, Situation, decide, is_near};
 use super::flight::{Flight, Other, Takeoff};
+use super::hit::Given;
 use super::ledger::{LastRun, Ledger};
 use super::lock::{Block, Lock};
 use super::miss::Writing;
@@ -189,15 +190,27 @@ impl Run<'_> {
             let (decision, found) = self.decide(&prepared, settled);
             let (reasons, mut broken) = match (decision, found) {
                 (Decision::Hit, Found::Entry(held)) => match self.give_back(&prepared, &held)? {
-                    None => {
+                    Given::Back => {
                         self.tell_hit(&prepared.key, &held);
                         return Ok(());
                     }
-                    Some(reason) => (vec![reason], true),
+                    Given::Not(reason) => (vec![reason], true),
+                    Given::Again => match self.prepare_if_told()? {
+                        Some(now) => {
+                            (prepared, flight, settled) = (now, None, false);
+                            continue;
+                        }
+                        None => {
+                            self.turn = Turn::default();
+                            return self.uncached();
+                        }
+                    },
                 },
                 (Decision::Miss(reasons), _) => (reasons, false),
                 (Decision::Hit, _) => unreachable!("only an entry is a hit"),
             };
+            // A flight comes before a turn.
+            self.turn = Turn::default();
             if settled {
                 broken = true;
             } else {

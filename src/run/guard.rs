@@ -3,7 +3,7 @@
 //! Purpose: outfs may be killed at any time, and a command may start what it likes. The guard is the
 //! command's parent and adopts what the command leaves (a subreaper); it ends all of it when its
 //! standard input ends, which happens when outfs says so or is no more. Invariants: the command has
-//! a process group of its own; what is left of that when the command has ended by itself is killed; when the command was asked to
+//! a process group of its own; what is left of that, and of the session, when the command has ended by itself is killed; when the command was asked to
 //! end, so is all that it has started, once, and the guard ends after all of it or when the grace is over, whoever asked;
 //! no signal is sent to a number that may be somebody else's by now; the guard's exit
 //! code is the command's, as a shell says it. Must not know: what is run, or why.
@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,13 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::kin::{children_of, descendants, first_of_groups};
+use super::kin::{children_of, descendants, first_of_groups, of_own_session};
 use super::signals::Signals;
 
 /// The variable that names descriptors which only the guard is to have.
 const HOLDS: &str = "OUTFS_GUARD_HOLDS";
+/// What the guard inside a sandbox says of a program that is not there, behind its path.
+pub const NOT_HERE: &str = " is not here";
 /// How long what was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -39,16 +42,18 @@ pub enum Post {
     Inside,
 }
 
-/// The words that have a guard look after the command behind them: `guard` is how one is started.
-pub(super) fn words(guard: &[OsString], post: Post, grace: Duration) -> Vec<OsString> {
+/// The words that have a guard look after the command behind them: `guard` is how one is started; without one of what it `needs` it
+/// does not start the command.
+pub(super) fn words(guard: &[OsString], post: Post, grace: Duration, needs: &[PathBuf]) -> Vec<OsString> {
     let post = match post {
         Post::Command => None,
         Post::Sandbox => Some("--sandbox"),
         Post::Inside => Some("--inside"),
     };
     let grace = format!("{}ms", grace.as_millis());
-    let options = post.into_iter().chain(["--grace", &grace, "--"]).map(OsString::from);
-    guard.iter().cloned().chain(options).collect()
+    let options = post.into_iter().chain(["--grace", &grace]).map(OsString::from);
+    let needs = needs.iter().flat_map(|path| ["--needs".into(), path.clone().into()]);
+    guard.iter().cloned().chain(options).chain(needs).chain(["--".into()]).collect()
 }
 
 /// A command that cannot be started, as shells say it: 127 not found, 126 anything else.
@@ -102,7 +107,12 @@ fn watch(argv: &[OsString], post: Post, grace: Duration) -> io::Result<(u8, Opti
         }
         ended = ended.or(code);
         match (ended, asked) {
-            (Some(code), None) => return Ok((code, None)),
+            (Some(code), None) => {
+                if !alone {
+                    kill_those_of_the_session();
+                }
+                return Ok((code, None));
+            }
             (Some(code), Some(_)) if alone => return Ok((code, None)),
             // What is left has the same grace.
             _ => {}
@@ -230,6 +240,24 @@ fn ended_child() -> Result<Option<(i32, u8)>, Errno> {
     };
     let code = if how == libc::CLD_EXITED { status } else { 128 + status };
     Ok((pid != 0).then_some((pid, code as u8)))
+}
+
+/// Kills what has left the command's group and not the session, until there is none: it could still write to the outputs.
+fn kill_those_of_the_session() {
+    let end = Instant::now() + GONE_WITHIN;
+    while Instant::now() < end {
+        let left = of_own_session();
+        if left.is_empty() {
+            return;
+        }
+        for kin in left {
+            kin.tell(Signal::SIGKILL);
+        }
+        while let Ok(Some((pid, _))) = ended_child() {
+            let _ = waitpid(Pid::from_raw(pid), None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Kills all children until there are none: children of what is killed become ours.

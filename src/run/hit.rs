@@ -16,16 +16,24 @@ use super::turn::Turn;
 use crate::cache::{CachePolicy, RestoreAs};
 use crate::model::EntryKey;
 
+/// What became of a hit.
+pub(super) enum Given {
+    /// It is one.
+    Back,
+    /// It is none, for this reason.
+    Not(Reason),
+    /// Others wrote to the same outputs, or replaced the entry, since it was found: it has to be found out again what there is.
+    Again,
+}
+
 impl Run<'_> {
-    /// Has an entry's outputs stand where they belong; a reason if that cannot be.
-    pub(super) fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
+    /// Has an entry's outputs stand where they belong.
+    pub(super) fn give_back(&mut self, prepared: &Prepared, held: &Held) -> Result<Given> {
         if self.ways.verify {
-            self.turn = self.take_turn();
-            let reason = self.verify(prepared, held)?;
-            if reason.is_some() {
-                self.turn = Turn::default();
-            }
-            return Ok(reason);
+            return match self.had_to_wait() {
+                true => Ok(Given::Again),
+                false => self.verify(prepared, held),
+            };
         }
         let key = &prepared.key;
         let mut logs = [Vec::new(), Vec::new()];
@@ -37,10 +45,12 @@ impl Run<'_> {
                 Some(Err(e)) => self.warn(format!("the entry {key} has lost content: {e}")),
                 None => {}
             }
-            return Ok(Some(Reason::OutputMissing { path: path.into() }));
+            return Ok(Given::Not(Reason::OutputMissing { path: path.into() }));
         }
         if !self.stands(prepared, held) {
-            let _turn = self.take_turn();
+            if self.had_to_wait() {
+                return Ok(Given::Again);
+            }
             self.spare_work(Some(key))?;
             let (cwd, outputs, way) = (self.cwd().to_owned(), &self.task.outputs, self.ways.way);
             let times = self.ways.times;
@@ -53,19 +63,26 @@ impl Run<'_> {
                 placed = self.ask(|shelf| shelf.place(key, &cwd, outputs, copies, times));
             }
             match placed {
-                Some(Placed::Done(_)) => self.remember_stand(held),
+                Some(Placed::Done { manifest, .. }) if manifest == Some(held.manifest) => {
+                    self.remember_stand(held)
+                }
+                // Somebody has replaced it since it was found.
+                Some(Placed::Done { .. }) => return Ok(Given::Again),
                 Some(Placed::Lost { path, why }) => {
                     self.warn(format!("the entry {key} has lost content: {why}"));
-                    return Ok(Some(Reason::OutputMissing { path }));
+                    return Ok(Given::Not(Reason::OutputMissing { path }));
                 }
                 Some(Placed::InTheWay { path }) => {
-                    return Ok(Some(Reason::InTheWay { path }));
+                    return Ok(Given::Not(Reason::InTheWay { path }));
                 }
                 Some(Placed::NoReflinks { .. }) | None => {
-                    return Ok(Some(Reason::Unusable { detail: "its outputs cannot be given back".into() }));
+                    return Ok(Given::Not(Reason::Unusable {
+                        detail: "its outputs cannot be given back".into(),
+                    }));
                 }
             }
         }
+        self.turn = Turn::default();
         let order: Order = held.order.parse().unwrap_or_default();
         order.replay([&logs[0], &logs[1]], &mut |stderr, bytes| self.voice.wrote(stderr, bytes));
         self.voice.hit(held);
@@ -80,7 +97,17 @@ impl Run<'_> {
         }
         self.note(key, Note::Hit { saved_ms: held.duration_ms });
         self.remember_run(prepared, Some(held.outputs_hash.clone()), None);
-        Ok(None)
+        Ok(Given::Back)
+    }
+
+    /// Takes this run's turn at the outputs if it has not got it, and says whether others had to be waited for: what was found
+    /// before may not be so any more.
+    fn had_to_wait(&mut self) -> bool {
+        if !self.turn.is_held() {
+            self.turn = self.take_turn();
+            return self.turn.waited;
+        }
+        false
     }
 
     /// Do the entry's outputs stand there already, as they were seen last?
@@ -115,11 +142,11 @@ impl Run<'_> {
         self.ledger.set_stand(cwd, outputs, same.then_some(&stand));
     }
 
-    /// Runs a hit again and says what is different; a reason if there is nothing to be compared with.
-    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<Option<Reason>> {
+    /// Runs a hit again and says what is different.
+    fn verify(&mut self, prepared: &Prepared, held: &Held) -> Result<Given> {
         let key = &prepared.key;
         let Some(kept) = self.ask(|shelf| shelf.nodes(key)) else {
-            return Ok(Some(Reason::Unusable { detail: "its outputs cannot be looked at".into() }));
+            return Ok(Given::Not(Reason::Unusable { detail: "its outputs cannot be looked at".into() }));
         };
         let performed = self.execute(Some(prepared), None)?;
         self.remember_left();
@@ -128,12 +155,12 @@ impl Run<'_> {
         if let Some(status) = self.judge(&performed)? {
             self.is_not_verified(&status);
             self.report.differs = Some(vec![format!("no result: {status}")]);
-            return Ok(None);
+            return Ok(Given::Back);
         }
         self.compare_logs(key, &performed.outcome);
         let Some(now) = self.look_at_outputs() else {
             self.is_not_verified("what the command made cannot be looked at");
-            return Ok(None);
+            return Ok(Given::Back);
         };
         let mut differs: Vec<String> =
             kept.keys().chain(now.keys()).filter(|p| kept.get(*p) != now.get(*p)).cloned().collect();
@@ -147,7 +174,7 @@ impl Run<'_> {
         }
         self.remember_run(prepared, Some(nodes_hash(&now)), None);
         self.report.differs = Some(differs);
-        Ok(None)
+        Ok(Given::Back)
     }
 
     /// A command that has succeeded says nothing of that.

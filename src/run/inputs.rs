@@ -211,7 +211,7 @@ fn named(place: &Place, name: &OsStr, own: &[PathBuf], found: &mut Found) -> Res
         Err(e) => return Err(RunError::io("look at", path, e)),
     }
     let shown = name.to_string_lossy();
-    let Some((top, glob)) = split_glob(&path) else {
+    let Some((top, glob)) = split_glob(&path, place) else {
         return Err(RunError::usage(format!("the input {shown} does not exist")));
     };
     let matcher = matcher(&glob).map_err(|e| RunError::usage(format!("the input {shown}: {e}")))?;
@@ -241,12 +241,15 @@ pub(super) fn clean(path: &Path) -> PathBuf {
     })
 }
 
-/// The directory above the first component with a magic character, and the rest.
-fn split_glob(path: &Path) -> Option<(PathBuf, PathBuf)> {
+/// The directory above the first component with a magic character, and the rest. What the working directory, or the project's, is
+/// called is no magic.
+fn split_glob(path: &Path, place: &Place) -> Option<(PathBuf, PathBuf)> {
+    let above = [&place.cwd, &place.root].into_iter().find(|above| path.starts_with(above));
+    let above = above.map_or(0, |above| above.components().count());
     let magic = |c: &std::path::Component<'_>| {
         c.as_os_str().as_bytes().iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'{'))
     };
-    let at = path.components().position(|c| magic(&c))?;
+    let at = above + path.components().skip(above).position(|c| magic(&c))?;
     Some((path.components().take(at).collect(), path.components().skip(at).collect()))
 }
 

@@ -68,6 +68,13 @@ pub(super) fn descendants() -> Vec<Kin> {
     found
 }
 
+/// The processes that come from this one and are in its session: who wanted to outlive the command has one of its own.
+pub(super) fn of_own_session() -> Vec<Kin> {
+    let Some(own) = Stat::of(std::process::id()) else { return Vec::new() };
+    let is_left = |kin: &Kin| !kin.stat.ended && kin.stat.session == own.session;
+    descendants().into_iter().filter(is_left).collect()
+}
+
 /// The processes that come from this one and are in its group: what comes from a terminal reaches them all.
 pub(super) fn of_own_group() -> Vec<Kin> {
     let own = nix::unistd::getpgrp().as_raw();

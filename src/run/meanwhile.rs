@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::flow::Run;
-use super::inputs::{Apart, Gathered, list, read};
-use super::prepare::Prepared;
+use super::inputs::{Apart, Gathered, hash_program, list, read};
+use super::prepare::{Prepared, Program};
 use super::remembered::Remembered;
 use super::spec::Place;
 use super::undeclared::not_ignored;
@@ -30,6 +30,8 @@ pub(super) enum Change {
     Lost(String),
     /// What the task of this name made.
     After(String),
+    /// The command itself, or a tool.
+    Program(String),
 }
 
 impl Change {
@@ -44,6 +46,7 @@ impl Change {
                 format!("{}{more} came among the inputs while the command ran", some.join(", "))
             }
             Change::Lost(why) => format!("the inputs could not be found again after the command: {why}"),
+            Change::Program(name) => format!("the program {name} changed while the command ran"),
             Change::After(task) => format!("what the task {task} made changed while the command ran"),
         }
     }
@@ -71,10 +74,20 @@ impl Run<'_> {
         let task = self.task;
         let listed = list(&task.inputs, &task.place, &Apart { stay: true, ..prepared.apart.clone() });
         let change = changed_since(&prepared.gathered, listed, &mut prepared.remembered);
-        change.and_then(|change| without_ignored(change, &task.place)).or_else(|| {
-            let changed = prepared.after.iter().find(|of| of.has_changed());
-            changed.map(|of| Change::After(of.name.clone()))
-        })
+        change
+            .and_then(|change| without_ignored(change, &task.place))
+            .or_else(|| {
+                let changed = prepared.after.iter().find(|of| of.has_changed());
+                changed.map(|of| Change::After(of.name.clone()))
+            })
+            .or_else(|| {
+                let Prepared { programs, remembered, .. } = prepared;
+                let mut changed = |of: &&Program| {
+                    !hash_program(&of.path, remembered).is_ok_and(|hash| hash.to_hex() == of.hash)
+                };
+                let first = programs.iter().find(|of| changed(of));
+                first.map(|of| Change::Program(of.name.to_string_lossy().into_owned()))
+            })
     }
 }
 

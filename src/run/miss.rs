@@ -17,7 +17,7 @@ use super::ledger::Stand;
 use super::outputs::{Stamp, missing};
 use super::prepare::Prepared;
 use super::sandbox::{Room, Rooms};
-use super::shelf::{Keep, Kept, Note, nodes_hash};
+use super::shelf::{Keep, Kept, Note, StartedFrom, nodes_hash};
 use super::stage::Performed;
 use super::{Parts, Result, RunError, SandboxKind, VERSION};
 use crate::model::EntryKey;
@@ -145,21 +145,24 @@ impl Run<'_> {
             }
         };
         let session = self.ways.session.as_ref().filter(|_| self.ways.ephemeral);
-        let keep = Keep {
-            key,
-            task_id: &session.map_or_else(|| self.task.id.clone(), |session| session.task(&self.task.id)),
-            command: self.task.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
-            exit_code: i32::from(outcome.end.code()),
-            duration_ms: outcome.duration.as_millis() as u64,
-            cwd: &cwd,
-            outputs,
-            logs: [&logs.stdout, &logs.stderr],
-            member: writing.end(&self.report.reasons, &outcome.order),
-            replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
-            lost: self.report.reasons.iter().any(|r| matches!(r, Reason::OutputMissing { .. })),
-            session,
-            base: prepared.base.as_ref().map(|of| &of.key).zip(performed.changed.as_deref()),
-        };
+        let keep =
+            Keep {
+                key,
+                task_id: &session.map_or_else(|| self.task.id.clone(), |session| session.task(&self.task.id)),
+                command: self.task.argv.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+                exit_code: i32::from(outcome.end.code()),
+                duration_ms: outcome.duration.as_millis() as u64,
+                cwd: &cwd,
+                outputs,
+                logs: [&logs.stdout, &logs.stderr],
+                member: writing.end(&self.report.reasons, &outcome.order),
+                replace: session.is_some() || self.report.reasons.iter().any(Reason::is_about_the_entry),
+                lost: self.report.reasons.iter().any(|r| matches!(r, Reason::OutputMissing { .. })),
+                session,
+                base: prepared.base.as_ref().zip(performed.changed.as_deref()).map(|(of, changed)| {
+                    StartedFrom { key: &of.key, outputs_hash: &of.outputs_hash, changed }
+                }),
+            };
         // What is read from now on, and has not changed since, is what the stamp is of.
         let moment = file_clock_after(performed.ended);
         let shelf = self.shelf.as_mut()?;
@@ -195,6 +198,10 @@ impl Run<'_> {
             End::Exited(_) if performed.lost => {
                 Some("the daemon that showed it what other tasks made has died".to_owned())
             }
+            End::Exited(_) if performed.replaced.is_some() => performed
+                .replaced
+                .as_ref()
+                .map(|name| format!("the result of {name} was replaced just when it was to be given to it")),
             End::Exited(0) => None,
             End::Exited(_) if self.ways.cache_failures => None,
             End::Exited(code) => Some(exit_code(code.into())),

@@ -61,7 +61,7 @@ pub use decide::{Decision, Earlier, Locked, Reason, Situation, compare, decide, 
 pub use error::RunError;
 pub use exec::{End, Outcome, Plan, execute};
 pub use flow::run;
-pub use guard::{Post, guard};
+pub use guard::{NOT_HERE, Post, guard};
 pub use inputs::{Apart, Gathered, gather, hash_program};
 pub use key::{ABSENT, Input, Kind, PARTS_LIMIT, Parts, VERSION, platform, secret_hash, value_hash};
 pub use ledger::{LastRun, Ledger, Stand};

@@ -38,6 +38,25 @@ pub(super) struct Prepared {
     pub from: Vec<(PathBuf, Upstream)>,
     /// What it starts from.
     pub base: Option<Upstream>,
+    /// The command and its tools.
+    pub programs: Vec<Program>,
+}
+
+/// A program that counts by its content.
+#[derive(Debug)]
+pub(super) struct Program {
+    /// As it was named.
+    pub name: OsString,
+    /// Where it was found.
+    pub path: PathBuf,
+    pub hash: String,
+}
+
+impl Program {
+    /// It is named by where it is, not looked for.
+    pub fn is_path(&self) -> bool {
+        self.name.as_bytes().contains(&b'/')
+    }
 }
 
 /// What preparing needs beside the task.
@@ -84,10 +103,12 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
         (remembered, found)
     });
     let gathered = hash_all(&task.place, found?, &mut remembered)?;
-    let mut hash = |path: &Path| hash_program(path, &mut remembered).map(|hash| hash.to_hex());
-    let tools = tools.into_iter().map(|(tool, path)| Ok((text(tool), hash(&path)?)));
-    let tools = tools.collect::<Result<BTreeMap<_, _>>>()?;
-    let program = hash(&program)?;
+    let named = std::iter::once((&task.argv[0], program)).chain(tools);
+    let programs = named.map(|(name, path)| {
+        let hash = hash_program(&path, &mut remembered)?.to_hex();
+        Ok(Program { name: name.clone(), path, hash })
+    });
+    let programs = programs.collect::<Result<Vec<_>>>()?;
     let mut upstream = Upstreams {
         ledger: around.ledger,
         lock: lock.as_ref(),
@@ -102,8 +123,8 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     let after = upstream.after(&task.after)?;
     let mut parts = Parts {
         argv: task.argv.iter().map(text).collect(),
-        program,
-        tools,
+        program: programs[0].hash.clone(),
+        tools: programs[1..].iter().map(|tool| (text(&tool.name), tool.hash.clone())).collect(),
         cwd: text(task.place.below()),
         outputs: task.declared().iter().map(text).collect(),
         env: task.env.iter().map(|n| (n.clone(), hash_of(n))).collect(),
@@ -121,7 +142,7 @@ pub(super) fn prepare(task: &Task, around: Around<'_>) -> Result<Prepared> {
     parts.set_inputs(gathered.inputs.clone());
     let gathered = Arc::new(gathered);
     let (key, parts) = (parts.key(), Arc::new(parts));
-    Ok(Prepared { key, parts, gathered, apart, remembered, lock, after, from, base })
+    Ok(Prepared { key, parts, gathered, apart, remembered, lock, after, from, base, programs })
 }
 
 /// Refuses an output that is a named input: it would be taken away before the command could read it.

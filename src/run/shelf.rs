@@ -123,7 +123,13 @@ pub enum Way {
 #[serde(tag = "placed", rename_all = "snake_case")]
 pub enum Placed {
     /// All outputs stand there.
-    Done(Restored),
+    Done {
+        /// Which entry's: another one may have taken its key meanwhile.
+        #[serde(default)]
+        manifest: Option<ManifestHash>,
+        /// What was done.
+        restored: Restored,
+    },
     /// The entry has lost content: what stands there now is no result.
     Lost {
         /// The output.
@@ -170,8 +176,19 @@ pub struct Keep<'a> {
     pub lost: bool,
     /// It lasts no longer than this.
     pub session: Option<&'a SessionId>,
-    /// The entry that it was made from, and the files that are not as that has them: the others need not be read.
-    pub base: Option<(&'a EntryKey, &'a [PathBuf])>,
+    /// The entry that it was made from.
+    pub base: Option<StartedFrom<'a>>,
+}
+
+/// An entry that a result was made from.
+#[derive(Debug, Clone, Copy)]
+pub struct StartedFrom<'a> {
+    /// Its key.
+    pub key: &'a EntryKey,
+    /// What its outputs hashed to.
+    pub outputs_hash: &'a str,
+    /// The files that are not as it has them: the others need not be read.
+    pub changed: &'a [PathBuf],
 }
 
 /// A result that was kept.

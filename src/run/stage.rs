@@ -11,7 +11,7 @@ use super::exec::{End, Outcome, Plan};
 use super::flight::Flight;
 use super::flow::Run;
 use super::live::Live;
-use super::outputs::{Stamp, States};
+use super::outputs::{Stamp, States, there};
 use super::prepare::Prepared;
 use super::report::Voice;
 use super::sandbox::{Bwrap, Left, Plain, Room, Rooms, Sandbox, SandboxKind, Scene, Tree, VIEW, same_device};
@@ -21,6 +21,7 @@ use super::turn::WITHIN;
 use super::upstream::{After, Upstream};
 use super::{Kind, Result, RunError, text};
 use crate::cache::RestoreAs;
+use crate::model::EntryKey;
 
 /// A command that was executed.
 pub(super) struct Performed {
@@ -34,6 +35,8 @@ pub(super) struct Performed {
     pub changed: Option<Vec<PathBuf>>,
     /// What it was given to read was not there to the end.
     pub lost: bool,
+    /// An earlier result that may not be what the key says: somebody replaced it before it was given.
+    pub replaced: Option<String>,
 }
 
 /// Earlier results, mounted for one run.
@@ -50,6 +53,12 @@ struct Upstreams<'a> {
     from: &'a [(PathBuf, Upstream)],
     /// Where they are mounted, if they are.
     view: Option<PathBuf>,
+}
+
+/// What stands at the outputs before a command runs.
+struct Stood<'a> {
+    key: Option<&'a EntryKey>,
+    mark: Option<String>,
 }
 
 impl Run<'_> {
@@ -71,6 +80,8 @@ impl Run<'_> {
         let inputs: Vec<&Path> = prepared.iter().flat_map(|p| p.gathered.paths()).collect();
         let given: Vec<PathBuf> = task.from.iter().map(|(path, _)| path.clone()).collect();
         let variables = [&task.env[..], &task.secrets].concat();
+        let programs = prepared.iter().flat_map(|p| &p.programs).filter(|program| !program.is_path());
+        let programs: Vec<PathBuf> = programs.map(|program| program.path.clone()).collect();
         let scene = Scene {
             place: &task.place,
             outputs: &task.outputs,
@@ -79,6 +90,7 @@ impl Run<'_> {
             variables: &variables,
             net: task.net,
             hidden: &self.ways.hidden,
+            programs: &programs,
         };
         let base = prepared.and_then(|p| p.base.as_ref());
         let base = base.map(|of| self.base(of)).transpose()?;
@@ -107,7 +119,8 @@ impl Run<'_> {
         let plain = prepared.filter(|_| task.sandbox == SandboxKind::None);
         let led_into = plain.map(|p| self.led_into(p)).unwrap_or_default();
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
-        let performed = self.perform(&mut *sandbox, &upstreams, flight);
+        let stood = Stood { key: prepared.map(|p| &p.key), mark: self.mark() };
+        let performed = self.perform(&mut *sandbox, &upstreams, flight, &stood);
         drop(at_work);
         // A command that had to be ended gives no result anyway, and may have waited for a daemon that answers nobody.
         let ended = performed.as_ref().is_ok_and(|p| !matches!(p.outcome.end, End::Exited(_)));
@@ -228,6 +241,7 @@ impl Run<'_> {
         sandbox: &mut dyn Sandbox,
         upstreams: &Upstreams<'_>,
         flight: Option<&Flight>,
+        stood: &Stood<'_>,
     ) -> Result<Performed> {
         let outputs = &self.task.outputs;
         let mut states = None;
@@ -246,6 +260,7 @@ impl Run<'_> {
             let mut tree = Earlier { shelf: &mut self.shelf, of, nodes: None, stands: false, view };
             sandbox.inject(at, &mut tree)?;
         }
+        let replaced = self.replaced(upstreams);
         if let Some(shelf) = self.shelf.as_mut() {
             shelf.rest();
         }
@@ -267,8 +282,33 @@ impl Run<'_> {
         let outcome = sandbox.exec(plan, &mut Through(self.voice, live))?;
         self.executed = true;
         let changed = states.map(|s| s.changed(&sandbox.work(), outputs)).transpose()?;
+        self.spare_new_work(stood)?;
         let left = sandbox.snapshot()?;
-        Ok(Performed { outcome, began, ended: now(), left, changed, lost: false })
+        Ok(Performed { outcome, began, ended: now(), left, changed, lost: false, replaced })
+    }
+
+    /// A mark of what stands at the outputs.
+    fn mark(&self) -> Option<String> {
+        Stamp::take(self.cwd(), &there(self.cwd(), &self.task.outputs)).ok().map(|stamp| stamp.mark)
+    }
+
+    /// Refuses to have outputs of a sandbox replace what somebody has written at their places while it ran.
+    fn spare_new_work(&mut self, stood: &Stood<'_>) -> Result<()> {
+        let in_place = self.task.sandbox == SandboxKind::None;
+        if in_place || self.mark() == stood.mark { Ok(()) } else { self.spare_work(stood.key) }
+    }
+
+    /// The name of one that hashes to something else than it did when the key was made.
+    fn replaced(&mut self, upstreams: &Upstreams<'_>) -> Option<String> {
+        let all = upstreams.base.iter().map(|(of, ..)| *of).chain(upstreams.from.iter().map(|(_, of)| of));
+        for of in all.collect::<Vec<_>>() {
+            if let Some(Found::Entry(held)) = self.ask(|shelf| shelf.find(&of.key, &[], false))
+                && held.outputs_hash != of.outputs_hash
+            {
+                return Some(of.name.clone());
+            }
+        }
+        None
     }
 
     /// A command that failed may have looked for what it was not given.
@@ -322,7 +362,7 @@ impl Tree for Earlier<'_, '_> {
         lent(self.shelf, self.of, |shelf| match only {
             None => shelf.restore(key, dest),
             Some(outputs) => match shelf.place(key, dest, outputs, files, Times::Keep)? {
-                Placed::Done(_) => Ok(()),
+                Placed::Done { .. } => Ok(()),
                 Placed::Lost { why, .. } | Placed::NoReflinks { why } => Err(ShelfError(why)),
                 Placed::InTheWay { path } => Err(ShelfError(format!("{path} is in the way"))),
             },

@@ -292,6 +292,11 @@ impl Turn {
         self.passed.is_empty() && self.held.iter().all(unmarked)
     }
 
+    /// It was taken, and is not over.
+    pub fn is_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// What it is called, for those within.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.held.iter().map(|held| held.name.as_str())

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::common::{Mount, need};
+use crate::common::{Mount, eventually, need};
 use crate::project::{Project, Ran, tree};
 
 const PLACES: [&str; 2] = ["none", "bwrap"];
@@ -376,4 +376,34 @@ fn what_was_evicted_cannot_be_gone_on_from() {
         assert_eq!(ran.says(&format!("'outfs why {key}' says what became of it")).code, 125);
         assert!(p.ok(&["why", &key]).contains("was evicted at"));
     }
+}
+
+/// S14.4 What a run started from is what its key says, also where somebody makes another of the same key meanwhile.
+#[test]
+fn what_a_run_started_from_may_be_replaced_meanwhile() {
+    let p = Project::new();
+    let other = p.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let git = std::process::Command::new("git").args(["init", "-q"]).current_dir(&other).status();
+    assert!(git.unwrap().success());
+    let base = ["run", "--json", "--task", "base", "--no-inputs", "--output", "t"];
+    let make = ["--", "sh", "-c", "mkdir -p t; head -c 8 /dev/urandom | od -An -tx1 > t/lib"];
+    Ran::of(p.command(&[&base[..], &make].concat())).kept(true);
+    let lib = p.read("t/lib");
+    let script = "touch ../started; while [ ! -e ../go ]; do sleep 0.01; done; cp t/lib t/app";
+    let mut app =
+        p.command(&["run", "--json", "--task", "app", "--no-inputs", "--base", "base", "--output", "t"]);
+    app.args(["--", "sh", "-c", script]);
+    let app = app.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    eventually("the command to start", || p.dir.path().join("started").exists());
+    let mut again = p.command(&[&base[..], &["--force"], &make].concat());
+    again.current_dir(&other);
+    Ran::of(again).kept(true);
+    fs::write(p.dir.path().join("go"), "").unwrap();
+    let ran = Ran::ended(app.wait_with_output().unwrap());
+    ran.kept(true);
+    for file in ["lib", "app"] {
+        assert_eq!(p.ok(&["cat", ran.key(), &format!("outputs/t/{file}")]), lib, "{file}");
+    }
+    p.ok(&["fsck", "--verify-data"]);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{SOON, eventually, eventually_some};
+use crate::common::{SOON, eventually, eventually_some, need};
 use crate::project::Project;
 
 #[test]
@@ -493,5 +493,43 @@ fn output_that_cannot_be_written_is_an_error() {
         let out = c.stdout(full).output().unwrap();
         assert_eq!(out.status.code(), Some(125));
         assert!(String::from_utf8_lossy(&out.stderr).contains("the output is lost"), "{out:?}");
+    }
+}
+
+/// The exit code is the command's whoever reads the record, and whether it can be written.
+#[test]
+fn a_record_that_nobody_reads_changes_no_exit_code() {
+    let p = Project::new();
+    let ended = |options: &[&str], script: &str, to: Stdio| {
+        let command = ["--no-inputs", "--", "sh", "-c", script];
+        let mut c = p.command(&[&["run", "--json"], options, &command].concat());
+        let mut child = c.stdout(to).stderr(Stdio::null()).spawn().unwrap();
+        drop(child.stdout.take());
+        child.wait().unwrap().code()
+    };
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    assert_eq!(ended(&[], "exit 3", Stdio::piped()), Some(3));
+    assert_eq!(ended(&[], "exit 0", Stdio::piped()), Some(0));
+    assert_eq!(ended(&[], "exit 3", full()), Some(3));
+    assert_eq!(ended(&[], "exit 0", full()), Some(125));
+    assert_eq!(ended(&["--dry-run"], "exit 0", full()), Some(125));
+}
+
+/// S13.7 When a command has ended by itself, what it left in groups of their own ends, too; what has a session of its own lives on.
+#[test]
+fn what_left_the_group_and_not_the_session_ends_with_the_command() {
+    need("bash");
+    let p = Project::new();
+    let mark = &format!("outfs-test-groups-{}", std::process::id());
+    let script = format!(
+        "set -m; sh -c 'sleep 4741; :' {mark}-group & timeout 600 sh -c 'sleep 4742; :' {mark}-group & \
+         setsid sh -c 'touch led; sleep 4743; :' {mark}-session & while [ ! -e led ]; do sleep 0.01; done; exit 0"
+    );
+    assert_eq!(p.run(&["--task", "t", "--no-inputs"], &["bash", "-c", &script]).code, 0);
+    assert_eq!(processes(&format!("{mark}-group")), Vec::<i32>::new());
+    let led = processes(&format!("{mark}-session"));
+    assert!(!led.is_empty());
+    for pid in led {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -412,4 +412,35 @@ fn paths_through_a_symlink_to_the_project_are_in_it() {
         p.command(&["run", "--json", "--no-inputs", "--output", link.to_str().unwrap(), "--", "true"]);
     c.current_dir(p.path("sub"));
     assert_eq!(Ran::of(c).says("is the working directory itself").code, 125);
+}
+
+/// What directories above are called is no part of a glob.
+#[test]
+fn a_directory_may_be_called_like_a_glob() {
+    let p = Project::new();
+    p.write("p[1]/a.c", "1");
+    p.write("p1/a.c", "another's");
+    let run = || {
+        let mut c = p.command(&["run", "--json", "--task", "t", "--input", "*.c", "--", "cat", "a.c"]);
+        c.current_dir(p.path("p[1]"));
+        Ran::of(c)
+    };
+    assert_eq!(run().is_miss(&["first_run"]).kept(true).record["inputs"], 1);
+    p.write("p1/a.c", "changed");
+    run().is_hit();
+    p.write("p[1]/a.c", "2");
+    assert_eq!(run().is_miss(&["dep_changed"]).kept(true).stdout, "2\n");
+}
+
+/// S13.4 … no input changed meanwhile …: nor did the command or a tool, which count by their content.
+#[test]
+fn a_tool_that_changes_meanwhile_has_nothing_kept() {
+    let p = Project::new();
+    let tool = p.dir.path().join("tool");
+    fs::write(&tool, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let name = tool.to_str().unwrap();
+    let run = |script: &str| p.sh(&["--task", "t", "--no-inputs", "--tool", name], script);
+    run(&format!("echo '# new' >> {name}")).kept(false).says("tool changed while the command ran");
+    run(&format!("touch {name}")).kept(true);
 }

@@ -1,7 +1,7 @@
 //! Runs in a sandbox of bubblewrap.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -481,4 +481,57 @@ fn what_looks_like_the_sandboxs_word_is_the_commands() {
     let p = Project::new();
     let options = ["--sandbox", "bwrap", "--task", "t", "--no-inputs"];
     assert_eq!(p.sh(&options, "echo 'bwrap: oops' >&2; exit 1").says("bwrap: oops").code, 1);
+}
+
+/// S14.1 What counts by its content is what runs: a program that was found outside where it is not inside is no other one of that name.
+#[test]
+fn the_program_that_counts_is_the_one_that_runs() {
+    let p = Project::new();
+    need("bwrap");
+    p.write("bin/true", "#!/bin/sh\necho from the project\n");
+    p.write("bin/cat", "#!/bin/sh\n");
+    for name in ["bin/true", "bin/cat"] {
+        fs::set_permissions(p.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", p.path("bin").display(), std::env::var("PATH").unwrap());
+    let run = |options: &[&str], command: &[&str]| {
+        let mut c = p.command(&[&["run", "--json"], &BWRAP, options, &["--"], command].concat());
+        c.env("PATH", &path);
+        Ran::of(c)
+    };
+    let absent = run(&["--no-inputs"], &["true"]);
+    assert_eq!(absent.says("bin/true does not exist in the sandbox").code, 127);
+    let tool = run(&["--no-inputs", "--tool", "cat"], &["echo", "x"]);
+    assert_eq!(tool.says("bin/cat does not exist in the sandbox").code, 127);
+    assert_eq!(run(&["--input", "bin"], &["true"]).kept(true).stdout, "from the project\n");
+}
+
+/// S13.15 What is written at an output while a command runs in a sandbox is not taken away, if git does not have it.
+#[test]
+fn work_that_is_done_meanwhile_is_not_taken_away() {
+    let p = Project::new();
+    need("bwrap");
+    p.write("gen/a", "1\n");
+    p.git(&["add", "."]);
+    let outfs = |script: &str| {
+        let task = ["run", "--json", "--task", "t", "--no-inputs", "--output", "gen"];
+        p.command(&[&task[..], &BWRAP, &["--", "sh", "-c", script]].concat())
+    };
+    let mut child = outfs("echo started; sleep 2; mkdir -p gen; echo made > gen/a")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut out, &mut String::new()).unwrap();
+    p.write("gen/a", "edited\n");
+    p.write("gen/notes", "mine\n");
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(125), "{}", said(&ended));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("not in git as"), "{}", said(&ended));
+    assert_eq!((p.read("gen/a"), p.read("gen/notes")), ("edited\n".into(), "mine\n".into()));
+    assert_eq!(left_over(&p), Vec::<String>::new());
+    p.git(&["add", "."]);
+    Ran::of(outfs("mkdir -p gen; echo made > gen/a")).kept(true);
+    assert_eq!(p.read("gen/a"), "made\n");
 }

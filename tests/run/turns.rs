@@ -135,3 +135,42 @@ fn nobody_is_blamed_for_what_another_run_makes() {
     assert_eq!(named(ended(one)), serde_json::json!(["../edited", "stray"]));
     assert_eq!(named(ended(three)), serde_json::json!(["../edited", "stray"]));
 }
+
+/// S13.13 A hit that had to wait for another run at its outputs gives back what is kept then, and says that it stands there.
+#[test]
+fn a_hit_that_waited_is_of_what_was_made_meanwhile() {
+    let p = Project::new();
+    let script = "echo run >> ../runs; while [ ! -e ../go ]; do sleep 0.01; done; head -c 8 /dev/urandom | od -An -tx1 > o; cat o";
+    let run = |options: &[&str]| {
+        let task = ["run", "--json", "--task", "t", "--no-inputs", "--output", "o"];
+        let mut c = p.command(&[&task, options, &["--", "sh", "-c", script]].concat());
+        c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("outfs starts")
+    };
+    p.go_on();
+    ended(run(&[])).kept(true);
+    let before = p.read("o");
+    fs::remove_file(p.dir.path().join("go")).unwrap();
+    let forced = run(&["--force"]);
+    p.started(2);
+    let mut waits = run(&[]);
+    let mut stderr = BufReader::new(waits.stderr.take().unwrap());
+    let mut said = String::new();
+    stderr.read_line(&mut said).unwrap();
+    assert!(said.contains("writes the same outputs"), "{said}");
+    p.go_on();
+    ended(forced).kept(true);
+    let hit = ended(waits);
+    let now = p.read("o");
+    assert_ne!(now, before);
+    assert_eq!(
+        (&hit.record["result"], &hit.stdout),
+        (&"hit".into(), &now),
+        "its log is of what stands there"
+    );
+    // What stands there is known by its right name: who remembers nothing says the same.
+    let next = ["run", "--json", "--task", "next", "--after", "t", "--no-inputs", "--", "cat", "o"];
+    assert_eq!(Ran::of(p.command(&next)).kept(true).stdout, now);
+    let mut remembers_nothing = p.command(&next);
+    remembers_nothing.env("XDG_CACHE_HOME", p.dir.path().join("another memory"));
+    assert_eq!(Ran::of(remembers_nothing).is_hit().stdout, now);
+}

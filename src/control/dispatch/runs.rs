@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunPut};
+use super::super::{Channel, Failure, PutRequest, RawPath, Reply, RunBase, RunPut};
 use super::entries::draft_facts;
 use super::watch::watched;
 use super::{Caller, content, held, hit};
@@ -217,7 +217,7 @@ pub(super) fn place(
         entry.place(&cwd.0, &paths(outputs), how, newest, work)
     })?;
     Ok(Reply::Placed(match placed {
-        Placement::Done(restored) => Placed::Done(restored),
+        Placement::Done(restored) => Placed::Done { manifest: Some(entry.manifest_hash()?), restored },
         Placement::Lost { path, why } => Placed::Lost { path: text(path), why },
         Placement::NoReflinks { why } => Placed::NoReflinks { why },
         Placement::InTheWay { path } => Placed::InTheWay { path: text(path) },
@@ -264,7 +264,7 @@ pub(super) fn keep(
     let outputs = paths(&run.outputs);
     // Without it everything is read.
     let base = match &run.base {
-        Some(base) => cache.entry(&base.key, LeaseKind::Hold)?.map(|entry| (entry, paths(&base.changed))),
+        Some(base) => started_from(cache, base)?.map(|entry| (entry, paths(&base.changed))),
         None => None,
     };
     let base = base.as_ref().map(|(entry, changed)| (entry.clone(), &changed[..]));
@@ -280,6 +280,13 @@ pub(super) fn keep(
     let entry = sealed.into_entry();
     let (manifest, outputs_hash) = (entry.manifest_hash()?, hash(&sorted_nodes(&entry)?));
     Ok(Reply::Kept(Kept { new, manifest, outputs_hash }))
+}
+
+/// The entry that a result was made from, unless another one has its key now.
+fn started_from(cache: &Cache, base: &RunBase) -> Result<Option<Entry>, Failure> {
+    let Some(entry) = cache.entry(&base.key, LeaseKind::Hold)? else { return Ok(None) };
+    let same = base.outputs_hash.as_deref() == Some(&hash(&sorted_nodes(&entry)?));
+    Ok(same.then_some(entry))
 }
 
 fn alive(cache: &Cache, id: &SessionId) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use super::{Left, Rooms, Sandbox, Scene, Tree, move_tree};
 use super::{environment, hint};
 use crate::run::capture::Sink;
 use crate::run::exec::{End, Outcome, Plan, execute};
-use crate::run::guard::{self, Post};
+use crate::run::guard::{self, NOT_HERE, Post};
 use crate::run::outputs::{check_way, clear, there};
 use crate::run::{Result, RunError};
 
@@ -136,7 +136,7 @@ impl<'a> Bwrap<'a> {
         })?;
         let inside: Vec<OsString> = std::iter::once(GUARD.into()).chain(options.iter().cloned()).collect();
         let words = self.around(Some(&real)).into_iter();
-        Ok(words.chain(guard::words(&inside, Post::Inside, plan.grace)).collect())
+        Ok(words.chain(guard::words(&inside, Post::Inside, plan.grace, self.scene.programs)).collect())
     }
 
     fn around(&self, guard: Option<&Path>) -> Vec<OsString> {
@@ -256,8 +256,10 @@ impl<'a> Bwrap<'a> {
         let alone =
             outcome.stdout.is_empty() && said.iter().position(|b| *b == b'\n') == Some(said.len() - 1);
         (outcome.end == End::Exited(127) && alone).then(|| {
-            let why = "it does not exist in the sandbox, where only declared inputs do";
-            RunError::Command { command, why: why.into(), code: 127 }
+            let said = String::from_utf8_lossy(said);
+            let what = said.trim_end().strip_suffix(NOT_HERE).unwrap_or("it");
+            let why = format!("{what} does not exist in the sandbox, where only declared inputs do");
+            RunError::Command { command, why, code: 127 }
         })
     }
 }

@@ -68,6 +68,7 @@ mod tests {
             variables: &[],
             net: false,
             hidden: &[],
+            programs: &[],
         };
         let said = format!(
             "main.c:1:10: fatal error: h.h: No such file\ncannot open 'inc/i.h'.\nout/o missing, nothing missing\n\

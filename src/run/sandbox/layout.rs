@@ -228,6 +228,7 @@ mod tests {
             variables: &[],
             net: false,
             hidden: &[],
+            programs: &[],
         };
         let layout = plan(&scene).unwrap();
         assert_eq!(layout.bound, [root.join("large"), root.join("src")]);
@@ -259,6 +260,7 @@ mod tests {
             variables: &[],
             net: false,
             hidden: &[],
+            programs: &[],
         };
         let layout = plan(&scene).unwrap();
         assert_eq!(layout.bound.len(), MOST_BOUND);

@@ -65,6 +65,8 @@ pub struct Scene<'a> {
     pub net: bool,
     /// Directories that no command has business with: the store.
     pub hidden: &'a [PathBuf],
+    /// Programs that count by their content, where they were found: inside, too, they are to be what is found.
+    pub programs: &'a [PathBuf],
 }
 
 /// The outputs of an earlier result.
