@@ -510,6 +510,29 @@ fn a_file_moved_in_another_view_stays_itself() {
     });
 }
 
+/// The same when that view is gone by then: what is open keeps its content, and the entry has its own.
+#[test]
+fn a_file_replaced_in_a_view_that_is_gone_stays_itself() {
+    need_fuse();
+    for passthrough in ["auto", "off"] {
+        let mut m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let other = m.add_view("other", &["--passthrough", passthrough]);
+        let top = m.draft("w", |out| write(out.join("f"), "the old content"));
+        let file = fs::File::open(top.join("outputs/f")).expect("open");
+        let there = other.join(".outfs/work/w/outputs");
+        write(there.join("new"), "new");
+        fs::rename(there.join("new"), there.join("f")).expect("rename");
+        m.ok(&["unmount", other.to_str().expect("plain")]);
+        fs::rename(&top, m.path("key1")).expect("publish");
+        eventually("the entry has its own content", || read(m.path("key1/outputs/f")) == b"new");
+        let mut old = String::new();
+        std::io::Read::read_to_string(&mut &file, &mut old).expect("read");
+        assert_eq!(old, "the old content", "{passthrough}");
+        assert_eq!(read(m.path("key1/outputs/f")), b"new", "{passthrough}");
+        m.terminate();
+    }
+}
+
 /// A publish waits up to a second for writers; an fsync that comes meanwhile does not wait for it, nor does a large copy.
 #[test]
 fn an_fsync_waits_for_no_publish() {
@@ -546,4 +569,99 @@ fn an_fsync_waits_for_no_publish() {
         })
     };
     assert!((0..20).any(round), "each fsync waited for a publish");
+}
+
+/// Nor does a look-up of a name that nobody has asked for yet, when one more is published than there are threads for that.
+#[test]
+fn a_lookup_waits_for_no_publish_that_waits_for_others() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let m = Mount::new();
+    let round = |n: usize| {
+        let drafts: Vec<_> = (0..4).map(|i| m.draft(&format!("w{n}-{i}"), |_| {})).collect();
+        let _writers: Vec<_> = drafts.iter().map(|d| File::create(d.join("outputs/open"))).collect();
+        let small = m.draft(&format!("s{n}"), |_| {});
+        let ended = AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            for (i, draft) in drafts.iter().enumerate() {
+                let (ended, key) = (&ended, m.path(format!("key{n}-{i}")));
+                s.spawn(move || {
+                    fs::rename(draft, key).expect_err("it is being written to");
+                    ended.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            let begun = Instant::now();
+            let mut fifth = None;
+            while ended.load(Ordering::SeqCst) == 0 {
+                if begun.elapsed() > Duration::from_millis(200) && fifth.is_none() {
+                    let key = m.path(format!("key{n}-small"));
+                    fifth = Some((s.spawn(|| fs::rename(&small, key).expect("publish")), Instant::now()));
+                }
+                let _ = m.path(format!("absent{n}-{}", begun.elapsed().as_nanos())).symlink_metadata();
+                let asked = |(_, at): &(_, Instant)| at.elapsed() > Duration::from_millis(200);
+                if fifth.as_ref().is_some_and(asked) && ended.load(Ordering::SeqCst) == 0 {
+                    return true;
+                }
+            }
+            false
+        })
+    };
+    assert!((0..20).any(round), "each look-up waited for a publish");
+}
+
+/// What is sealed under a key is seen there, also where somebody has begun a draft in its place: that goes on among the work.
+#[test]
+fn what_is_sealed_is_not_hidden_by_a_draft() {
+    need_fuse();
+    let m = Mount::new();
+    let key = m.path("key1");
+    mkdir(&key);
+    mkdir(key.join("outputs"));
+    write(key.join("outputs/f"), "partial");
+    let own = fs::File::open(&key).expect("open");
+    let dir = m.outside("whole");
+    mkdir(&dir);
+    write(dir.join("f"), "whole");
+    m.ok(&["put", "key1", dir.to_str().expect("plain")]);
+    eventually("the entry is seen", || fs::read(key.join("outputs/f")).is_ok_and(|b| b == b"whole"));
+    assert_eq!(names(m.mnt()), ["key1"]);
+    // Its maker finds it by what he has open, and everybody by its id.
+    let below = format!("/proc/self/fd/{}/outputs", own.as_raw_fd());
+    assert_eq!(read(format!("{below}/f")), b"partial");
+    write(format!("{below}/more"), "more");
+    let ids = names(m.path(".outfs/work"));
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    assert_eq!(names(m.path(".outfs/work").join(&ids[0]).join("outputs")), ["f", "more"]);
+}
+
+/// … also by one that was begun while it was published: who publishes is told so, and finds it.
+#[test]
+fn what_is_published_is_not_hidden_by_a_draft() {
+    need_fuse();
+    let m = Mount::new();
+    let begun = (0..20).filter(|n| {
+        let key = m.path(format!("key{n}"));
+        let top = m.draft("w", |out| {
+            for i in 0..50 {
+                write(out.join(format!("f{i}")), format!("{n} {i}"));
+            }
+        });
+        std::thread::scope(|s| {
+            let begins = s.spawn(|| fs::create_dir(&key).is_ok());
+            let published = fs::rename(&top, &key);
+            let begun = begins.join().expect("no panic");
+            let both = published.is_ok() && begun;
+            match published {
+                Ok(()) => eventually("the entry is seen", || {
+                    fs::read(key.join("outputs/f7")).is_ok_and(|b| b == format!("{n} 7").into_bytes())
+                }),
+                // It was begun before.
+                Err(e) => {
+                    assert!(begun && top.join("outputs/f7").exists(), "{e}");
+                    fs::remove_dir_all(&top).expect("rm");
+                }
+            }
+            both
+        })
+    });
+    println!("{} were begun while another was published", begun.count());
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub struct Draft {
     /// it quiet.
     changed: AtomicI64,
     recovered: bool,
+    /// Names in it were changed in one view while another one was there.
+    in_several_views: AtomicBool,
     pub(super) memory: Memory,
     pub(super) stash: Stash,
     /// Held by whoever prepares; has what was prepared last.
@@ -54,6 +56,14 @@ impl Draft {
     /// Its id: the directory below `drafts/`.
     pub fn id(&self) -> &str {
         &self.id
+    }
+    /// Names in it were changed in one view while there was another one, whose nodes may have other names than it knows.
+    pub fn is_in_several_views(&self) -> bool {
+        self.in_several_views.load(Ordering::Acquire)
+    }
+    /// See [`is_in_several_views`](Draft::is_in_several_views).
+    pub fn note_other_views(&self) {
+        self.in_several_views.store(true, Ordering::Release);
     }
     /// No other draft of this process has or had it.
     pub fn number(&self) -> u64 {
@@ -265,6 +275,7 @@ impl Cache {
             place: Mutex::new(place),
             gates: Gates::default(),
             changed: AtomicI64::new(awake_ns().saturating_sub(now_ns().saturating_sub(at_ns).max(0))),
+            in_several_views: AtomicBool::new(false),
             recovered,
             memory: Memory::of(unwritten),
             stash: Stash::new(self),
@@ -390,6 +401,23 @@ impl Cache {
                 tables.leave(&to, &draft.id);
                 Err(e.into())
             }
+        }
+    }
+
+    /// What is sealed must be seen: another draft in the place of a key that was just sealed goes on among the work.
+    pub(super) fn make_way(&self, key: &EntryKey, sealed: Option<&Draft>) {
+        let Some(draft) = self.draft_for(key).filter(|d| sealed.is_none_or(|own| own.id != d.id)) else {
+            return;
+        };
+        if !matches!(draft.place(), DraftPlace::InPlace { .. }) {
+            return;
+        }
+        let to = DraftPlace::Work { name: draft.id.clone().into_bytes() };
+        match self.move_draft(&draft, to) {
+            Ok(()) => {
+                tracing::info!(%key, draft = draft.name(), "sealed otherwise: the draft goes on among the work")
+            }
+            Err(e) => tracing::warn!(%key, "a draft hides what was sealed in its place: {e}"),
         }
     }
 

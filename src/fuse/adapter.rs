@@ -170,7 +170,7 @@ impl Adapter {
             Op::Releasedir => reply.done(),
             Op::Setattr(set) => self.setattr(who, ino, set, reply),
             Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. } => {
-                self.attribute(ino, op, reply);
+                self.attribute(who, ino, op, reply);
             }
             Op::Fsync { fh, datasync } => {
                 self.serve_by_disk(reply, move |view| view.fsync(ino, fh, datasync), Reply::empty);
@@ -254,6 +254,7 @@ impl Adapter {
 
     fn setattr(&self, who: Caller, ino: u64, set: SetAttr, reply: Reply) {
         let set = SetAttr { drop_setid: set.size.is_some() && who.uid != 0, ..set };
+        self.view.note_changer(who, ino);
         let op = move |view: &View| view.setattr(ino, &set);
         // What changes nothing of a sealed entry replaces nothing.
         if self.view.replaces(ino) || self.view.seals_by_chmod(ino, &set) {
@@ -262,9 +263,10 @@ impl Adapter {
         self.serve(reply, op, Reply::attr);
     }
 
-    fn attribute(&self, ino: u64, op: Op<'_>, reply: Reply) {
+    fn attribute(&self, who: Caller, ino: u64, op: Op<'_>, reply: Reply) {
         match op {
             Op::Setxattr { name, value, flags } => {
+                self.view.note_changer(who, ino);
                 let op = move |view: &View| view.set_xattr(ino, &name, &value, flags);
                 self.change(&[ino], reply, op, Reply::empty);
             }
@@ -276,6 +278,7 @@ impl Adapter {
             }
             Op::Listxattr { size } => reply.xattr(size, run(|| self.view.list_xattr(ino))),
             Op::Removexattr { name } => {
+                self.view.note_changer(who, ino);
                 self.change(&[ino], reply, move |view| view.remove_xattr(ino, &name), Reply::empty);
             }
             _ => reply.error(Errno::ENOSYS),
@@ -284,6 +287,7 @@ impl Adapter {
 
     /// What makes, moves or takes away a name; `dir` is where.
     fn name(&self, who: Caller, dir: u64, op: Op<'_>, reply: Reply) {
+        self.view.note_changer(who, dir);
         match op {
             Op::Mknod { name, mode, rdev } => {
                 let op = move |view: &View| view.mknod(who, dir, &name, mode, rdev);
@@ -313,14 +317,14 @@ impl Adapter {
             Op::Rmdir { name } => {
                 let op = move |view: &View| view.rmdir(dir, &name);
                 match is_top_level(dir) {
-                    true => self.serve_long(reply, op, Reply::empty),
+                    true => self.serve_name(reply, op, Reply::empty),
                     false => self.change(&[dir], reply, op, Reply::empty),
                 }
             }
             Op::Rename { name, newdir, newname, flags } => {
                 let op = move |view: &View| view.rename(who, dir, &name, newdir, &newname, flags);
                 match is_top_level(dir) && is_top_level(newdir) {
-                    true => self.serve_long(reply, op, Reply::empty),
+                    true => self.serve_name(reply, op, Reply::empty),
                     false => self.change(&[dir, newdir], reply, op, Reply::empty),
                 }
             }

@@ -162,7 +162,8 @@ pub(super) enum Op<'a> {
 }
 
 impl Op<'_> {
-    /// What the kernel may send in its own name, whoever caused it.
+    /// What the kernel may send in its own name, whoever caused it, also of a file that somebody else has opened: it looks at
+    /// the attributes while it reads one, and refuses strangers who ask for them.
     pub(super) fn is_the_kernels(&self) -> bool {
         matches!(
             self,
@@ -170,6 +171,8 @@ impl Op<'_> {
                 | Op::Write { .. }
                 | Op::Fsync { .. }
                 | Op::Release { .. }
+                | Op::Getattr
+                | Op::Lseek { .. }
                 | Op::Releasedir
                 | Op::Readdir { .. }
                 | Op::Readdirplus { .. }

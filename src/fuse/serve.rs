@@ -20,6 +20,8 @@ use crate::vfs::{Result, VfsError, View};
 pub(super) struct Pools {
     /// For what takes long.
     jobs: Jobs,
+    /// For moving and removing names of the tree's own directories: the kernel holds the lock of the top directory meanwhile.
+    names: Jobs,
     /// For what waits for the disk and nothing else.
     disk: Jobs,
     /// For making room.
@@ -39,6 +41,7 @@ impl Pools {
         const THREADS: usize = 4;
         Ok(Pools {
             jobs: Jobs::start("job", THREADS)?,
+            names: Jobs::start("names", THREADS)?,
             disk: Jobs::start("disk", THREADS)?,
             room: Jobs::start("room", THREADS)?,
             again: Jobs::start("again", 1)?,
@@ -52,6 +55,10 @@ impl Pools {
 
     pub(super) fn again(&self) -> &Jobs {
         &self.again
+    }
+
+    fn names(&self) -> &Jobs {
+        &self.names
     }
 
     fn disk(&self) -> &Jobs {
@@ -132,6 +139,16 @@ impl Adapter {
         answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
     ) {
         self.serve_in(Pools::jobs, reply, op, answer);
+    }
+
+    /// As `serve`, in a thread for names of the tree's own directories: seals, which are done elsewhere before, do not hold it up.
+    pub(super) fn serve_name<T>(
+        &self,
+        reply: Reply,
+        op: impl Fn(&View) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Reply, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        self.serve_in(Pools::names, reply, op, answer);
     }
 
     /// As `serve`, in a thread for what waits for the disk alone: seals do not hold it up.

@@ -166,6 +166,15 @@ impl View {
         }
     }
 
+    /// The same for who is about to change what this number is of.
+    pub fn note_changer(&self, caller: Caller, ino: Ino) {
+        if self.options.seal_quiet.is_some()
+            && let Ok(Target::Draft(node)) = self.target(ino)
+        {
+            self.note_writer(caller, &node.draft);
+        }
+    }
+
     /// Seals by quiet what is due; called every now and then by the daemon.
     pub fn tick(&self) {
         let Some(quiet) = self.options.seal_quiet else { return };

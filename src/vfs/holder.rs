@@ -77,6 +77,7 @@ impl View {
         let me: *const View = self;
         for other in self.cache.holders() {
             if !std::ptr::addr_eq(std::sync::Arc::as_ptr(&other), me) {
+                dir.draft.note_other_views();
                 other.names_changed(&dir.draft, dir.backing);
             }
         }
@@ -136,13 +137,12 @@ impl Holder for View {
 
     fn sealed(&self, draft: &Draft, entry: &Entry) {
         // What the kernel knows must not hold the entry more than other look-ups do.
-        let alone = self.cache.holders().len() < 2;
         let manifest = entry
             .manifest()
             .inspect_err(|e| tracing::error!(key = %entry.key(), "what is open of it stays a draft's: {e}"));
         let view = entry.held_as(LeaseKind::View);
         let manifest = manifest.ok();
-        let settling = Settling::new(manifest.as_deref(), (!alone).then_some(&self.reach));
+        let settling = Settling::new(manifest.as_deref(), draft.is_in_several_views().then_some(&self.reach));
         let sealed = self.nodes.convert(draft, &view, settling);
         self.attributes_changed(&sealed);
         // Numbers are others now, of names that the kernel did not look up, and metadata may have been added.

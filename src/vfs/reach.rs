@@ -17,7 +17,7 @@ use super::counted::Counted;
 use super::draft_node::{Climb, DraftNode, Open};
 use super::error::{Result, VfsError};
 use super::sys;
-use super::types::Ino;
+use super::types::{Ino, Kind};
 
 /// Directory descriptors kept open.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
@@ -41,7 +41,8 @@ pub fn identity(st: &libc::stat) -> (u64, u64) {
 fn open_child(dir: &OwnedFd, name: &OsStr, node: &DraftNode) -> Result<(Arc<OwnedFd>, libc::stat)> {
     let fd = sys::open_handle(dir, name)?;
     let st = sys::stat(&fd)?;
-    if identity(&st) != node.backing {
+    // A number that was given to something else is not this node.
+    if identity(&st) != node.backing || Kind::of_mode(st.st_mode) != node.kind {
         return Err(VfsError::Draft(Errno::ENOENT));
     }
     Ok((Arc::new(fd), st))

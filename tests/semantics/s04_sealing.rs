@@ -84,6 +84,35 @@ fn s4_3_sealed_by_quiet() {
     eventually("the quiet seal after the writer has gone", || m.is_sealed("with-writer"));
 }
 
+/// S4.3 … nor one that somebody changed who then did not end well, also if he only moved or removed names.
+#[test]
+fn s4_3_whoever_moves_names_counts_too() {
+    let m = Mount::with(&["--size", "4G", "--seal-quiet", "2s"]);
+    let killed = |key: &str, code: &str| {
+        mkdir(m.path(key));
+        fill_entry(&m.path(key), |out| write(out.join("a.tmp"), "a"));
+        let code = format!("import os; {code}; os.kill(os.getpid(), 9)");
+        let mut python = std::process::Command::new("python3");
+        let status = python.args(["-c", &code]).current_dir(m.path(key).join("outputs")).status();
+        assert!(!status.expect("python3 starts").success());
+    };
+    for (key, code) in [
+        ("renamed", "os.rename('a.tmp', 'a')"),
+        ("removed", "os.unlink('a.tmp')"),
+        ("linked", "os.link('a.tmp', 'a')"),
+        ("chmoded", "os.chmod('a.tmp', 0o755)"),
+        ("shortened", "os.truncate('a.tmp', 0)"),
+    ] {
+        killed(key, code);
+    }
+    mkdir(m.path("whole"));
+    fill_entry(&m.path("whole"), |_| {});
+    eventually("the quiet seal of what was made later", || m.is_sealed("whole"));
+    for key in ["renamed", "removed", "linked", "chmoded", "shortened"] {
+        assert!(!m.is_sealed(key), "{key}");
+    }
+}
+
 /// S4.3 … only in a view that is mounted with it.
 #[test]
 fn s4_3_no_quiet_seal_unless_asked_for() {
