@@ -113,6 +113,9 @@ impl Cache {
         self.write_out(&made)?;
         let records = made.manifest.records().len() as u64;
         let outcome = self.write_row(stash, made, old.map(|(row, _)| row));
+        if matches!(outcome, Ok(Outcome::New(..))) {
+            self.make_way(&request.key, draft);
+        }
         self.note_let_go(records * SEALED_FILE);
         outcome
     }
@@ -240,6 +243,8 @@ impl Cache {
         let old_held = self.reserve(replaces.as_ref().map_or(&[][..], |r| &r.blobs));
         let new =
             NewEntry { row: row.clone(), blobs, packs: packs.clone(), replaces, healed: healed.clone() };
+        // Who evicts it waits until it is open here: it must not be gone before the draft that it was made of.
+        let birth = self.inner.births.enter(&row.key);
         let Commit::Done(id, replaced) = self.inner.index.commit(new)? else {
             self.inner.store.remove_manifest(&manifest)?;
             return Ok(Outcome::Stale);
@@ -252,21 +257,24 @@ impl Cache {
         if let Err(e) = self.or_sweep(left) {
             tracing::warn!("a pack of which nothing is left cannot be deleted yet: {e}");
         }
-        let outcome = self.told(EntryRow { id, ..row }, events, replaced.map(|old| (old, old_held)), linked);
+        let row = EntryRow { id, ..row };
+        let entry = self.open_entry(row.clone(), LeaseKind::Hold);
+        drop(birth);
+        let outcome = self.told((entry?, row), events, replaced.map(|old| (old, old_held)), linked);
         drop(noted);
         outcome
     }
 
-    /// Events, rejections and the replaced entry, after a commit; opens the new entry.
+    /// Events, rejections and the replaced entry, after a commit.
     fn told(
         &self,
-        row: EntryRow,
+        (entry, row): (Option<Entry>, EntryRow),
         events: [Option<EventKind>; 2],
         replaced: Option<(Box<EntryRow>, Reservation)>,
         linked: Vec<BlobHash>,
     ) -> Result<Outcome> {
         let manifest = row.manifest;
-        let Some(entry) = self.open_entry(row, LeaseKind::Hold)? else {
+        let Some(entry) = entry else {
             if let Some((old, held)) = replaced {
                 self.free_replaced(&old, held);
             }

@@ -73,12 +73,18 @@ impl Cache {
     pub fn evict(&self, key: &EntryKey, why: &str) -> Result<bool> {
         let _stands = self.index_stands();
         let Some(row) = self.inner.index.entry(key)? else { return Ok(false) };
-        let Some(choice) = self.inner.leases.choose(row.id, true) else { return Ok(false) };
+        let Some(choice) = self.choose(&row, true) else { return Ok(false) };
         // After the choice: a pin set before it is seen here, one set later sees the choice.
         if let Some(pin) = self.inner.upkeep.verdicts.pinned_by(key) {
             return Err(CacheError::Pinned { key: key.clone(), pin });
         }
         Ok(self.remove_chosen(&row, choice, why)?.is_some())
+    }
+
+    /// Chooses an entry to go, if nobody else does; whoever has just made it has it open first.
+    pub(super) fn choose(&self, row: &EntryRow, held_too: bool) -> Option<Choice> {
+        drop(self.inner.births.enter(&row.key));
+        self.inner.leases.choose(row.id, held_too)
     }
 
     /// Removes an entry that was chosen; `None` when it was not there any more.
@@ -226,6 +232,16 @@ impl Cache {
             return Ok(());
         }
         Ok(self.inner.store.remove_manifest(name)?)
+    }
+
+    /// Deletes blobs that no entry refers to. They are left where somebody else wanted them just when their last entry went, and
+    /// then did not take them.
+    pub(super) fn free_unreferenced(&self) -> Result<()> {
+        let unreferenced = self.inner.index.unreferenced(1_000_000)?;
+        if !unreferenced.is_empty() {
+            self.free_blobs(unreferenced)?;
+        }
+        Ok(())
     }
 
     /// Deletes those of `hashes` that no entry refers to and nobody reserves.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::fixture_tests::{Fixture, MIB, noise};
 use super::stash::Stash;
+use super::upkeep::FREE_EVERY;
 use super::{LeaseKind, Lookup};
 use crate::model::BlobHash;
 use crate::model::groups::GroupHasher;
@@ -64,4 +65,45 @@ fn nobody_counts_on_what_is_just_being_freed() {
         drop(claim);
         assert!(have.into_iter().all(|one| one.join().unwrap()), "it stayed");
     });
+}
+
+/// What somebody else wanted just when its last entry went, and then did not take, is freed all the same.
+#[test]
+fn what_nobody_took_is_freed() {
+    let f = Fixture::new();
+    let content = noise(1, MIB);
+    let row = f.put("abcd", &[("f", content.clone())]);
+    let cache = f.cache();
+    let wanted = cache.reserve(&[BlobHash::of(&content)]);
+    assert!(cache.evict(&row.key, "request").unwrap());
+    cache.free_unreferenced().unwrap();
+    assert_eq!(cache.inner.index.unreferenced(99).unwrap(), [BlobHash::of(&content)], "somebody may need it");
+    drop(wanted);
+    for _ in 0..=FREE_EVERY {
+        cache.tick();
+    }
+    assert!(cache.inner.index.unreferenced(99).unwrap().is_empty());
+    assert_eq!(cache.usage().unwrap().held, 0);
+    f.sound();
+}
+
+/// Who evicts an entry that is just being made waits until whoever makes it has it open.
+#[test]
+fn what_was_just_made_is_open_before_it_goes() {
+    let f = Fixture::new();
+    let row = f.put("abcd", &[("f", noise(1, MIB))]);
+    let cache = f.cache();
+    let birth = cache.inner.births.enter(&row.key);
+    std::thread::scope(|scope| {
+        let gone = scope.spawn(|| cache.evict(&row.key, "request").unwrap());
+        let end = Instant::now() + Duration::from_millis(50);
+        while Instant::now() < end {
+            assert!(!gone.is_finished(), "its maker does not have it yet");
+        }
+        let entry = cache.open_entry(row.clone(), LeaseKind::Hold).unwrap().expect("it is there");
+        drop(birth);
+        assert!(gone.join().unwrap());
+        assert!(entry.manifest().is_ok());
+    });
+    f.sound();
 }

@@ -201,8 +201,16 @@ impl Cache {
     /// The sealed entry of `key`, leased; `None` when there is none. Does not judge metadata or
     /// rejections: this is what a mount shows.
     pub fn entry(&self, key: &EntryKey, kind: LeaseKind) -> Result<Option<Entry>> {
-        let Some(seen) = self.inner.index.glance(key)? else { return Ok(None) };
-        Ok(self.hold(key.clone(), seen, kind))
+        let mut seen = self.inner.index.glance(key)?;
+        while let Some(now) = seen {
+            let id = now.id;
+            if let Some(entry) = self.hold(key.clone(), now, kind) {
+                return Ok(Some(entry));
+            }
+            // It was replaced meanwhile, or is on its way out.
+            seen = self.inner.index.glance(key)?.filter(|again| again.id != id);
+        }
+        Ok(None)
     }
 
     fn hold(&self, key: EntryKey, seen: Glance, kind: LeaseKind) -> Option<Entry> {

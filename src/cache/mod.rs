@@ -290,6 +290,8 @@ pub(crate) struct Inner {
     drafts: draft::DraftTable,
     /// One sealer for each key.
     sealing: turns::Turns<EntryKey>,
+    /// Who evicts an entry waits for who is just making it.
+    births: turns::Turns<EntryKey>,
     /// One at a time brings a manifest that may have been there before, or unlinks it.
     manifests: turns::Turns<crate::model::ManifestHash>,
     claims: stash::Claims,

@@ -58,6 +58,7 @@ impl Cache {
                 upkeep: Default::default(),
                 drafts: Default::default(),
                 sealing: Default::default(),
+                births: Default::default(),
                 manifests: Default::default(),
                 claims: Default::default(),
                 tiers: Default::default(),

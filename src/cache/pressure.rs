@@ -342,8 +342,7 @@ impl Cache {
         report.drafts = self.drafts().iter().filter(|d| idle(d)).map(|d| d.name()).collect();
         if !options.dry_run {
             self.drop_idle_drafts()?;
-            let unreferenced = self.inner.index.unreferenced(1_000_000)?;
-            self.free_blobs(unreferenced)?;
+            self.free_unreferenced()?;
             self.compact_if_there_is_room()?;
             report.freed = report.freed.max(usage.used.saturating_sub(self.usage()?.used));
         }
@@ -485,7 +484,7 @@ impl Cache {
             Way::Evict(why) => why,
             Way::LetGo(why) => return self.try_to_let_go(row, why, round),
         };
-        let Some(choice) = self.inner.leases.choose(row.id, false) else { return Ok(()) };
+        let Some(choice) = self.choose(row, false) else { return Ok(()) };
         if self.inner.upkeep.verdicts.pinned_by(&row.key).is_some() {
             return Ok(());
         }

@@ -135,8 +135,27 @@ impl Check<'_> {
         self.cache.note(EventKind::Repaired { what }, Some(key), true);
     }
 
+    /// What was stored anew since it was found is bad no more, nor what needs it.
+    fn forgive_stored_anew(&mut self) -> Result<()> {
+        let mut good = Vec::new();
+        for hash in self.bad_blobs.keys() {
+            if !self.cache.is_still_bad(hash)? {
+                good.push(*hash);
+            }
+        }
+        for hash in good {
+            let Some((path, _)) = self.bad_blobs.remove(&hash) else { continue };
+            let of_it = |d: &&mut Damage| d.kind == "blob" && d.path == path;
+            for damage in self.report.damage.iter_mut().filter(of_it) {
+                damage.repaired = Some("its content was stored anew meanwhile".into());
+            }
+        }
+        Ok(())
+    }
+
     /// Entries without a manifest, and entries with bad blobs.
     fn drop_bad_entries(&mut self) -> Result<()> {
+        self.forgive_stored_anew()?;
         let mut dropped = Vec::new();
         for row in std::mem::take(&mut self.bad_entries) {
             // What an unreadable manifest referred to is counted anew.
@@ -165,19 +184,21 @@ impl Check<'_> {
     fn drop_entry(&self, row: &EntryRow, blobs: &[BlobHash]) -> Result<bool> {
         let _stands = self.cache.index_stands();
         let inner = &self.cache.inner;
-        let Some(choice) = inner.leases.choose(row.id, true) else { return Ok(false) };
+        let Some(choice) = self.cache.choose(row, true) else { return Ok(false) };
         let held = inner.leases.reserve(blobs.iter().copied());
-        inner.upkeep.condemned.lock().insert(row.id, Condemned { row: row.clone(), blobs: held });
+        let noted = inner.upkeep.leaving.note(row.clone());
+        // Where it was replaced meanwhile, who did that keeps its blobs for those who read it.
         if inner.index.remove_entry(&row.key, &row.manifest, blobs, &|_| true)?.is_none() {
-            inner.upkeep.condemned.lock().remove(&row.id);
             return Ok(false);
         }
-        set_aside(inner.store.quarantine_manifest(&row.manifest))?;
-        self.note_dropped(&row.key);
+        inner.upkeep.condemned.lock().insert(row.id, Condemned { row: row.clone(), blobs: held });
+        drop(noted);
         if choice.condemn() {
             // Not by the reaper: what is bad goes to quarantine before its row goes.
             inner.upkeep.condemned.lock().remove(&row.id);
         }
+        self.note_dropped(&row.key);
+        set_aside(inner.store.quarantine_manifest(&row.manifest))?;
         for holder in self.cache.holders() {
             holder.changed(&row.key);
         }
@@ -192,8 +213,7 @@ impl Check<'_> {
                 let mut again = Check::new(self.cache, Default::default(), self.progress);
                 again.references()?
             };
-            if self.cache.inner.index.changes() == before {
-                self.cache.inner.index.set_references(wrong)?;
+            if self.cache.inner.index.set_references(wrong, before)? {
                 for damage in self.report.damage.iter_mut().filter(|d| d.kind == "index") {
                     damage.repaired = Some("the references and sums were counted anew".into());
                 }
@@ -210,7 +230,11 @@ impl Check<'_> {
         let bad: Vec<BlobHash> = self.bad_blobs.keys().copied().collect();
         for (hash, row) in bad.iter().zip(inner.index.blobs(&bad)?) {
             if row.is_some_and(|r| r.location == Location::Loose) {
-                set_aside(inner.store.quarantine_blob(hash))?;
+                // Nobody can store it anew between the look and this.
+                inner.claims.alone_with(hash, || match self.cache.is_still_bad(hash)? {
+                    true => set_aside(inner.store.quarantine_blob(hash)),
+                    false => Ok(()),
+                })?;
             }
         }
         for pack in std::mem::take(&mut self.bad_packs) {
@@ -285,6 +309,23 @@ impl Check<'_> {
 }
 
 impl Cache {
+    /// A blob's content is not what it should be, where the index says that it is.
+    fn is_still_bad(&self, hash: &BlobHash) -> Result<bool> {
+        let Some(row) = self.inner.index.blobs(&[*hash])?.pop().flatten() else { return Ok(false) };
+        let found = match row.location {
+            Location::Loose => {
+                let store = &self.inner.store;
+                twice(|| store.verify_blob(hash, row.size, Some(&mut |_| true))).map(drop)
+            }
+            Location::Pack { .. } => self.verify_packed(&row),
+            Location::Elsewhere => Ok(()),
+        };
+        match found {
+            Err(e) if e.is_damage() => Ok(true),
+            other => Ok(other.map(|()| false)?),
+        }
+    }
+
     /// Moves the sound blobs of a damaged pack to a new one, and the pack to quarantine. Rows of
     /// its bad blobs stay until they are dropped.
     fn salvage_pack(&self, pack: PackId) -> Result<()> {

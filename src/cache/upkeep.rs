@@ -23,6 +23,9 @@ use crate::store::PackId;
 /// How often the event log is trimmed, and whenever another segment was begun.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
 
+/// Every so many ticks blobs are looked for that nobody took.
+pub(super) const FREE_EVERY: u64 = 30;
+
 /// State of the use cases that keep a cache in order.
 #[derive(Default)]
 pub(crate) struct Upkeep {
@@ -72,6 +75,7 @@ impl Cache {
         self.holders().iter().for_each(|holder| holder.bound_known());
         part("free evicted entries", self.reap());
         part("free blobs that were let go", self.free_let_go());
+        part("free blobs that nobody took", self.free_unreferenced_now_and_then());
         part("measure the store", self.refresh_usage());
         part("evict", self.evict_above_high_water());
         part("compact packs", self.compact_if_worth_it());
@@ -81,6 +85,14 @@ impl Cache {
         part("sweep", self.sweep_step());
         part("trim the event log", self.trim_events_now_and_then());
         self.inner.upkeep.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn free_unreferenced_now_and_then(&self) -> Result<()> {
+        let rounds = self.inner.upkeep.rounds.load(Ordering::Relaxed);
+        if !rounds.is_multiple_of(FREE_EVERY) || self.inner.index.totals()?.unreferenced_bytes == 0 {
+            return Ok(());
+        }
+        self.free_unreferenced()
     }
 
     fn trim_events_now_and_then(&self) -> Result<()> {

@@ -24,7 +24,7 @@ impl Index {
         bytes: u64,
     ) -> Result<bool> {
         let (manifest, tier) = (*manifest, tier.to_owned());
-        self.writer.run(move |db| {
+        let note = move |db: &Connection| {
             let changed = db
                 .prepare_cached(
                     "UPDATE entries SET backed = ?3, tier = ?4, metadata = metadata + ?5
@@ -42,7 +42,8 @@ impl Index {
             }
             Sums::of_metadata(bytes as i64).apply(db, &mut Freed::default())?;
             Ok(true)
-        })
+        };
+        self.changing(|writer| writer.run(note))
     }
 
     /// Has those of `blobs` be elsewhere that all their entries can read from tiers: the caller deletes what is freed, and

@@ -310,7 +310,7 @@ pub struct Index {
     /// The highest row id handed out, so that ids go on growing when the index is made anew.
     last_id: Arc<AtomicI64>,
     /// Changes of entries since it was opened.
-    changes: AtomicU64,
+    changes: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Index {

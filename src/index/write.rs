@@ -8,7 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -45,7 +45,7 @@ impl Index {
             readers,
             keys,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or(0))),
-            changes: AtomicU64::new(0),
+            changes: Arc::default(),
         };
         Ok((index, new))
     }
@@ -73,7 +73,7 @@ impl Index {
         self.changes.load(Ordering::SeqCst)
     }
 
-    fn changing<T: Send + 'static>(&self, change: impl FnOnce(&Writer) -> Result<T>) -> Result<T> {
+    pub(super) fn changing<T: Send + 'static>(&self, change: impl FnOnce(&Writer) -> Result<T>) -> Result<T> {
         self.changes.fetch_add(1, Ordering::SeqCst);
         let result = change(&self.writer);
         self.changes.fetch_add(1, Ordering::SeqCst);
@@ -194,14 +194,20 @@ impl Index {
     }
 
     /// Repairing: sets the numbers of references, and of those of entries that tiers have, and counts all sums anew.
-    pub fn set_references(&self, refs: Vec<(BlobHash, u64, u64)>) -> Result<()> {
+    /// Only if entries have not [changed](Index::changes) since then: else false.
+    pub fn set_references(&self, refs: Vec<(BlobHash, u64, u64)>, since: u64) -> Result<bool> {
+        let changes = self.changes.clone();
         self.writer.run(move |db| {
+            if changes.load(Ordering::SeqCst) != since {
+                return Ok(false);
+            }
             for (hash, n, backed) in &refs {
                 db.prepare_cached("UPDATE blobs SET refs = ?2, backed = ?3 WHERE hash = ?1")
                     .and_then(|mut q| q.execute(params![hash.0, *n as i64, *backed as i64]))
                     .map_err(sqlite("correct references"))?;
             }
-            db.execute_batch(RECOUNT).map_err(sqlite("count its sums anew"))
+            db.execute_batch(RECOUNT).map_err(sqlite("count its sums anew"))?;
+            Ok(true)
         })
     }
 
