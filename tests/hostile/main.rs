@@ -90,6 +90,23 @@ fn a_stranger_on_a_shared_mount_has_the_rights_that_the_modes_say() {
 }
 
 /// S6.8 `MNT/.outfs/blobs`, `by-task`, `stats.json`, `metrics` and `events.jsonl` are for the user who mounted alone …
+/// Who was handed an open file reads it, whoever he is, as on any file system, and nothing else.
+#[test]
+fn a_stranger_reads_what_he_was_handed() {
+    need_root();
+    for passthrough in ["auto", "off"] {
+        let m = Mount::with(&["--size", "4G", "--passthrough", passthrough]);
+        let file = m.draft("w", |out| write(out.join("f"), "handed down\n")).join("outputs/f");
+        let mut c = Command::new("sh");
+        // Longer than the kernel believes the attributes of a draft.
+        let script = "for i in 1 2 3; do sleep 0.7; read line || exit 1; done; ! cat \"$1\" 2>/dev/null";
+        write(&file, "handed down\n".repeat(3));
+        c.args(["-c", script, "stranger"]).arg(&file).stdin(fs::File::open(&file).expect("open"));
+        let out = c.uid(STRANGER).gid(STRANGER).current_dir("/").output().expect("sh starts");
+        assert!(out.status.success(), "{passthrough}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
 #[test]
 fn a_stranger_reads_nothing_below_outfs_but_drafts() {
     let mut m = shared();
