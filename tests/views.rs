@@ -605,7 +605,8 @@ fn a_lookup_waits_for_no_publish_that_waits_for_others() {
             false
         })
     };
-    assert!((0..20).any(round), "each look-up waited for a publish");
+    let free = (0..6).filter(|n| round(*n)).count();
+    assert!(free >= 3, "in {} of 6 rounds a look-up waited for a publish", 6 - free);
 }
 
 /// What is sealed under a key is seen there, also where somebody has begun a draft in its place: that goes on among the work.
@@ -663,5 +664,5 @@ fn what_is_published_is_not_hidden_by_a_draft() {
             both
         })
     });
-    println!("{} were begun while another was published", begun.count());
+    assert!(begun.count() > 0, "none was begun while another was published");
 }

@@ -255,6 +255,12 @@ impl Cache {
         tables.by_id.insert(draft.id.clone(), draft.clone());
         drop(tables);
         self.tell_of_draft(&draft);
+        // What was sealed meanwhile did not find it there.
+        if let DraftPlace::InPlace { key } = &place
+            && self.inner.index.entry(key)?.is_some()
+        {
+            self.make_way(key, None);
+        }
         Ok(draft)
     }
 

@@ -6,6 +6,7 @@
 
 use super::evict::Condemned;
 use super::fsck::{Check, Damage, path_of};
+use super::lease::Reservation;
 use super::{Cache, Result};
 use crate::index::EntryRow;
 use crate::model::units::counted;
@@ -63,11 +64,13 @@ impl Check<'_> {
         if self.bad_index && !self.report.rebuilt && (self.wrong_refs.is_empty() || self.doubts_index()?) {
             return self.repair_index();
         }
+        // What is bad goes to quarantine, and nowhere else, before its row goes.
+        let held = self.cache.inner.leases.reserve(self.bad_blobs.keys().copied());
         self.drop_bad_entries()?;
         if !self.wrong_refs.is_empty() || self.bad_index {
             self.recount()?;
         }
-        self.drop_bad_blobs()?;
+        self.drop_bad_blobs(held)?;
         self.set_notes_aside()?;
         self.mark("events", |cache| {
             let n = cache.inner.store.repair_events()?;
@@ -208,7 +211,7 @@ impl Check<'_> {
     /// Counts all references again (the dropped entries' are gone) and corrects them.
     fn recount(&mut self) -> Result<()> {
         for _ in 0..3 {
-            let before = self.cache.inner.index.changes();
+            let Some(before) = self.cache.inner.index.changes_at_rest() else { continue };
             let wrong = {
                 let mut again = Check::new(self.cache, Default::default(), self.progress);
                 again.references()?
@@ -225,7 +228,7 @@ impl Check<'_> {
     }
 
     /// Bad loose blobs go to quarantine, and packs after their sound blobs have moved out.
-    fn drop_bad_blobs(&mut self) -> Result<()> {
+    fn drop_bad_blobs(&mut self, held: Reservation) -> Result<()> {
         let inner = &self.cache.inner;
         let bad: Vec<BlobHash> = self.bad_blobs.keys().copied().collect();
         for (hash, row) in bad.iter().zip(inner.index.blobs(&bad)?) {
@@ -246,6 +249,7 @@ impl Check<'_> {
         let unneeded = |d: &&mut Damage| d.kind == "blob" && d.entries.is_empty() && d.repaired.is_none();
         self.report.damage.iter_mut().filter(unneeded).for_each(|d| d.repaired = Some("set aside".into()));
         // The dropped entries' other blobs too, where nothing else refers to them.
+        drop(held);
         let unreferenced = inner.index.unreferenced(usize::MAX >> 1)?;
         self.cache.free_blobs(unreferenced)?;
         Ok(())

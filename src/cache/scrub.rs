@@ -119,7 +119,7 @@ struct Pace<'a, 'b> {
 }
 
 /// What changes when others are at work.
-type Activity = (u64, u64, i64);
+type Activity = (u64, Option<u64>, i64);
 
 impl Pace<'_, '_> {
     /// So much was read. False when the scrub is to end.

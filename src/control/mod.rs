@@ -36,7 +36,7 @@ pub use server::{Handler, Server};
 use std::io::{self, Read};
 
 /// The protocol's version: client and server must have the same. (A daemon of any version can be stopped.)
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The socket's name below the store.
 pub const SOCKET: &str = "control.sock";

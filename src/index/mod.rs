@@ -299,6 +299,13 @@ pub struct Totals {
     pub elsewhere_bytes: u64,
 }
 
+/// Changes of entries, counted by who asks for them: before he does, and when he has the answer.
+#[derive(Default)]
+struct Changes {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
 /// The open index.
 pub struct Index {
     file: PathBuf,
@@ -310,7 +317,7 @@ pub struct Index {
     /// The highest row id handed out, so that ids go on growing when the index is made anew.
     last_id: Arc<AtomicI64>,
     /// Changes of entries since it was opened.
-    changes: Arc<AtomicU64>,
+    changes: Arc<Changes>,
 }
 
 impl std::fmt::Debug for Index {

@@ -9,6 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -68,15 +69,28 @@ impl Index {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Grows when a change of entries begins and ends: what was read while it stood still agrees.
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::SeqCst)
+    /// How many changes of entries there were; `None` while there is one. What was read while it stayed the same agrees.
+    pub fn changes(&self) -> Option<u64> {
+        let ended = self.changes.ended.load(Ordering::SeqCst);
+        // Equal, all that had begun by now had ended before.
+        (self.changes.begun.load(Ordering::SeqCst) == ended).then_some(ended)
+    }
+
+    /// The same, when there is none for a moment; `None` when that does not happen within a second.
+    pub fn changes_at_rest(&self) -> Option<u64> {
+        let until = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.changes() {
+                None if Instant::now() < until => std::thread::sleep(Duration::from_micros(200)),
+                changes => return changes,
+            }
+        }
     }
 
     pub(super) fn changing<T: Send + 'static>(&self, change: impl FnOnce(&Writer) -> Result<T>) -> Result<T> {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.changes.begun.fetch_add(1, Ordering::SeqCst);
         let result = change(&self.writer);
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.changes.ended.fetch_add(1, Ordering::SeqCst);
         result
     }
 
@@ -198,7 +212,7 @@ impl Index {
     pub fn set_references(&self, refs: Vec<(BlobHash, u64, u64)>, since: u64) -> Result<bool> {
         let changes = self.changes.clone();
         self.writer.run(move |db| {
-            if changes.load(Ordering::SeqCst) != since {
+            if changes.begun.load(Ordering::SeqCst) != since {
                 return Ok(false);
             }
             for (hash, n, backed) in &refs {

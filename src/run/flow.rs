@@ -44,6 +44,7 @@ pub fn run(task: &Task, ways: &Ways, shelf: &mut dyn Shelf, voice: &mut dyn Voic
         cannot_tell: false,
         copies: false,
         executed: false,
+        spared: false,
     };
     if ways.policy == CachePolicy::Disabled && !ways.dry_run {
         run.uncached()?;
@@ -74,6 +75,8 @@ pub(super) struct Run<'a> {
     pub(super) copies: bool,
     /// The command has been started, and has ended.
     pub(super) executed: bool,
+    /// Somebody's work was found at the outputs when they were to be replaced.
+    pub(super) spared: bool,
 }
 
 impl Run<'_> {

@@ -125,7 +125,6 @@ pub enum Placed {
     /// All outputs stand there.
     Done {
         /// Which entry's: another one may have taken its key meanwhile.
-        #[serde(default)]
         manifest: Option<ManifestHash>,
         /// What was done.
         restored: Restored,

@@ -119,7 +119,8 @@ impl Run<'_> {
         let plain = prepared.filter(|_| task.sandbox == SandboxKind::None);
         let led_into = plain.map(|p| self.led_into(p)).unwrap_or_default();
         let at_work = self.ledger.turns(&task.place, &task.outputs).map(|turns| turns.at_work());
-        let stood = Stood { key: prepared.map(|p| &p.key), mark: self.mark() };
+        let in_place = task.sandbox == SandboxKind::None;
+        let stood = Stood { key: prepared.map(|p| &p.key), mark: if in_place { None } else { self.mark() } };
         let performed = self.perform(&mut *sandbox, &upstreams, flight, &stood);
         drop(at_work);
         // A command that had to be ended gives no result anyway, and may have waited for a daemon that answers nobody.
@@ -135,7 +136,13 @@ impl Run<'_> {
             self.copies = true;
             return self.execute(prepared, flight);
         }
-        let performed = performed.inspect_err(|_| self.remember_left())?;
+        // Where somebody's work stands it is nothing that this run has left.
+        let spared = std::mem::take(&mut self.spared);
+        let performed = performed.inspect_err(|_| {
+            if !spared {
+                self.remember_left()
+            }
+        })?;
         let performed = Performed { lost, ..performed };
         if let Err(e) = destroyed {
             self.warn(format!("something of the run is left: {e}"));
@@ -294,8 +301,10 @@ impl Run<'_> {
 
     /// Refuses to have outputs of a sandbox replace what somebody has written at their places while it ran.
     fn spare_new_work(&mut self, stood: &Stood<'_>) -> Result<()> {
-        let in_place = self.task.sandbox == SandboxKind::None;
-        if in_place || self.mark() == stood.mark { Ok(()) } else { self.spare_work(stood.key) }
+        if self.task.sandbox == SandboxKind::None || self.mark() == stood.mark {
+            return Ok(());
+        }
+        self.spare_work(stood.key).inspect_err(|_| self.spared = true)
     }
 
     /// The name of one that hashes to something else than it did when the key was made.

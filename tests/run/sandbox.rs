@@ -531,6 +531,9 @@ fn work_that_is_done_meanwhile_is_not_taken_away() {
     assert!(String::from_utf8_lossy(&ended.stderr).contains("not in git as"), "{}", said(&ended));
     assert_eq!((p.read("gen/a"), p.read("gen/notes")), ("edited\n".into(), "mine\n".into()));
     assert_eq!(left_over(&p), Vec::<String>::new());
+    // Nor by the next run.
+    let again = Ran::of(outfs("mkdir -p gen; echo made > gen/a"));
+    assert_eq!((again.code, p.read("gen/a")), (125, "edited\n".into()), "{again:#?}");
     p.git(&["add", "."]);
     Ran::of(outfs("mkdir -p gen; echo made > gen/a")).kept(true);
     assert_eq!(p.read("gen/a"), "made\n");
