@@ -314,7 +314,7 @@ fn an_ordinary_user() {
     let dir = tempfile::Builder::new().prefix("outfs-test-").tempdir().expect("a temporary directory");
     let home = dir.path().canonicalize().expect("it exists");
     chmod(&home, 0o755).expect("chmod");
-    for name in ["mnt", "store"] {
+    for name in ["mnt", "both", "store"] {
         mkdir(home.join(name));
     }
     sh("chown", &[&"-R", &"65534:65534", &home]);
@@ -344,6 +344,15 @@ echo alias >mnt/ab/cd/abcd1234/outputs/f
 test "$(cat mnt/abcd1234/outputs/f)" = alias
 cat mnt/.outfs/stats.json mnt/.outfs/metrics mnt/.outfs/events.jsonl >/dev/null && ls mnt/.outfs/by-task >/dev/null
 cat "mnt/.outfs/blobs/$(getfattr --only-values -n user.outfs.blake3 mnt/key1/outputs/f 2>/dev/null)" | grep -q hello
+# Whoever unmounts takes what he was asked for, and nothing that somebody mounts there meanwhile.
+for who in 1 2 3; do
+    (for n in $(seq 40); do ./outfs mount both --store store --read-only || true; done >/dev/null 2>>said) &
+    (for n in $(seq 40); do ./outfs unmount both --store store || true; done >/dev/null 2>>said) &
+done
+wait $(jobs -p)
+if grep "before it was ready" said; then exit 7; fi
+grep -q "there is a mount already" said
+./outfs unmount both --store store 2>/dev/null || true
 ./outfs unmount mnt --store store
 if grep -q " $H/mnt " /proc/self/mountinfo; then exit 8; fi
 ./outfs ls --store store | grep -q key1

@@ -1,6 +1,6 @@
 //! The daemon's mounted views. Once `stopping` is set no view is added any more.
 //!
-//! Locks: `mounting` (held while one view is mounted, or all are unmounted) → `state` (never held across a mount or
+//! Locks: `mounting` (held while one view is mounted or unmounted, or all are unmounted) → `state` (never held across a mount or
 //! unmount). Who has waited for `mounting` looks whether any view may be added still.
 
 use std::path::{Path, PathBuf};
@@ -144,14 +144,18 @@ impl Views {
         if !lazy {
             holders::refuse(at)?;
         }
-        Self::unmount_one(&active, lazy)?;
+        // Nobody mounts meanwhile: an ordinary user's unmount goes by the path alone, and takes what is there when it gets to it.
+        Self::unmount_one(&active, || {
+            let _turn = self.mounting.try_lock_for(READY);
+            active.mounted.unmount(lazy)
+        })?;
         self.remove(active.number);
         Ok(self.over())
     }
 
-    fn unmount_one(active: &Active, lazy: bool) -> Result<(), Failure> {
+    fn unmount_one(active: &Active, unmount: impl Fn() -> std::io::Result<()>) -> Result<(), Failure> {
         let at = &active.facts.at.0;
-        holders::patiently(at, || active.mounted.unmount(lazy)).map_err(|e| match e.raw_os_error() {
+        holders::patiently(at, unmount).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => holders::busy(at),
             _ => refused(at, &e),
         })
@@ -178,12 +182,12 @@ impl Views {
             self.all().iter().try_for_each(|active| Self::refuse_busy(active))?;
         }
         for active in self.all() {
-            let clean = Self::unmount_one(&active, false);
+            let clean = Self::unmount_one(&active, || active.mounted.unmount(false));
             if let Err(failure) = clean {
                 if !force {
                     return Err(failure);
                 }
-                Self::unmount_one(&active, true)?;
+                Self::unmount_one(&active, || active.mounted.unmount(true))?;
                 tracing::warn!("{failure}; it is detached");
             }
             self.remove(active.number);
