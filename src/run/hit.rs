@@ -76,6 +76,8 @@ impl Run<'_> {
                     return Ok(Given::Not(Reason::InTheWay { path }));
                 }
                 Some(Placed::NoReflinks { .. }) | None => {
+                    // What stands there by now is half an entry's, and nobody's work.
+                    self.remember_left();
                     return Ok(Given::Not(Reason::Unusable {
                         detail: "its outputs cannot be given back".into(),
                     }));
