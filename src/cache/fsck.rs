@@ -415,15 +415,10 @@ impl<'a> Check<'a> {
     fn known_damage(&mut self) -> Result<()> {
         for (hash, row) in self.cache.damaged_rows()? {
             let Some(row) = row else { continue };
-            let found = match row.location {
-                Location::Loose => {
-                    let store = &self.cache.inner.store;
-                    twice(|| store.verify_blob(&hash, row.size, Some(&mut |_| true))).map(drop)
-                }
-                Location::Pack { .. } => self.cache.verify_packed(&row),
-                Location::Elsewhere => continue,
-            };
-            match found {
+            if row.location == Location::Elsewhere {
+                continue;
+            }
+            match self.cache.verify_here(&row) {
                 Err(e) => self.suspect(&row, e)?,
                 // A disk that could not read it then can now.
                 Ok(()) if self.options.repair => self.cache.unmark_damaged([&hash]),

@@ -8,7 +8,7 @@ use super::evict::Condemned;
 use super::fsck::{Check, Damage, path_of};
 use super::lease::Reservation;
 use super::{Cache, Result};
-use crate::index::EntryRow;
+use crate::index::{BlobRow, EntryRow};
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, EventKind};
 use crate::store::{Location, PackId, StoreError, shards, twice};
@@ -313,18 +313,22 @@ impl Check<'_> {
 }
 
 impl Cache {
+    /// Reads all of a blob where the index says that it is; there is nothing to be read of one that is elsewhere.
+    pub(super) fn verify_here(&self, row: &BlobRow) -> std::result::Result<(), StoreError> {
+        match row.location {
+            Location::Loose => {
+                let store = &self.inner.store;
+                twice(|| store.verify_blob(&row.hash, row.size, Some(&mut |_| true))).map(drop)
+            }
+            Location::Pack { .. } => self.verify_packed(row),
+            Location::Elsewhere => Ok(()),
+        }
+    }
+
     /// A blob's content is not what it should be, where the index says that it is.
     fn is_still_bad(&self, hash: &BlobHash) -> Result<bool> {
         let Some(row) = self.inner.index.blobs(&[*hash])?.pop().flatten() else { return Ok(false) };
-        let found = match row.location {
-            Location::Loose => {
-                let store = &self.inner.store;
-                twice(|| store.verify_blob(hash, row.size, Some(&mut |_| true))).map(drop)
-            }
-            Location::Pack { .. } => self.verify_packed(&row),
-            Location::Elsewhere => Ok(()),
-        };
-        match found {
+        match self.verify_here(&row) {
             Err(e) if e.is_damage() => Ok(true),
             other => Ok(other.map(|()| false)?),
         }
