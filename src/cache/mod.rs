@@ -61,6 +61,7 @@ mod memory;
 mod only;
 mod open;
 mod partial;
+mod patience;
 mod peek;
 mod pin;
 mod place;

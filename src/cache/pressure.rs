@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evict::Outcome;
 use super::here::now_ns;
+use super::patience::PATIENCE;
 use super::{Cache, CacheError, Result, Usage, Work};
 use crate::index::{EntryRow, occupied};
 use crate::model::EntryKey;
@@ -30,16 +31,6 @@ const MOMENT: Duration = Duration::from_millis(20);
 const BUSY_FOR: Duration = Duration::from_millis(150);
 /// How many entries are asked for again at once.
 const AT_ONCE: usize = 32;
-/// How long somebody who needs room waits for kernels to let go.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// The same for who comes soon after somebody who waited in vain: kernels have those who change a directory come one after the
-/// other, and together they must not take long. A second chance, and asking twice, take no more.
-const AFTER_VAIN: Duration = Duration::from_millis(300);
-/// How long that is at most; it is not longer than twice the time that was waited either.
-const VAIN: Duration = Duration::from_secs(3);
-/// How long somebody who needs room goes on evicting when others take what the first round made.
-const PERSISTENCE: Duration = Duration::from_secs(3);
-
 /// What `gc` is to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -193,18 +184,13 @@ impl Cache {
             return Ok(());
         }
         let begun = Instant::now();
-        let Some(_round) = self.inner.upkeep.round.try_lock_for(PATIENCE) else {
+        let patience = &self.inner.upkeep.patience;
+        let wait = patience.of(begun);
+        let Some(_round) = self.inner.upkeep.round.try_lock_for(wait.turn) else {
             return self.no_room_unless_enough(bytes);
         };
-        let in_vain_until = &self.inner.upkeep.in_vain_until;
-        let after_vain = in_vain_until.lock().is_some_and(|until| begun < until);
-        let (patience, most) = if after_vain { (AFTER_VAIN, AFTER_VAIN) } else { (PATIENCE, PERSISTENCE) };
-        let made = self.evict_until_roomy(bytes, begun + patience, most);
-        match made {
-            Ok(()) => *in_vain_until.lock() = None,
-            Err(_) if after_vain => {}
-            Err(_) => *in_vain_until.lock() = Some(Instant::now() + (2 * begun.elapsed()).min(VAIN)),
-        }
+        let made = self.evict_until_roomy(bytes, begun + wait.patience, wait.most);
+        patience.over(wait, begun, Instant::now(), made.is_ok());
         made
     }
 

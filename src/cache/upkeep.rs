@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::evict::{Condemned, Leaving};
+use super::patience::Patience;
 use super::pin::Verdicts;
 use super::pressure::{Stopped, Suspect};
 use super::recent::Recent;
@@ -42,8 +43,8 @@ pub(crate) struct Upkeep {
     pub(super) suspects: Mutex<HashMap<i64, Suspect>>,
     /// One round of eviction at a time; where those in the background stopped.
     pub(super) round: Mutex<Stopped>,
-    /// Until when nobody waits long for room again.
-    pub(super) in_vain_until: Mutex<Option<Instant>>,
+    /// How long those who need room wait.
+    pub(super) patience: Patience,
     /// One compaction at a time; where the search for sparse packs goes on.
     pub(super) compacting: Mutex<Option<PackId>>,
     /// Packs that went because what lived in them was moved.
