@@ -18,6 +18,9 @@ use crate::tier::{Places, TierError, TierErrorKind, Tree};
 
 /// Before places of an entry that was sealed here and brought to a tier.
 const BROUGHT: &[u8] = b"OUTFSBR1";
+/// Bytes that a content may have, and all contents of an entry together, of what a tier says.
+const MOST_CONTENT: u64 = 1 << 40;
+const MOST_ENTRY: u64 = 1 << 50;
 
 impl Cache {
     /// Makes an entry of what a tier has, unless there is one under its key: durable when it returns. True when it was made.
@@ -93,6 +96,14 @@ impl Cache {
         };
         let blobs = tree.manifest.blobs();
         let sizes: HashMap<BlobHash, u64> = blobs.iter().map(|(hash, size, _)| (*hash, *size)).collect();
+        // No disk holds more, and sums of such sizes stay numbers.
+        let all = blobs.iter().try_fold(0u64, |all, (_, size, _)| all.checked_add(*size));
+        if let Some((hash, ..)) = blobs.iter().find(|(_, size, _)| *size > MOST_CONTENT) {
+            return Err(lies(*hash, "it is larger than any can be").into());
+        }
+        if let Some((hash, ..)) = blobs.first().filter(|_| all.is_none_or(|all| all > MOST_ENTRY)) {
+            return Err(lies(*hash, "with the others it is larger than any entry can be").into());
+        }
         for r in tree.manifest.records() {
             if let Some(hash) = r.hash().filter(|hash| sizes.get(hash) != Some(&r.size())) {
                 return Err(lies(hash, "two files have it with different sizes").into());
@@ -115,7 +126,7 @@ impl Cache {
         for (hash, ..) in blobs.iter().filter(|(hash, ..)| stash.location(hash).is_none()) {
             let Some(bytes) = tree.places.carried(hash) else { continue };
             let content = Hashed::of(bytes.to_vec());
-            if content.hash() != *hash {
+            if content.hash() != *hash || sizes.get(hash) != Some(&(bytes.len() as u64)) {
                 return Err(lies(*hash, "what is carried along is something else").into());
             }
             carried.push(content);

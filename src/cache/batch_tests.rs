@@ -53,7 +53,12 @@ fn who_waits_for_another_content_of_a_window_gets_that() {
                     };
                     let (record, mut buf) = (entry.file(b"outputs/there").unwrap(), [0; 100]);
                     entry
-                        .read_by(record, 0, &mut buf, &Reader { by: &by, payer: None, exact: false })
+                        .read_by(
+                            record,
+                            0,
+                            &mut buf,
+                            &Reader { by: &by, payer: None, exact: false, patient: false },
+                        )
                         .map(|_| buf)
                 }
             });

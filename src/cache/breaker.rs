@@ -6,8 +6,8 @@
 
 use std::io::Read;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -56,6 +56,8 @@ pub(super) struct Asked {
     brought: AtomicU64,
     /// Bytes that it was brought.
     sent: AtomicU64,
+    /// By what it names contents, once it has said so.
+    naming: OnceLock<DigestKind>,
 }
 
 #[derive(Default)]
@@ -81,7 +83,13 @@ struct Ill {
 
 impl Asked {
     pub fn new(tier: Arc<dyn Tier>) -> Asked {
-        Asked { tier, health: Mutex::default(), brought: AtomicU64::new(0), sent: AtomicU64::new(0) }
+        Asked {
+            tier,
+            health: Mutex::default(),
+            brought: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            naming: OnceLock::new(),
+        }
     }
 
     /// Has `call` ask it for `what`, which is to end by `by`; an error at once while it is ill.
@@ -163,6 +171,15 @@ impl Asked {
         self.tier.capabilities().push
     }
 
+    /// What a read goes on without: to be told, unless it is an answer or was told when the tier fell ill.
+    pub fn tell(&self, error: &TierError) {
+        if error.is_absent() || self.health.lock().ill.is_some() {
+            tracing::debug!("a read goes on without a tier: {error}");
+        } else {
+            tracing::warn!("a read goes on without a tier: {error}");
+        }
+    }
+
     /// Whether that is its name.
     pub fn is_called(&self, name: &str) -> bool {
         self.tier.name() == name
@@ -212,7 +229,12 @@ impl Tier for Asked {
     }
 
     fn naming(&self, by: Instant) -> tier::Result<DigestKind> {
-        self.ask(&"what it can do", by, |tier| tier.naming(by))
+        if let Some(known) = self.naming.get() {
+            // That it remembers this says nothing of how it does.
+            return Ok(*known);
+        }
+        let naming = self.ask(&"what it can do", by, |tier| tier.naming(by))?;
+        Ok(*self.naming.get_or_init(|| naming))
     }
 
     fn unsuitable(&self, manifest: &Manifest) -> Option<String> {
@@ -224,6 +246,10 @@ impl Tier for Asked {
     }
 
     fn get(&self, object: &Object, range: Range<u64>, by: Instant) -> tier::Result<Vec<u8>> {
+        // One without packs says so by itself: that is no sign of life.
+        if matches!(object, Object::Pack(..)) && !self.capabilities().packs {
+            return self.tier.get(object, range, by);
+        }
         self.ask(object, by, |tier| tier.get(object, range, by))
     }
 

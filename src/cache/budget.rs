@@ -279,7 +279,7 @@ mod tests {
         let payer = w.near.cache.payer(std::process::id(), entry)?;
         let record = entry.file(format!("outputs/{name}").as_bytes())?;
         let mut buf = vec![0; 4 << 20];
-        let who = super::super::Reader { by: &|options| Instant::now() + options.read, payer, exact: false };
+        let who = super::super::Reader::of(payer);
         entry.read_by(record, 0, &mut buf, &who)
     }
 

@@ -31,6 +31,8 @@ use crate::tier::{Object, Places, TierError, TierErrorKind};
 pub(super) const WINDOW: u64 = 2 * GROUP as u64;
 /// What lies between two contents comes along when it is less: another request costs more.
 const GAP: u64 = 32 << 10;
+/// Bytes that the contents which begin in a window have at most: twice what fits, since two packs may be the same.
+const MOST_OF_A_WINDOW: u64 = 2 * (WINDOW + GROUP as u64);
 /// Tables of places that are kept in memory.
 const TABLES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
@@ -66,6 +68,7 @@ pub(super) struct Waits<'a> {
     pub by: Instant,
     pub payer: Option<&'a Payer>,
     pub exact: bool,
+    pub patient: bool,
 }
 
 impl Waits<'_> {
@@ -99,7 +102,7 @@ impl Cache {
         }
         let (object, range) = places.object(&hash).ok_or_else(unknown)?;
         let by = (who.by)(&self.inner.tiers.attached().1);
-        let waits = Waits { by, payer: who.payer.as_ref(), exact: who.exact };
+        let waits = Waits { by, payer: who.payer.as_ref(), exact: who.exact, patient: who.patient };
         if size <= GROUP as u64 {
             let came = match object {
                 Object::Blob(..) => self.fetch_together(&places, hash, waits)?,
@@ -256,7 +259,14 @@ impl Cache {
 
     /// The contents in a window that are not here.
     fn in_window(&self, places: &Places, (object, window): Window) -> Result<Vec<(BlobHash, Range<u64>)>> {
-        self.elsewhere(places.in_pack(&object, window * WINDOW..(window + 1) * WINDOW))
+        let contents = places.in_pack(&object, window * WINDOW..(window + 1) * WINDOW);
+        // Where one pack is named again and again, a few bytes could stand for any number of contents.
+        if contents.iter().map(|(_, at)| at.end - at.start).sum::<u64>() > MOST_OF_A_WINDOW {
+            return Err(
+                TierError::corrupt("tiers", &object, "too many contents lie in the same place").into()
+            );
+        }
+        self.elsewhere(contents)
     }
 
     /// Those of these contents that are not here.
@@ -308,7 +318,7 @@ impl Cache {
             match ask(tier, by) {
                 Ok(good) => return Ok(Arc::new(good)),
                 Err(e) => {
-                    tracing::warn!("a read goes on without a tier: {e}");
+                    tier.tell(&e);
                     // That one does not have it says less than why another could not give it.
                     failed = Some(failed.filter(|old: &TierError| !old.is_absent()).unwrap_or(e));
                 }

@@ -94,6 +94,13 @@ impl<T: Clone> Flight<T> {
     }
 }
 
+impl<T> Flight<T> {
+    /// Nobody does it any more.
+    pub fn has_ended(&self) -> bool {
+        self.result.lock().is_some()
+    }
+}
+
 impl<K: Eq + Hash, T> Pilot<K, T> {
     /// It is done.
     pub fn land(mut self, result: T) {

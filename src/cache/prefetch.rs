@@ -201,7 +201,7 @@ impl Entry {
     fn fetch_of_pack(&self, places: &Places, window: Window, which: &Which) -> Result<()> {
         let cache = self.cache();
         let by = (Reader::ANY.by)(&cache.inner.tiers.attached().1);
-        let waits = Waits { by, payer: None, exact: true };
+        let waits = Waits { by, payer: None, exact: true, patient: true };
         // From now on some of it is here.
         cache.touch(self);
         match which {
@@ -216,7 +216,7 @@ impl Entry {
         let fetch = || {
             while failed.lock().is_none() && !closing() {
                 let came = match parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    Some(Part::Window(record, at)) => self.bring(*record, *at, WINDOW, &Reader::ANY),
+                    Some(Part::Window(record, at)) => self.bring(*record, *at, WINDOW, &Reader::PATIENT),
                     Some(Part::Group(record, at)) => self.bring(*record, *at, GROUP as u64, &Reader::EXACT),
                     Some(Part::Small(window, which)) => self.fetch_of_pack(places, *window, which),
                     None => return,

@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::breaker::Asked;
-use super::{Cache, Entry, LeaseKind, Result};
+use super::{Cache, CacheError, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
 use crate::model::manifest::DigestKind;
 use crate::model::session::SessionId;
 use crate::model::{BlobHash, EntryKey, Manifest};
+use crate::store::StoreError;
 use crate::tier::{
     self, Capabilities, Form, Object, Places, ShipError, Source, Tier, TierError, TierErrorKind, Tree, ship,
 };
@@ -29,6 +30,8 @@ use crate::tier::{
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same, at most, of one that fails again and again for the same entry, however well it answers otherwise.
+const LOOK_LATER: Duration = Duration::from_secs(30);
 /// Bytes of memory for the forms in which large contents were brought: some 30,000 of a megabyte each, or 1 TiB of few.
 const FORMS: usize = 4 << 20;
 /// How long a call may take that brings one object, however large; with a limit, as much longer as that makes it.
@@ -56,6 +59,17 @@ struct Progress {
     /// The index's: a new one counts anew.
     epoch: u32,
     tiers: BTreeMap<String, i64>,
+}
+
+/// Whether what an entry has may be read another time, as far as anybody knows. What is damaged, or what no tier has or
+/// has right, does not come back.
+fn passes(e: &CacheError) -> bool {
+    match e {
+        CacheError::Tier(e) => !e.is_absent() && e.kind != TierErrorKind::Corrupt,
+        CacheError::Store(e) => !e.is_damage() && !matches!(e, StoreError::Elsewhere { .. }),
+        CacheError::Index(_) | CacheError::Io { .. } => true,
+        _ => false,
+    }
 }
 
 /// How far it is.
@@ -105,8 +119,8 @@ struct Contents<'a> {
     places: Option<Places>,
     /// Waits; false when it is over.
     wait: &'a (dyn Fn(Duration) -> bool + Sync),
-    /// What went wrong with reading: no tier's doing, whatever the tier says that was given it.
-    failed: Mutex<Option<String>>,
+    /// What went wrong with reading: not the doing of the tier that was given it, whatever that says.
+    failed: Mutex<Option<CacheError>>,
     /// Other names that were found.
     found: Mutex<Vec<(BlobHash, BlobHash)>>,
 }
@@ -157,8 +171,9 @@ impl Read for Content<'_> {
             return Err(over());
         }
         let n = self.of.entry.read(self.record, self.at, buf).map_err(|e| {
-            *self.of.failed.lock() = Some(e.to_string());
-            io::Error::other(e)
+            let told = io::Error::other(e.to_string());
+            *self.of.failed.lock() = Some(e);
+            told
         })?;
         self.at += n as u64;
         Ok(n)
@@ -304,14 +319,22 @@ impl Cache {
 
     /// Brings entries to the tier with this number until `wait`, which waits for so long, says that it is over (false).
     pub fn push(&self, tier: usize, wait: &(dyn Fn(Duration) -> bool + Sync)) {
+        let mut later = LOOK;
         loop {
             let (tiers, options) = self.inner.tiers.attached();
             let Some(tier) = tiers.get(tier) else { return };
-            let more = self.push_next(tier, options.push_limit, wait).unwrap_or_else(|e| {
-                tracing::debug!("an entry waits for a tier: {e}");
-                false
-            });
-            if !wait(if more { Duration::ZERO } else { LOOK }) {
+            let rest = match self.push_next(tier, options.push_limit, wait) {
+                Ok(more) => {
+                    later = LOOK;
+                    if more { Duration::ZERO } else { LOOK }
+                }
+                Err(e) => {
+                    tracing::debug!("an entry waits for a tier: {e}");
+                    let twice = (later * 2).min(LOOK_LATER);
+                    std::mem::replace(&mut later, twice)
+                }
+            };
+            if !wait(rest) {
                 return;
             }
         }
@@ -347,6 +370,7 @@ impl Cache {
         let Some(entry) = self.open_entry(row.clone(), LeaseKind::Hold)? else { return Ok(Brought::No) };
         let manifest = match entry.manifest() {
             Ok(manifest) => manifest,
+            Err(e) if passes(&e) => return Err(e.into()),
             Err(e) => {
                 tracing::warn!(key = %row.key, "an entry is not brought to a tier: {e}");
                 return Ok(Brought::No);
@@ -378,10 +402,11 @@ impl Cache {
                 self.note_backed(row, &manifest, &places, paced.tier.name())?;
                 return Ok(Brought::Yes);
             }
-            Err(e @ (ShipError::Content { .. } | ShipError::Unsuitable(_))) => e.to_string(),
-            Err(ShipError::Tier(e)) => match contents.failed.into_inner() {
-                Some(unread) => unread,
-                None => return Err(e.into()),
+            Err(e) => match (contents.failed.into_inner(), e) {
+                (Some(unread), _) if passes(&unread) => return Err(unread.into()),
+                (Some(unread), _) => unread.to_string(),
+                (None, ShipError::Tier(e)) => return Err(e.into()),
+                (None, e) => e.to_string(),
             },
         };
         tracing::warn!(key = %row.key, "an entry is not brought to a tier: {unread}");

@@ -33,21 +33,26 @@ pub struct Reader<'a> {
     pub payer: Option<Payer>,
     /// It knows what will be read: of a large content no more groups come than it asks for.
     pub exact: bool,
+    /// A content that comes as a whole is waited for as long as it goes on coming.
+    pub patient: bool,
 }
 
 impl Reader<'_> {
     /// Who waits as long as a read may, and has no budget.
     pub(super) const ANY: Reader<'static> = Reader::of(None);
     /// The same, who knows what will be read.
-    pub(super) const EXACT: Reader<'static> = Reader::new(None, true);
+    pub(super) const EXACT: Reader<'static> = Reader::new(None, true, false);
+
+    /// Who has things come before they are read.
+    pub(super) const PATIENT: Reader<'static> = Reader::new(None, false, true);
 
     /// Who waits as long as a read may.
     pub(super) const fn of(payer: Option<Payer>) -> Reader<'static> {
-        Reader::new(payer, false)
+        Reader::new(payer, false, false)
     }
 
-    const fn new(payer: Option<Payer>, exact: bool) -> Reader<'static> {
-        Reader { by: &|options| Instant::now() + options.read, payer, exact }
+    const fn new(payer: Option<Payer>, exact: bool, patient: bool) -> Reader<'static> {
+        Reader { by: &|options| Instant::now() + options.read, payer, exact, patient }
     }
 }
 

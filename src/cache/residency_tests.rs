@@ -1,12 +1,14 @@
 //! What is here of entries that a tier has: in part, wholly, and no more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::tests::{Fixture, bytes, events, eventually, key};
 use super::tier_tests::*;
 use super::*;
 use crate::model::groups::GROUP;
 use crate::model::{BlobHash, EventKind};
 use crate::store::shards;
-use crate::tier::{Call, MemoryTier, Object, Tier};
+use crate::tier::{Call, Fault, MemoryTier, Object, Tier};
 
 const WINDOW: usize = 2 * GROUP;
 
@@ -267,6 +269,31 @@ fn what_was_brought_to_one_tier_is_brought_to_another_also_after_the_index_was_l
     push(&w.near);
     let has = |name: &str| other.find(&key(name), soon()).is_ok();
     assert_eq!((has("brought"), has("came")), (true, false));
+    sound(&w.near);
+}
+
+#[test]
+fn what_cannot_be_read_just_now_is_brought_later() {
+    let w = World::new();
+    put(&w.near, "brought", &[("large", bytes(2 * GROUP, 1)), ("small", bytes(5000, 2))]);
+    push(&w.near);
+    press(&w.near, 500_000).unwrap();
+    assert_eq!(residency(&w.near, "brought"), Residency::Remote);
+    w.near.cache.inner.limits.write().size = None;
+    w.near.cache.usage().unwrap();
+    let other = memory("other");
+    w.near.cache.attach_tiers(vec![w.tier.clone(), other.clone()], patient());
+    // Until that tier is left alone, and while it is.
+    w.tier.set_faults(|_| Some(Fault::Refuses));
+    for _ in 0..8 {
+        let looks = AtomicBool::new(true);
+        w.near.cache.push(1, &|most| most.is_zero() || looks.swap(false, Ordering::Relaxed));
+        assert_eq!(w.near.cache.tier_facts()[1].push.unwrap().waiting, 1);
+    }
+    assert!(w.near.cache.tier_facts()[0].ill);
+    w.tier.set_faults(|_| None);
+    push(&w.near);
+    assert!(other.find(&key("brought"), soon()).is_ok());
     sound(&w.near);
 }
 

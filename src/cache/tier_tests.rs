@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use super::tests::{Fixture, bytes, events, eventually, key, look, request};
 use super::*;
 use crate::model::groups::GROUP;
-use crate::model::manifest::{Attrs, Content, Origin, Seal, TreeBuilder};
+use crate::model::manifest::{Attrs, DigestKind, Origin, Seal, TreeBuilder};
 use crate::model::{BlobHash, EventKind, Manifest};
-use crate::store::StoreError;
+use crate::store::{Location, StoreError};
 use crate::tier::{
     Call, Capabilities, Fault, MemoryTier, Object, PlacesBuilder, Source, Tier, TierErrorKind, Traffic, Tree,
     ship,
@@ -512,7 +512,7 @@ fn a_tree_that_lies_about_content_is_refused() {
         for size in sizes {
             let name = format!("f{size}");
             let node = tree.file(tree.top(), name.as_bytes(), Attrs::default(), None).unwrap();
-            tree.set_content(node, Content { hash, size: *size, groups: Vec::new() });
+            tree.set_name(node, hash, *size, DigestKind::Blake3);
         }
         let origin = Origin::default();
         let seal = Seal { key: key("abcd"), sealed_at_ns: 1, inferred: false, replaces: None, origin };
@@ -528,8 +528,28 @@ fn a_tree_that_lies_about_content_is_refused() {
     corrupt(lie(BlobHash::of(b"ours"), &[3]));
     corrupt(lie(BlobHash::of(b"ours"), &[4, 5]));
     corrupt(lie(BlobHash::of(b"not here"), &[8, 9]));
+    corrupt(lie(BlobHash::of(b"huge"), &[(1 << 40) + 1]));
     assert!(f.cache.entry(&key("abcd"), LeaseKind::Hold).unwrap().is_none());
     assert_eq!(read(&entry, "f").unwrap(), b"ours");
     assert!(lie(BlobHash::of(b"ours"), &[4]).unwrap());
     sound(&f);
+    // What it said of content that is not here is forgotten when that comes.
+    assert!(f.cache.evict(&key("abcd"), "request").unwrap());
+    for (content, lies) in [(b"later".to_vec(), 1 << 39), (bytes(2 * GROUP, 1), 3)] {
+        let hash = BlobHash::of(&content);
+        assert!(lie(hash, &[lies]).unwrap());
+        std::fs::write(dir.join("f"), &content).unwrap();
+        let later = f.put("later", &dir).unwrap().into_entry();
+        let row = f.cache.index().blob(&hash).unwrap().unwrap();
+        assert_eq!((row.size, row.location == Location::Elsewhere), (content.len() as u64, false));
+        assert_eq!(f.cache.index().totals().unwrap().elsewhere_bytes, 0);
+        assert!(read(&later, "f").unwrap() == content);
+        drop(later);
+        assert!(f.cache.evict(&key("abcd"), "request").unwrap());
+        sound(&f);
+        assert!(f.cache.evict(&key("later"), "request").unwrap());
+    }
+    drop(entry);
+    assert!(f.cache.evict(&key("other"), "request").unwrap());
+    assert_eq!(f.cache.index().totals().unwrap(), crate::index::Totals::default());
 }

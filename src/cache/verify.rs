@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::{Cache, Result};
 use crate::index::{BlobRow, EntryRow};
 use crate::model::EventKind;
-use crate::store::{Location, PackId, StoreError, twice};
+use crate::store::{Location, PACK_LIMIT, PackId, StoreError, twice};
 
 /// Hears how many bytes were read since it was called last; false ends the reading.
 pub(super) type Reading<'a> = dyn FnMut(u64) -> bool + 'a;
@@ -64,8 +64,12 @@ impl Cache {
 
     /// Whether a blob in a pack can be read.
     pub(super) fn verify_packed(&self, row: &BlobRow) -> std::result::Result<(), StoreError> {
-        let mut content = vec![0; row.size as usize];
         let store = &self.inner.store;
+        if row.size > PACK_LIMIT {
+            let (path, why) = (store.root().to_owned(), "it has another size than its row says".to_owned());
+            return Err(StoreError::Corrupt { path, line: None, why });
+        }
+        let mut content = vec![0; row.size as usize];
         twice(|| store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content)).map(drop)
     }
 

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -26,6 +26,8 @@ use crate::tier::{Object, Tier, TierError, TierErrorKind};
 
 /// Bytes that are asked for at a time.
 const PIECE: u64 = 16 * GROUP as u64;
+/// How often who waits as long as it goes on looks whether the cache is being closed.
+const LOOKS: Duration = Duration::from_millis(200);
 /// Lists of values that are kept.
 const LISTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
@@ -83,7 +85,18 @@ impl Cache {
             let started = std::thread::Builder::new().name("tier".into()).spawn(bring);
             started.map_err(|e| CacheError::io("start a thread for", object.path(), e))?;
         }
-        Ok(flight.wait(waits.by).unwrap_or_else(|| Err(late(object)))?)
+        let mut by = waits.by;
+        loop {
+            if let Some(came) = flight.wait(by) {
+                return Ok(came?);
+            }
+            let closing = self.inner.closing.load(Ordering::Relaxed);
+            if !waits.patient || flight.has_ended() || closing {
+                return Err(late(object).into());
+            }
+            // It does not go on for ever: each of its pieces has its time.
+            by = Instant::now() + LOOKS;
+        }
     }
 
     /// Whether a content is in a tier only.
@@ -96,6 +109,8 @@ impl Cache {
 fn bring(cache: &Weak<Inner>, object: &Object, of: Large<'_>, payer: Option<&Payer>) -> Came {
     let Some(inner) = cache.upgrade() else { return Err(over(object)) };
     let (tiers, options) = inner.tiers.attached();
+    // Who makes room meanwhile leaves what came of it.
+    let _held = inner.leases.reserve([of.hash]);
     drop(inner);
     let mut failed = None;
     for tier in tiers.iter() {
@@ -119,7 +134,7 @@ fn bring(cache: &Weak<Inner>, object: &Object, of: Large<'_>, payer: Option<&Pay
             }
             Err(e) => e,
         };
-        tracing::warn!("a read goes on without a tier: {error}");
+        tier.tell(&error);
         failed = Some(failed.filter(|old: &TierError| !old.is_absent()).unwrap_or(error));
     }
     Err(failed.unwrap_or_else(|| {
@@ -173,4 +188,66 @@ fn get(tier: &Asked, object: &Object, range: Range<u64>, by: Instant) -> Given {
 fn over(object: &Object) -> TierError {
     let kind = TierErrorKind::Transient { after: None };
     TierError::new(kind, "tiers", "get", object, "the cache is being closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{bytes, key};
+    use super::super::tier_tests::*;
+    use super::super::*;
+    use super::*;
+    use crate::model::Manifest;
+    use crate::model::manifest::{Attrs, DigestKind, Origin, Seal, TreeBuilder};
+    use crate::tier::{PlacesBuilder, Tree};
+
+    /// How long the tier takes for each piece.
+    const SLOW: Duration = Duration::from_millis(400);
+
+    /// An entry of a tier with one content of three pieces, which has a name only as a whole; and that content.
+    fn with_whole(w: &World) -> (Entry, BlobHash, Vec<u8>) {
+        let content = bytes(3 * PIECE as usize - 5, 1);
+        let (hash, size) = (BlobHash::of(&content), content.len() as u64);
+        w.tier.put(&Object::Blob(hash, size), size, &mut &content[..], soon()).unwrap();
+        let mut tree = TreeBuilder::new(Attrs::default());
+        let outputs = tree.dir(tree.top(), b"outputs", Attrs::default()).unwrap();
+        let file = tree.file(outputs, b"f", Attrs::default(), None).unwrap();
+        tree.set_name(file, hash, size, DigestKind::Blake3);
+        let origin = Origin::default();
+        let seal = Seal { key: key("abcd"), sealed_at_ns: 1, inferred: false, replaces: None, origin };
+        let manifest = Manifest::parse(tree.finish(&seal).unwrap()).unwrap();
+        let places = PlacesBuilder::new(100).finish(&manifest);
+        assert!(w.near.cache.adopt("memory", &Tree { manifest: Arc::new(manifest), places }).unwrap());
+        w.tier.set_faults(|_| {
+            std::thread::sleep(SLOW);
+            None
+        });
+        w.attach(TierOptions { read: 2 * SLOW, ..patient() });
+        (w.find("abcd").unwrap(), hash, content)
+    }
+
+    #[test]
+    fn who_has_it_come_waits_as_long_as_it_does_and_who_reads_it_no_longer_than_a_read() {
+        let w = World::new();
+        let (entry, _, content) = with_whole(&w);
+        assert!(matches!(read(&entry, "f"), Err(CacheError::Tier(e)) if e.is_transient()));
+        assert_eq!(entry.prefetch(&[], &Work::default()).unwrap().bytes, content.len() as u64);
+        assert!(read(&entry, "f").unwrap() == content);
+        sound(&w.near);
+    }
+
+    #[test]
+    fn what_comes_is_left_by_who_makes_room() {
+        let w = World::new();
+        let (entry, hash, content) = with_whole(&w);
+        let coming = std::thread::spawn(move || entry.prefetch(&[], &Work::default()).map(drop));
+        let here = || w.near.cache.usage().unwrap().partial > 0;
+        super::super::tests::eventually("a piece of it", here);
+        // As when its last entry goes.
+        assert!(!w.near.cache.inner.leases.claim([hash]).has(&hash));
+        coming.join().unwrap().unwrap();
+        let entry = w.find("abcd").unwrap();
+        assert!(read(&entry, "f").unwrap() == content);
+        drop(entry);
+        assert!(w.near.cache.inner.leases.claim([hash]).has(&hash));
+    }
 }

@@ -398,17 +398,23 @@ fn refer(
                 .optional()
         })
         .map_err(sqlite("count a reference"))?;
-    let Some((refs, size, there)) = known else {
+    let Some((refs, known, there)) = known else {
         add_blob(db, hash, size, 1, at, sums)?;
         return Ok(());
     };
     if refs == 1 {
-        sums.referred(there, size, true);
+        sums.referred(there, known, true);
     }
     if (there == Location::Elsewhere || moves) && at != there {
         place(db, hash, at)?;
-        sums.row(there, size, true, -1);
-        sums.row(at, size, true, 1);
+        sums.row(there, known, true, -1);
+        // How large it is was a tier's word until now.
+        if size as i64 != known {
+            db.prepare_cached("UPDATE blobs SET size = ?2 WHERE hash = ?1")
+                .and_then(|mut q| q.execute(params![hash.0, size as i64]))
+                .map_err(sqlite("correct the size of a blob"))?;
+        }
+        sums.row(at, size as i64, true, 1);
     }
     Ok(())
 }

@@ -74,7 +74,12 @@ impl View {
         }
         let by = |options: &crate::cache::TierOptions| since + most.unwrap_or(options.read).min(options.read);
         let payer = self.cache.payer(thread, &r.entry)?;
-        Ok(r.entry.read_by(r.record, offset, buf, &Reader { by: &by, payer, exact: false })?)
+        Ok(r.entry.read_by(
+            r.record,
+            offset,
+            buf,
+            &Reader { by: &by, payer, exact: false, patient: false },
+        )?)
     }
 
     /// Reads what is here.

@@ -256,7 +256,12 @@ fn a_read_that_is_late_is_an_error_and_what_was_begun_goes_on() {
     });
     let record = entry.file(b"outputs/large").unwrap();
     let begun = Instant::now();
-    let who = Reader { by: &|_| Instant::now() + Duration::from_millis(100), payer: None, exact: false };
+    let who = Reader {
+        by: &|_| Instant::now() + Duration::from_millis(100),
+        payer: None,
+        exact: false,
+        patient: false,
+    };
     let late = entry.read_by(record, 0, &mut [0; 10], &who);
     assert!(late.is_err() && begun.elapsed() < Duration::from_secs(60));
     drop(hold);

@@ -26,7 +26,10 @@ use crate::tier::{Server, TierErrorKind};
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection on which nothing comes is asked for a sign of life after so long, and is given up after that again.
+/// A connection on which nothing comes is asked for a sign of life after so long; servers close those that ask more often than every
+/// five minutes, as one does that only sends a large content.
+const ASKED: Duration = Duration::from_secs(360);
+/// It is given up when nothing came for so long after that.
 const ALIVE: Duration = Duration::from_secs(20);
 /// Bytes under way on a stream: what a fast link with a long way holds.
 const UNDER_WAY: u32 = 4 << 20;
@@ -68,7 +71,8 @@ impl Client {
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", server.host))
             .map_err(fail)?
             .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(ALIVE)
+            .tcp_keepalive(Some(ALIVE))
+            .http2_keep_alive_interval(ASKED)
             .keep_alive_timeout(ALIVE)
             .initial_stream_window_size(UNDER_WAY)
             .initial_connection_window_size(UNDER_WAY * 4);

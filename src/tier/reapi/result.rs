@@ -26,6 +26,8 @@ const MOST_NODES: usize = 1 << 20;
 const MOST_TEXT: usize = 128 << 20;
 /// Bytes that the trees of one result take together at most.
 const MOST_TREES: u64 = 4 * MOST_TREE;
+/// Bytes of directories that are read of one tree, each as often as it is named.
+const MOST_READ: usize = 256 << 20;
 /// What the kernel takes as a symlink's target.
 const MOST_TARGET: usize = 4095;
 const NS: i64 = 1_000_000_000;
@@ -261,9 +263,22 @@ impl Making {
         let function = self.function;
         let children: HashMap<Name, &[u8]> =
             raw.children.iter().map(|child| (function.name(child), &child[..])).collect();
-        let Ok(root) = re::Directory::decode(&raw.root[..]) else { return wrong("a directory is none") };
-        let mut waiting = vec![(top, root)];
-        while let Some((at, directory)) = waiting.pop() {
+        let mut waiting = vec![(None, &raw.root[..])];
+        // The same one may be named in many places: each is read when it is its turn, and all of them are no more than so many bytes.
+        let mut left = MOST_READ;
+        while let Some((place, bytes)) = waiting.pop() {
+            let Some(less) = left.checked_sub(bytes.len()) else {
+                return wrong("a tree names large directories too often");
+            };
+            left = less;
+            let Ok(directory) = re::Directory::decode(bytes) else { return wrong("a directory is none") };
+            let at = match place {
+                None => top,
+                Some((above, name)) => {
+                    let name: String = name;
+                    self.dir_with(above, name.as_bytes(), directory.node_properties.as_ref())?
+                }
+            };
             for file in &directory.files {
                 let of = (file.digest.as_ref(), file.is_executable, file.node_properties.as_ref());
                 self.file(at, file.name.as_bytes(), of)?;
@@ -271,7 +286,7 @@ impl Making {
             for link in &directory.symlinks {
                 self.symlink(at, link.name.as_bytes(), &link.target, link.node_properties.as_ref())?;
             }
-            for below in &directory.directories {
+            for below in directory.directories {
                 let found = Name::parse(below.digest.as_ref()).and_then(|name| match name.size {
                     // One without anything in it need not be among them.
                     0 => Some(&[][..]).filter(|_| name == function.name(b"")),
@@ -280,9 +295,7 @@ impl Making {
                 let Some(found) = found else {
                     return wrong(format!("a tree lacks its directory {:?}", below.name));
                 };
-                let Ok(found) = re::Directory::decode(found) else { return wrong("a directory is none") };
-                let dir = self.dir_with(at, below.name.as_bytes(), found.node_properties.as_ref())?;
-                waiting.push((dir, found));
+                waiting.push((Some((at, below.name)), found));
             }
         }
         Ok(())

@@ -219,17 +219,20 @@ impl Tier for S3Tier {
         let mut missing = Vec::new();
         for some in objects.chunks(AT_A_TIME) {
             let asked = async {
-                let heads = some.iter().map(|object| {
+                // Those that are not waited for any more end with it.
+                let mut heads = tokio::task::JoinSet::new();
+                for (n, object) in some.iter().enumerate() {
                     let (bucket, path) = (self.bucket.clone(), self.path(&object.path()));
-                    tokio::spawn(async move { bucket.head(&path).await })
-                });
-                let mut there = Vec::with_capacity(some.len());
-                for (object, head) in some.iter().zip(heads.collect::<Vec<_>>()) {
-                    there.push(match head.await? {
-                        Ok(meta) => object.may_have(meta.size),
+                    heads.spawn(async move { (n, bucket.head(&path).await) });
+                }
+                let mut there = vec![false; some.len()];
+                while let Some(head) = heads.join_next().await {
+                    let (n, head) = head?;
+                    there[n] = match head {
+                        Ok(meta) => some[n].may_have(meta.size),
                         Err(e) if kind_of(&e) == TierErrorKind::Absent => false,
                         Err(e) => return Err(e),
-                    });
+                    };
                 }
                 Ok(there)
             };
