@@ -6,11 +6,11 @@
 //! and there costs nothing more. Must not know: what is read, and whether it is good.
 
 use std::fs::File;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
+use super::aside::Aside;
 use super::{PackId, port};
 
 /// Bytes that are read ahead: what a disk of 2 GB/s brings in two milliseconds.
@@ -21,8 +21,6 @@ const NEAR: u64 = 512 << 10;
 const ENOUGH: u32 = 3;
 /// Places that are read from at the same time.
 const PLACES: usize = 16;
-/// Pieces of advice that may wait.
-const WAITING: usize = 16;
 
 /// Where somebody reads in order.
 #[derive(Debug, Clone, Copy)]
@@ -70,26 +68,16 @@ type Piece = (Arc<File>, u64, u64);
 #[derive(Default)]
 pub(super) struct Ahead {
     places: Mutex<Places>,
-    /// The thread's, started with the first piece; it ends with this. `None`: it could not be started.
-    work: OnceLock<Option<Sender<Piece>>>,
+    work: Aside<Piece>,
 }
 
 impl Ahead {
     /// Takes note of a read, before it is made.
     pub fn note(&self, pack: PackId, file: &Arc<File>, offset: u64, len: u64) {
         let Some((from, to)) = self.places.lock().note(pack, offset, len) else { return };
-        if let Some(work) = self.work.get_or_init(start) {
-            // What finds no room is read when it is wanted.
-            let _ = work.try_send((file.clone(), from, to - from));
-        }
+        let advise = |(file, from, len): Piece| port::will_read(&file, from, len);
+        self.work.give((file.clone(), from, to - from), "ahead", advise);
     }
-}
-
-fn start() -> Option<Sender<Piece>> {
-    let (tx, rx) = bounded::<Piece>(WAITING);
-    let work = move || rx.iter().for_each(|(file, from, len)| port::will_read(&file, from, len));
-    let started = std::thread::Builder::new().name("ahead".into()).spawn(work);
-    started.inspect_err(|e| tracing::warn!(error = %e, "packs are not read ahead")).ok().map(|_| tx)
 }
 
 #[cfg(test)]

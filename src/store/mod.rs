@@ -10,6 +10,7 @@
 //! symlinks.
 
 mod ahead;
+mod aside;
 mod blobs;
 mod damaged;
 mod dir;

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::kept::Reading;
 use super::{Location, PackId, Result, Store, StoreError, port};
 use crate::model::BlobHash;
 use crate::model::groups::{GROUP, GroupHash, group_count, is_group};
@@ -87,7 +88,7 @@ pub(super) struct Blob<'a> {
 
 impl Blob<'_> {
     /// Fills `buf` from `offset` of the blob, which begins at `base` of its file, group by group.
-    pub fn read(&self, file: &File, base: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    pub fn read(&self, file: &Arc<File>, base: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let size = self.size;
         if self.groups.len() != group_count(size) {
             return Err(self.corrupt("the manifest's list of groups does not fit its size"));
@@ -103,15 +104,22 @@ impl Blob<'_> {
             let skip = (position - start) as usize;
             let n = (len - skip).min(wanted - done);
             let to = &mut buf[done..done + n];
-            if n == len {
+            let kept = &self.store.kept;
+            let value = usize::try_from(group).ok().and_then(|i| self.groups.get(i));
+            let value = value.unwrap_or(self.hash.as_bytes());
+            // Blobs of one group are not all to be kept in the same place.
+            let first = self.hash.as_bytes()[0].into();
+            let number = group.wrapping_add(first);
+            // Of what is here in part it is not known what follows.
+            if let FileKey::Blob(_) = self.key {
+                kept.read_ahead(&Reading { file, size, values: self.groups, number: first }, group);
+            }
+            if n == len && !kept.has(value, number) {
                 self.read_group(file, base, group, to)?;
             } else {
                 let read = |whole: &mut [u8]| self.read_group(file, base, group, whole);
                 let take = |whole: &[u8]| to.copy_from_slice(&whole[skip..skip + n]);
-                let value = usize::try_from(group).ok().and_then(|i| self.groups.get(i));
-                // Blobs of one group are not all to be kept in the same place.
-                let number = group.wrapping_add(self.hash.as_bytes()[0].into());
-                self.store.kept.group(value.unwrap_or(self.hash.as_bytes()), number, len, read, take)?;
+                kept.group(value, number, len, read, take)?;
             }
             done += n;
         }
