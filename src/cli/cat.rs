@@ -23,8 +23,9 @@ pub(crate) struct Cat {
 impl Cat {
     pub(super) fn run(self, cx: &Context) -> Result<(), Failure> {
         let mut session = Session::open(&cx.store)?;
-        session
-            .call_with(Request::Cat { key: self.key, path: self.path.into() }, &mut Streams::to_stdout())?;
+        let mut streams = Streams::to_stdout();
+        session.call_with(Request::Cat { key: self.key, path: self.path.into() }, &mut streams)?;
+        streams.finish()?;
         session.close()
     }
 }

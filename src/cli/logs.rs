@@ -81,7 +81,8 @@ impl Logs {
 
     fn whole(&self, session: &mut Session) -> Result<(), Failure> {
         let mut write = |stream, streams: &mut Streams| {
-            session.call_with(Request::Log { key: self.key.clone(), stream }, streams).map(drop)
+            session.call_with(Request::Log { key: self.key.clone(), stream }, streams)?;
+            streams.finish()
         };
         if !self.stderr {
             write(LogStream::Stdout, &mut Streams::to_stdout())?;

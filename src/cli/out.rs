@@ -229,6 +229,11 @@ impl Streams {
         Self::with(Box::new(io::empty()), Meter::silent())
     }
 
+    /// All of it is written. What is left when a program ends is lost without a word.
+    pub(super) fn finish(&mut self) -> Result<(), Failure> {
+        self.output.flush().map_err(unwritable)
+    }
+
     fn with(input: Box<dyn Read>, meter: Meter) -> Self {
         let input = Counted { inner: input, meter: meter.clone(), read: 0 };
         Self { input, output: Box::new(io::stdout()), meter, written: 0 }

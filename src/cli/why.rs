@@ -31,11 +31,18 @@ impl Why {
                 let gone = gone.or(failed.map(|status| Reason::PreviousRunIncomplete { status }));
                 self.print_gone(&key, gone)?;
             }
-            Reply::Found(_) => {
-                let reply = session.call(Request::Show { key })?;
-                let Reply::Show(facts) = reply else { return Err(unexpected(reply)) };
-                self.print(&facts)?;
-            }
+            Reply::Found(found) => match (session.call(Request::Show { key: key.clone() }), found) {
+                (Ok(Reply::Show(facts)), _) => self.print(&facts)?,
+                (Ok(reply), _) => return Err(unexpected(reply)),
+                // It is not there any more, or never was.
+                (Err(e), Found::Rejected { reason }) if e.kind == Kind::NotFound => {
+                    self.print_gone(&key, Some(Reason::Rejected { reason }))?;
+                }
+                (Err(e), Found::Unreadable { why }) if e.kind == Kind::NotFound => {
+                    self.print_gone(&key, Some(Reason::Unusable { detail: why }))?;
+                }
+                (Err(e), _) => return Err(e),
+            },
             other => return Err(unexpected(other)),
         }
         session.close()

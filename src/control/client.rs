@@ -62,20 +62,32 @@ impl Client {
         }
     }
 
-    /// The server reads all input, even after it has failed, so this never waits for ever.
+    /// The server reads all input, even after it has failed, or hangs up, so this never waits for ever.
     fn stream_input(&mut self, channel: &mut dyn Channel) -> Result<(), Failure> {
+        match self.send_input(channel) {
+            // As above.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
+            Err(e) => Err(lost(e)),
+            Ok(sent) => sent,
+        }
+    }
+
+    /// The outer error is of the connection.
+    fn send_input(&mut self, channel: &mut dyn Channel) -> io::Result<Result<(), Failure>> {
         let mut buffer = vec![0; wire::MAX_DATA];
         loop {
-            let n = channel
-                .input()
-                .read(&mut buffer)
-                .map_err(|e| Failure::failed(format!("cannot read the input: {e}")))?;
+            let n = match channel.input().read(&mut buffer) {
+                Ok(n) => n,
+                Err(e) => return Ok(Err(Failure::failed(format!("cannot read the input: {e}")))),
+            };
             let out = self.stream.get_mut();
             if n == 0 {
-                return wire::send(out, &ClientFrame::End).map_err(lost);
+                return wire::send(out, &ClientFrame::End).map(Ok);
             }
-            wire::send(out, &ClientFrame::Data { bytes: n }).map_err(lost)?;
-            io::Write::write_all(out, &buffer[..n]).map_err(lost)?;
+            wire::send(out, &ClientFrame::Data { bytes: n })?;
+            io::Write::write_all(out, &buffer[..n])?;
         }
     }
 

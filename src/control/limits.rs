@@ -158,26 +158,33 @@ impl LimitFlags {
         let mut wanted = limits.clone();
         self.apply(&mut wanted);
         let mut found = Vec::new();
-        let mut compare = |flag: &str, wanted: String, runs: String| {
+        let mut compare = |flag: &str, (wanted, runs): (String, String)| {
             if wanted != runs {
                 found.push(format!("{flag} {wanted} (it runs with {runs})"));
             }
         };
-        let size = |s: Option<Size>| match s {
+        let size = |s: Option<Size>, exact: bool| match s {
             None => "the default".to_owned(),
+            Some(Size::Bytes(bytes)) if exact => format!("{bytes} bytes"),
             Some(Size::Bytes(bytes)) => human_bytes(bytes),
             Some(percent) => percent.to_string(),
         };
+        // What reads the same need not be.
+        let sizes = |a: Option<Size>, b: Option<Size>| {
+            let exact = a != b && size(a, false) == size(b, false);
+            (size(a, exact), size(b, exact))
+        };
         let count = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
-        compare("--size", size(wanted.size), size(limits.size));
-        compare("--reserve", size(wanted.reserve), size(limits.reserve));
-        compare("--max-entries", count(wanted.entries), count(limits.entries));
-        compare("high_water", wanted.high_water.to_string(), limits.high_water.to_string());
-        compare("low_water", wanted.low_water.to_string(), limits.low_water.to_string());
-        compare("--min-age", Span(wanted.min_age).to_string(), Span(limits.min_age).to_string());
-        compare("--draft-ttl", Span(wanted.draft_ttl).to_string(), Span(limits.draft_ttl).to_string());
-        compare("--scrub", Period(wanted.scrub).to_string(), Period(limits.scrub).to_string());
-        compare("--memory", human_bytes(wanted.memory.0), human_bytes(limits.memory.0));
+        let memory = |limits: &Limits| Some(Size::Bytes(limits.memory.0));
+        compare("--size", sizes(wanted.size, limits.size));
+        compare("--reserve", sizes(wanted.reserve, limits.reserve));
+        compare("--max-entries", (count(wanted.entries), count(limits.entries)));
+        compare("high_water", (wanted.high_water.to_string(), limits.high_water.to_string()));
+        compare("low_water", (wanted.low_water.to_string(), limits.low_water.to_string()));
+        compare("--min-age", (Span(wanted.min_age).to_string(), Span(limits.min_age).to_string()));
+        compare("--draft-ttl", (Span(wanted.draft_ttl).to_string(), Span(limits.draft_ttl).to_string()));
+        compare("--scrub", (Period(wanted.scrub).to_string(), Period(limits.scrub).to_string()));
+        compare("--memory", sizes(memory(&wanted), memory(limits)));
         found
     }
 

@@ -132,25 +132,35 @@ fn converse(stream: UnixStream, shared: &Shared, handler: &dyn Handler) -> io::R
         shared.running.fetch_add(1, Ordering::SeqCst);
         let result = answer(&line, &caller, &mut input, &mut output, handler);
         shared.running.fetch_sub(1, Ordering::SeqCst);
-        result?;
+        if !result? {
+            return Ok(());
+        }
     }
     Ok(())
 }
 
+/// Answers a request; false when nothing can follow. What follows one that is not understood may be the input that belongs to it,
+/// which is never to be taken for requests.
 fn answer(
     line: &[u8],
     caller: &Caller,
     input: &mut BufReader<UnixStream>,
     output: &mut UnixStream,
     handler: &dyn Handler,
-) -> io::Result<()> {
-    let request = match parse(line) {
-        Ok(request) => request,
-        Err(failure) => return wire::send(output, &ServerFrame::Failed { failure }),
+) -> io::Result<bool> {
+    let Asked { place, request, .. } = match parse(line) {
+        Ok(asked) => asked,
+        Err(failure) => return wire::send(output, &ServerFrame::Failed { failure }).map(|()| false),
     };
     let ended = !request.wants_input();
     let mut channel = WireChannel { input: InputFrames { input, left: 0, ended }, output };
-    let result = guarded(|| handler.handle(caller, request, &mut channel));
+    let result = match request.names_paths() && place != socket::place() {
+        true => Err(Failure::failed(
+            "the daemon sees other files than this command does (it runs in another mount namespace or root \
+             directory, as in a container); use 'put --tar -' and 'restore --tar -' from here",
+        )),
+        false => guarded(|| handler.handle(caller, request, &mut channel)),
+    };
     // All input is read before the answer: a client that still writes would never see it.
     io::copy(&mut channel.input, &mut io::sink())?;
     let frame = match result {
@@ -166,9 +176,9 @@ fn answer(
             let most = human_bytes(wire::MAX_LINE);
             Failure::new(Kind::TooMany, format!("the answer would be larger than {most}; ask for less"))
         }
-        other => return other,
+        other => return other.map(|()| true),
     };
-    wire::send(channel.output, &ServerFrame::Failed { failure })
+    wire::send(channel.output, &ServerFrame::Failed { failure }).map(|()| true)
 }
 
 /// A panic is this request's failure, and nobody else's.
@@ -182,7 +192,7 @@ fn guarded(answer: impl FnOnce() -> Result<Reply, Failure>) -> Result<Reply, Fai
     })
 }
 
-pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
+pub(super) fn parse(line: &[u8]) -> Result<Asked, Failure> {
     #[derive(serde::Deserialize)]
     struct Version {
         outfs: u32,
@@ -198,20 +208,12 @@ pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
             ))
         });
     }
-    let asked: Asked =
-        serde_json::from_slice(line).map_err(|e| protocol(format!("the request is not understood: {e}")))?;
-    if asked.request.names_paths() && asked.place != socket::place() {
-        return Err(Failure::failed(
-            "the daemon sees other files than this command does (it runs in another mount namespace or root \
-             directory, as in a container); use 'put --tar -' and 'restore --tar -' from here",
-        ));
-    }
-    Ok(asked.request)
+    serde_json::from_slice(line).map_err(|e| protocol(format!("the request is not understood: {e}")))
 }
 
 /// The one request that is the same in all versions of the protocol, as are its answers: whatever program is installed
 /// by now, it can end the daemon.
-fn stop_of_any_version(line: &[u8]) -> Option<Request> {
+fn stop_of_any_version(line: &[u8]) -> Option<Asked> {
     #[derive(serde::Deserialize)]
     struct Line {
         request: Only,
@@ -222,7 +224,7 @@ fn stop_of_any_version(line: &[u8]) -> Option<Request> {
         Stop { lazy: bool },
     }
     let Line { request: Only::Stop { lazy } } = serde_json::from_slice(line).ok()?;
-    Some(Request::Stop { lazy })
+    Some(Asked { outfs: VERSION, place: socket::place(), request: Request::Stop { lazy } })
 }
 
 /// The client's data frames as a stream.

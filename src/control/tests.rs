@@ -161,16 +161,21 @@ fn other_versions_and_nonsense_are_refused_in_words() {
     use std::io::{BufRead, BufReader};
     let dir = tempfile::tempdir().unwrap();
     let _server = serve(dir.path());
-    let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
     for (line, part) in [
         (r#"{"outfs":99,"request":{"op":"who_knows"}}"#, "version"),
         (r#"{"outfs":VERSION,"place":"","request":{"op":"who_knows"}}"#, "not understood"),
         ("hello", "no outfs request"),
     ] {
-        writeln!(stream.get_mut(), "{}", line.replace("VERSION", &VERSION.to_string())).unwrap();
+        let mut stream = BufReader::new(socket::connect(dir.path()).unwrap());
+        // What follows may be input: it is no request, whatever it says.
+        let lines = format!("{line}\n{}\n", r#"{"outfs":1,"request":{"op":"stop","lazy":true}}"#);
+        write!(stream.get_mut(), "{}", lines.replace("VERSION", &VERSION.to_string())).unwrap();
         let mut answer = String::new();
         stream.read_line(&mut answer).unwrap();
         assert!(answer.contains(r#""kind":"protocol""#) && answer.contains(part), "{answer}");
+        answer.clear();
+        // Where there was more to read, the end is told as an error.
+        assert!(!stream.read_line(&mut answer).is_ok_and(|n| n > 0), "{answer}");
     }
 }
 
@@ -222,6 +227,11 @@ fn limits_conflict_only_where_they_were_given_and_differ() {
     assert!(same.conflicts(&running).is_empty());
     let other = LimitFlags { size: Some("5G".parse().unwrap()), ..same };
     assert_eq!(other.conflicts(&running).len(), 1);
+    let sized = |text: &str| LimitFlags { size: Some(text.parse().unwrap()), ..Default::default() };
+    let mut large = running.clone();
+    sized("1T").apply(&mut large);
+    assert_eq!(sized("1070G").conflicts(&large).len(), 1, "both read 1.0 TiB");
+    assert!(sized("1024G").conflicts(&large).is_empty());
     let mut limits = running;
     LimitFlags::of(&limits.clone()).apply(&mut limits);
     assert!(LimitFlags::of(&limits).conflicts(&limits).is_empty());

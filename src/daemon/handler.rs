@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::links::Links;
 use super::options::RunsWith;
@@ -61,6 +62,9 @@ impl Daemon {
     }
 
     pub(super) fn record_views(&self) {
+        // What is written last is what was listed last.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock();
         record::remember_views(self.cache.store().root(), &self.views.mount_points());
     }
 

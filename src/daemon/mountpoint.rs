@@ -54,8 +54,10 @@ pub(super) fn prepare(at: &Path, store: &Path, own: &[PathBuf]) -> Result<PathBu
 /// As `canonicalize`, but also for a mount point whose daemon is dead, does not answer or does not let this user in.
 pub fn canonical(at: &Path) -> io::Result<PathBuf> {
     let by_parent = || -> io::Result<PathBuf> {
+        // Without a last name (`..`) it is another directory.
+        let name = at.file_name().ok_or(io::ErrorKind::NotFound)?;
         let parent = at.parent().unwrap_or(Path::new("/"));
-        Ok(std::fs::canonicalize(parent)?.join(at.file_name().unwrap_or_default()))
+        Ok(std::fs::canonicalize(parent)?.join(name))
     };
     if let Ok(path) = by_parent()
         && mounted_at(&path).is_some()
@@ -201,6 +203,13 @@ fn abort(there: &MountInfo) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_above_a_mount_point_is_not_the_mount_point() {
+        assert_eq!(canonical(Path::new("/proc")).unwrap(), Path::new("/proc"));
+        assert_eq!(canonical(Path::new("/proc/..")).unwrap(), Path::new("/"));
+        assert_eq!(canonical(Path::new("/")).unwrap(), Path::new("/"));
+    }
 
     #[test]
     fn what_is_wrong_is_said_with_what_to_do() {

@@ -494,6 +494,14 @@ fn output_that_cannot_be_written_is_an_error() {
         assert_eq!(out.status.code(), Some(125));
         assert!(String::from_utf8_lossy(&out.stderr).contains("the output is lost"), "{out:?}");
     }
+    // Also of what does not end with a line.
+    let ran = p.run(&["--no-inputs"], &["printf", "foo"]);
+    for args in [&["cat", ran.key(), "logs/stdout.log"][..], &["logs", ran.key()]] {
+        assert_eq!(p.ok(args), "foo");
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let out = p.command(args).stdout(full).output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {out:?}");
+    }
 }
 
 /// The exit code is the command's whoever reads the record, and whether it can be written.

@@ -113,6 +113,9 @@ fn why_is_of_the_last_run() {
     let failed = run("3", "exit 7");
     let why = p.ok(&["why", "t"]);
     assert!(why.contains(failed.key()) && why.contains("exit code 7"), "{why}");
+    // Of what there never was, too.
+    p.ok(&["reject", "cafe0123", "--reason", "built by a broken compiler"]);
+    assert!(p.ok(&["why", "cafe0123"]).contains("built by a broken compiler"));
 }
 
 /// At the top of a project as anywhere else: links to a result are that result.

@@ -1,11 +1,13 @@
 //! What becomes of entries: pins, rejections, eviction, collection, checks.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::super::{Channel, Failure, GcFacts, Kind, PinFacts, Progress, Reply};
 use super::entries::time;
 use super::no_entry;
-use super::watch::{TELL_EVERY, watched};
+use super::watch::{beside, watched};
 use crate::cache::{Cache, FsckOptions, FsckProgress, GcOptions};
 use crate::model::EntryKey;
 use crate::store::Pin;
@@ -70,15 +72,13 @@ pub(super) fn gc(
 }
 
 pub(super) fn fsck(cache: &Cache, options: FsckOptions, channel: &mut dyn Channel) -> Result<Reply, Failure> {
-    let mut told: Option<(Instant, &str)> = None;
-    let report = cache.fsck(options, &mut |p: FsckProgress| {
-        if told.is_none_or(|(at, stage)| stage != p.stage || at.elapsed() > TELL_EVERY) {
-            told = Some((Instant::now(), p.stage));
-            let total = (p.total > 0).then_some(p.total);
-            let of = total.map(|t| format!(" of {t}")).unwrap_or_default();
-            let what = format!("checking {}: {}{of}", p.stage, p.done);
-            channel.progress(Progress { what, done: p.done, total });
-        }
-    })?;
+    let last = Mutex::new(None::<FsckProgress>);
+    let tell = || {
+        let p = last.lock().take()?;
+        let total = (p.total > 0).then_some(p.total);
+        let of = total.map(|t| format!(" of {t}")).unwrap_or_default();
+        Some(Progress { what: format!("checking {}: {}{of}", p.stage, p.done), done: p.done, total })
+    };
+    let report = beside(channel, &tell, || cache.fsck(options, &mut |p| *last.lock() = Some(p)))?;
     Ok(Reply::Fsck(report))
 }

@@ -10,26 +10,37 @@ use crate::cache::Work;
 use crate::model::units::{counted, human_bytes};
 
 /// Often enough for people, rarely enough for the connection.
-pub(super) const TELL_EVERY: Duration = Duration::from_millis(100);
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
-/// Does `work` in a thread of its own, and tells how many of `things` are done until it ends. Where no thread can be had it is done
-/// without a word.
+/// Does `work` and tells how many of `things` are done until it ends.
 pub(super) fn watched<T: Send>(
     channel: &mut dyn Channel,
     (what, thing, things): (&str, &str, &str),
     work: impl FnOnce(&Work) -> T + Send,
 ) -> T {
     let figures = Work::default();
+    beside(channel, &|| Some(told(&figures, what, thing, things)), || work(&figures))
+}
+
+/// Does `work` in a thread of its own, and tells how far it is until it ends: who does not listen holds up nothing. Where no thread
+/// can be had it is done without a word.
+pub(super) fn beside<T: Send>(
+    channel: &mut dyn Channel,
+    tell: &dyn Fn() -> Option<Progress>,
+    work: impl FnOnce() -> T + Send,
+) -> T {
     let (end, ended) = bounded::<()>(0);
     let work = Mutex::new(Some((work, end)));
     let done = || {
         let (work, _end) = work.lock().take().expect("it is done once, by whom it was left to");
-        work(&figures)
+        work()
     };
     std::thread::scope(|scope| {
         let Ok(running) = std::thread::Builder::new().spawn_scoped(scope, done) else { return done() };
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(TELL_EVERY) {
-            channel.progress(told(&figures, what, thing, things));
+            if let Some(progress) = tell() {
+                channel.progress(progress);
+            }
         }
         running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
