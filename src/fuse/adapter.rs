@@ -201,7 +201,9 @@ impl Adapter {
 
     fn look(&self, who: Caller, ino: u64, op: Op<'_>, reply: Reply) {
         match op {
-            Op::Lookup { .. } if ino == ino::ROOT && self.looker.is(who.pid) => reply.error(Errno::ENOENT),
+            Op::Lookup { name } if ino == ino::ROOT && self.looker.is_told_of_none(who.pid, &name) => {
+                reply.error(Errno::ENOENT)
+            }
             Op::Lookup { name } => {
                 if self.view.look_up_asks_tiers(ino, &name) {
                     return self.look_up_far(who, ino, name, reply);

@@ -5,7 +5,7 @@
 //! uninterruptibly, for a request that the daemon is to answer. Killed in that moment it would not die, its
 //! descriptor would keep the connection, and everybody on the mount would hang. Invariants: that process has no descriptor of the device
 //! or of the mount, and ends with the daemon; only that process is told something else than everybody, and only of names at which nothing new
-//! stands; nobody waits for it.
+//! stands: of others it is told what stands there, and so the kernel drops what stood there before; nobody waits for it.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use parking_lot::Mutex;
 
 use crate::cache::NAMES_LAST;
 use crate::vfs::Named;
@@ -27,14 +28,38 @@ use crate::vfs::Named;
 const ASKS_AGAIN: Duration = NAMES_LAST.saturating_add(Duration::from_millis(50));
 /// Names that wait for a second look; what is evicted later is asked for again anyway.
 const MOST: usize = 65_536;
+/// Names of which it is remembered that it is told of none.
+const REMEMBERED: usize = 4096;
 
-/// Whether a request is that process's: its number, or 0 while there is none.
+/// Whether a request is that process's, and what it is told.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Who(Arc<AtomicU32>);
+pub(super) struct Who(Arc<Looks>);
+
+#[derive(Debug, Default)]
+struct Looks {
+    /// Its number, or 0 while there is none.
+    pid: AtomicU32,
+    /// Names of which it is told that there are none; of all others what everybody is.
+    none: Mutex<HashSet<OsString>>,
+}
 
 impl Who {
-    pub(super) fn is(&self, pid: u32) -> bool {
-        pid != 0 && self.0.load(Ordering::Acquire) == pid
+    /// Whether this is that process, which is to be told that there is no such name.
+    pub(super) fn is_told_of_none(&self, pid: u32, name: &OsStr) -> bool {
+        pid != 0 && self.0.pid.load(Ordering::Acquire) == pid && self.0.none.lock().contains(name)
+    }
+
+    fn note(&self, name: &OsStr, none: bool) {
+        let mut all = self.0.none.lock();
+        if !none {
+            all.remove(name);
+            return;
+        }
+        // Those that were looked up long ago. Of one that was not yet it is told the truth, and is sent there again.
+        if all.len() >= REMEMBERED {
+            all.clear();
+        }
+        all.insert(name.to_owned());
     }
 }
 
@@ -87,9 +112,7 @@ impl Looker {
     }
 
     fn tell(&mut self, name: &Named) {
-        if !(name.still)() {
-            return;
-        }
+        self.who.note(&name.name, (name.still)());
         // One that has died is begun anew, once.
         for _ in 0..2 {
             let line = [name.name.as_bytes(), b"\0"].concat();
@@ -116,7 +139,7 @@ impl Looker {
                 // A name is less than what a pipe takes as a whole.
                 fcntl(names, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
-            self.who.0.store(child.id(), Ordering::Release);
+            self.who.0.pid.store(child.id(), Ordering::Release);
             self.child = Some(child);
         }
         let child = self.child.as_ref().and_then(|child| child.stdin.as_ref());
@@ -128,7 +151,7 @@ impl Looker {
         let Some(mut child) = self.child.take() else { return };
         drop(child.stdin.take());
         // Its number is nobody's else before it was waited for.
-        self.who.0.store(0, Ordering::Release);
+        self.who.0.pid.store(0, Ordering::Release);
         let _ = child.wait();
     }
 }

@@ -70,7 +70,11 @@ impl View {
                     return Err(VfsError::Invalid);
                 }
                 match (self.top_level(a, name)?, b) {
-                    (what, ino::TRASH) => self.throw_away(what, name),
+                    (what, ino::TRASH) => {
+                        self.throw_away(what, name)?;
+                        self.forget_thrown_away(new);
+                        Ok(())
+                    }
                     (TopLevel::Sealed(_), _) => Err(VfsError::ReadOnly),
                     (TopLevel::Draft(d), ino::ROOT | ino::WORK) => self.move_top(caller, &d, b, new),
                     _ => Err(VfsError::NotPermitted),

@@ -2,7 +2,8 @@
 //!
 //! Nothing here waits but for [`When::Now`]: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::View;
@@ -36,9 +37,9 @@ pub trait Kernel: Send + Sync {
 
 /// The name under which kernels may know an entry.
 pub struct Named {
-    /// In the top directory.
+    /// Below the top directory.
     pub name: OsString,
-    /// Whether nothing else stands there by now.
+    /// Whether nothing else stands there by now, an entry or a draft, or this one does.
     pub still: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -90,12 +91,20 @@ impl View {
         }
     }
 
-    /// The name under which a kernel may know the entry with this row id, which may be hidden: none when another entry or
-    /// a draft has it now.
-    fn known_as(&self, entry: i64, key: &EntryKey) -> Option<Named> {
+    /// The name under which a kernel may know the entry with this row id, which may be hidden: another entry or a draft may have
+    /// it now.
+    fn known_as(&self, entry: i64, key: &EntryKey) -> Named {
         let (view, name, key) = (self.myself.clone(), key.as_str().into(), key.clone());
         let still = move || view.upgrade().is_some_and(|view| view.is_known_as(entry, &key));
-        still().then(|| Named { name, still: Box::new(still) })
+        Named { name, still: Box::new(still) }
+    }
+
+    /// The kernel has moved what was thrown away to that name in the trash, where nothing is.
+    pub(super) fn forget_thrown_away(&self, name: &OsStr) {
+        if let Some(kernel) = self.kernel.get() {
+            let name = Path::new(".outfs/trash").join(name).into_os_string();
+            kernel.prune(Some(Named { name, still: Box::new(|| false) }), Vec::new());
+        }
     }
 
     fn is_known_as(&self, entry: i64, key: &EntryKey) -> bool {
@@ -110,9 +119,9 @@ impl Holder for View {
         let mut inos = self.nodes.converted_of(entry);
         if let Some(slot) = self.slots.of_entry(entry) {
             inos.extend(self.records_of(&slot));
-            kernel.prune(self.known_as(entry, slot.entry.key()), inos);
+            kernel.prune(Some(self.known_as(entry, slot.entry.key())), inos);
         } else if let Some(key) = self.nodes.converted_key(entry) {
-            kernel.prune(self.known_as(entry, &key), inos);
+            kernel.prune(Some(self.known_as(entry, &key)), inos);
         }
     }
 

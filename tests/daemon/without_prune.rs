@@ -45,6 +45,12 @@ fn what_is_evicted_goes_and_what_stands_is_seen_by_everybody() {
     m.evict("aaaa01");
     eventually("what the kernel knew of it to go", || m.manifests() == 1);
     assert_eq!(read(m.path("aaaa02/outputs/a/b/f")), b"aaaa02");
+    // And what the kernel has moved to the trash itself.
+    entry(&m, "aaaa03");
+    assert_eq!(read(m.path("aaaa03/outputs/a/b/f")), b"aaaa03");
+    assert_eq!(m.manifests(), 2);
+    fs::rename(m.path("aaaa03"), m.path(".outfs/trash/aaaa03")).expect("throw it away");
+    eventually("what was thrown away to go", || m.manifests() == 1);
     // Now one that stands: the kernel is asked to let go of it first.
     m.ok(&["gc", "--older-than", "0s"]);
     eventually("the other one to go", || {
