@@ -66,6 +66,10 @@ fn what_came_of_a_large_content_stays() {
     assert_eq!(wrong.len(), all);
     wrong[3 * WINDOW + 1] ^= 1;
     std::fs::write(file, &wrong).unwrap();
+    drop(entry);
+    // Without what the store still has in memory of it.
+    w.near = w.near.reopen();
+    let entry = near(&w, "abcd");
     is_elsewhere(piece(&entry, "large", 3 * WINDOW, GROUP));
     w.attach(patient());
     reads(&entry, 3 * WINDOW, 10);
@@ -457,10 +461,13 @@ fn what_is_rejected_while_it_is_brought_is_not_shown() {
 
 #[test]
 fn what_is_damaged_here_comes_from_a_tier_that_has_it() {
-    let w = World::new();
+    let mut w = World::new();
     let files = [("large", bytes(3 * GROUP, 1)), ("small", bytes(50_000, 2)), ("other", bytes(50_000, 3))];
     put(&w.near, "brought", &files);
     push(&w.near);
+    // Without what the store has in memory of what it read for that.
+    w.near = w.near.reopen();
+    w.attach(patient());
     let entry = near(&w, "brought");
     let hash = BlobHash::of(&files[0].1);
     let store = w.near.cache.store().root();

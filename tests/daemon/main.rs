@@ -227,9 +227,10 @@ fn a_daemon_of_another_version_can_be_stopped() {
     use std::io::{BufRead, BufReader, Write};
     let p = Place::new();
     p.ok(&["mount", "m1"]);
-    let socket = std::os::unix::net::UnixStream::connect(p.at("store/control.sock")).expect("it listens");
-    let mut stream = BufReader::new(socket);
-    let mut ask = |request: &str| {
+    // What is refused ends its connection.
+    let ask = |request: &str| {
+        let socket = std::os::unix::net::UnixStream::connect(p.at("store/control.sock")).expect("it listens");
+        let mut stream = BufReader::new(socket);
         writeln!(stream.get_mut(), r#"{{"outfs":999,"request":{request}}}"#).expect("it reads");
         let mut answer = String::new();
         stream.read_line(&mut answer).expect("it answers");
