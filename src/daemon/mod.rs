@@ -150,6 +150,7 @@ fn begin(start: &Start) -> Result<(Running, ViewFacts), Failure> {
     let ended = Arc::new(AtomicBool::new(false));
     let workers = vec![
         workers::start_upkeep(daemon.clone(), ended.clone()).map_err(io)?,
+        workers::start_quiet(daemon.clone(), ended.clone()).map_err(io)?,
         workers::start_scrub(daemon.clone(), ended.clone()).map_err(io)?,
     ];
     workers::start_links(&daemon, ended.clone()).map_err(io)?;

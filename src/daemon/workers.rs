@@ -1,4 +1,4 @@
-//! The daemon's own threads: upkeep, the one for links, the scrub, those that bring entries to tiers.
+//! The daemon's own threads: upkeep, the ones for quiet drafts and for links, the scrub, those that bring entries to tiers.
 //!
 //! Invariant: a panic in one of them costs a round of its work and not the thread; it is logged and counted
 //! (`faults`). Must not know: what the work is.
@@ -52,15 +52,17 @@ fn persist(what: &str, until: &AtomicBool, pause: Duration, mut work: impl FnMut
 /// The thread that ticks.
 pub(super) fn start_upkeep(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> io::Result<JoinHandle<()>> {
     spawn("upkeep", move || {
-        let mut last = Instant::now();
-        while !until.load(Ordering::Relaxed) {
-            let quiet = guarded("looking for quiet drafts", || daemon.views().tick());
-            if last.elapsed() >= TICK {
-                last = Instant::now();
-                guarded("upkeep", || daemon.tick());
-            }
-            std::thread::park_timeout(if quiet == Some(true) { LOOK } else { TICK });
+        while rest(&until, TICK) {
+            guarded("upkeep", || daemon.tick());
         }
+    })
+}
+
+/// The thread that seals drafts which have become quiet. That takes as long as they are large.
+pub(super) fn start_quiet(daemon: Arc<Daemon>, until: Arc<AtomicBool>) -> io::Result<JoinHandle<()>> {
+    spawn("quiet", move || {
+        let look = || guarded("looking for quiet drafts", || daemon.views().tick());
+        while rest(&until, if look() == Some(true) { LOOK } else { TICK }) {}
     })
 }
 

@@ -17,7 +17,7 @@ use super::reply::Reply;
 use super::request::{Args, Op, parse};
 use super::serve::Pools;
 use super::wire::{InHeader, StatfsOut};
-use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, View, ino};
+use crate::vfs::{Caller, Found, How, Opened, Result, SetAttr, VfsError, View, ino};
 
 type Answer<T> = std::result::Result<T, Errno>;
 
@@ -201,10 +201,13 @@ impl Adapter {
 
     fn look(&self, who: Caller, ino: u64, op: Op<'_>, reply: Reply) {
         match op {
-            Op::Lookup { name } if ino == ino::ROOT && self.looker.is_told_of_none(who.pid, &name) => {
-                reply.error(Errno::ENOENT)
-            }
             Op::Lookup { name } => {
+                if let Some(top) = self.looker.asks_for(who.pid, ino, &name) {
+                    return reply.entry(run(|| match self.looker.is_shown(top) {
+                        true => self.view.top_again(top.entry),
+                        false => Err(VfsError::NotFound),
+                    }));
+                }
                 if self.view.look_up_asks_tiers(ino, &name) {
                     return self.look_up_far(who, ino, name, reply);
                 }

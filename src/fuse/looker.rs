@@ -1,13 +1,14 @@
-//! Having the kernel let go of an entry by its name, where it takes no prunes (before Linux 6.18).
+//! Having the kernel let go of what it remembers of an entry, where it takes no prunes (before Linux 6.18).
 //!
-//! A process of its own looks the name up, is told that there is none, and so the kernel drops what it remembers of the
-//! name and all below it. The daemon does not ask for that itself, neither by `inval_entry` nor by a look-up: both can wait,
-//! uninterruptibly, for a request that the daemon is to answer. Killed in that moment it would not die, its
-//! descriptor would keep the connection, and everybody on the mount would hang. Invariants: that process has no descriptor of the device
-//! or of the mount, and ends with the daemon; only that process is told something else than everybody, and only of names at which nothing new
-//! stands: of others it is told what stands there, and so the kernel drops what stood there before; nobody waits for it.
+//! A process of its own looks up a name that nobody else is shown, twice. At first the daemon says that the entry's top directory
+//! is what it names: then the kernel moves all that it remembers of the entry there, from wherever that was, for a directory has one
+//! name. Then it says that there is no such name: so the kernel drops what it remembers below it, but for what is
+//! in use, which is dropped when it is asked for once more. The daemon does not ask for that itself, neither by `inval_entry` nor by a
+//! look-up: both can wait, uninterruptibly, for a request that the daemon is to answer. Killed in that moment it would not
+//! die, its descriptor would keep the connection, and everybody on the mount would hang. Invariants: that process has no descriptor of
+//! the device or of the mount, and ends with the daemon; nobody else is told anything but the truth; nobody waits for it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -16,20 +17,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 
-use crate::cache::NAMES_LAST;
-use crate::vfs::Named;
+use crate::vfs::{Ino, Top, ino};
 
-/// The kernel asks again for a name after so long, at the latest.
-const ASKS_AGAIN: Duration = NAMES_LAST.saturating_add(Duration::from_millis(50));
-/// Names that wait for a second look; what is evicted later is asked for again anyway.
-const MOST: usize = 65_536;
-/// Names of which it is remembered that it is told of none.
-const REMEMBERED: usize = 4096;
+/// What the names that it looks up begin with; the entry's row id follows. No key begins so.
+const NAME: &str = ".outfs-gone-";
+/// Entries that it may be far behind with; whoever evicts asks for the others again.
+const MOST: usize = 4096;
 
 /// Whether a request is that process's, and what it is told.
 #[derive(Debug, Clone, Default)]
@@ -39,91 +36,68 @@ pub(super) struct Who(Arc<Looks>);
 struct Looks {
     /// Its number, or 0 while there is none.
     pid: AtomicU32,
-    /// Names of which it is told that there are none; of all others what everybody is.
-    none: Mutex<HashSet<OsString>>,
+    /// What it is shown, once.
+    shown: Mutex<HashSet<Top>>,
 }
 
 impl Who {
-    /// Whether this is that process, which is to be told that there is no such name.
-    pub(super) fn is_told_of_none(&self, pid: u32, name: &OsStr) -> bool {
-        pid != 0 && self.0.pid.load(Ordering::Acquire) == pid && self.0.none.lock().contains(name)
+    /// What this process asks for by such a name in a directory, if it is that one.
+    pub(super) fn asks_for(&self, pid: u32, dir: Ino, name: &OsStr) -> Option<Top> {
+        let is_it = pid != 0 && self.0.pid.load(Ordering::Acquire) == pid;
+        let entry = is_it.then_some(name)?.to_str()?.strip_prefix(NAME)?.parse().ok()?;
+        Some(Top { entry, thrown_away: dir == ino::TRASH })
     }
 
-    fn note(&self, name: &OsStr, none: bool) {
-        let mut all = self.0.none.lock();
-        if !none {
-            all.remove(name);
-            return;
-        }
-        // Those that were looked up long ago. Of one that was not yet it is told the truth, and is sent there again.
-        if all.len() >= REMEMBERED {
-            all.clear();
-        }
-        all.insert(name.to_owned());
+    /// Whether there is such a name, this once.
+    pub(super) fn is_shown(&self, top: Top) -> bool {
+        self.0.shown.lock().remove(&top)
+    }
+
+    fn show(&self, top: Top) -> bool {
+        let mut shown = self.0.shown.lock();
+        shown.len() < MOST && shown.insert(top)
     }
 }
 
-/// That process, begun when it is needed, and what it is to do.
+/// That process, begun when it is needed.
 pub(super) struct Looker {
     /// What it runs: outfs, and the argument that makes it [`look`].
     command: Vec<OsString>,
     at: PathBuf,
     who: Who,
     child: Option<Child>,
-    /// To be looked at again, when the kernel surely asks.
-    again: VecDeque<(Instant, Named)>,
-    /// The names in there.
-    waiting: HashSet<OsString>,
 }
 
 impl Looker {
     /// For the mount at `at`. `command` without anything: nobody looks.
     pub(super) fn new(command: Vec<OsString>, at: &Path) -> Looker {
-        let (again, waiting) = (VecDeque::new(), HashSet::new());
-        Looker { command, at: at.to_owned(), who: Who::default(), child: None, again, waiting }
+        Looker { command, at: at.to_owned(), who: Who::default(), child: None }
     }
 
     pub(super) fn who(&self) -> Who {
         self.who.clone()
     }
 
-    /// When [`Self::again`] has something to do.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.again.front().map(|(at, _)| *at)
-    }
-
-    /// Has a name looked up, now and when the kernel will ask for it even if it was in use just now.
-    pub(super) fn look(&mut self, name: Named) {
-        self.tell(&name);
-        if self.again.len() < MOST && self.waiting.insert(name.name.clone()) {
-            self.again.push_back((Instant::now() + ASKS_AGAIN, name));
+    /// Has the kernel let go of what is below a top directory and not in use.
+    pub(super) fn look(&mut self, top: Top) {
+        // It has not come to the last one yet: that will do.
+        if !self.who.show(top) {
+            return;
         }
-    }
-
-    /// Has those looked up that are due.
-    pub(super) fn again(&mut self) {
-        let now = Instant::now();
-        while self.due().is_some_and(|at| at <= now) {
-            if let Some((_, name)) = self.again.pop_front() {
-                self.waiting.remove(&name.name);
-                self.tell(&name);
-            }
-        }
-    }
-
-    fn tell(&mut self, name: &Named) {
-        self.who.note(&name.name, (name.still)());
+        // Where the kernel has it: to move it to another directory takes locks that may be held, and then it is not moved.
+        let dir = if top.thrown_away { ".outfs/trash/" } else { "" };
+        let line = format!("{dir}{NAME}{}\0", top.entry);
         // One that has died is begun anew, once.
         for _ in 0..2 {
-            let line = [name.name.as_bytes(), b"\0"].concat();
-            match self.child().and_then(|mut names| names.write_all(&line)) {
+            match self.child().and_then(|mut names| names.write_all(line.as_bytes())) {
                 Ok(()) => return,
                 // It is far behind. What is not looked at now is asked for again by whoever evicts.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => tracing::debug!(error = %e, "the process that looks names up cannot be told"),
             }
             self.end();
         }
+        self.who.is_shown(top);
     }
 
     fn child(&mut self) -> io::Result<&std::process::ChildStdin> {
@@ -153,6 +127,7 @@ impl Looker {
         // Its number is nobody's else before it was waited for.
         self.who.0.pid.store(0, Ordering::Release);
         let _ = child.wait();
+        self.who.0.shown.lock().clear();
     }
 }
 
@@ -162,7 +137,8 @@ impl Drop for Looker {
     }
 }
 
-/// What that process does: looks up each name that `names` has (they end with a zero byte) in `at`. What comes of it does not matter.
+/// What that process does: looks up each name that `names` has (they end with a zero byte) in `at`, twice. What comes of it does not
+/// matter.
 pub fn look(at: &Path, mut names: impl Read) -> io::Result<()> {
     let mut rest = Vec::new();
     let mut buf = [0; 4096];
@@ -175,7 +151,9 @@ pub fn look(at: &Path, mut names: impl Read) -> io::Result<()> {
         let end = rest.iter().rposition(|b| *b == 0).map_or(0, |last| last + 1);
         for name in rest[..end].split(|b| *b == 0).filter(|name| !name.is_empty()) {
             // Nothing of the mount stays open: it would be busy.
-            let _ = at.join(OsStr::from_bytes(name)).symlink_metadata();
+            let path = at.join(OsStr::from_bytes(name));
+            let _ = path.symlink_metadata();
+            let _ = path.symlink_metadata();
         }
         rest.drain(..end);
     }

@@ -5,17 +5,17 @@
 //! no other, and whoever made the change must see it. That names changed waits for the locks of the pages which hold
 //! them: for who is copying these, who waits for no request.) And nothing is sent that waits for a directory's lock,
 //! which a request in progress can hold: killed in such a wait, the daemon would not die until that request was answered, which nobody
-//! would do any more. (Before Linux 6.18 there is only the kind that does: there names are looked up instead, see `looker.rs`.)
+//! would do any more. (Before Linux 6.18 there is only the kind that does: there a name is looked up instead, see `looker.rs`.)
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use fuser::{INodeNo, Notifier};
 
 use super::looker::Looker;
-use crate::vfs::{Ino, Kernel, Named, When};
+use crate::vfs::{Ino, Kernel, Top, When};
 
 /// FUSE_NOTIFY_PRUNE of Linux 6.18: ask to drop unused dentries of inodes.
 const FUSE_NOTIFY_PRUNE: i32 = 9;
@@ -27,7 +27,7 @@ type Choose = Box<dyn FnOnce() -> Vec<Ino> + Send>;
 
 enum Message {
     Prune {
-        name: Option<Named>,
+        top: Option<Top>,
         inos: Vec<Ino>,
     },
     /// Pages of these: names of directories, or content.
@@ -53,18 +53,7 @@ impl KernelEnd {
         let (tx, rx) = unbounded::<Message>();
         let mut work = Work { notifier: notifier.clone(), device, prunes, looker };
         std::thread::Builder::new().name("notify".into()).spawn(move || {
-            loop {
-                let next = match work.looker.due() {
-                    Some(at) => rx.recv_deadline(at),
-                    None => rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                };
-                match next {
-                    Ok(message) => work.on(message),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-                work.looker.again();
-            }
+            rx.iter().for_each(|message| work.on(message));
         })?;
         Ok(Self { messages: tx, notifier })
     }
@@ -81,22 +70,22 @@ struct Work {
 
 impl Work {
     fn on(&mut self, message: Message) {
-        let (name, inos) = match message {
+        let (top, inos) = match message {
             Message::Pages(inos) => return forget_pages(&self.notifier, &inos),
-            Message::Prune { name, inos } => (name, inos),
+            Message::Prune { top, inos } => (top, inos),
             // Without prunes there is nothing to choose for.
             Message::Forget(choose) => (None, if self.prunes { choose() } else { Vec::new() }),
         };
         self.prunes = self.prunes && inos.chunks(PRUNE_BATCH).all(|batch| prune(&self.device, batch));
-        if let (false, Some(name)) = (self.prunes, name) {
-            self.looker.look(name);
+        if let (false, Some(top)) = (self.prunes, top) {
+            self.looker.look(top);
         }
     }
 }
 
 impl Kernel for KernelEnd {
-    fn prune(&self, name: Option<Named>, inos: Vec<Ino>) {
-        let _ = self.messages.send(Message::Prune { name, inos });
+    fn prune(&self, top: Option<Top>, inos: Vec<Ino>) {
+        let _ = self.messages.send(Message::Prune { top, inos });
     }
 
     fn attributes_changed(&self, inos: &[Ino]) {

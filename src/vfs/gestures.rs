@@ -71,8 +71,9 @@ impl View {
                 }
                 match (self.top_level(a, name)?, b) {
                     (what, ino::TRASH) => {
-                        self.throw_away(what, name)?;
-                        self.forget_thrown_away(new);
+                        if let Some(entry) = self.throw_away(what, name)? {
+                            self.forget_thrown_away(entry);
+                        }
                         Ok(())
                     }
                     (TopLevel::Sealed(_), _) => Err(VfsError::ReadOnly),
@@ -85,26 +86,27 @@ impl View {
         }
     }
 
-    fn throw_away(&self, what: TopLevel, name: &OsStr) -> Result<()> {
+    /// The row id of what was an entry.
+    fn throw_away(&self, what: TopLevel, name: &OsStr) -> Result<Option<i64>> {
         match what {
             TopLevel::Draft(d) => match self.cache.drop_draft(&d, "trash") {
                 // It was sealed just now, or dropped otherwise. What it was to replace is not what was thrown away.
                 Err(CacheError::Gone(_)) => match d.place() {
                     DraftPlace::InPlace { key } if key.as_str() == name => {
                         let entry = self.cache.entry(&key, LeaseKind::Hold)?.ok_or(VfsError::NotFound)?;
-                        self.throw_away(TopLevel::Sealed(entry), name)?;
+                        self.throw_away(TopLevel::Sealed(entry), name)
                     }
-                    _ => return Err(VfsError::NotFound),
+                    _ => Err(VfsError::NotFound),
                 },
-                other => other?,
+                done => done.map(|_| None).map_err(VfsError::from),
             },
             TopLevel::Sealed(entry) => {
-                let key = entry.key().clone();
+                let (id, key) = (entry.id(), entry.key().clone());
                 drop(entry);
                 self.cache.evict(&key, "trash")?;
+                Ok(Some(id))
             }
         }
-        Ok(())
     }
 
     fn move_top(&self, caller: Caller, draft: &Arc<Draft>, to: Ino, new: &OsStr) -> Result<()> {
@@ -184,16 +186,20 @@ impl View {
         let Some(quiet) = self.options.seal_quiet else { return };
         let quiet = i64::try_from(quiet.as_nanos()).unwrap_or(i64::MAX);
         for draft in self.cache.drafts() {
+            let writers = |ask: &dyn Fn(&mut Writers) -> bool| {
+                self.born_here.lock().get_mut(draft.id()).is_some_and(ask)
+            };
+            let changed_at = draft.last_change();
             let due = draft.place().key().is_some()
                 && draft.writers() == 0
                 && draft.idle_ns() >= quiet
-                && self.born_here.lock().get_mut(draft.id()).is_some_and(Writers::trusted)
+                && writers(&|w| w.may_seal(changed_at) && w.trusted())
                 && reads_metadata(&draft).unwrap_or(false);
-            if due && let Err(e) = self.seal_in_place(&draft, "quiet", true) {
-                let told = |w: &mut Writers| !w.tell(draft.last_change());
-                if !self.born_here.lock().get_mut(draft.id()).is_some_and(told) {
-                    tracing::info!(draft = draft.name(), "not sealed by quiet: {e}");
-                }
+            if due
+                && let Err(e) = self.seal_in_place(&draft, "quiet", true)
+                && writers(&|w| w.refuse(changed_at))
+            {
+                tracing::info!(draft = draft.name(), "not sealed by quiet: {e}");
             }
         }
         // Locked first: a draft that is born meanwhile is entered after this.

@@ -2,25 +2,24 @@
 //!
 //! Nothing here waits but for [`When::Now`]: what concerns the kernel goes to [`Kernel`], which works in a thread of its own.
 
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::View;
 use super::draft_node::DraftNode;
 use super::ino;
 use super::reach::identity;
 use super::settling::Settling;
 use super::sys;
-use super::types::Ino;
+use super::types::{Found, Ino};
+use super::{Result, VfsError, View};
 use crate::cache::{Draft, Entry, Holder, Known, LeaseKind, now_ns};
 use crate::model::EntryKey;
 
 /// The kernel behind a view, as far as it can be told things. Must not block the caller, but for [`When::Now`].
 pub trait Kernel: Send + Sync {
-    /// Let go of these inodes of an entry, as far as they are unused; children come before parents.
-    /// `name` is the entry's, unless something else stands there now.
-    fn prune(&self, name: Option<Named>, inos: Vec<Ino>);
+    /// Let go of these inodes, as far as they are unused; children come before parents. `top` is what all of them
+    /// are below.
+    fn prune(&self, top: Option<Top>, inos: Vec<Ino>);
 
     /// Ask again for the attributes of these inodes.
     fn attributes_changed(&self, inos: &[Ino]);
@@ -35,12 +34,13 @@ pub trait Kernel: Send + Sync {
     fn forget(&self, choose: Box<dyn FnOnce() -> Vec<Ino> + Send>);
 }
 
-/// The name under which kernels may know an entry.
-pub struct Named {
-    /// Below the top directory.
-    pub name: OsString,
-    /// Whether nothing else stands there by now, an entry or a draft, or this one does.
-    pub still: Box<dyn Fn() -> bool + Send>,
+/// An entry's top directory, for kernels that let go only of what a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Top {
+    /// The entry's row id.
+    pub entry: i64,
+    /// The kernel has moved it to the trash.
+    pub thrown_away: bool,
 }
 
 /// When the kernel is told.
@@ -91,25 +91,20 @@ impl View {
         }
     }
 
-    /// The name under which a kernel may know the entry with this row id, which may be hidden: another entry or a draft may have
-    /// it now.
-    fn known_as(&self, entry: i64, key: &EntryKey) -> Named {
-        let (view, name, key) = (self.myself.clone(), key.as_str().into(), key.clone());
-        let still = move || view.upgrade().is_some_and(|view| view.is_known_as(entry, &key));
-        Named { name, still: Box::new(still) }
-    }
-
-    /// The kernel has moved what was thrown away to that name in the trash, where nothing is.
-    pub(super) fn forget_thrown_away(&self, name: &OsStr) {
+    /// The kernel is just moving an entry to the trash.
+    pub(super) fn forget_thrown_away(&self, entry: i64) {
         if let Some(kernel) = self.kernel.get() {
-            let name = Path::new(".outfs/trash").join(name).into_os_string();
-            kernel.prune(Some(Named { name, still: Box::new(|| false) }), Vec::new());
+            kernel.prune(Some(Top { entry, thrown_away: true }), Vec::new());
         }
     }
 
-    fn is_known_as(&self, entry: i64, key: &EntryKey) -> bool {
-        let row = self.cache.index().entry(key);
-        row.is_ok_and(|row| row.is_none_or(|r| r.id == entry)) && self.cache.draft_for(key).is_none()
+    /// The top directory of an entry that the kernel knows, evicted or not, for a name that is asked for only to have it let go of
+    /// that: counts a look-up.
+    pub fn top_again(&self, entry: i64) -> Result<Found> {
+        let slot = self.slots.of_entry(entry).map(|slot| slot.entry.clone());
+        let known = slot.or_else(|| self.nodes.converted_entry(entry));
+        let found = self.list_entry(&known.ok_or(VfsError::NotFound)?)?;
+        Ok(Found { name_ttl: Duration::ZERO, ..found })
     }
 }
 
@@ -119,9 +114,9 @@ impl Holder for View {
         let mut inos = self.nodes.converted_of(entry);
         if let Some(slot) = self.slots.of_entry(entry) {
             inos.extend(self.records_of(&slot));
-            kernel.prune(Some(self.known_as(entry, slot.entry.key())), inos);
-        } else if let Some(key) = self.nodes.converted_key(entry) {
-            kernel.prune(Some(self.known_as(entry, &key)), inos);
+        }
+        if !inos.is_empty() {
+            kernel.prune(Some(Top { entry, thrown_away: false }), inos);
         }
     }
 

@@ -166,7 +166,7 @@ mod tests {
     use std::ffi::{OsStr, OsString};
     use std::time::Duration;
 
-    use super::super::{Caller, Kernel, Named, ViewOptions, When};
+    use super::super::{Caller, Kernel, Top, ViewOptions, When};
     use super::*;
     use crate::cache::{Cache, LeaseKind, Limits, SealRequest, TaskFacts};
 
@@ -183,7 +183,7 @@ mod tests {
     }
 
     impl Kernel for Arc<Memory> {
-        fn prune(&self, _: Option<Named>, _: Vec<Ino>) {}
+        fn prune(&self, _: Option<Top>, _: Vec<Ino>) {}
         fn attributes_changed(&self, _: &[Ino]) {}
         fn names_changed(&self, _: Vec<Ino>, _: When) {}
         fn content_changed(&self, _: Ino) {}

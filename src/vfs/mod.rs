@@ -40,7 +40,7 @@ mod xattrs;
 
 pub use counted::{Scarce, Taken};
 pub use error::{Result, VfsError};
-pub use holder::{Kernel, Named, When};
+pub use holder::{Kernel, Top, When};
 pub use types::*;
 
 use std::collections::HashMap;

@@ -402,11 +402,11 @@ impl Nodes {
         of.into_iter().map(|(_, ino)| ino).collect()
     }
 
-    /// The key of an entry that has former draft nodes.
-    pub fn converted_key(&self, entry: i64) -> Option<crate::model::EntryKey> {
+    /// An entry that has former draft nodes.
+    pub fn converted_entry(&self, entry: i64) -> Option<Entry> {
         let t = self.table.read();
         let ino = t.converted.get(&entry)?.values().next()?;
-        t.drafts.get(ino)?.node.sealed().map(|(e, _)| e.key().clone())
+        t.drafts.get(ino)?.node.sealed().map(|(e, _)| e.clone())
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -15,6 +16,8 @@ use crate::cache::{pidfd_open, process_of};
 
 /// From so many on, processes that ended well are forgotten: a build has thousands, each a descriptor here.
 const SWEEP: usize = 64;
+/// What could not be sealed, and is as it was, is tried again after this time: the reason may lie elsewhere.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The processes that changed one draft.
 #[derive(Default)]
@@ -22,8 +25,8 @@ pub(super) struct Writers {
     processes: HashMap<u32, Process>,
     /// One of them left the draft in an unknown state; that is final.
     condemned: bool,
-    /// The state of the draft, by its last change, of which the log has that it could not be sealed.
-    told_of: i64,
+    /// The state of the draft, by its last change, that could not be sealed, and when that was tried.
+    refused: Option<(i64, Instant)>,
 }
 
 struct Process {
@@ -75,9 +78,15 @@ impl Writers {
         !self.condemned && self.processes.values().all(|p| p.end() == End::Runs)
     }
 
-    /// Whether it is to be said that the draft cannot be sealed as it is since `changed_at`: once.
-    pub(super) fn tell(&mut self, changed_at: i64) -> bool {
-        std::mem::replace(&mut self.told_of, changed_at) != changed_at
+    /// Whether it is worth trying to seal the draft as it is since `changed_at`.
+    pub(super) fn may_seal(&self, changed_at: i64) -> bool {
+        self.refused.is_none_or(|(state, tried)| state != changed_at || tried.elapsed() >= AGAIN)
+    }
+
+    /// The draft could not be sealed as it is since `changed_at`; true when that was not known yet.
+    pub(super) fn refuse(&mut self, changed_at: i64) -> bool {
+        let before = self.refused.replace((changed_at, Instant::now()));
+        before.is_none_or(|(state, _)| state != changed_at)
     }
 
     fn sweep(&mut self) {
@@ -171,6 +180,19 @@ mod tests {
         let mut unknown = Writers::default();
         unknown.note(0);
         assert!(!unknown.trusted());
+    }
+
+    #[test]
+    fn what_was_refused_waits_until_it_changes() {
+        let mut writers = Writers::default();
+        assert!(writers.may_seal(1));
+        assert!(writers.refuse(1), "it is told of");
+        assert!(!writers.may_seal(1));
+        assert!(!writers.refuse(1), "once");
+        assert!(writers.may_seal(2), "it has changed");
+        assert!(writers.refuse(2));
+        writers.refused = Some((2, Instant::now().checked_sub(AGAIN).unwrap()));
+        assert!(writers.may_seal(2), "what was in its way may be gone");
     }
 
     #[test]

@@ -51,6 +51,26 @@ fn what_is_evicted_goes_and_what_stands_is_seen_by_everybody() {
     assert_eq!(m.manifests(), 2);
     fs::rename(m.path("aaaa03"), m.path(".outfs/trash/aaaa03")).expect("throw it away");
     eventually("what was thrown away to go", || m.manifests() == 1);
+    // What is open, or somebody's directory, goes when it is that no more.
+    for key in ["aaaa04", "aaaa05", "aaaa06"] {
+        entry(&m, key);
+    }
+    let open = fs::File::open(m.path("aaaa04/outputs/a/b/f")).expect("an open file");
+    let mut inside = std::process::Command::new("cat");
+    let mut inside =
+        inside.current_dir(m.path("aaaa05/outputs/a")).stdin(Stdio::piped()).spawn().expect("cat");
+    let thrown = fs::File::open(m.path("aaaa06/outputs/a/b/f")).expect("an open file");
+    m.evict("aaaa04");
+    m.evict("aaaa05");
+    fs::rename(m.path("aaaa06"), m.path(".outfs/trash/aaaa06")).expect("throw it away");
+    for (file, key) in [(&open, "aaaa04"), (&thrown, "aaaa06")] {
+        assert_eq!(std::io::read_to_string(file).expect("what is open can be read"), key);
+        assert!(fs::symlink_metadata(m.path(key)).is_err(), "{key} is gone");
+    }
+    assert_eq!(m.manifests(), 4);
+    drop((open, thrown, inside.stdin.take()));
+    inside.wait().expect("cat ends");
+    eventually("what was in use to go", || m.manifests() == 1);
     // Now one that stands: the kernel is asked to let go of it first.
     m.ok(&["gc", "--older-than", "0s"]);
     eventually("the other one to go", || {

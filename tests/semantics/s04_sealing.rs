@@ -84,6 +84,20 @@ fn s4_3_sealed_by_quiet() {
     eventually("the quiet seal after the writer has gone", || m.is_sealed("with-writer"));
 }
 
+/// S4.3 … and one that could not be sealed as soon as it has become one that can.
+#[test]
+fn s4_3_what_was_in_the_way_of_a_quiet_seal() {
+    let m = Mount::with(&["--size", "4G", "--seal-quiet", "200ms"]);
+    mkdir(m.path("key1"));
+    let socket = m.path("key1/socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
+    fill_entry(&m.path("key1"), |_| {});
+    eventually("the refusal", || m.log_text().contains("not sealed by quiet"));
+    assert!(!m.is_sealed("key1"));
+    fs::remove_file(&socket).expect("remove");
+    eventually("the quiet seal", || m.is_sealed("key1"));
+}
+
 /// S4.3 … nor one that somebody changed who then did not end well, also if he only moved or removed names.
 #[test]
 fn s4_3_whoever_moves_names_counts_too() {
