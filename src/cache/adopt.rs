@@ -97,12 +97,14 @@ impl Cache {
         let blobs = tree.manifest.blobs();
         let sizes: HashMap<BlobHash, u64> = blobs.iter().map(|(hash, size, _)| (*hash, *size)).collect();
         // No disk holds more, and sums of such sizes stay numbers.
-        let all = blobs.iter().try_fold(0u64, |all, (_, size, _)| all.checked_add(*size));
         if let Some((hash, ..)) = blobs.iter().find(|(_, size, _)| *size > MOST_CONTENT) {
             return Err(lies(*hash, "it is larger than any can be").into());
         }
-        if let Some((hash, ..)) = blobs.first().filter(|_| all.is_none_or(|all| all > MOST_ENTRY)) {
-            return Err(lies(*hash, "with the others it is larger than any entry can be").into());
+        // One content may have many names.
+        let shown = tree.manifest.records().iter().filter(|r| r.hash().is_some());
+        let shown = shown.map(|r| r.size()).try_fold(0u64, u64::checked_add);
+        if let Some((hash, ..)) = blobs.first().filter(|_| shown.is_none_or(|all| all > MOST_ENTRY)) {
+            return Err(lies(*hash, "all files together are larger than any entry can be").into());
         }
         for r in tree.manifest.records() {
             if let Some(hash) = r.hash().filter(|hash| sizes.get(hash) != Some(&r.size())) {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::verify::{self, PackFound};
 use super::{Cache, Result};
-use crate::index::{BlobRow, EntryRow, IndexError, PackRow};
+use crate::index::{Backed, BlobRow, EntryRow, IndexError, PackRow};
 use crate::model::units::counted;
 use crate::model::{BlobHash, EntryKey, Manifest, ManifestHash};
 use crate::store::{Location, PackId, StoreError, shards, twice};
@@ -269,13 +269,25 @@ impl<'a> Check<'a> {
         let hashes: Vec<BlobHash> = blobs.iter().map(|(h, _, _)| *h).collect();
         let rows = self.cache.inner.index.blobs(&hashes)?;
         self.places_of_entry(row, manifest, rows.iter().flatten())?;
+        let mut lies = None;
         for ((hash, size, _), known) in blobs.iter().zip(rows) {
             let (all, backed) = refs.entry(*hash).or_default();
             *all += 1;
             *backed += u64::from(row.in_tier.is_backed());
-            if known.is_none_or(|k| k.size != *size) && self.is_current(row)? {
-                self.index_complaint(&format!("the blob {hash} of the entry {} is not known", row.key));
+            if known.is_some_and(|k| k.size == *size) || !self.is_current(row)? {
+                continue;
             }
+            // It was told so by its tier; then the content came otherwise.
+            if known.is_some() && row.in_tier.backed == Backed::Came {
+                lies = Some(format!("the content {hash} has another size than it says"));
+                continue;
+            }
+            self.index_complaint(&format!("the blob {hash} of the entry {} is not known", row.key));
+        }
+        if let Some(what) = lies {
+            let path = self.cache.inner.store.places_path(&row.manifest);
+            self.damage("manifest", path, what, vec![row.key.clone()]);
+            self.bad_entries.push(row.clone());
         }
         Ok(())
     }

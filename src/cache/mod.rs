@@ -70,6 +70,7 @@ mod pressure;
 mod process;
 mod push;
 mod put;
+mod queue;
 mod read;
 mod rebuild;
 #[cfg(test)]

@@ -18,8 +18,6 @@ const AFTER_VAIN: Duration = Duration::from_millis(300);
 const TOGETHER: Duration = Duration::from_millis(600);
 /// How long that is at most; it is not longer than twice the time that was waited either.
 const VAIN: Duration = Duration::from_secs(3);
-/// How long anybody waits for the turn to evict, at least.
-const TURN: Duration = Duration::from_millis(100);
 
 /// How long somebody may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +48,11 @@ impl Patience {
     /// Of who begins now.
     pub fn of(&self, now: Instant) -> Wait {
         let vain = self.0.lock();
-        let (patience, most) = match vain.as_ref().filter(|vain| now < vain.until) {
-            None => (PATIENCE, PERSISTENCE),
-            Some(Vain { left, .. }) => (AFTER_VAIN.min(*left), AFTER_VAIN.min(*left)),
+        let Some(Vain { left, .. }) = vain.as_ref().filter(|vain| now < vain.until) else {
+            return Wait { turn: PATIENCE, patience: PATIENCE, most: PERSISTENCE, after_vain: false };
         };
-        Wait { turn: patience.max(TURN), patience, most, after_vain: most < PERSISTENCE }
+        let patience = AFTER_VAIN.min(*left);
+        Wait { turn: patience, patience, most: patience, after_vain: true }
     }
 
     /// Who began then, with this, has `made` room or not.
@@ -110,7 +108,7 @@ mod tests {
         let second = patience.of(soon);
         patience.over(second, soon, soon + 4 * AFTER_VAIN, false);
         let none = patience.of(soon + Duration::from_millis(1));
-        assert_eq!((none.turn, none.patience, none.most), (TURN, Duration::ZERO, Duration::ZERO));
+        assert_eq!((none.turn, none.patience, none.most), (Duration::ZERO, Duration::ZERO, Duration::ZERO));
         patience.over(none, soon, soon, true);
         assert_eq!(patience.of(soon + Duration::from_millis(2)), first);
     }

@@ -186,10 +186,10 @@ impl Cache {
         let begun = Instant::now();
         let patience = &self.inner.upkeep.patience;
         let wait = patience.of(begun);
-        let Some(_round) = self.inner.upkeep.round.try_lock_for(wait.turn) else {
-            return self.no_room_unless_enough(bytes);
+        let made = match self.inner.upkeep.round.try_lock_for(wait.turn) {
+            Some(_round) => self.evict_until_roomy(bytes, begun + wait.patience, wait.most),
+            None => self.no_room_unless_enough(bytes),
         };
-        let made = self.evict_until_roomy(bytes, begun + wait.patience, wait.most);
         patience.over(wait, begun, Instant::now(), made.is_ok());
         made
     }

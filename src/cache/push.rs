@@ -3,8 +3,8 @@
 //!
 //! Invariants: how far each tier is stands in a file of the store, written after an entry is whole there. So what was not
 //! brought is brought by the next process, and what is brought again changes nothing. What is inferred, rejected, of a
-//! session, without readable metadata or from a tier is never brought. A tier that fails holds up its own row, and
-//! nothing else. Must not know: what a tier is.
+//! session, without readable metadata or from a tier is never brought. A tier that fails holds up what goes to it, and
+//! nothing else; an entry that fails by itself holds up no other. Must not know: what a tier is.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::breaker::Asked;
+use super::queue::Queue;
 use super::{Cache, CacheError, Entry, LeaseKind, Result};
 use crate::index::{Backed, EntryRow};
 use crate::model::manifest::DigestKind;
@@ -30,7 +31,7 @@ use crate::tier::{
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same, at most, of one that fails again and again for the same entry, however well it answers otherwise.
+/// The same, at most, of one that fails again and again.
 const LOOK_LATER: Duration = Duration::from_secs(30);
 /// Bytes of memory for the forms in which large contents were brought: some 30,000 of a megabyte each, or 1 TiB of few.
 const FORMS: usize = 4 << 20;
@@ -76,6 +77,8 @@ fn passes(e: &CacheError) -> bool {
 #[derive(Default)]
 pub(super) struct Push {
     progress: Mutex<Option<Progress>>,
+    /// By tier: up to where entries went or were set aside, and how many were.
+    ahead: Mutex<BTreeMap<String, (i64, u64)>>,
     forms: Forms,
 }
 
@@ -110,6 +113,8 @@ enum Brought {
     Yes,
     /// It is not to be brought, or cannot be read.
     No,
+    /// It failed, and others need not.
+    Later(String),
 }
 
 /// The contents of an entry, one after another, from another tier where they are not here.
@@ -320,10 +325,14 @@ impl Cache {
     /// Brings entries to the tier with this number until `wait`, which waits for so long, says that it is over (false).
     pub fn push(&self, tier: usize, wait: &(dyn Fn(Duration) -> bool + Sync)) {
         let mut later = LOOK;
+        let mut queue = None;
         loop {
             let (tiers, options) = self.inner.tiers.attached();
             let Some(tier) = tiers.get(tier) else { return };
-            let rest = match self.push_next(tier, options.push_limit, wait) {
+            let noted = self.pushed_up_to(tier.name());
+            let queue = queue.get_or_insert_with(|| Queue::new(noted));
+            queue.follow(noted);
+            let rest = match self.push_next(tier, options.push_limit, wait, queue) {
                 Ok(more) => {
                     later = LOOK;
                     if more { Duration::ZERO } else { LOOK }
@@ -346,15 +355,40 @@ impl Cache {
         tier: &Asked,
         limit: Option<u64>,
         wait: &(dyn Fn(Duration) -> bool + Sync),
+        queue: &mut Queue,
     ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
-        let after = self.pushed_up_to(tier.name());
-        let Some(row) = self.inner.index.entries_after(after, 1)?.pop() else { return Ok(false) };
-        let wanted = || self.goes_up(&row).unwrap_or(false) && self.is_there(&row);
-        if let Brought::Yes = self.bring(&Paced { tier, limit, wait, wanted: &wanted }, &row)? {
-            tier.brought();
-            tracing::debug!(key = %row.key, "brought to {}", tier.name());
+        let (id, row) = match self.inner.index.entries_after(queue.at(), 1)?.pop() {
+            Some(row) => (row.id, Some(row)),
+            None => match queue.again(Instant::now()) {
+                Some(id) => (id, self.inner.index.entry_by_id(id)?),
+                None => return Ok(false),
+            },
+        };
+        let brought = match &row {
+            Some(row) => {
+                let wanted = || self.goes_up(row).unwrap_or(false) && self.is_there(row);
+                self.bring(&Paced { tier, limit, wait, wanted: &wanted }, row)?
+            }
+            None => Brought::No,
+        };
+        match (brought, row) {
+            (Brought::Later(why), Some(row)) => {
+                if queue.set_aside(id, Instant::now()) {
+                    tracing::warn!(key = %row.key, "an entry is brought to {} later: {why}", tier.name());
+                }
+            }
+            (brought, row) => {
+                queue.went(id);
+                if let (Brought::Yes, Some(row)) = (brought, row) {
+                    tier.brought();
+                    tracing::debug!(key = %row.key, "brought to {}", tier.name());
+                }
+            }
         }
-        self.note_pushed(tier.name(), row.id);
+        self.inner.push.ahead.lock().insert(tier.name().to_owned(), (queue.at(), queue.aside()));
+        if let Some(up_to) = queue.news() {
+            self.note_pushed(tier.name(), up_to);
+        }
         Ok(true)
     }
 
@@ -370,7 +404,7 @@ impl Cache {
         let Some(entry) = self.open_entry(row.clone(), LeaseKind::Hold)? else { return Ok(Brought::No) };
         let manifest = match entry.manifest() {
             Ok(manifest) => manifest,
-            Err(e) if passes(&e) => return Err(e.into()),
+            Err(e) if passes(&e) => return Ok(Brought::Later(e.to_string())),
             Err(e) => {
                 tracing::warn!(key = %row.key, "an entry is not brought to a tier: {e}");
                 return Ok(Brought::No);
@@ -403,8 +437,12 @@ impl Cache {
                 return Ok(Brought::Yes);
             }
             Err(e) => match (contents.failed.into_inner(), e) {
-                (Some(unread), _) if passes(&unread) => return Err(unread.into()),
+                (Some(unread), _) if passes(&unread) => return Ok(Brought::Later(unread.to_string())),
                 (Some(unread), _) => unread.to_string(),
+                // It may be this entry that it does not take.
+                (None, ShipError::Tier(e)) if e.kind == TierErrorKind::Permanent => {
+                    return Ok(Brought::Later(e.to_string()));
+                }
                 (None, ShipError::Tier(e)) => return Err(e.into()),
                 (None, e) => e.to_string(),
             },
@@ -439,6 +477,7 @@ impl Cache {
         // Lost, or of an index that is no more, it begins anew.
         if progress.epoch != epoch {
             *progress = Progress { epoch, tiers: BTreeMap::new() };
+            self.inner.push.ahead.lock().clear();
         }
         work(progress)
     }
@@ -460,7 +499,10 @@ impl Cache {
 
     /// Entries that a tier has not been brought yet.
     pub(super) fn push_facts(&self, tier: &Asked) -> Result<PushFacts> {
-        let waiting = self.inner.index.count_after(self.pushed_up_to(tier.name()))?;
+        let noted = self.pushed_up_to(tier.name());
+        let ahead = self.inner.push.ahead.lock().get(tier.name()).copied().filter(|(at, _)| *at >= noted);
+        let (at, aside) = ahead.unwrap_or((noted, 0));
+        let waiting = self.inner.index.count_after(at)? + aside;
         Ok(PushFacts { waiting, brought: tier.brought_so_far(), sent: tier.sent_so_far() })
     }
 }

@@ -186,12 +186,20 @@ impl Entry {
         (tried, still): (Option<Location>, impl FnOnce() -> bool),
     ) -> Result<()> {
         let size = loaded.manifest.get(record).map_or(0, |r| r.size());
+        let path = || at::show(&loaded.manifest.path(record));
+        // What is stored may be sound: an entry of a tier, whose content came otherwise, was told a wrong size of it.
+        if self.cache().inner.index.blob(hash)?.is_some_and(|row| row.size != size) {
+            if self.row().is_ok_and(|row| self.cache().inner.bad_manifests.lock().insert(row.manifest)) {
+                let why = format!("{}: the content {hash} has another size than the entry says", path());
+                self.cache().report_damage(Some(self.key()), &why);
+            }
+            return Ok(());
+        }
         // A blob that the index does not know is missing, wherever it should be.
         let location = tried.unwrap_or(Location::Loose);
         let row = BlobRow { hash: *hash, size, refs: 0, location, backed: 0 };
         if self.cache().bad_blob(&row, error, still)? {
-            let path = at::show(&loaded.manifest.path(record));
-            self.cache().report_damage(Some(self.key()), &format!("{path}: {error}"));
+            self.cache().report_damage(Some(self.key()), &format!("{}: {error}", path()));
         }
         Ok(())
     }

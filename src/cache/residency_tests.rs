@@ -287,6 +287,7 @@ fn what_cannot_be_read_just_now_is_brought_later() {
     w.near.cache.usage().unwrap();
     let other = memory("other");
     w.near.cache.attach_tiers(vec![w.tier.clone(), other.clone()], patient());
+    put(&w.near, "behind-it", &[("other", bytes(5000, 3))]);
     // Until that tier is left alone, and while it is.
     w.tier.set_faults(|_| Some(Fault::Refuses));
     for _ in 0..8 {
@@ -295,6 +296,7 @@ fn what_cannot_be_read_just_now_is_brought_later() {
         assert_eq!(w.near.cache.tier_facts()[1].push.unwrap().waiting, 1);
     }
     assert!(w.near.cache.tier_facts()[0].ill);
+    assert!(other.find(&key("behind-it"), soon()).is_ok(), "it is not held up");
     w.tier.set_faults(|_| None);
     push(&w.near);
     assert!(other.find(&key("brought"), soon()).is_ok());

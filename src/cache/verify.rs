@@ -70,7 +70,7 @@ impl Cache {
             return Err(StoreError::Corrupt { path, line: None, why });
         }
         let mut content = vec![0; row.size as usize];
-        twice(|| store.read_verified(&row.hash, row.size, &[], row.location, 0, &mut content)).map(drop)
+        twice(|| store.read_again(&row.hash, row.size, &[], row.location, &mut content)).map(drop)
     }
 
     /// The manifest of an entry was found damaged or lost: an event says so, once, and a damaged one is set aside.

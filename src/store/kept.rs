@@ -135,6 +135,8 @@ impl Kept {
                 let len = (of.size - index * GROUP as u64).min(GROUP as u64) as usize;
                 let (file, places) = (of.file.clone(), self.places.clone());
                 let number = of.number.wrapping_add(index);
+                // Not wanted yet.
+                self.place(number).wanted.store(0, Ordering::Relaxed);
                 self.work.give(
                     Next { file, index, value: *value, len, number, places },
                     "groups",
@@ -158,6 +160,10 @@ impl Place {
 impl Next {
     fn read(self) {
         let place = &self.places[(self.number % KEPT as u64) as usize];
+        // Who wants it was faster.
+        if place.wanted.load(Ordering::Relaxed) == tag_of(&self.value) {
+            return;
+        }
         // Somebody is there, for this or for another.
         let Some(mut group) = place.group.try_lock() else { return };
         let read = |bytes: &mut [u8]| {

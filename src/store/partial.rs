@@ -63,7 +63,7 @@ impl Store {
         buf: &mut [u8],
     ) -> Result<usize> {
         let file = self.partial_file(hash)?;
-        let blob = Blob { store: self, hash, size, groups, key: FileKey::Partial(*hash) };
+        let blob = Blob { store: self, hash, size, groups, key: FileKey::Partial(*hash), again: false };
         blob.read(&file, 0, offset, buf)
     }
 

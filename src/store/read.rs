@@ -36,6 +36,28 @@ impl Store {
         offset: u64,
         buf: &mut [u8],
     ) -> Result<usize> {
+        self.read_blob((hash, size, groups), at, (offset, buf), false)
+    }
+
+    /// As `read_verified` from the beginning, of what the disk has now: what was read before, and is in memory here, does not count.
+    pub fn read_again(
+        &self,
+        hash: &BlobHash,
+        size: u64,
+        groups: &[GroupHash],
+        at: Location,
+        buf: &mut [u8],
+    ) -> Result<usize> {
+        self.read_blob((hash, size, groups), at, (0, buf), true)
+    }
+
+    fn read_blob(
+        &self,
+        (hash, size, groups): (&BlobHash, u64, &[GroupHash]),
+        at: Location,
+        (offset, buf): (u64, &mut [u8]),
+        again: bool,
+    ) -> Result<usize> {
         if offset >= size || buf.is_empty() {
             return Ok(0);
         }
@@ -53,7 +75,7 @@ impl Store {
                 (self.cached(key, || self.blob_file(hash))?, 0, key)
             }
         };
-        Blob { store: self, hash, size, groups, key }.read(&file, base, offset, buf)
+        Blob { store: self, hash, size, groups, key, again }.read(&file, base, offset, buf)
     }
 
     /// The descriptor kept under `key`, or a new one. A file that was unlinked meanwhile is not
@@ -84,6 +106,8 @@ pub(super) struct Blob<'a> {
     pub groups: &'a [GroupHash],
     /// The file that it is in.
     pub key: FileKey,
+    /// What is in memory of it does not count.
+    pub again: bool,
 }
 
 impl Blob<'_> {
@@ -111,11 +135,15 @@ impl Blob<'_> {
             let first = self.hash.as_bytes()[0].into();
             let number = group.wrapping_add(first);
             // Of what is here in part it is not known what follows.
-            if let FileKey::Blob(_) = self.key {
+            if let (FileKey::Blob(_), false) = (self.key, self.again) {
                 kept.read_ahead(&Reading { file, size, values: self.groups, number: first }, group);
             }
-            if n == len && !kept.has(value, number) {
+            if n == len && (self.again || !kept.has(value, number)) {
                 self.read_group(file, base, group, to)?;
+            } else if self.again {
+                let mut whole = vec![0; len];
+                self.read_group(file, base, group, &mut whole)?;
+                to.copy_from_slice(&whole[skip..skip + n]);
             } else {
                 let read = |whole: &mut [u8]| self.read_group(file, base, group, whole);
                 let take = |whole: &[u8]| to.copy_from_slice(&whole[skip..skip + n]);
