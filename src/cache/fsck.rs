@@ -245,8 +245,7 @@ impl<'a> Check<'a> {
             Err(e) if e.is_damage() => {
                 // Evicted meanwhile: no damage.
                 if self.is_current(&row)? {
-                    self.damage("manifest", path_of(&e), e.to_string(), vec![row.key.clone()]);
-                    self.bad_entries.push(row);
+                    self.bad_entry(row, path_of(&e), e.to_string());
                 }
                 return Ok(());
             }
@@ -285,9 +284,7 @@ impl<'a> Check<'a> {
             self.index_complaint(&format!("the blob {hash} of the entry {} is not known", row.key));
         }
         if let Some(what) = lies {
-            let path = self.cache.inner.store.places_path(&row.manifest);
-            self.damage("manifest", path, what, vec![row.key.clone()]);
-            self.bad_entries.push(row.clone());
+            self.bad_entry(row.clone(), self.cache.inner.store.places_path(&row.manifest), what);
         }
         Ok(())
     }
@@ -311,11 +308,15 @@ impl<'a> Check<'a> {
             Err(e) => return Err(e.into()),
         };
         if self.is_current(row)? {
-            let path = self.cache.inner.store.places_path(&row.manifest);
-            self.damage("manifest", path, what, vec![row.key.clone()]);
-            self.bad_entries.push(row.clone());
+            self.bad_entry(row.clone(), self.cache.inner.store.places_path(&row.manifest), what);
         }
         Ok(())
+    }
+
+    /// Nothing of the entry can be had, or is what it says.
+    fn bad_entry(&mut self, row: EntryRow, path: PathBuf, what: String) {
+        self.damage("manifest", path, what, vec![row.key.clone()]);
+        self.bad_entries.push(row);
     }
 
     fn is_current(&self, row: &EntryRow) -> Result<bool> {

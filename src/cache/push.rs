@@ -30,9 +30,9 @@ use crate::tier::{
 /// Where it is written down how far each tier is.
 const NOTE: &str = "push.json";
 /// How often it is looked whether there is something to bring, or whether a tier that failed takes it now.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// The same, at most, of one that fails again and again.
-const LOOK_LATER: Duration = Duration::from_secs(30);
+pub(super) const LOOK_LATER: Duration = Duration::from_secs(30);
 /// Bytes of memory for the forms in which large contents were brought: some 30,000 of a megabyte each, or 1 TiB of few.
 const FORMS: usize = 4 << 20;
 /// How long a call may take that brings one object, however large; with a limit, as much longer as that makes it.
@@ -357,39 +357,48 @@ impl Cache {
         wait: &(dyn Fn(Duration) -> bool + Sync),
         queue: &mut Queue,
     ) -> std::result::Result<bool, Box<dyn std::error::Error>> {
-        let (id, row) = match self.inner.index.entries_after(queue.at(), 1)?.pop() {
-            Some(row) => (row.id, Some(row)),
-            None => match queue.again(Instant::now()) {
-                Some(id) => (id, self.inner.index.entry_by_id(id)?),
-                None => return Ok(false),
-            },
+        let next = self.inner.index.entries_after(queue.at(), 1)?.pop();
+        let Some(id) = next.as_ref().map(|row| row.id).or_else(|| queue.again(Instant::now())) else {
+            return Ok(false);
         };
-        let brought = match &row {
-            Some(row) => {
-                let wanted = || self.goes_up(row).unwrap_or(false) && self.is_there(row);
-                self.bring(&Paced { tier, limit, wait, wanted: &wanted }, row)?
-            }
-            None => Brought::No,
+        let row = match next {
+            None => self.inner.index.entry_by_id(id)?,
+            row => row,
         };
-        match (brought, row) {
-            (Brought::Later(why), Some(row)) => {
-                if queue.set_aside(id, Instant::now()) {
-                    tracing::warn!(key = %row.key, "an entry is brought to {} later: {why}", tier.name());
-                }
-            }
-            (brought, row) => {
-                queue.went(id);
-                if let (Brought::Yes, Some(row)) = (brought, row) {
-                    tier.brought();
-                    tracing::debug!(key = %row.key, "brought to {}", tier.name());
-                }
-            }
+        match row {
+            Some(row) => self.bring_in_turn(tier, &row, (limit, wait), queue)?,
+            // It was set aside, and evicted since.
+            None => queue.went(id),
         }
         self.inner.push.ahead.lock().insert(tier.name().to_owned(), (queue.at(), queue.aside()));
         if let Some(up_to) = queue.news() {
             self.note_pushed(tier.name(), up_to);
         }
         Ok(true)
+    }
+
+    fn bring_in_turn(
+        &self,
+        tier: &Asked,
+        row: &EntryRow,
+        (limit, wait): (Option<u64>, &(dyn Fn(Duration) -> bool + Sync)),
+        queue: &mut Queue,
+    ) -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let wanted = || self.goes_up(row).unwrap_or(false) && self.is_there(row);
+        match self.bring(&Paced { tier, limit, wait, wanted: &wanted }, row)? {
+            Brought::Yes => {
+                queue.went(row.id);
+                tier.brought();
+                tracing::debug!(key = %row.key, "brought to {}", tier.name());
+            }
+            Brought::No => queue.went(row.id),
+            Brought::Later(why) => {
+                if queue.set_aside(row.id, Instant::now()) {
+                    tracing::warn!(key = %row.key, "an entry is brought to {} later: {why}", tier.name());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn bring(

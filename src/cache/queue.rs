@@ -6,9 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// When what was set aside is tried again first, and at most how long after the last time.
-const AGAIN: Duration = Duration::from_secs(1);
-const AT_MOST: Duration = Duration::from_secs(30);
+use super::push::{LOOK, LOOK_LATER};
 
 /// Entries by their row ids.
 pub(super) struct Queue {
@@ -27,7 +25,7 @@ impl Queue {
     /// All up to `noted` went.
     pub fn new(noted: i64) -> Queue {
         let (aside, round) = Default::default();
-        Queue { noted, at: noted, aside, round, due: Instant::now(), pause: AGAIN }
+        Queue { noted, at: noted, aside, round, due: Instant::now(), pause: LOOK }
     }
 
     /// Begins anew if somebody else says how far it is: the index is another one.
@@ -47,7 +45,7 @@ impl Queue {
         if self.round.is_empty() && !self.aside.is_empty() && now >= self.due {
             self.round = self.aside.iter().rev().copied().collect();
             self.due = now + self.pause;
-            self.pause = (self.pause * 2).min(AT_MOST);
+            self.pause = (self.pause * 2).min(LOOK_LATER);
         }
         self.round.pop()
     }
@@ -61,7 +59,7 @@ impl Queue {
     /// This one failed; true when it is the first time.
     pub fn set_aside(&mut self, id: i64, now: Instant) -> bool {
         if self.aside.is_empty() {
-            (self.due, self.pause) = (now + AGAIN, AGAIN);
+            (self.due, self.pause) = (now + LOOK, LOOK);
         }
         self.at = self.at.max(id);
         self.aside.insert(id)
@@ -95,16 +93,16 @@ mod tests {
         assert_eq!((queue.at(), queue.aside(), queue.news()), (9, 2, None));
         // The next process begins behind 4.
         assert_eq!(queue.again(begin), None, "not yet");
-        let later = begin + AGAIN;
+        let later = begin + LOOK;
         assert_eq!(queue.again(later), Some(5));
         assert!(!queue.set_aside(5, later));
         assert_eq!((queue.again(later), queue.again(later)), (Some(8), None));
         queue.went(8);
         assert_eq!(queue.news(), None);
-        assert_eq!(queue.again(later + AGAIN / 2), None);
-        assert_eq!(queue.again(later + AT_MOST), Some(5));
+        assert_eq!(queue.again(later + LOOK / 2), None);
+        assert_eq!(queue.again(later + LOOK_LATER), Some(5));
         queue.went(5);
-        assert_eq!((queue.news(), queue.again(later + 10 * AT_MOST)), (Some(9), None));
+        assert_eq!((queue.news(), queue.again(later + 10 * LOOK_LATER)), (Some(9), None));
     }
 
     #[test]

@@ -69,8 +69,7 @@ impl Cache {
             let (path, why) = (store.root().to_owned(), "it has another size than its row says".to_owned());
             return Err(StoreError::Corrupt { path, line: None, why });
         }
-        let mut content = vec![0; row.size as usize];
-        twice(|| store.read_again(&row.hash, row.size, &[], row.location, &mut content)).map(drop)
+        twice(|| store.read_again(&row.hash, row.size, &[], row.location)).map(drop)
     }
 
     /// The manifest of an entry was found damaged or lost: an event says so, once, and a damaged one is set aside.

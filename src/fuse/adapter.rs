@@ -203,7 +203,7 @@ impl Adapter {
         match op {
             Op::Lookup { name } => {
                 if let Some(top) = self.looker.asks_for(who.pid, ino, &name) {
-                    return reply.entry(run(|| match self.looker.is_shown(top) {
+                    return reply.entry(run(|| match self.looker.take(top) {
                         true => self.view.top_again(top.entry),
                         false => Err(VfsError::NotFound),
                     }));

@@ -48,8 +48,8 @@ impl Who {
         Some(Top { entry, thrown_away: dir == ino::TRASH })
     }
 
-    /// Whether there is such a name, this once.
-    pub(super) fn is_shown(&self, top: Top) -> bool {
+    /// Whether it is to be shown this, which it is once.
+    pub(super) fn take(&self, top: Top) -> bool {
         self.0.shown.lock().remove(&top)
     }
 
@@ -97,7 +97,7 @@ impl Looker {
             }
             self.end();
         }
-        self.who.is_shown(top);
+        self.who.take(top);
     }
 
     fn child(&mut self) -> io::Result<&std::process::ChildStdin> {

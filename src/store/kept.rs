@@ -136,7 +136,7 @@ impl Kept {
                 let (file, places) = (of.file.clone(), self.places.clone());
                 let number = of.number.wrapping_add(index);
                 // Not wanted yet.
-                self.place(number).wanted.store(0, Ordering::Relaxed);
+                place(index).wanted.store(0, Ordering::Relaxed);
                 self.work.give(
                     Next { file, index, value: *value, len, number, places },
                     "groups",

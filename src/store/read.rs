@@ -39,16 +39,18 @@ impl Store {
         self.read_blob((hash, size, groups), at, (offset, buf), false)
     }
 
-    /// As `read_verified` from the beginning, of what the disk has now: what was read before, and is in memory here, does not count.
+    /// All of a blob, verified, as the disk has it now: what was read before, and is in memory here, does not count. The caller bounds
+    /// `size`, which is the memory that it takes.
     pub fn read_again(
         &self,
         hash: &BlobHash,
         size: u64,
         groups: &[GroupHash],
         at: Location,
-        buf: &mut [u8],
-    ) -> Result<usize> {
-        self.read_blob((hash, size, groups), at, (0, buf), true)
+    ) -> Result<Vec<u8>> {
+        let mut all = vec![0; size as usize];
+        self.read_blob((hash, size, groups), at, (0, &mut all), true)?;
+        Ok(all)
     }
 
     fn read_blob(
@@ -106,7 +108,7 @@ pub(super) struct Blob<'a> {
     pub groups: &'a [GroupHash],
     /// The file that it is in.
     pub key: FileKey,
-    /// What is in memory of it does not count.
+    /// All of it is read, and what is in memory of it does not count.
     pub again: bool,
 }
 
@@ -140,10 +142,6 @@ impl Blob<'_> {
             }
             if n == len && (self.again || !kept.has(value, number)) {
                 self.read_group(file, base, group, to)?;
-            } else if self.again {
-                let mut whole = vec![0; len];
-                self.read_group(file, base, group, &mut whole)?;
-                to.copy_from_slice(&whole[skip..skip + n]);
             } else {
                 let read = |whole: &mut [u8]| self.read_group(file, base, group, whole);
                 let take = |whole: &[u8]| to.copy_from_slice(&whole[skip..skip + n]);
